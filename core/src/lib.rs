@@ -1,0 +1,8 @@
+//! Post-training of unified multimodal models on their own images: the UniRL method (arXiv 2505.23380) on libtorch.
+
+pub mod error;
+pub mod model;
+pub mod reward;
+pub mod scene;
+
+pub use error::{Error, Result};

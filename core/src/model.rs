@@ -1,0 +1,324 @@
+//! What the optimizers need of a unified multimodal model, and nothing of how a family does it.
+//!
+//! Shapes: `B` batch, `N` image tokens, `K` codes of the image codebook, `T` answer tokens, `H`×`W` pixels.
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::error::Result;
+
+/// Whether a model reads images through the same tokens that it draws (§3.5 of the paper).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageSpace {
+    /// One token space for both, as Show-o: gradients of an answer reach the image tokens.
+    Shared,
+    /// Two representations, as Janus: only split objectives make sense.
+    Decoupled,
+}
+
+/// How image tokens are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageDecoding {
+    /// In a few parallel steps, each revealing some tokens (MaskGIT).
+    Masked,
+    /// One after the other.
+    Autoregressive,
+}
+
+/// What a model is, as far as the framework cares.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelCard {
+    /// The family, e.g. `showo`.
+    pub name: String,
+    /// Whether images are read as they are drawn.
+    pub image_space: ImageSpace,
+    /// How images are drawn.
+    pub image_decoding: ImageDecoding,
+    /// `N`, tokens of an image.
+    pub image_tokens: i64,
+    /// `K`, codes an image token can take.
+    pub codebook_size: i64,
+    /// Height and width of an image in pixels.
+    pub resolution: i64,
+}
+
+/// Which task a parameter serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParameterGroup {
+    /// Drawing and answering.
+    Shared,
+    /// Drawing alone.
+    Generation,
+    /// Answering alone.
+    Understanding,
+    /// The image tokenizer: learned in pretraining, frozen in post-training.
+    Tokenizer,
+}
+
+/// A named leaf tensor. The tensor shares its storage and its gradient with the model.
+#[derive(Debug)]
+pub struct Parameter {
+    /// The name in the family's own checkpoint.
+    pub name: String,
+    /// The leaf itself.
+    pub tensor: Tensor,
+    /// Which task it serves.
+    pub group: ParameterGroup,
+}
+
+/// Training or evaluation behaviour of layers that know the difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Dropout and the like are active.
+    Train,
+    /// Deterministic.
+    Eval,
+}
+
+/// Which weights score a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// The weights being trained; the result carries gradient.
+    Current,
+    /// The weights remembered by [`UnifiedModel::freeze_reference`]; no gradient.
+    Reference,
+}
+
+/// How images are drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageSampling {
+    /// Classifier-free guidance `g` in the family's own convention (Show-o: `(1+g)·cond − g·uncond`; 0 is unguided).
+    pub guidance: f64,
+    /// Parallel decoding steps of a masked model; an autoregressive one ignores it.
+    pub steps: i64,
+    /// Temperature of the sampling, 1 as trained. For a masked model it scales the noise of the reveal order.
+    pub temperature: f64,
+    /// The only source of randomness.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub seed: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_zero(seed: &u64) -> bool {
+    *seed == 0
+}
+
+impl Default for ImageSampling {
+    /// The paper's setting (§4.1): guidance 2, 16 steps.
+    fn default() -> Self {
+        Self { guidance: 2.0, steps: 16, temperature: 1.0, seed: 0 }
+    }
+}
+
+/// How answers are drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TextSampling {
+    /// 0 is greedy; 1 samples from the model's distribution.
+    pub temperature: f64,
+    /// Most tokens of an answer, its end token counted.
+    pub max_tokens: i64,
+    /// The only source of randomness.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub seed: u64,
+}
+
+impl Default for TextSampling {
+    fn default() -> Self {
+        Self { temperature: 0.0, max_tokens: 32, seed: 0 }
+    }
+}
+
+/// A batch of images as tokens.
+#[derive(Debug)]
+pub struct Images {
+    /// `[B,N]` i64 in `0..K`.
+    pub tokens: Tensor,
+    /// `[B,N,K]` f32, one row a (relaxed) one-hot that carries gradient; its argmax is `tokens`.
+    pub relaxed: Option<Tensor>,
+    /// `[B,N]` i64: the decoding step at which a masked model settled the token.
+    pub revealed_at: Option<Tensor>,
+}
+
+impl Images {
+    /// Images known by their tokens `[B,N]` alone.
+    pub fn from_tokens(tokens: Tensor) -> Self {
+        Self { tokens, relaxed: None, revealed_at: None }
+    }
+
+    /// `B`.
+    pub fn len(&self) -> i64 {
+        self.tokens.size()[0]
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows `start..start + len` of every tensor.
+    pub fn narrow(&self, start: i64, len: i64) -> Self {
+        let rows = |tensor: &Tensor| tensor.narrow(0, start, len);
+        Self {
+            tokens: rows(&self.tokens),
+            relaxed: self.relaxed.as_ref().map(rows),
+            revealed_at: self.revealed_at.as_ref().map(rows),
+        }
+    }
+}
+
+/// A batch of answers, right-padded.
+#[derive(Debug)]
+pub struct Answers {
+    /// The decoded texts, without special tokens and surrounding blanks.
+    pub text: Vec<String>,
+    /// `[B,T]` i64, the end token included.
+    pub tokens: Tensor,
+    /// `[B,T]` bool, true where there is a token.
+    pub mask: Tensor,
+}
+
+impl Answers {
+    /// Rows `start..start + len`.
+    pub fn narrow(&self, start: i64, len: i64) -> Self {
+        Self {
+            text: self.text[start as usize..(start + len) as usize].to_vec(),
+            tokens: self.tokens.narrow(0, start, len),
+            mask: self.mask.narrow(0, start, len),
+        }
+    }
+}
+
+/// How drawn images are fed back to obtain logits (§3.3: "following the original T2I training process").
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Replay {
+    /// Masked models hide a random part of the tokens: one mask ratio for the batch, one pattern an image, both from the
+    /// seed. Targets are the hidden positions. Autoregressive models are teacher-forced and ignore the seed.
+    Remask {
+        /// The only source of randomness.
+        seed: u64,
+    },
+    /// Every token is scored in the state in which it was drawn: before the step that `revealed_at` names, with the
+    /// guidance that drew it. Targets are the tokens revealed at one of `steps`.
+    Reveal {
+        /// Which decoding steps to replay, each in `0..steps` of the sampling.
+        steps: Vec<i64>,
+        /// Guidance of the scored distribution; 0 scores the conditional one.
+        guidance: f64,
+    },
+    /// Training on data instead of drawings: as `Remask`, with one mask ratio an image, and the prompt dropped for a tenth
+    /// of the images, from which guidance learns its unconditional branch.
+    Pretrain {
+        /// The only source of randomness.
+        seed: u64,
+    },
+}
+
+/// Logits over the image codebook.
+#[derive(Debug)]
+pub struct ImageLogits {
+    /// `[B,N,K]` f32.
+    pub logits: Tensor,
+    /// `[B,N]` bool: the positions that were to be predicted. Logits elsewhere mean nothing.
+    pub targets: Tensor,
+}
+
+/// Log-probabilities of given tokens.
+#[derive(Debug)]
+pub struct TokenLogp {
+    /// `[B,T]` f32, 0 where `mask` is false.
+    pub logp: Tensor,
+    /// `[B,T]` bool, true where there is a token.
+    pub mask: Tensor,
+}
+
+/// Where a model's weights come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// The small one that the plugin carries.
+    Builtin,
+    /// A folder in the family's own layout.
+    Folder(PathBuf),
+    /// None: random weights, in the sizes that the plugin's configuration names.
+    Fresh,
+}
+
+/// What a plugin needs to construct a model, besides its own configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSource {
+    /// Where the weights come from.
+    pub checkpoint: Checkpoint,
+    /// Where the weights lie and the work is done.
+    pub device: Device,
+    /// Seed of fresh weights.
+    pub seed: u64,
+}
+
+/// One network that draws an image from a prompt and answers questions about an image.
+///
+/// A plugin author implements this trait; the host calls it. One object is used by one thread at a time. All randomness
+/// comes from the `seed` of an argument: the same call on the same weights and device answers the same.
+pub trait UnifiedModel: Send {
+    /// What the model is.
+    fn card(&self) -> &ModelCard;
+
+    /// Every weight, in a fixed order. The tensors are leaves that share storage and `.grad` with the model.
+    fn parameters(&self) -> Result<Vec<Parameter>>;
+
+    /// Switches layers that behave differently in training.
+    fn set_mode(&mut self, mode: Mode) -> Result<()>;
+
+    /// Remembers the weights of now as [`Policy::Reference`].
+    fn freeze_reference(&mut self) -> Result<()>;
+
+    /// Draws one image a prompt, without gradient. A masked model fills `revealed_at`.
+    fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images>;
+
+    /// Answers `questions[i]` about image `i`, without gradient.
+    fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers>;
+
+    /// The tokens of answers given as text, end token included: what supervised training needs.
+    fn encode_answers(&self, texts: &[String]) -> Result<Answers>;
+
+    /// Feeds images back with their prompts and returns logits `[B,N,K]`, with gradient for [`Policy::Current`].
+    fn image_logits(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+    ) -> Result<ImageLogits>;
+
+    /// `log p(answer | image, question)` a token, with gradient for [`Policy::Current`]. Where `image_space` is
+    /// [`ImageSpace::Shared`] and `images.relaxed` is set, the gradient reaches it.
+    fn answer_logp(
+        &self,
+        images: &Images,
+        questions: &[String],
+        answers: &Answers,
+        policy: Policy,
+    ) -> Result<TokenLogp>;
+
+    /// Decodes to `[B,3,H,W]` f32 in `0..=1`, without gradient.
+    fn pixels(&self, images: &Images) -> Result<Tensor>;
+
+    /// Encodes `[B,3,H,W]` f32 in `0..=1`, without gradient.
+    fn encode(&self, pixels: &Tensor) -> Result<Images>;
+
+    /// The loss that teaches the image tokenizer to reproduce `[B,3,H,W]` pixels: a scalar with gradient to the
+    /// parameters of [`ParameterGroup::Tokenizer`].
+    fn tokenizer_loss(&self, pixels: &Tensor) -> Result<Tensor>;
+
+    /// Writes the family's own checkpoint layout into an existing, empty folder, from which the plugin loads it again.
+    fn save(&self, dir: &Path) -> Result<()>;
+}
