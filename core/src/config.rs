@@ -1,0 +1,353 @@
+//! The configuration of a run: a TOML table of sections, each with defaults and no unknown keys.
+//!
+//! Later sources win: the defaults, a preset, `--config FILE`, `--set key=value`, the flags of the command line.
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Error, Result, nearest, unknown_name};
+use crate::model::{ImageSampling, TextSampling};
+use crate::reward::WeightedRule;
+use crate::update::UpdateOptions;
+
+/// Everything that decides a post-training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// Which model, from where.
+    pub model: ModelOptions,
+    /// How the run goes.
+    pub train: TrainOptions,
+    /// How images and answers are drawn.
+    pub rollout: Rollout,
+    /// What answers are worth.
+    pub reward: RewardOptions,
+    /// The algorithm, and a table of options for each by name.
+    pub optimizer: OptimizerOptions,
+    /// The weight update.
+    pub update: UpdateOptions,
+    /// How the model is evaluated before and after.
+    pub eval: EvalOptions,
+    /// When weights are written.
+    pub checkpoint: CheckpointOptions,
+}
+
+/// Which model, from where.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelOptions {
+    /// The plugin's name, or the path of its file.
+    pub plugin: String,
+    /// `builtin` or a folder in the family's own layout.
+    pub checkpoint: String,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Options of the plugin; `unirl schema --plugin NAME` shows them.
+    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
+    pub options: toml::Table,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self {
+            plugin: "showo".into(),
+            checkpoint: "builtin".into(),
+            device: "auto".into(),
+            options: toml::Table::new(),
+        }
+    }
+}
+
+/// How the run goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainOptions {
+    /// Updates of the weights.
+    pub steps: u64,
+    /// The seed of everything random.
+    pub seed: u64,
+    /// A JSONL file of tasks (`facts` a line) instead of generated ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<String>,
+    /// Permutes the rewards over the batch: the control run that must learn nothing.
+    pub shuffle_rewards: bool,
+    /// Writes sample pictures every so many steps; 0 writes none.
+    pub sample_every: u64,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self { steps: 100, seed: 1, tasks: None, shuffle_rewards: false, sample_every: 20 }
+    }
+}
+
+/// How images and answers are drawn in training and evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rollout {
+    /// Prompts an iteration.
+    pub prompts: usize,
+    /// `G`, images a prompt.
+    pub group: usize,
+    /// How images are drawn.
+    pub images: ImageSampling,
+    /// How answers are drawn.
+    pub answers: TextSampling,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self { prompts: 1, group: 3, images: ImageSampling::default(), answers: TextSampling::default() }
+    }
+}
+
+/// What answers are worth.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RewardOptions {
+    /// Rules with their weights; their scores are added.
+    pub rules: Vec<WeightedRule>,
+}
+
+impl Default for RewardOptions {
+    fn default() -> Self {
+        Self { rules: vec![WeightedRule { name: "bound".into(), weight: 1.0 }] }
+    }
+}
+
+/// The algorithm and its options.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct OptimizerOptions {
+    /// `sft`, `grpo` or `grpo-split`.
+    pub name: String,
+    /// A table of options for each algorithm by name.
+    #[serde(flatten)]
+    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
+    pub options: toml::Table,
+}
+
+impl Default for OptimizerOptions {
+    fn default() -> Self {
+        Self { name: "grpo".into(), options: toml::Table::new() }
+    }
+}
+
+impl OptimizerOptions {
+    /// The options of the chosen algorithm.
+    pub fn table(&self) -> Result<toml::Table> {
+        match self.options.get(&self.name) {
+            None => Ok(toml::Table::new()),
+            Some(toml::Value::Table(table)) => Ok(table.clone()),
+            Some(other) => Err(Error::usage(format!(
+                "`optimizer.{}`: expected a table of options, got a {}",
+                self.name,
+                other.type_str()
+            ))),
+        }
+    }
+}
+
+/// How the model is evaluated before and after training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalOptions {
+    /// Prompts a category; 0 does not evaluate.
+    pub prompts: usize,
+    /// Prompts at once.
+    pub batch: usize,
+    /// The seed of the evaluation, independent of the run's.
+    pub seed: u64,
+}
+
+impl Default for EvalOptions {
+    fn default() -> Self {
+        Self { prompts: 100, batch: 100, seed: 2505 }
+    }
+}
+
+/// When weights are written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointOptions {
+    /// Every so many steps; 0 writes only the last.
+    pub every: u64,
+}
+
+impl Default for CheckpointOptions {
+    fn default() -> Self {
+        Self { every: 0 }
+    }
+}
+
+const PRESETS: [(&str, &str); 2] =
+    [("tiles", include_str!("../presets/tiles.toml")), ("paper", include_str!("../presets/paper.toml"))];
+
+/// The table of a shipped preset.
+pub fn preset(name: &str) -> Result<toml::Table> {
+    let (_, text) = PRESETS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .ok_or_else(|| unknown_name("preset", name, &PRESETS.map(|(known, _)| known)))?;
+    text.parse().context(|| format!("preset `{name}`"))
+}
+
+/// Reads a TOML file.
+pub fn read_table(path: &Path) -> Result<toml::Table> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::usage(format!("cannot read the configuration `{}`", path.display())).cause(error))?;
+    text.parse::<toml::Table>().map_err(|error| {
+        Error::usage(format!("`{}` is not valid TOML", path.display())).cause(error.to_string().trim_end())
+    })
+}
+
+/// Lays `top` over `base`, table by table.
+pub fn merge(base: &mut toml::Table, top: toml::Table) {
+    for (key, value) in top {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => merge(below, above),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Applies one `--set path.to.key=value`; a value that is not TOML is taken as a string.
+pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
+    let (path, value) = assignment
+        .split_once('=')
+        .filter(|(path, _)| !path.trim().is_empty())
+        .ok_or_else(|| Error::usage(format!("`--set {assignment}`: expected `key=value`")))?;
+    let value = format!("v = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(value.into()));
+    let mut keys: Vec<&str> = path.trim().split('.').collect();
+    let last = keys.pop().unwrap_or_default();
+    let mut place = table;
+    for key in keys {
+        place = place
+            .entry(key)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| Error::usage(format!("`--set {assignment}`: `{key}` is not a section")))?;
+    }
+    place.insert(last.into(), value);
+    Ok(())
+}
+
+/// Reads a section, naming the key that is wrong and the nearest one that is right.
+pub(crate) fn section<T: DeserializeOwned>(place: &str, value: toml::Value) -> Result<T> {
+    value.try_into().map_err(|error: toml::de::Error| explain(place, error.message()))
+}
+
+fn explain(place: &str, message: &str) -> Error {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(wrong) = message.starts_with("unknown field").then(|| quoted.next()).flatten() else {
+        return Error::usage(format!("configuration `{place}`: {message}"));
+    };
+    let known: Vec<&str> = quoted.collect();
+    let error = Error::usage(format!("unknown configuration key `{wrong}` in `{place}`"));
+    let error = match nearest(wrong, known.iter().copied()) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None => error,
+    };
+    error.hint(format!("known: {}", known.join(", ")))
+}
+
+impl RunConfig {
+    /// Reads a merged table section by section, so that an error names its section.
+    pub fn from_table(table: toml::Table) -> Result<Self> {
+        let mut config = Self::default();
+        for (name, value) in table {
+            match name.as_str() {
+                "model" => config.model = section(&name, value)?,
+                "train" => config.train = section(&name, value)?,
+                "rollout" => config.rollout = rollout(value)?,
+                "reward" => config.reward = section(&name, value)?,
+                "optimizer" => config.optimizer = section(&name, value)?,
+                "update" => config.update = section(&name, value)?,
+                "eval" => config.eval = section(&name, value)?,
+                "checkpoint" => config.checkpoint = section(&name, value)?,
+                _ => {
+                    let known =
+                        ["model", "train", "rollout", "reward", "optimizer", "update", "eval", "checkpoint"];
+                    return Err(unknown_name("configuration section", &name, &known));
+                }
+            }
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let at_least_one = |name: &str, value: u64| {
+            if value >= 1 {
+                return Ok(());
+            }
+            Err(Error::usage(format!("`{name}`: expected at least 1, got {value}")))
+        };
+        at_least_one("train.steps", self.train.steps)?;
+        at_least_one("rollout.prompts", self.rollout.prompts as u64)?;
+        at_least_one("rollout.group", self.rollout.group as u64)?;
+        at_least_one("eval.batch", self.eval.batch as u64)?;
+        at_least_one("rollout.images.steps", self.rollout.images.steps.max(0) as u64)?;
+        at_least_one("rollout.answers.max_tokens", self.rollout.answers.max_tokens.max(0) as u64)?;
+        let rate = self.update.learning_rate;
+        if !(rate.is_finite() && rate >= 0.0) {
+            return Err(Error::usage(format!(
+                "`update.learning_rate`: expected a number of at least 0, got {rate}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The nested tables are read one by one, so that an error names the inner one.
+fn rollout(value: toml::Value) -> Result<Rollout> {
+    if let toml::Value::Table(table) = &value {
+        if let Some(images) = table.get("images") {
+            section::<ImageSampling>("rollout.images", images.clone())?;
+        }
+        if let Some(answers) = table.get("answers") {
+            section::<TextSampling>("rollout.answers", answers.clone())?;
+        }
+    }
+    section("rollout", value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_is_a_valid_configuration() {
+        for (name, _) in PRESETS {
+            let config = RunConfig::from_table(preset(name).unwrap()).unwrap();
+            let entry = crate::optimizer::find(&config.optimizer.name).unwrap();
+            (entry.build)(config.optimizer.table().unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn set_reaches_nested_keys_and_merge_lays_over() {
+        let mut table: toml::Table = "[update]\nlearning_rate = 0.1\nclip = 2.0".parse().unwrap();
+        set(&mut table, "update.learning_rate=0.5").unwrap();
+        set(&mut table, "optimizer.name=sft").unwrap();
+        let config = RunConfig::from_table(table).unwrap();
+        assert_eq!((config.update.learning_rate, config.update.clip), (0.5, 2.0));
+        assert_eq!(config.optimizer.name, "sft");
+    }
+
+    #[test]
+    fn a_wrong_key_names_its_section_and_the_nearest_key() {
+        let table = "[train]\nstpes = 3".parse().unwrap();
+        let error = RunConfig::from_table(table).unwrap_err();
+        assert_eq!(error.message(), "unknown configuration key `stpes` in `train`");
+        assert_eq!(error.hints()[0], "did you mean `steps`?");
+    }
+}

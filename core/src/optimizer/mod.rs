@@ -1,0 +1,368 @@
+//! The optimizers of the paper. `Optimizer` is the user's word for the post-training algorithm (`--optimizer grpo`); the
+//! AdamW step that follows is [`crate::update`].
+
+pub mod grpo;
+pub mod grpo_split;
+pub mod objective;
+pub mod sft;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use schemars::Schema;
+use serde::de::DeserializeOwned;
+use tch::{Kind, Tensor};
+
+use crate::config::Rollout;
+use crate::error::{Error, Result, unknown_name};
+use crate::model::{
+    Answers, ImageLogits, ImageSampling, ImageSpace, Images, ModelCard, Policy, Replay, TextSampling, UnifiedModel,
+};
+use crate::reward::{Reward, RuleSet, Sample};
+use crate::scene::Task;
+use crate::seed;
+use objective::Weighting;
+
+/// One post-training algorithm: turns drawings, answers and rewards of one iteration into gradients.
+pub trait Optimizer {
+    /// Runs the model on the iteration's tasks, calls `backward` on the loss and says what happened. The caller has zeroed
+    /// the gradients and applies the update.
+    fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome>;
+}
+
+/// What an iteration did, for the metrics and the sample pictures.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Scalars under the names documented in [`crate::metrics`].
+    pub metrics: BTreeMap<&'static str, f64>,
+    /// The images the rewards belong to, `[B,N]` tokens.
+    pub images: Images,
+    /// The model's answers about them.
+    pub answers: Vec<String>,
+    /// The worth of the answers.
+    pub rewards: Vec<Reward>,
+}
+
+/// An entry of the registry.
+pub struct OptimizerEntry {
+    /// The name that `--optimizer` takes.
+    pub name: &'static str,
+    /// One line on what it does.
+    pub summary: &'static str,
+    /// Whether its gradient passes through image tokens, which needs [`ImageSpace::Shared`].
+    pub end_to_end: bool,
+    /// The JSON Schema of its options.
+    pub schema: fn() -> Schema,
+    /// Builds it from its options.
+    pub build: fn(toml::Table) -> Result<Box<dyn Optimizer>>,
+}
+
+inventory::collect!(OptimizerEntry);
+
+/// All optimizers by name.
+pub fn all() -> Vec<&'static OptimizerEntry> {
+    let mut entries: Vec<_> = inventory::iter::<OptimizerEntry>().collect();
+    entries.sort_by_key(|entry| entry.name);
+    entries
+}
+
+/// The optimizer called `name`.
+pub fn find(name: &str) -> Result<&'static OptimizerEntry> {
+    let entries = all();
+    entries.iter().find(|entry| entry.name == name).copied().ok_or_else(|| {
+        unknown_name("optimizer", name, &entries.iter().map(|entry| entry.name).collect::<Vec<_>>())
+    })
+}
+
+/// Refuses what cannot work and warns of what the paper saw fail (§3.5, §4.4).
+pub fn check_fits(entry: &OptimizerEntry, card: &ModelCard) -> Result<()> {
+    if card.image_space == ImageSpace::Shared || !entry.end_to_end {
+        return Ok(());
+    }
+    if entry.name == "sft" {
+        tracing::warn!(
+            "`sft` on `{}`, which reads images through another representation than it draws: the paper saw drawing \
+             collapse (§4.4)",
+            card.name
+        );
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "optimizer `{}` needs a model that reads the image tokens it draws, `{}` does not",
+        entry.name, card.name
+    ))
+    .hint("use `--optimizer grpo-split` (§3.5 of the paper)"))
+}
+
+pub(crate) fn options<T: DeserializeOwned>(name: &str, table: toml::Table) -> Result<T> {
+    crate::config::section(&format!("optimizer.{name}"), toml::Value::Table(table))
+}
+
+/// Where the time of an iteration went.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Phases {
+    /// Drawing images.
+    pub draw: Duration,
+    /// Answering questions.
+    pub answer: Duration,
+    /// Judging answers.
+    pub score: Duration,
+    /// Everything with gradient, and the weight update.
+    pub update: Duration,
+}
+
+/// The model, the tasks and the rule set of one iteration, and the steps that all optimizers share.
+pub struct Iteration<'a> {
+    /// The model that learns.
+    pub model: &'a mut dyn UnifiedModel,
+    /// `B = P·G` tasks, the `G` copies of a task side by side.
+    pub tasks: &'a [Task],
+    /// What answers are worth.
+    pub rules: &'a RuleSet,
+    /// How images and answers are sampled.
+    pub rollout: &'a Rollout,
+    /// The seed of this iteration.
+    pub seed: u64,
+    /// Permutes the rewards over the whole batch: the control that must learn nothing.
+    pub shuffle_rewards: bool,
+    /// Where the time went so far.
+    pub phases: Phases,
+}
+
+/// Distinct streams of one iteration's seed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stream {
+    Draw = 1,
+    Answer,
+    Replay,
+    Gumbel,
+    Shuffle,
+    Steps,
+}
+
+impl Iteration<'_> {
+    /// `G`.
+    pub fn group(&self) -> i64 {
+        self.rollout.group as i64
+    }
+
+    pub(crate) fn stream(&self, stream: Stream) -> u64 {
+        seed::derive(self.seed, &[stream as u64])
+    }
+
+    /// The prompts, one a sample.
+    pub fn prompts(&self) -> Vec<String> {
+        self.tasks.iter().map(|task| task.prompt.clone()).collect()
+    }
+
+    /// The questions, one a sample.
+    pub fn questions(&self) -> Vec<String> {
+        self.tasks.iter().map(|task| task.question.clone()).collect()
+    }
+
+    /// Draws one image a task, without gradient.
+    pub fn draw(&mut self) -> Result<Images> {
+        let started = Instant::now();
+        let sampling = ImageSampling { seed: self.stream(Stream::Draw), ..self.rollout.images.clone() };
+        let images = tch::no_grad(|| self.model.generate(&self.prompts(), &sampling))?;
+        self.phases.draw += started.elapsed();
+        Ok(images)
+    }
+
+    /// Asks the model about every image, without gradient.
+    pub fn answer(&mut self, images: &Images) -> Result<Answers> {
+        let started = Instant::now();
+        let sampling = TextSampling { seed: self.stream(Stream::Answer), ..self.rollout.answers.clone() };
+        let answers = tch::no_grad(|| self.model.answer(images, &self.questions(), &sampling))?;
+        self.phases.answer += started.elapsed();
+        Ok(answers)
+    }
+
+    /// The worth of every answer, and the rewards `[B]` to learn from (permuted in the shuffled control).
+    pub fn score(&mut self, answers: &Answers) -> Result<(Vec<Reward>, Tensor)> {
+        let started = Instant::now();
+        let samples: Vec<Sample> = self
+            .tasks
+            .iter()
+            .zip(&answers.text)
+            .map(|(task, answer)| Sample {
+                facts: task.facts.clone(),
+                prompt: task.prompt.clone(),
+                question: task.question.clone(),
+                truth: task.truth.clone(),
+                answer: answer.clone(),
+            })
+            .collect();
+        let rewards = self.rules.score(&samples)?;
+        let scores: Vec<f32> = rewards.iter().map(|reward| reward.score as f32).collect();
+        let mut scores = Tensor::from_slice(&scores).to_device(answers.tokens.device());
+        if self.shuffle_rewards {
+            tch::manual_seed(self.stream(Stream::Shuffle) as i64);
+            let order = Tensor::randperm(scores.size()[0], (Kind::Int64, scores.device()));
+            scores = scores.index_select(0, &order);
+        }
+        self.phases.score += started.elapsed();
+        Ok((rewards, scores))
+    }
+
+    /// Feeds the drawings back re-masked and completes them by the straight-through Gumbel-softmax (§3.3, eq. 3).
+    pub fn complete(&mut self, images: &Images, temperature: f64) -> Result<(Images, ImageLogits)> {
+        let started = Instant::now();
+        let replay = Replay::Remask { seed: self.stream(Stream::Replay) };
+        let logits = self.model.image_logits(&self.prompts(), images, Policy::Current, &replay)?;
+        tch::manual_seed(self.stream(Stream::Gumbel) as i64);
+        let noise = objective::gumbel(&logits.logits.detach().rand_like()); // [B,N,K]
+        let sampled = objective::straight_through(&logits.logits, &noise, temperature);
+        let (relaxed, tokens) = objective::complete(&sampled, &images.tokens, &logits.targets);
+        self.phases.update += started.elapsed();
+        Ok((Images { tokens, relaxed: Some(relaxed), revealed_at: None }, logits))
+    }
+}
+
+/// Log-probabilities of answers with their divergence from the reference policy.
+pub(crate) struct AnswerTerm {
+    pub(crate) loss: Tensor,
+    pub(crate) kl: Option<Divergence>,
+}
+
+/// A divergence with the share of its tokens that had to be clamped.
+pub(crate) struct Divergence {
+    pub(crate) mean: Tensor,
+    pub(crate) clamped: f64,
+}
+
+impl Divergence {
+    pub(crate) fn of(logp: &Tensor, reference: &Tensor, mask: &Tensor) -> Self {
+        let (k3, clamped) = objective::k3(logp, reference);
+        Self {
+            mean: objective::token_mean(&k3, mask),
+            clamped: objective::token_mean(&clamped.to_kind(Kind::Float), mask).double_value(&[]),
+        }
+    }
+}
+
+/// `−Σ w_i · mean log p(answer_i | image_i)` and, where `beta` is positive, the k3 divergence of the answers.
+pub(crate) fn answer_term(
+    iteration: &Iteration<'_>,
+    images: &Images,
+    answers: &Answers,
+    weights: &Tensor,
+    beta: f64,
+) -> Result<AnswerTerm> {
+    let questions = iteration.questions();
+    let scored = iteration.model.answer_logp(images, &questions, answers, Policy::Current)?;
+    let loss = objective::weighted_loss(&scored.logp, &scored.mask, weights, iteration.group());
+    let kl = if beta > 0.0 {
+        let hard = Images::from_tokens(images.tokens.shallow_clone());
+        let reference =
+            tch::no_grad(|| iteration.model.answer_logp(&hard, &questions, answers, Policy::Reference))?;
+        Some(Divergence::of(&scored.logp, &reference.logp, &scored.mask))
+    } else {
+        None
+    };
+    Ok(AnswerTerm { loss, kl })
+}
+
+/// How the log-likelihood of a drawing is measured and weighted: the image side of `grpo-split`, and an addition to `grpo`.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageTerm {
+    /// Factor of the term; 0 leaves it out.
+    pub coefficient: f64,
+    /// `remask`: the tokens hidden by a random re-masking (the paper's replay); `reveal`: every token in the state in which
+    /// it was drawn.
+    pub replay: ReplayKind,
+    /// Of the reveal steps, how many to replay an iteration, drawn at random; 0 replays all.
+    pub reveal_steps: i64,
+    /// Score the guided distribution that drew the tokens, instead of the conditional one.
+    pub guided: bool,
+    /// Factor of the divergence of the image tokens from the reference policy; 0 leaves it out.
+    pub beta: f64,
+}
+
+/// The states in which image tokens are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplayKind {
+    /// [`Replay::Remask`].
+    Remask,
+    /// [`Replay::Reveal`].
+    Reveal,
+}
+
+impl Default for ImageTerm {
+    fn default() -> Self {
+        Self { coefficient: 0.0, replay: ReplayKind::Remask, reveal_steps: 0, guided: true, beta: 0.0 }
+    }
+}
+
+impl ImageTerm {
+    /// Adds `coefficient · (−Σ w_i · mean log p(u_i | prompt) + beta · KL)` to the gradients (A.3) and notes it in `metrics`.
+    pub(crate) fn accumulate(
+        &self,
+        iteration: &Iteration<'_>,
+        images: &Images,
+        weights: &Tensor,
+        metrics: &mut BTreeMap<&'static str, f64>,
+    ) -> Result<()> {
+        let replay = self.replay(iteration);
+        let prompts = iteration.prompts();
+        let scored = iteration.model.image_logits(&prompts, images, Policy::Current, &replay)?;
+        let logp = objective::image_logp(&scored.logits, &images.tokens); // [B,N]
+        let mut loss = objective::weighted_loss(&logp, &scored.targets, weights, iteration.group());
+        metrics.insert("loss/image", loss.double_value(&[]));
+        if self.beta > 0.0 {
+            let reference = tch::no_grad(|| {
+                iteration.model.image_logits(&prompts, images, Policy::Reference, &replay)
+            })?;
+            let reference = objective::image_logp(&reference.logits, &images.tokens);
+            let kl = Divergence::of(&logp, &reference, &scored.targets);
+            metrics.insert("kl/image", kl.mean.double_value(&[]));
+            metrics.insert("kl/image_clamped", kl.clamped);
+            loss = loss + kl.mean * self.beta;
+        }
+        backward(&(loss * self.coefficient), "loss/image")
+    }
+
+    fn replay(&self, iteration: &Iteration<'_>) -> Replay {
+        match self.replay {
+            ReplayKind::Remask => Replay::Remask { seed: iteration.stream(Stream::Replay) },
+            ReplayKind::Reveal => {
+                let total = iteration.rollout.images.steps;
+                let mut steps: Vec<i64> = (0..total).collect();
+                if self.reveal_steps > 0 && self.reveal_steps < total {
+                    tch::manual_seed(iteration.stream(Stream::Steps) as i64);
+                    let order = Tensor::randperm(total, (Kind::Int64, tch::Device::Cpu));
+                    steps = (0..self.reveal_steps).map(|i| order.int64_value(&[i])).collect();
+                    steps.sort_unstable();
+                }
+                let guidance = if self.guided { iteration.rollout.images.guidance } else { 0.0 };
+                Replay::Reveal { steps, guidance }
+            }
+        }
+    }
+}
+
+/// Backpropagates a scalar, refusing one that is not finite.
+pub(crate) fn backward(loss: &Tensor, name: &str) -> Result<()> {
+    let value = loss.double_value(&[]);
+    if !value.is_finite() {
+        return Err(Error::new(crate::error::Code::NonFinite, format!("`{name}` is {value}"))
+            .hint("lower `update.learning_rate`, or raise the KL coefficients"));
+    }
+    Ok(loss.f_backward()?)
+}
+
+/// The reward figures that every optimizer logs.
+pub(crate) fn reward_metrics(
+    rewards: &[Reward],
+    scores: &Tensor,
+    group: i64,
+    metrics: &mut BTreeMap<&'static str, f64>,
+) {
+    let share = |count: usize| count as f64 / rewards.len() as f64;
+    metrics.insert("reward/mean", rewards.iter().map(|r| r.score / r.max).sum::<f64>() / rewards.len() as f64);
+    metrics.insert("reward/pass", share(rewards.iter().filter(|r| r.passes()).count()));
+    let spread = Weighting::Advantage.weights(scores, group, 1.0).abs().gt(1e-6).to_kind(Kind::Float);
+    metrics.insert("reward/informative", spread.mean(Kind::Float).double_value(&[]));
+}

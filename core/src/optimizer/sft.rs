@@ -1,0 +1,69 @@
+//! Supervised fine-tuning through the model's own drawings (§3.4, eq. 4).
+//!
+//! Draw, feed back re-masked, complete by the straight-through Gumbel-softmax, and maximise the log-likelihood of the
+//! *right* answer about the completed image. The gradient reaches drawing and answering.
+//!
+//! Beside the paper: the log-likelihood is a mean over answer tokens (the paper leaves sum or mean open), and the reward is
+//! only measured, for the log.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Iteration, Optimizer, OptimizerEntry, Outcome, backward, objective, options, reward_metrics};
+use crate::error::Result;
+use crate::model::Policy;
+
+/// Options of `sft`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sft {
+    /// `τ` of the straight-through Gumbel-softmax (eq. 7).
+    pub gumbel_temperature: f64,
+}
+
+impl Default for Sft {
+    fn default() -> Self {
+        Self { gumbel_temperature: 1.0 }
+    }
+}
+
+inventory::submit! {
+    OptimizerEntry {
+        name: "sft",
+        summary: "log-likelihood of the right answer about the model's own drawing, end to end",
+        end_to_end: true,
+        schema: || schemars::schema_for!(Sft),
+        build: |table| Ok(Box::new(options::<Sft>("sft", table)?)),
+    }
+}
+
+impl Optimizer for Sft {
+    fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
+        let mut metrics = BTreeMap::new();
+
+        // 1. Draw, and look at what the model makes of its drawings.
+        let drawn = iteration.draw()?;
+        let answers = iteration.answer(&drawn)?;
+        let (rewards, scores) = iteration.score(&answers)?;
+        reward_metrics(&rewards, &scores, iteration.group(), &mut metrics);
+
+        // 2. Complete the re-masked drawings.
+        let (completed, _) = iteration.complete(&drawn, self.gumbel_temperature)?;
+
+        // 3. The right answer about the completed image.
+        let started = Instant::now();
+        let truths: Vec<String> = iteration.tasks.iter().map(|task| task.truth.clone()).collect();
+        let truths = iteration.model.encode_answers(&truths)?;
+        let scored =
+            iteration.model.answer_logp(&completed, &iteration.questions(), &truths, Policy::Current)?;
+        let loss = -objective::token_mean(&scored.logp, &scored.mask);
+        metrics.insert("loss/answer", loss.double_value(&[]));
+        backward(&loss, "loss/answer")?;
+        iteration.phases.update += started.elapsed();
+
+        Ok(Outcome { metrics, images: drawn, answers: answers.text, rewards })
+    }
+}

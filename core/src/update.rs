@@ -1,0 +1,222 @@
+//! The weight update: AdamW with f32 masters, global-norm clipping and warm-up.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::error::{Code, Error, Result};
+use crate::model::Parameter;
+
+/// Options of the weight update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdateOptions {
+    /// Step size after warm-up.
+    pub learning_rate: f64,
+    /// Decay rate of the gradient's running mean.
+    pub beta1: f64,
+    /// Decay rate of the squared gradient's running mean.
+    pub beta2: f64,
+    /// Added to the root of the squared mean.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest global norm of the gradient; 0 does not clip.
+    pub clip: f64,
+    /// Steps in which the learning rate rises linearly.
+    pub warmup: u64,
+    /// Let the learning rate fall along a half cosine to this share at the last step; 1 keeps it.
+    pub final_rate: f64,
+}
+
+impl Default for UpdateOptions {
+    /// The paper's learning rate with AdamW's usual settings.
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-5,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+            warmup: 10,
+            final_rate: 1.0,
+        }
+    }
+}
+
+struct Slot {
+    name: String,
+    weight: Tensor,
+    /// The f32 copy that is updated, where the weight itself is of a shorter kind.
+    master: Option<Tensor>,
+    mean: Tensor,
+    square: Tensor,
+}
+
+/// AdamW over a model's parameters.
+pub struct AdamW {
+    options: UpdateOptions,
+    slots: Vec<Slot>,
+    step: u64,
+    total_steps: u64,
+}
+
+/// What one update did.
+#[derive(Debug, Clone, Copy)]
+pub struct UpdateReport {
+    /// The global norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// The learning rate used.
+    pub learning_rate: f64,
+}
+
+impl AdamW {
+    /// An update rule for `parameters`, with a schedule that ends at `total_steps`.
+    pub fn new(parameters: Vec<Parameter>, options: UpdateOptions, total_steps: u64) -> Self {
+        let slots = parameters
+            .into_iter()
+            .map(|Parameter { name, tensor, .. }| {
+                let master = (tensor.kind() != Kind::Float).then(|| tensor.detach().to_kind(Kind::Float));
+                let like = master.as_ref().unwrap_or(&tensor).detach();
+                Slot { name, mean: like.zeros_like(), square: like.zeros_like(), weight: tensor, master }
+            })
+            .collect();
+        Self { options, slots, step: 0, total_steps }
+    }
+
+    /// Forgets all gradients.
+    pub fn zero_grad(&mut self) {
+        for slot in &mut self.slots {
+            slot.weight.zero_grad();
+        }
+    }
+
+    /// Applies the gradients. The first gradient that is not finite is an error that names its tensor.
+    pub fn apply(&mut self) -> Result<UpdateReport> {
+        tch::no_grad(|| {
+            let gradient_norm = self.gradient_norm()?;
+            let clip = self.options.clip;
+            let scale = if clip > 0.0 && gradient_norm > clip { clip / gradient_norm } else { 1.0 };
+            self.step += 1;
+            let learning_rate = self.learning_rate();
+            let o = &self.options;
+            let correction1 = 1.0 - o.beta1.powf(self.step as f64);
+            let correction2 = 1.0 - o.beta2.powf(self.step as f64);
+            for slot in &mut self.slots {
+                let gradient = slot.weight.grad();
+                if !gradient.defined() {
+                    continue;
+                }
+                let gradient = gradient.to_kind(Kind::Float) * scale;
+                let _ = slot.mean.lerp_(&gradient, 1.0 - o.beta1);
+                slot.square *= o.beta2;
+                slot.square += gradient.square() * (1.0 - o.beta2);
+                let denominator = (&slot.square / correction2).sqrt() + o.epsilon;
+                let change = &slot.mean / denominator * (learning_rate / correction1);
+                let weight = slot.master.as_mut().unwrap_or(&mut slot.weight);
+                *weight *= 1.0 - learning_rate * o.weight_decay;
+                *weight -= change;
+                if let Some(master) = &slot.master {
+                    slot.weight.copy_(master);
+                }
+            }
+            Ok(UpdateReport { gradient_norm, learning_rate })
+        })
+    }
+
+    fn gradient_norm(&self) -> Result<f64> {
+        let mut squares = Vec::new();
+        for slot in &self.slots {
+            let gradient = slot.weight.grad();
+            if gradient.defined() {
+                squares.push(gradient.to_kind(Kind::Float).square().sum(Kind::Float));
+            }
+        }
+        if squares.is_empty() {
+            return Ok(0.0);
+        }
+        let norm = Tensor::stack(&squares, 0).sum(Kind::Float).sqrt().double_value(&[]);
+        if norm.is_finite() {
+            return Ok(norm);
+        }
+        let culprit = self
+            .slots
+            .iter()
+            .find(|slot| {
+                let gradient = slot.weight.grad();
+                gradient.defined() && !bool::try_from(gradient.isfinite().all()).unwrap_or(false)
+            })
+            .map_or("the sum over all tensors", |slot| &slot.name);
+        Err(Error::new(Code::NonFinite, format!("the gradient of `{culprit}` is not finite"))
+            .hint("lower `update.learning_rate`"))
+    }
+
+    fn learning_rate(&self) -> f64 {
+        let o = &self.options;
+        let warm = (self.step as f64 / o.warmup.max(1) as f64).min(1.0);
+        let progress = (self.step as f64 / self.total_steps.max(1) as f64).min(1.0);
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        o.learning_rate * warm * (o.final_rate + (1.0 - o.final_rate) * cosine)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ParameterGroup;
+
+    fn parameter(values: &[f32], kind: Kind) -> Parameter {
+        let tensor = Tensor::from_slice(values).to_kind(kind).set_requires_grad(true);
+        Parameter { name: "w".into(), tensor, group: ParameterGroup::Shared }
+    }
+
+    #[test]
+    fn two_steps_by_hand() {
+        // Constant gradient 2: both corrected moments are exact, so each step is lr·2/(2+eps) after the decay.
+        let p = parameter(&[1.0], Kind::Float);
+        let weight = p.tensor.shallow_clone();
+        let options = UpdateOptions { learning_rate: 0.1, weight_decay: 0.5, clip: 0.0, warmup: 1, ..UpdateOptions::default() };
+        let mut adam = AdamW::new(vec![p], options, 10);
+        for _ in 0..2 {
+            adam.zero_grad();
+            (&weight * 2.0).sum(Kind::Float).backward();
+            adam.apply().unwrap();
+        }
+        let expected = (1.0 * 0.95 - 0.1) * 0.95 - 0.1;
+        assert!((weight.double_value(&[0]) - expected).abs() < 1e-6); // f32 rounding
+    }
+
+    #[test]
+    fn clipping_reports_the_norm_before_it() {
+        let p = parameter(&[0.0, 0.0], Kind::Float);
+        let weight = p.tensor.shallow_clone();
+        let mut adam = AdamW::new(vec![p], UpdateOptions::default(), 10);
+        (&weight * Tensor::from_slice(&[3.0f32, 4.0])).sum(Kind::Float).backward();
+        assert!((adam.apply().unwrap().gradient_norm - 5.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn bf16_weights_move_through_their_masters() {
+        let p = parameter(&[0.02], Kind::BFloat16);
+        let weight = p.tensor.shallow_clone();
+        let before = weight.double_value(&[0]);
+        let mut adam =
+            AdamW::new(vec![p], UpdateOptions { learning_rate: 1e-5, warmup: 1, ..UpdateOptions::default() }, 100);
+        for _ in 0..100 {
+            adam.zero_grad();
+            weight.sum(Kind::Float).backward();
+            adam.apply().unwrap();
+        }
+        assert!((before - weight.double_value(&[0]) - 1e-3).abs() < 1e-4); // bf16 has 8 bits of mantissa
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_names_its_tensor() {
+        let p = parameter(&[1.0], Kind::Float);
+        let weight = p.tensor.shallow_clone();
+        let mut adam = AdamW::new(vec![p], UpdateOptions::default(), 1);
+        (&weight * f64::NAN).sum(Kind::Float).backward();
+        assert!(adam.apply().unwrap_err().message().contains("`w`"));
+    }
+}
