@@ -1,6 +1,16 @@
 //! Scenes: what is to be drawn, as facts, and as the prompt, question and answer made from them (§3.2, Table 1).
 
+pub mod answer;
+mod generate;
+mod jsonl;
+pub mod rng;
+mod text;
+
 use serde::{Deserialize, Serialize};
+
+pub use generate::{ObjectList, Split, sample, sample_batch};
+pub use jsonl::{read_jsonl, write_jsonl};
+pub use text::{article, number_word, plural};
 
 /// GenEval's six kinds of prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -56,6 +66,32 @@ pub enum Relation {
     Above,
     /// In the same column, nearer to the bottom.
     Below,
+}
+
+impl Relation {
+    /// All four.
+    pub const ALL: [Relation; 4] = [Relation::LeftOf, Relation::RightOf, Relation::Above, Relation::Below];
+
+    /// The words of a prompt, e.g. `left of`.
+    pub fn words(self) -> &'static str {
+        match self {
+            Relation::LeftOf => "left of",
+            Relation::RightOf => "right of",
+            Relation::Above => "above",
+            Relation::Below => "below",
+        }
+    }
+
+    /// The relation seen from the other object.
+    #[must_use]
+    pub fn opposite(self) -> Self {
+        match self {
+            Relation::LeftOf => Relation::RightOf,
+            Relation::RightOf => Relation::LeftOf,
+            Relation::Above => Relation::Below,
+            Relation::Below => Relation::Above,
+        }
+    }
 }
 
 /// Objects of a kind that a prompt asks for.

@@ -1,0 +1,125 @@
+//! Canonical answers: everything that a drawing shows, in the terms of the question.
+
+use std::collections::BTreeSet;
+
+use super::{COLORS, SHAPES, Scene, Tile, colored, relation};
+use crate::scene::{Category, Relation, article, number_word, plural};
+
+/// How many objects, or kinds of objects, an answer names before `and more`.
+const NAMED: usize = 4;
+/// The same where each takes four words.
+const NAMED_WITH_COLOR: usize = 3;
+
+fn list(phrases: &[String], named: usize) -> String {
+    if phrases.is_empty() {
+        return "nothing".into();
+    }
+    let more = if phrases.len() > named { " and more" } else { "" };
+    format!("{}{more}", phrases[..phrases.len().min(named)].join(" and "))
+}
+
+/// The canonical answer to a category's question about any drawing, objects in reading order.
+///
+/// It is right about a drawing exactly if the drawing is: a model that reads truthfully passes no wrong one.
+pub fn truth(category: Category, scene: &Scene) -> String {
+    let objects: Vec<(usize, Tile)> = scene.objects().collect();
+    if let (Category::Position, [(first, one), (second, other)]) = (category, objects.as_slice()) {
+        let where_to = relation(*first, *second).map_or("diagonal to", Relation::words);
+        return format!("the {} is {where_to} the {}", one.noun(), other.noun());
+    }
+    if colored(category) {
+        let phrase = |(_, tile): &(usize, Tile)| format!("the {} is {}", tile.noun(), tile.color_name());
+        return list(&objects.iter().map(phrase).collect::<Vec<_>>(), NAMED_WITH_COLOR);
+    }
+    if category == Category::Counting {
+        let mut kinds: Vec<(usize, u32)> = Vec::new();
+        for (_, tile) in &objects {
+            match kinds.iter_mut().find(|(shape, _)| *shape == tile.shape) {
+                Some((_, count)) => *count += 1,
+                None => kinds.push((tile.shape, 1)),
+            }
+        }
+        let phrase = |(shape, count): &(usize, u32)| {
+            let noun = SHAPES[*shape].0;
+            format!("{} {}", number_word(*count), if *count == 1 { noun.into() } else { plural(noun) })
+        };
+        return list(&kinds.iter().map(phrase).collect::<Vec<_>>(), NAMED);
+    }
+    let phrase = |(_, tile): &(usize, Tile)| format!("{} {}", article(tile.noun()), tile.noun());
+    list(&objects.iter().map(phrase).collect::<Vec<_>>(), NAMED)
+}
+
+/// Every word of every prompt, question and canonical answer, sorted.
+pub fn vocabulary() -> Vec<String> {
+    let mut words: BTreeSet<String> = BTreeSet::new();
+    let fixed = ["a photo of an", "the is and", "diagonal to", "nothing more"];
+    let questions = Category::ALL.map(Category::question);
+    let relations = Relation::ALL.map(Relation::words);
+    for text in fixed.into_iter().chain(questions).chain(relations) {
+        words.extend(text.split(' ').map(String::from));
+    }
+    words.extend((1..=super::TILES as u32).map(number_word));
+    words.extend(COLORS.iter().map(|(name, _)| (*name).into()));
+    words.extend(SHAPES.iter().flat_map(|(name, _)| [(*name).into(), plural(name)]));
+    words.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{TILES, caption_noise, object_list};
+    use super::*;
+    use crate::scene::rng::Rng;
+    use crate::scene::{Split, sample_batch};
+
+    fn scene(tiles: &[(usize, usize, usize)]) -> Scene {
+        let mut scene = Scene::default();
+        for (place, shape, color) in tiles {
+            scene.tiles[*place] = Some(Tile { shape: *shape, color: *color });
+        }
+        scene
+    }
+
+    #[test]
+    fn answers_name_everything() {
+        let two = scene(&[(5, 0, 3), (7, 6, 0)]);
+        assert_eq!(truth(Category::TwoObject, &two), "a circle and a star");
+        assert_eq!(truth(Category::Position, &two), "the circle is left of the star");
+        assert_eq!(truth(Category::ColorAttr, &two), "the circle is green and the star is red");
+        let stars = scene(&[(0, 6, 0), (5, 6, 1), (6, 0, 1)]);
+        assert_eq!(truth(Category::Counting, &stars), "two stars and one circle");
+        assert_eq!(truth(Category::Position, &stars), "a star and a star and a circle");
+        assert_eq!(
+            truth(Category::Position, &scene(&[(0, 6, 0), (5, 6, 1)])),
+            "the star is diagonal to the star"
+        );
+        assert_eq!(truth(Category::Position, &scene(&[(1, 6, 0), (5, 7, 1)])), "the star is above the cross");
+        assert_eq!(truth(Category::Colors, &Scene::default()), "nothing");
+    }
+
+    #[test]
+    fn texts_use_the_vocabulary_and_stay_short() {
+        let words = vocabulary();
+        let mut rng = Rng::new(11);
+        let check = |text: &str| {
+            for word in text.split(' ') {
+                assert!(words.iter().any(|known| known == word), "`{word}` of `{text}`");
+            }
+        };
+        for task in sample_batch(&object_list(), &[], Split::All, 3000, &mut rng).unwrap() {
+            let noisy = caption_noise(&task, &mut rng).unwrap();
+            for text in [&task.prompt, &task.question, &task.truth, &noisy.prompt] {
+                check(text);
+            }
+            let mut full = Scene::with_mistake(&task.facts, &mut rng).unwrap();
+            for _ in 0..2 {
+                let answer = truth(task.facts.category, &full);
+                check(&answer);
+                assert!(answer.split(' ').count() <= 16, "{answer}");
+                let fill = rng.below(TILES);
+                for place in &mut full.tiles[..fill] {
+                    *place = Some(Tile { shape: rng.below(8), color: rng.below(8) });
+                }
+            }
+        }
+    }
+}
