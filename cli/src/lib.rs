@@ -1,1 +1,76 @@
-//! x
+//! The `unirl` command: parses, builds, runs; data to stdout, logs to stderr.
+
+mod args;
+mod ask;
+mod build;
+mod eval;
+mod generate;
+mod logging;
+mod plugins;
+mod pretrain;
+mod progress;
+mod schema;
+mod train;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use clap::Parser;
+use unirl::error::{Code, Error, Result};
+
+use args::{Args, Command};
+
+/// Exit status: 0 done, 1 failed, 2 asked for something that does not exist.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    logging::init(args.verbose, args.log);
+    match guarded(|| run(args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::from(if error.code() == Code::Usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    match args.command {
+        None => train::run(&args.run),
+        Some(Command::Pretrain(options)) => pretrain::run(&options),
+        Some(Command::Eval(options)) => eval::run(&options),
+        Some(Command::Generate(options)) => generate::run(&options),
+        Some(Command::Ask(options)) => ask::run(&options),
+        Some(Command::Plugins(options)) => plugins::run(&options),
+        Some(Command::Schema(options)) => schema::run(&options),
+    }
+}
+
+/// libtorch reports an exhausted memory, among others, by a panic of tch: the user gets its first line.
+fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    static LAST: Mutex<Option<String>> = Mutex::new(None);
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|place| format!("{}:{}", place.file(), place.line()));
+        if let Ok(mut last) = LAST.lock() {
+            *last = place;
+        }
+    }));
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        let text = payload
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| payload.downcast_ref::<&str>().copied())
+            .unwrap_or("a panic without a message");
+        let text = text.split("\\nException raised from").next().unwrap_or(text);
+        let text = text.split("\nException raised from").next().unwrap_or(text);
+        let place = LAST.lock().ok().and_then(|mut last| last.take()).unwrap_or_default();
+        Err(Error::failure(format!("internal error: {text}"))
+            .cause(format!("raised at {place}"))
+            .hint("this is a bug unless memory ran out: smaller batches are `--set rollout.prompts=N`"))
+    })
+}
+
+#[expect(clippy::print_stderr, reason = "the one place where errors are shown")]
+fn report(error: &Error) {
+    eprintln!("error: {error}");
+}

@@ -1,1 +1,5 @@
-fn main(){}
+//! The `unirl` command.
+
+fn main() -> std::process::ExitCode {
+    unirl_cli::main()
+}

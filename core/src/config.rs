@@ -14,7 +14,7 @@ use crate::reward::WeightedRule;
 use crate::update::UpdateOptions;
 
 /// Everything that decides a post-training run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
     /// Which model, from where.
@@ -169,17 +169,11 @@ impl Default for EvalOptions {
 }
 
 /// When weights are written.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointOptions {
     /// Every so many steps; 0 writes only the last.
     pub every: u64,
-}
-
-impl Default for CheckpointOptions {
-    fn default() -> Self {
-        Self { every: 0 }
-    }
 }
 
 const PRESETS: [(&str, &str); 2] =
@@ -191,7 +185,7 @@ pub fn preset(name: &str) -> Result<toml::Table> {
         .iter()
         .find(|(known, _)| *known == name)
         .ok_or_else(|| unknown_name("preset", name, &PRESETS.map(|(known, _)| known)))?;
-    text.parse().context(|| format!("preset `{name}`"))
+    text.parse::<toml::Table>().context(|| format!("preset `{name}`"))
 }
 
 /// Reads a TOML file.

@@ -1,10 +1,21 @@
 //! Post-training of unified multimodal models on their own images: the UniRL method (arXiv 2505.23380) on libtorch.
+//!
+//! A plugin author reads [`model`] or [`reward`]; a reader of the method starts at [`train`] and [`optimizer`].
 
+pub mod config;
 pub mod error;
+pub mod eval;
 pub mod judge;
+pub mod metrics;
 pub mod model;
+pub mod optimizer;
+pub mod pretrain;
 pub mod reward;
+pub mod run_dir;
 pub mod scene;
+pub mod seed;
 pub mod tiles;
+pub mod train;
+pub mod update;
 
 pub use error::{Error, Result};

@@ -90,7 +90,7 @@ impl Optimizer for Grpo {
         if self.answer_coefficient > 0.0 {
             let (completed, _) = iteration.complete(&drawn, self.gumbel_temperature)?;
             let answers = iteration.answer(&completed)?;
-            let (rewards, scores) = iteration.score(&answers)?;
+            let (_, scores) = iteration.score(&answers)?;
             let started = Instant::now();
             let weights = self.weighting.weights(&scores, group, self.weight_temperature);
             let term = answer_term(iteration, &completed, &answers, &weights, self.beta)?;

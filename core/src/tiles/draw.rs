@@ -60,6 +60,16 @@ fn related(asked: Relation, rng: &mut Rng) -> Vec<usize> {
 }
 
 impl Scene {
+    /// Any tiles anywhere, between none and all: what an image tokenizer learns from.
+    pub fn scattered(rng: &mut Rng) -> Self {
+        let mut scene = Self::default();
+        let count = rng.below(TILES + 1);
+        for place in rng.distinct(count, TILES) {
+            scene.tiles[place] = Some(random_tile(rng));
+        }
+        scene
+    }
+
     /// A right drawing of the facts; colours and places that they leave open are random. Fails for a noun or colour
     /// of another world.
     pub fn draw(facts: &Facts, rng: &mut Rng) -> Result<Self> {

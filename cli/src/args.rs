@@ -1,0 +1,180 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Post-trains unified multimodal models on their own images (UniRL, arXiv 2505.23380).
+///
+/// Without a command, `unirl --plugin showo --optimizer grpo` trains.
+#[derive(Debug, Parser)]
+#[command(name = "unirl", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+#[command(subcommand_negates_reqs = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// More of the log; twice for everything.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+    /// The form of the log on stderr.
+    #[arg(long, value_name = "FORM", default_value = "text", global = true)]
+    pub(crate) log: LogForm,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogForm {
+    /// For people, with a progress bar.
+    Text,
+    /// One JSON object a line, no progress bar.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Trains a fresh model on drawn images: how the embedded checkpoints are made
+    Pretrain(PretrainArgs),
+    /// Measures drawing, answering and their balance
+    Eval(EvalArgs),
+    /// Draws images from prompts
+    Generate(GenerateArgs),
+    /// Asks about an image
+    Ask(AskArgs),
+    /// Lists the plugins found, what they offer, and why one was refused
+    Plugins(PluginsArgs),
+    /// Prints the JSON Schema of a configuration
+    Schema(SchemaArgs),
+}
+
+/// Where plugins are looked for.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct SearchArgs {
+    /// A folder with plugins, before those of `UNIRL_PLUGIN_PATH` and those beside the program
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plugin_dir: Vec<PathBuf>,
+}
+
+/// Which model.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ModelArgs {
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// The model's plugin: a name, or the path of its file
+    #[arg(long, value_name = "NAME|PATH", required = true)]
+    pub(crate) plugin: Option<String>,
+    /// `builtin`, or a checkpoint folder
+    #[arg(long, value_name = "builtin|DIR")]
+    pub(crate) model: Option<String>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<String>,
+    /// A TOML file of settings
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// One setting, e.g. `rollout.group=4`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+    /// The seed of everything random
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+}
+
+/// Training.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Training")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The algorithm: `sft`, `grpo` or `grpo-split`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) optimizer: Option<String>,
+    /// A shipped set of settings: `tiles` (the default for the builtin model) or `paper`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// The reward rule: a name, or the path of a plugin file
+    #[arg(long, value_name = "NAME|PATH")]
+    pub(crate) reward: Option<String>,
+    /// Updates of the weights
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<u64>,
+    /// The folder of the run; the first free `runs/…` without it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// Pretraining.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PretrainArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The folder of the checkpoint
+    #[arg(long, value_name = "DIR", required = true)]
+    pub(crate) out: PathBuf,
+}
+
+/// Evaluation.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Prompts a category
+    #[arg(long, value_name = "N")]
+    pub(crate) prompts: Option<usize>,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Drawing.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// What to draw; may be repeated
+    #[arg(long, value_name = "TEXT", required = true)]
+    pub(crate) prompt: Vec<String>,
+    /// Images a prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) count: usize,
+    /// The picture to write: all images as one grid, a row a prompt
+    #[arg(long, value_name = "FILE.png", default_value = "generated.png")]
+    pub(crate) out: PathBuf,
+}
+
+/// Asking.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct AskArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The image
+    #[arg(long, value_name = "FILE.png", required = true)]
+    pub(crate) image: PathBuf,
+    /// The question
+    #[arg(long, value_name = "TEXT", required = true)]
+    pub(crate) question: String,
+}
+
+/// Listing plugins.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PluginsArgs {
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// One JSON object instead of a list
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Printing schemas.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct SchemaArgs {
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// `run`, `pretrain`, or the name of an optimizer
+    #[arg(value_name = "WHAT", default_value = "run")]
+    pub(crate) what: String,
+    /// The options of a plugin's entries instead
+    #[arg(long, value_name = "NAME|PATH")]
+    pub(crate) plugin: Option<String>,
+}

@@ -1,0 +1,35 @@
+//! `unirl eval`.
+
+use unirl::error::{Context, Result};
+use unirl::eval;
+use unirl::plugin::Plugins;
+
+use crate::args::EvalArgs;
+use crate::{build, progress};
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+pub(crate) fn run(args: &EvalArgs) -> Result<()> {
+    let mut config = build::inference(&args.model)?;
+    if let Some(prompts) = args.prompts {
+        config.eval.prompts = prompts.max(1);
+    }
+    if let Some(seed) = args.model.seed {
+        config.eval.seed = seed;
+    }
+    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    let mut model = build::model(&mut plugins, &config.model, false, config.train.seed)?;
+    eval::check_tiles(model.card())?;
+    let tasks = eval::tasks(config.eval.prompts, config.eval.seed)?;
+    let bar = progress::bar("eval", tasks.len() as u64);
+    let report =
+        eval::evaluate(&mut *model, &tasks, &config.rollout, config.eval.batch, config.eval.seed, |done| {
+            bar.inc(done as u64);
+        })?;
+    bar.finish_and_clear();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report).context(|| "cannot write the report")?);
+    } else {
+        println!("{}", eval::table(&report, None));
+    }
+    Ok(())
+}

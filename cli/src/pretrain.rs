@@ -1,0 +1,60 @@
+//! `unirl pretrain`.
+
+use std::fs;
+
+use unirl::error::{Context, Error, Result};
+use unirl::plugin::Plugins;
+use unirl::pretrain::{Event, PretrainConfig, pretrain};
+use unirl::{eval, run_dir};
+
+use crate::args::PretrainArgs;
+use crate::{build, progress};
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
+    let mut table = build::table(&args.model, None)?;
+    if let Some(seed) = args.model.seed {
+        table.insert("seed".into(), toml::Value::Integer(seed as i64));
+    }
+    let config = PretrainConfig::from_table(table)?;
+    if args.out.exists() {
+        return Err(Error::usage(format!("`{}` exists", args.out.display())).hint("name another folder: `--out DIR`"));
+    }
+    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    let mut model = build::model(&mut plugins, &config.model, true, config.seed)?;
+
+    let mut bar = indicatif::ProgressBar::hidden();
+    pretrain(&mut *model, &config, &mut |event| match event {
+        Event::Stage(name, steps) => {
+            bar.finish_and_clear();
+            bar = progress::bar(name, steps);
+            tracing::info!("{name}: {steps} steps");
+        }
+        Event::Stepped(losses) => {
+            bar.inc(1);
+            let text: Vec<String> = losses.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+            let text = text.join("  ");
+            if bar.position() % 100 == 0 {
+                tracing::info!(step = bar.position(), "{text}");
+            }
+            bar.set_message(text);
+        }
+    })?;
+    bar.finish_and_clear();
+    run_dir::save_whole(&*model, &args.out)?;
+    let text = toml::to_string(&config).context(|| "cannot write the recipe")?;
+    let path = args.out.join("pretrain.toml");
+    fs::write(&path, text).context(|| format!("cannot write `{}`", path.display()))?;
+    println!("checkpoint  {}", args.out.display());
+
+    if config.eval.prompts > 0 {
+        let tasks = eval::tasks(config.eval.prompts, config.eval.seed)?;
+        let bar = progress::bar("eval", tasks.len() as u64);
+        let report = eval::evaluate(&mut *model, &tasks, &config.rollout, config.eval.batch, config.eval.seed, |done| {
+            bar.inc(done as u64);
+        })?;
+        bar.finish_and_clear();
+        println!("\n{}", eval::table(&report, None));
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! Progress on stderr: a bar with the time left, or lines of the log where there is no terminal.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use unirl::train::{Event, StepReport};
+
+/// A bar for `length` units; hidden where stderr is no terminal.
+pub(crate) fn bar(what: &'static str, length: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    let template = "{prefix:>8} {bar:24} {pos}/{len} {elapsed_precise} eta {eta} {wide_msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what);
+    bar
+}
+
+/// The bars of a training run.
+pub(crate) struct Watcher {
+    bar: ProgressBar,
+}
+
+impl Watcher {
+    pub(crate) fn new() -> Self {
+        Self { bar: ProgressBar::hidden() }
+    }
+
+    pub(crate) fn on(&mut self, event: &Event<'_>) {
+        match event {
+            Event::EvalStarted(what, length) => self.start(what, *length as u64),
+            Event::Evaluated(count) => self.bar.inc(*count as u64),
+            Event::TrainStarted(steps) => self.start("train", *steps),
+            Event::Stepped(report) => self.step(report),
+        }
+    }
+
+    fn start(&mut self, what: &'static str, length: u64) {
+        self.bar.finish_and_clear();
+        self.bar = bar(what, length);
+        tracing::info!("{what}: {length}");
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        let metric = |name: &str| report.metrics.get(name).copied();
+        let shown = |name: &str| metric(name).map_or_else(|| "-".into(), |value| format!("{value:.3}"));
+        let phases = &report.phases;
+        let message = format!(
+            "reward {} right {} wrong passed {} | draw {:.1}s answer {:.1}s score {:.1}s update {:.1}s",
+            shown("reward/mean"),
+            shown("judge/right"),
+            shown("judge/wrong_passed"),
+            phases.draw.as_secs_f64(),
+            phases.answer.as_secs_f64(),
+            phases.score.as_secs_f64(),
+            phases.update.as_secs_f64(),
+        );
+        tracing::info!(step = report.step, "{message}");
+        self.bar.set_message(message);
+        self.bar.inc(1);
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,46 @@
+//! `unirl schema`.
+
+use serde_json::json;
+use unirl::config::RunConfig;
+use unirl::error::{Context, Result, unknown_name};
+use unirl::optimizer;
+use unirl::plugin::Plugins;
+use unirl::pretrain::PretrainConfig;
+
+use crate::args::SchemaArgs;
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+pub(crate) fn run(args: &SchemaArgs) -> Result<()> {
+    let schema = match &args.plugin {
+        None => core_schema(&args.what)?,
+        Some(name) => {
+            let mut plugins = Plugins::new(&args.search.plugin_dir);
+            let plugin = plugins.load(name)?;
+            let entries = plugin.entries.iter().map(|entry| (entry.name.clone(), entry.schema.clone()));
+            serde_json::Value::Object(entries.collect())
+        }
+    };
+    println!("{}", serde_json::to_string_pretty(&schema).context(|| "cannot write the schema")?);
+    Ok(())
+}
+
+/// The schema of a configuration of the framework itself: `run`, `pretrain` or an optimizer's options.
+pub(crate) fn core_schema(what: &str) -> Result<serde_json::Value> {
+    Ok(match what {
+        "run" => json!(schemars_of::<RunConfig>()),
+        "pretrain" => json!(schemars_of::<PretrainConfig>()),
+        name => {
+            let entries = optimizer::all();
+            let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| {
+                let mut known = vec!["run", "pretrain"];
+                known.extend(entries.iter().map(|entry| entry.name));
+                unknown_name("schema", name, &known)
+            })?;
+            json!((entry.schema)())
+        }
+    })
+}
+
+fn schemars_of<T: schemars::JsonSchema>() -> schemars::Schema {
+    schemars::schema_for!(T)
+}

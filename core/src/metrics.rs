@@ -1,0 +1,48 @@
+//! Metrics: one JSON object a line in `metrics.jsonl`, under stable names.
+//!
+//! | name | meaning |
+//! |---|---|
+//! | `reward/mean` | mean reward of the drawings, as a share of its maximum |
+//! | `reward/pass` | share of drawings whose answer got every point |
+//! | `reward/informative` | share of samples whose group has unequal rewards |
+//! | `judge/right` | share of drawings that the exact judge calls right; never used to learn |
+//! | `judge/wrong_passed` | of the wrong drawings, the share whose answer got every point |
+//! | `judge/wrong_passed/CATEGORY` | the same by category |
+//! | `loss/answer`, `loss/image` | the terms of the objective |
+//! | `kl/answer`, `kl/image` | k3 divergence from the reference policy a token |
+//! | `kl/answer_clamped`, `kl/image_clamped` | share of tokens whose log-ratio was clamped |
+//! | `update/gradient_norm`, `update/learning_rate` | of the weight update |
+//! | `time/draw`, `time/answer`, `time/score`, `time/update` | seconds of the iteration |
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use crate::error::{Context, Error, Result};
+
+/// An append-only `metrics.jsonl`.
+pub struct MetricsFile {
+    file: File,
+}
+
+impl MetricsFile {
+    /// Creates the file.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).context(|| format!("cannot create `{}`", path.display()))?;
+        Ok(Self { file })
+    }
+
+    /// Writes one line: the step, then the metrics by name.
+    pub fn append(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<()> {
+        let mut line = serde_json::Map::new();
+        line.insert("step".into(), step.into());
+        for (name, value) in metrics {
+            let number = serde_json::Number::from_f64(*value)
+                .ok_or_else(|| Error::failure(format!("metric `{name}` is {value}")))?;
+            line.insert(name.clone(), number.into());
+        }
+        let line = serde_json::Value::Object(line).to_string();
+        writeln!(self.file, "{line}").context(|| "cannot write `metrics.jsonl`")
+    }
+}

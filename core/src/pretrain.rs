@@ -1,0 +1,278 @@
+//! Pretraining on drawn images: how the embedded checkpoints are made, for any plugin.
+//!
+//! First the image tokenizer learns to reproduce drawings. Then drawing is learned from captions of which a part has one
+//! fact wrong, as captions on the web have, and understanding from right questions and answers about drawings of which a
+//! part has the mistakes that drawings make. So the base draws well-formed and often wrong in a fact, and sees that itself.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::Kind;
+
+use crate::config::{EvalOptions, ModelOptions, Rollout, section};
+use crate::error::{Error, Result, unknown_name};
+use crate::model::{Mode, ParameterGroup, Policy, Replay, UnifiedModel};
+use crate::optimizer::objective::{image_logp, token_mean};
+use crate::optimizer::backward;
+use crate::scene::rng::Rng;
+use crate::scene::{Category, Split, Task, sample};
+use crate::tiles::{self, Scene};
+use crate::update::{AdamW, UpdateOptions};
+use crate::{eval, seed};
+
+/// Everything that decides a pretraining run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PretrainConfig {
+    /// Which plugin; its options name the sizes of the fresh model.
+    pub model: ModelOptions,
+    /// The seed of everything random.
+    pub seed: u64,
+    /// The stage that trains the image tokenizer.
+    pub tokenizer: Stage,
+    /// The stage that trains drawing and understanding.
+    pub joint: Stage,
+    /// What the drawings and captions are like.
+    pub data: DataOptions,
+    /// How images are drawn in the evaluation at the end.
+    pub rollout: Rollout,
+    /// The evaluation at the end.
+    pub eval: EvalOptions,
+}
+
+impl Default for PretrainConfig {
+    fn default() -> Self {
+        Self {
+            model: ModelOptions::default(),
+            seed: 1,
+            tokenizer: Stage::default(),
+            joint: Stage::default(),
+            data: DataOptions::default(),
+            rollout: Rollout::default(),
+            eval: EvalOptions::default(),
+        }
+    }
+}
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stage {
+    /// Updates of the weights.
+    pub steps: u64,
+    /// Drawings a step.
+    pub batch: usize,
+    /// The weight update.
+    pub update: UpdateOptions,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        let update = UpdateOptions { learning_rate: 1e-3, final_rate: 0.02, warmup: 100, ..UpdateOptions::default() };
+        Self { steps: 1000, batch: 64, update }
+    }
+}
+
+/// What the drawings and captions are like.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataOptions {
+    /// Share of captions with one fact wrong.
+    pub caption_noise: f64,
+    /// Share of drawings with mistakes among those that understanding learns from.
+    pub mistakes: f64,
+    /// How often each category is drawn for understanding, relative to the others, by its name; 1 if it is not named.
+    pub understanding_weights: BTreeMap<String, f64>,
+}
+
+impl Default for DataOptions {
+    fn default() -> Self {
+        Self { caption_noise: 0.45, mistakes: 0.5, understanding_weights: BTreeMap::new() }
+    }
+}
+
+impl PretrainConfig {
+    /// Reads a merged table section by section, so that an error names its section.
+    pub fn from_table(table: toml::Table) -> Result<Self> {
+        let mut config = Self::default();
+        for (name, value) in table {
+            match name.as_str() {
+                "model" => config.model = section(&name, value)?,
+                "seed" => config.seed = section(&name, value)?,
+                "tokenizer" => config.tokenizer = section(&name, value)?,
+                "joint" => config.joint = section(&name, value)?,
+                "data" => config.data = section(&name, value)?,
+                "rollout" => config.rollout = section(&name, value)?,
+                "eval" => config.eval = section(&name, value)?,
+                _ => {
+                    let known = ["model", "seed", "tokenizer", "joint", "data", "rollout", "eval"];
+                    return Err(unknown_name("configuration section", &name, &known));
+                }
+            }
+        }
+        for name in config.data.understanding_weights.keys() {
+            if !Category::ALL.iter().any(|category| category.name() == name) {
+                let known = Category::ALL.map(Category::name);
+                return Err(unknown_name("category", name, &known));
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// Progress of a pretraining run.
+#[derive(Debug)]
+pub enum Event {
+    /// A stage of so many steps begins.
+    Stage(&'static str, u64),
+    /// A step is done; smoothed losses by name.
+    Stepped(Vec<(&'static str, f64)>),
+}
+
+/// Trains a fresh model through both stages.
+pub fn pretrain(
+    model: &mut dyn UnifiedModel,
+    config: &PretrainConfig,
+    watch: &mut dyn FnMut(Event),
+) -> Result<()> {
+    eval::check_tiles(model.card())?;
+    model.set_mode(Mode::Train)?;
+    train_tokenizer(model, config, watch)?;
+    train_jointly(model, config, watch)?;
+    model.set_mode(Mode::Eval)
+}
+
+fn parameters(model: &dyn UnifiedModel, tokenizer: bool) -> Result<Vec<crate::model::Parameter>> {
+    let wanted = |group| (group == ParameterGroup::Tokenizer) == tokenizer;
+    Ok(model.parameters()?.into_iter().filter(|parameter| wanted(parameter.group)).collect())
+}
+
+fn train_tokenizer(
+    model: &mut dyn UnifiedModel,
+    config: &PretrainConfig,
+    watch: &mut dyn FnMut(Event),
+) -> Result<()> {
+    let stage = &config.tokenizer;
+    let mut update = AdamW::new(parameters(model, true)?, stage.update.clone(), stage.steps);
+    let mut smooth = Smooth::default();
+    watch(Event::Stage("tokenizer", stage.steps));
+    for step in 1..=stage.steps {
+        let step_seed = seed::derive(config.seed, &[1, step]);
+        let scenes: Vec<Scene> = {
+            let mut rng = Rng::new(step_seed);
+            (0..stage.batch).map(|_| Scene::scattered(&mut rng)).collect()
+        };
+        update.zero_grad();
+        tch::manual_seed(step_seed as i64);
+        let loss = model.tokenizer_loss(&tiles::render(&scenes))?;
+        backward(&loss, "loss/tokenizer").map_err(|error| error.context(format!("tokenizer step {step}")))?;
+        update.apply()?;
+        watch(Event::Stepped(vec![("loss/tokenizer", smooth.add(loss.double_value(&[])))]));
+    }
+    Ok(())
+}
+
+fn train_jointly(
+    model: &mut dyn UnifiedModel,
+    config: &PretrainConfig,
+    watch: &mut dyn FnMut(Event),
+) -> Result<()> {
+    let stage = &config.joint;
+    let mut update = AdamW::new(parameters(model, false)?, stage.update.clone(), stage.steps);
+    let [mut smooth_image, mut smooth_answer] = [Smooth::default(), Smooth::default()];
+    watch(Event::Stage("joint", stage.steps));
+    for step in 1..=stage.steps {
+        let step_seed = seed::derive(config.seed, &[2, step]);
+        let mut rng = Rng::new(step_seed);
+        update.zero_grad();
+
+        // 1. Drawing, from captions that are not always right.
+        let (prompts, scenes) = captioned(&mut rng, stage.batch, config.data.caption_noise)?;
+        let images = tch::no_grad(|| model.encode(&tiles::render(&scenes)))?;
+        let scored =
+            model.image_logits(&prompts, &images, Policy::Current, &Replay::Pretrain { seed: step_seed })?;
+        let image_loss = -token_mean(&image_logp(&scored.logits, &images.tokens), &scored.targets);
+
+        // 2. Understanding, from right answers about drawings that are not always right.
+        let (questions, answers, scenes) = questioned(&mut rng, stage.batch, &config.data)?;
+        let images = tch::no_grad(|| model.encode(&tiles::render(&scenes)))?;
+        let answers = model.encode_answers(&answers)?;
+        let scored = model.answer_logp(&images, &questions, &answers, Policy::Current)?;
+        let answer_loss = -token_mean(&scored.logp, &scored.mask);
+
+        backward(&(&image_loss + &answer_loss).sum(Kind::Float), "loss")
+            .map_err(|error| error.context(format!("joint step {step}")))?;
+        update.apply()?;
+        watch(Event::Stepped(vec![
+            ("loss/image", smooth_image.add(image_loss.double_value(&[]))),
+            ("loss/answer", smooth_answer.add(answer_loss.double_value(&[]))),
+        ]));
+    }
+    Ok(())
+}
+
+/// Prompts with drawings; a share `noise` of the drawings follows another prompt that differs in one fact.
+fn captioned(rng: &mut Rng, batch: usize, noise: f64) -> Result<(Vec<String>, Vec<Scene>)> {
+    let list = tiles::object_list();
+    let mut pairs = Vec::with_capacity(batch);
+    for _ in 0..batch {
+        let task = sample(&list, Category::ALL[rng.below(6)], Split::All, rng)?;
+        let drawn: Task = if rng.chance(noise) { tiles::caption_noise(&task, rng)? } else { task.clone() };
+        pairs.push((task.prompt, Scene::draw(&drawn.facts, rng)?));
+    }
+    Ok(pairs.into_iter().unzip())
+}
+
+/// Questions, right answers, drawings; a share of the drawings has the mistakes that drawings make.
+fn questioned(
+    rng: &mut Rng,
+    batch: usize,
+    data: &DataOptions,
+) -> Result<(Vec<String>, Vec<String>, Vec<Scene>)> {
+    let list = tiles::object_list();
+    let weights =
+        Category::ALL.map(|category| data.understanding_weights.get(category.name()).copied().unwrap_or(1.0));
+    let (mut questions, mut answers, mut scenes) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..batch {
+        let category = Category::ALL[weighted(rng, &weights)?];
+        let task = sample(&list, category, Split::All, rng)?;
+        let scene = if rng.chance(data.mistakes) {
+            Scene::with_mistake(&task.facts, rng)?
+        } else {
+            Scene::draw(&task.facts, rng)?
+        };
+        questions.push(task.question);
+        answers.push(tiles::truth(category, &scene));
+        scenes.push(scene);
+    }
+    Ok((questions, answers, scenes))
+}
+
+fn weighted(rng: &mut Rng, weights: &[f64]) -> Result<usize> {
+    const RESOLUTION: usize = 1 << 20;
+    let total: f64 = weights.iter().sum();
+    if !(total.is_finite() && total > 0.0 && weights.iter().all(|weight| *weight >= 0.0)) {
+        return Err(Error::usage("`data.understanding_weights`: expected weights of at least 0, not all 0"));
+    }
+    let mut left = rng.below(RESOLUTION) as f64 / RESOLUTION as f64 * total;
+    for (index, weight) in weights.iter().enumerate() {
+        left -= weight;
+        if left < 0.0 {
+            return Ok(index);
+        }
+    }
+    Ok(weights.len() - 1)
+}
+
+/// An exponential mean that starts at its first value.
+#[derive(Default)]
+struct Smooth(Option<f64>);
+
+impl Smooth {
+    fn add(&mut self, value: f64) -> f64 {
+        let mean = self.0.map_or(value, |mean| 0.98 * mean + 0.02 * value);
+        self.0 = Some(mean);
+        mean
+    }
+}

@@ -1,0 +1,176 @@
+//! The folder of a run: `config.toml`, `metrics.jsonl`, `samples/`, `checkpoints/step-000100/` and `checkpoints/latest`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tch::{Kind, Tensor};
+
+use crate::error::{Context, Error, Result};
+use crate::model::UnifiedModel;
+use crate::reward::Reward;
+use crate::scene::Task;
+
+/// The folder of one run.
+#[derive(Debug, Clone)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+impl RunDir {
+    /// Takes `root`, which must be empty or absent; without one, the first free `runs/NAME-001`.
+    pub fn create(root: Option<PathBuf>, name: &str) -> Result<Self> {
+        let root = match root {
+            Some(root) => {
+                let used = fs::read_dir(&root).is_ok_and(|mut entries| entries.next().is_some());
+                if used || root.is_file() {
+                    return Err(Error::usage(format!("`{}` exists and is not an empty folder", root.display()))
+                        .hint("name another one: `--out DIR`"));
+                }
+                root
+            }
+            None => (1..)
+                .map(|number| PathBuf::from(format!("runs/{name}-{number:03}")))
+                .find(|path| !path.exists())
+                .unwrap_or_default(),
+        };
+        for folder in [root.clone(), root.join("samples"), root.join("checkpoints")] {
+            fs::create_dir_all(&folder).context(|| format!("cannot create `{}`", folder.display()))?;
+        }
+        Ok(Self { root })
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Writes a file of the run's folder.
+    pub fn write(&self, name: &str, contents: &str) -> Result<()> {
+        let path = self.root.join(name);
+        fs::write(&path, contents).context(|| format!("cannot write `{}`", path.display()))
+    }
+
+    /// Saves the model as `checkpoints/step-NNNNNN` and points `checkpoints/latest` there. The folder appears under its
+    /// name only when it is complete.
+    pub fn save_checkpoint(&self, model: &dyn UnifiedModel, step: u64) -> Result<PathBuf> {
+        let folder = self.root.join("checkpoints");
+        let name = format!("step-{step:06}");
+        let path = folder.join(&name);
+        save_whole(model, &path)?;
+        let link = folder.join("latest");
+        let next = folder.join("latest.new");
+        let place = || format!("cannot point `{}` at `{name}`", link.display());
+        let _ = fs::remove_file(&next);
+        std::os::unix::fs::symlink(&name, &next).context(place)?;
+        fs::rename(&next, &link).context(place)?;
+        Ok(path)
+    }
+
+    /// Writes sample drawings with what was asked, answered and rewarded.
+    pub fn save_samples(&self, step: u64, samples: &Samples<'_>) -> Result<()> {
+        let name = format!("samples/step-{step:06}");
+        let path = self.root.join(format!("{name}.png"));
+        save_grid(samples.pixels, samples.columns, &path)?;
+        let lines: Vec<String> = samples
+            .tasks
+            .iter()
+            .zip(samples.answers)
+            .zip(samples.rewards)
+            .map(|((task, answer), reward)| serde_json::to_string(&Line { task, answer, reward }))
+            .collect::<std::result::Result<_, _>>()
+            .context(|| "cannot write the samples")?;
+        self.write(&format!("{name}.jsonl"), &(lines.join("\n") + "\n"))
+    }
+}
+
+/// Drawings with what was asked, answered and rewarded, row by row.
+pub struct Samples<'a> {
+    /// `[B,3,H,W]` in `0..=1`.
+    pub pixels: &'a Tensor,
+    /// Pictures a row of the grid.
+    pub columns: i64,
+    /// What was to be drawn.
+    pub tasks: &'a [Task],
+    /// What the model said of it.
+    pub answers: &'a [String],
+    /// What that was worth.
+    pub rewards: &'a [Reward],
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    task: &'a Task,
+    answer: &'a str,
+    reward: &'a Reward,
+}
+
+/// Saves a model into `path`, which must not exist and does not until the checkpoint is whole.
+pub fn save_whole(model: &dyn UnifiedModel, path: &Path) -> Result<()> {
+    let place = || format!("cannot save a checkpoint to `{}`", path.display());
+    if path.exists() {
+        return Err(Error::usage(format!("`{}` exists", path.display())).hint("name another folder: `--out DIR`"));
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).context(place)?;
+    let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(parent).context(place)?;
+    model.save(partial.path())?;
+    fs::rename(partial.path(), path).context(place)?;
+    let _ = partial.keep();
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(path, readable).context(place)
+}
+
+/// Writes `[B,3,H,W]` pixels in `0..=1` as one PNG, `columns` a row, small images enlarged without smoothing.
+pub fn save_grid(pixels: &Tensor, columns: i64, path: &Path) -> Result<()> {
+    let (batch, _, height, width) = pixels.size4().context(|| "pictures to save")?;
+    let scale = (96 / height.max(1)).max(1);
+    let (gap, cell_h, cell_w) = (scale, height * scale, width * scale);
+    let columns = columns.clamp(1, batch.max(1));
+    let rows = (batch + columns - 1) / columns;
+    let pixels = pixels.to_device(tch::Device::Cpu).to_kind(Kind::Float).clamp(0.0, 1.0) * 255.0;
+    let pixels = pixels.repeat_interleave_self_int(scale, 2, None).repeat_interleave_self_int(scale, 3, None);
+    let canvas = Tensor::full(
+        [3, rows * (cell_h + gap) + gap, columns * (cell_w + gap) + gap],
+        160.0,
+        (Kind::Float, tch::Device::Cpu),
+    );
+    for index in 0..batch {
+        let (row, column) = (index / columns, index % columns);
+        canvas
+            .narrow(1, gap + row * (cell_h + gap), cell_h)
+            .narrow(2, gap + column * (cell_w + gap), cell_w)
+            .copy_(&pixels.get(index));
+    }
+    let size = canvas.size();
+    let bytes = Vec::<u8>::try_from(canvas.permute([1, 2, 0]).contiguous().to_kind(Kind::Uint8).view([-1]))?;
+    let picture = image::RgbImage::from_raw(size[2] as u32, size[1] as u32, bytes)
+        .ok_or_else(|| Error::failure("a picture of the wrong size"))?;
+    picture.save(path).context(|| format!("cannot write `{}`", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_shows_every_picture_enlarged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grid.png");
+        let pixels = Tensor::zeros([3, 3, 32, 32], (Kind::Float, tch::Device::Cpu));
+        let _ = pixels.get(2).fill_(1.0);
+        save_grid(&pixels, 2, &path).unwrap();
+        let picture = image::open(&path).unwrap().to_rgb8();
+        assert_eq!(picture.dimensions(), (2 * 99 + 3, 2 * 99 + 3));
+        assert_eq!((picture.get_pixel(50, 50).0, picture.get_pixel(50, 150).0), ([0; 3], [255; 3]));
+    }
+
+    #[test]
+    fn a_used_folder_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("notes"), "mine").unwrap();
+        assert!(RunDir::create(Some(dir.path().into()), "x").is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
