@@ -11,6 +11,8 @@ const COLORS: [&str; 10] =
     ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"];
 const DETERMINERS: [&str; 3] = ["a", "an", "the"];
 const SEPARATORS: [&str; 9] = ["and", "with", "plus", "or", "but", "while", ",", "is", "are"];
+/// Relations that no prompt asks for.
+const ELSEWHERE: [&str; 6] = ["diagonal", "diagonally", "next", "beside", "near", "behind"];
 const FILLERS: [&str; 32] = [
     "there", "this", "that", "it", "in", "of", "to", "on", "at", "from", "side", "image", "picture", "photo",
     "object", "objects", "item", "items", "main", "color", "colour", "colored", "number", "total", "shows",
@@ -106,8 +108,8 @@ impl Parser {
             self.predicate |= matches!(word, "is" | "are");
         } else if DETERMINERS.contains(&word) {
             self.phrase.determined = true;
-        } else if let Some(relation) = relation(word) {
-            self.place(relation);
+        } else if relation(word).is_some() || ELSEWHERE.contains(&word) {
+            self.place(relation(word));
         } else if is_color {
             self.phrase.colors.push(word.into());
         } else if let (Some(count), None) = (number(word), self.phrase.count) {
@@ -118,15 +120,14 @@ impl Parser {
     }
 }
 
-fn relation(word: &str) -> Option<Option<Relation>> {
-    Some(match word {
+fn relation(word: &str) -> Option<Relation> {
+    match word {
         "left" => Some(Relation::LeftOf),
         "right" => Some(Relation::RightOf),
         "above" | "over" | "top" => Some(Relation::Above),
         "below" | "under" | "beneath" | "underneath" => Some(Relation::Below),
-        "diagonal" | "diagonally" | "next" | "beside" | "near" | "behind" => None,
-        _ => return None,
-    })
+        _ => None,
+    }
 }
 
 /// Lower-case words; any punctuation that can end a clause becomes a comma.

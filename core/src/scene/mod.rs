@@ -12,7 +12,7 @@ pub use generate::{ObjectList, Split, sample, sample_batch};
 pub use jsonl::{read_jsonl, write_jsonl};
 pub use text::{article, number_word, plural};
 
-/// GenEval's six kinds of prompts.
+/// `GenEval`'s six kinds of prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
@@ -41,7 +41,7 @@ impl Category {
         Category::ColorAttr,
     ];
 
-    /// GenEval's tag, e.g. `single_object`.
+    /// `GenEval`'s tag, e.g. `single_object`.
     pub fn name(self) -> &'static str {
         match self {
             Category::SingleObject => "single_object",
