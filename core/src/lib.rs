@@ -2,6 +2,7 @@
 //!
 //! A plugin author reads [`model`] or [`reward`]; a reader of the method starts at [`train`] and [`optimizer`].
 
+mod abi;
 pub mod config;
 pub mod error;
 pub mod eval;
@@ -9,6 +10,7 @@ pub mod judge;
 pub mod metrics;
 pub mod model;
 pub mod optimizer;
+pub mod plugin;
 pub mod pretrain;
 pub mod reward;
 pub mod run_dir;
@@ -19,3 +21,7 @@ pub mod train;
 pub mod update;
 
 pub use error::{Error, Result};
+
+/// What the exported macros expand to; not for direct use.
+#[doc(hidden)]
+pub use abi::export::private as __private;

@@ -1,0 +1,35 @@
+//! Makes what the plugin stamp states about this build known to the compiler: libtorch, rustc and target.
+
+use std::{env, fs, path::Path, process::Command};
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-env=UNIRL_TORCH={}", torch_version());
+    println!("cargo:rustc-env=UNIRL_RUSTC={}", rustc_version());
+    println!("cargo:rustc-env=UNIRL_TARGET={}", env::var("TARGET").unwrap_or_default());
+}
+
+/// The version in the headers beside the libtorch that torch-sys links to.
+fn torch_version() -> String {
+    let lib = env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_else(|_| panic!("torch-sys did not say where libtorch lies"));
+    let header = Path::new(&lib).join("../include/torch/headeronly/version.h");
+    println!("cargo:rerun-if-changed={}", header.display());
+    let text = fs::read_to_string(&header).unwrap_or_else(|error| panic!("{}: {error}", header.display()));
+    let number = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix("#define ")?.strip_prefix(name));
+        line.map_or_else(|| panic!("{}: no {name}", header.display()), |rest| rest.trim().to_owned())
+    };
+    format!(
+        "{}.{}.{}",
+        number("TORCH_VERSION_MAJOR"),
+        number("TORCH_VERSION_MINOR"),
+        number("TORCH_VERSION_PATCH")
+    )
+}
+
+fn rustc_version() -> String {
+    let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    let output = Command::new(rustc).arg("--version").output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    text.strip_prefix("rustc ").unwrap_or(&text).to_owned()
+}

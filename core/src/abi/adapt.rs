@@ -1,0 +1,127 @@
+//! The plugin's side: an author's object behind [`Component`].
+
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+
+use abi_stable::erased_types::TD_Opaque;
+use abi_stable::std_types::{RResult, RStr};
+
+use super::component::{Component, Component_TO, ComponentBox, FfiError, FfiRecord};
+use super::guard::guard;
+use super::wire::{self, Message, op};
+use crate::error::{Code, Error, Result};
+use crate::model::{Policy, UnifiedModel};
+use crate::reward::RewardFunction;
+
+/// Answers operations.
+trait Answer: Send {
+    fn answer(&mut self, op: &str, args: Message) -> Result<Message>;
+}
+
+struct Adapt<T: Answer>(Option<T>);
+
+impl<T: Answer> Component for Adapt<T> {
+    fn call(&mut self, op: RStr<'_>, args: FfiRecord) -> RResult<FfiRecord, FfiError> {
+        guard(|| {
+            let object = self.0.as_mut().ok_or_else(|| Error::failure("used after its end"))?;
+            Ok(object.answer(op.as_str(), Message::unpack(args)?)?.pack())
+        })
+    }
+}
+
+impl<T: Answer> Drop for Adapt<T> {
+    fn drop(&mut self) {
+        let object = self.0.take();
+        // A panic in the author's destructor has nowhere to go.
+        let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(object)));
+    }
+}
+
+/// Wraps a model.
+pub(super) fn model(model: Box<dyn UnifiedModel>) -> ComponentBox {
+    Component_TO::from_value(Adapt(Some(model)), TD_Opaque)
+}
+
+/// Wraps a reward rule.
+pub(super) fn reward(rule: Box<dyn RewardFunction>) -> ComponentBox {
+    Component_TO::from_value(Adapt(Some(rule)), TD_Opaque)
+}
+
+fn unsupported(op: &str) -> Error {
+    Error::new(Code::Unsupported, format!("operation `{op}` is not known to this plugin"))
+        .hint("rebuild the plugin with the unirl of the host")
+}
+
+impl Answer for Box<dyn UnifiedModel> {
+    fn answer(&mut self, op: &str, args: Message) -> Result<Message> {
+        // What the trait calls "without gradient" is, whatever the author wrote.
+        let _no_grad = match op {
+            op::PARAMETERS | op::IMAGE_LOGITS | op::ANSWER_LOGP | op::TOKENIZER_LOSS => None,
+            _ => Some(tch::no_grad_guard()),
+        };
+        match op {
+            op::CARD => wire::card(self.card()),
+            op::PARAMETERS => wire::parameters(&self.parameters()?),
+            op::SET_MODE => done(self.set_mode(wire::read_set_mode(args)?)),
+            op::FREEZE_REFERENCE => done(self.freeze_reference()),
+            op::GENERATE => {
+                let (prompts, sampling) = wire::read_generate(args)?;
+                Ok(wire::images(&self.generate(&prompts, &sampling)?))
+            }
+            op::ANSWER => {
+                let (images, questions, sampling) = wire::read_answer(args)?;
+                wire::answers(&UnifiedModel::answer(&mut **self, &images, &questions, &sampling)?)
+            }
+            op::ENCODE_ANSWERS => wire::answers(&self.encode_answers(&wire::read_encode_answers(args)?)?),
+            op::IMAGE_LOGITS => {
+                let (prompts, images, policy, replay) = wire::read_image_logits(args)?;
+                let _no_grad = (policy == Policy::Reference).then(tch::no_grad_guard);
+                Ok(wire::logits(&self.image_logits(&prompts, &images, policy, &replay)?))
+            }
+            op::ANSWER_LOGP => {
+                let (images, questions, answers, policy) = wire::read_answer_logp(args)?;
+                Ok(wire::logp(&self.answer_logp(&images, &questions, &answers, policy)?))
+            }
+            op::PIXELS => Ok(wire::pixels(&self.pixels(&wire::read_images(args)?)?)),
+            op::ENCODE => Ok(wire::images(&self.encode(&wire::read_pixels(args)?)?)),
+            op::TOKENIZER_LOSS => Ok(wire::loss(&self.tokenizer_loss(&wire::read_pixels(args)?)?)),
+            op::SAVE => done(self.save(Path::new(&wire::read_save(args)?))),
+            _ => Err(unsupported(op)),
+        }
+    }
+}
+
+fn done(result: Result<()>) -> Result<Message> {
+    result.map(|()| Message::default())
+}
+
+impl Answer for Box<dyn RewardFunction> {
+    fn answer(&mut self, op: &str, args: Message) -> Result<Message> {
+        match op {
+            op::SCORE => wire::rewards(&self.score(&wire::read_score(args)?)?),
+            _ => Err(unsupported(op)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reward::{Reward, Sample};
+
+    struct Nothing;
+
+    impl RewardFunction for Nothing {
+        fn score(&self, _: &[Sample]) -> Result<Vec<Reward>> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn an_operation_of_a_later_host_answers_unsupported() {
+        let mut component = reward(Box::new(Nothing));
+        let result = component.call("dance".into(), Message::default().pack()).into_result();
+        let error = Error::from(result.map(|_| ()).expect_err("unknown"));
+        assert_eq!((error.code(), error.message()), (Code::Unsupported, "operation `dance` is not known to this plugin"));
+    }
+}

@@ -1,0 +1,252 @@
+//! What a plugin author writes: `register_model!`, `register_reward!`, `export_plugin!`, and what stands behind them.
+#![allow(unsafe_code, reason = "the header of abi_stable's root module")]
+
+use abi_stable::library::{__call_root_module_loader, CheckTypeLayout, LibHeader, RootModuleResult};
+use abi_stable::prefix_type::PrefixTypeTrait;
+use abi_stable::std_types::{RResult, RStr, RVec};
+use schemars::{JsonSchema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::component::{ComponentBox, FfiEntry, FfiError, HostApi, PluginModule, PluginModule_Ref};
+use super::guard::{guard, install_hook};
+use super::{adapt, log, stamp, wire};
+use crate::error::{Code, Error, Result, unknown_name};
+use crate::model::{ModelSource, UnifiedModel};
+use crate::reward::RewardFunction;
+
+/// Registers a model: its name, its configuration, and how to construct it.
+///
+/// The constructor is `fn(Config, &ModelSource) -> Result<Box<dyn UnifiedModel>>`. The configuration type implements
+/// `Deserialize`, `JsonSchema` and `Default` (write `#[serde(default)]`, and let doc comments say what a key does: they
+/// become descriptions). A key that the type does not have is refused before the constructor is called.
+///
+/// May stand in any module of the plugin's own crate, once a model; [`export_plugin!`](crate::export_plugin) shows
+/// a plugin in full.
+#[macro_export]
+macro_rules! register_model {
+    ($name:expr, $config:ty, $new:expr $(,)?) => {
+        $crate::__private::inventory::submit! {
+            $crate::__private::ModelEntry {
+                name: $name,
+                schema: $crate::__private::schema::<$config>,
+                new: |config, source| {
+                    let new: fn(
+                        $config,
+                        &$crate::model::ModelSource,
+                    ) -> $crate::Result<::std::boxed::Box<dyn $crate::model::UnifiedModel>> = $new;
+                    new($crate::__private::config::<$config>(config)?, source)
+                },
+            }
+        }
+    };
+}
+
+/// Registers a reward rule: its name, its configuration, and how to construct it.
+///
+/// The constructor is `fn(Config) -> Result<Box<dyn RewardFunction>>`; the rest is as in
+/// [`register_model!`](crate::register_model).
+#[macro_export]
+macro_rules! register_reward {
+    ($name:expr, $config:ty, $new:expr $(,)?) => {
+        $crate::__private::inventory::submit! {
+            $crate::__private::RewardEntry {
+                name: $name,
+                schema: $crate::__private::schema::<$config>,
+                new: |config| {
+                    let new: fn($config) -> $crate::Result<::std::boxed::Box<dyn $crate::reward::RewardFunction>> =
+                        $new;
+                    new($crate::__private::config::<$config>(config)?)
+                },
+            }
+        }
+    };
+}
+
+/// Makes the crate a plugin: one line in the `lib.rs` of a `cdylib`.
+///
+/// Name the crate `unirl-plugin-NAME`: its file `libunirl_plugin_NAME.so` is then found as `NAME`. A plugin is loaded
+/// once and stays until the process ends. A panic in it becomes an error of the host, its `tracing` events reach
+/// the host's log, and randomness comes from the `seed` of an argument alone.
+///
+/// A whole plugin, with `crate-type = ["cdylib"]` and the dependencies `unirl`, `serde` and `schemars`:
+///
+/// ```no_run
+/// use std::collections::BTreeMap;
+///
+/// use schemars::JsonSchema;
+/// use serde::Deserialize;
+/// use unirl::Result;
+/// use unirl::reward::{Reward, RewardFunction, Sample};
+///
+/// /// Points for a short answer.
+/// #[derive(Deserialize, JsonSchema)]
+/// #[serde(default)]
+/// struct Brief {
+///     /// Most words that still earn the point.
+///     words: usize,
+/// }
+///
+/// impl Default for Brief {
+///     fn default() -> Self {
+///         Self { words: 5 }
+///     }
+/// }
+///
+/// impl RewardFunction for Brief {
+///     fn score(&self, samples: &[Sample]) -> Result<Vec<Reward>> {
+///         let score = |sample: &Sample| {
+///             let brief = sample.answer.split_whitespace().count() <= self.words;
+///             Reward { score: f64::from(u8::from(brief)), max: 1.0, parts: BTreeMap::new() }
+///         };
+///         Ok(samples.iter().map(score).collect())
+///     }
+/// }
+///
+/// unirl::register_reward!("brief", Brief, |config| Ok(Box::new(config)));
+/// unirl::export_plugin!();
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! export_plugin {
+    () => {
+        /// What this plugin was built with, read by the host before the file is opened as a library.
+        #[unsafe(no_mangle)]
+        pub static UNIRL_PLUGIN_STAMP: [u8; 512] =
+            $crate::__private::stamp(env!("CARGO_CRATE_NAME"), env!("CARGO_PKG_VERSION"));
+
+        // The name that abi_stable looks for; its own attribute would ask the author to depend on it.
+        #[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
+        static UNIRL_PLUGIN_ROOT: $crate::__private::LibHeader = $crate::__private::lib_header();
+    };
+}
+
+/// What the macros expand to.
+pub mod private {
+    pub use super::super::stamp::stamp;
+    pub use super::{ModelEntry, RewardEntry, config, lib_header, schema};
+    pub use abi_stable::library::LibHeader;
+    pub use inventory;
+}
+
+/// A registered model.
+pub struct ModelEntry {
+    /// Its name.
+    pub name: &'static str,
+    /// The schema of its configuration.
+    pub schema: fn() -> Value,
+    /// Its constructor.
+    pub new: fn(Value, &ModelSource) -> Result<Box<dyn UnifiedModel>>,
+}
+
+/// A registered reward rule.
+pub struct RewardEntry {
+    /// Its name.
+    pub name: &'static str,
+    /// The schema of its configuration.
+    pub schema: fn() -> Value,
+    /// Its constructor.
+    pub new: fn(Value) -> Result<Box<dyn RewardFunction>>,
+}
+
+inventory::collect!(ModelEntry);
+inventory::collect!(RewardEntry);
+
+/// The header through which abi_stable finds the functions of a plugin.
+pub const fn lib_header() -> LibHeader {
+    // SAFETY: `construct` makes a `PluginModule_Ref` and nothing else.
+    unsafe { LibHeader::from_constructor::<PluginModule_Ref>(construct, CheckTypeLayout::Yes) }
+}
+
+extern "C" fn construct() -> RootModuleResult {
+    __call_root_module_loader::<PluginModule_Ref>(|| PluginModule { init, entries, make }.leak_into_prefix())
+}
+
+extern "C" fn init(host: HostApi) {
+    install_hook();
+    // Set already where a process has two registries of plugins: the host is the same.
+    let _ = tracing::subscriber::set_global_default(log::Forward(host));
+}
+
+extern "C" fn entries() -> RResult<RVec<FfiEntry>, FfiError> {
+    guard(|| {
+        let entry = |kind: &str, name: &str, schema: fn() -> Value| FfiEntry {
+            kind: kind.into(),
+            name: name.into(),
+            schema: schema().to_string().into(),
+        };
+        let models = inventory::iter::<ModelEntry>.into_iter().map(|e| entry("model", e.name, e.schema));
+        let rewards = inventory::iter::<RewardEntry>.into_iter().map(|e| entry("reward", e.name, e.schema));
+        Ok(models.chain(rewards).collect())
+    })
+}
+
+extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<ComponentBox, FfiError> {
+    guard(|| {
+        let unknown = || Error::new(Code::Unsupported, format!("the plugin has no {kind} `{name}`"));
+        let (config, source) = wire::read_make(&json)?;
+        match (kind.as_str(), source) {
+            ("model", Some(source)) => {
+                let mut models = inventory::iter::<ModelEntry>.into_iter();
+                let entry = models.find(|entry| entry.name == name).ok_or_else(unknown)?;
+                Ok(adapt::model((entry.new)(config, &source)?))
+            }
+            ("reward", _) => {
+                let mut rewards = inventory::iter::<RewardEntry>.into_iter();
+                let entry = rewards.find(|entry| entry.name == name).ok_or_else(unknown)?;
+                Ok(adapt::reward((entry.new)(config)?))
+            }
+            _ => Err(unknown()),
+        }
+    })
+}
+
+/// The schema of a configuration.
+pub fn schema<C: JsonSchema>() -> Value {
+    SchemaGenerator::default().into_root_schema_for::<C>().to_value()
+}
+
+/// Reads a configuration; absent and empty are the default.
+pub fn config<C: DeserializeOwned + JsonSchema + Default>(json: Value) -> Result<C> {
+    let Value::Object(keys) = &json else {
+        return if json.is_null() { Ok(C::default()) } else { Err(Error::usage("the configuration is not a table")) };
+    };
+    if keys.is_empty() {
+        return Ok(C::default());
+    }
+    let schema = schema::<C>();
+    refuse_unknown_keys(&json, &schema, &schema, "")?;
+    serde_json::from_value(json.clone()).map_err(|error| {
+        // serde does not say which key it dislikes: it is the one without which the rest can be read.
+        let culprit = keys.keys().find(|key| {
+            let rest: Map<String, Value> =
+                keys.iter().filter(|(k, _)| k != key).map(|(k, v)| (k.clone(), v.clone())).collect();
+            serde_json::from_value::<C>(Value::Object(rest)).is_ok()
+        });
+        let place = culprit.map_or(String::new(), |key| format!(" `{key}`"));
+        Error::usage(format!("configuration{place}: {error}"))
+    })
+}
+
+/// Looks at objects of which the schema names every key; unions and maps are left to serde.
+fn refuse_unknown_keys(value: &Value, schema: &Value, root: &Value, path: &str) -> Result<()> {
+    let target = schema.get("$ref").and_then(Value::as_str).and_then(|target| target.strip_prefix('#'));
+    let schema = target.and_then(|target| root.pointer(target)).unwrap_or(schema);
+    let open = ["oneOf", "anyOf", "allOf", "patternProperties"].iter().any(|key| schema.get(key).is_some())
+        || schema.get("additionalProperties").is_some_and(|more| *more != Value::Bool(false));
+    let (Value::Object(values), Some(Value::Object(known)), false) = (value, schema.get("properties"), open) else {
+        return Ok(());
+    };
+    for (key, value) in values {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let Some(schema) = known.get(key) else {
+            let names: Vec<&str> = known.keys().map(String::as_str).collect();
+            let error = unknown_name("configuration key", key, &names);
+            return Err(if path == *key { error } else { error.cause(format!("at `{path}`")) });
+        };
+        refuse_unknown_keys(value, schema, root, &path)?;
+    }
+    Ok(())
+}
+
+const _: () = assert!(stamp::ABI == 1, "write the abi number into `stamp::stamp`, too");

@@ -1,0 +1,264 @@
+//! The host's side: a component that implements the trait again, and answers for what comes back from the plugin.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::path::Path;
+
+use tch::{Kind, Tensor};
+
+use super::component::ComponentBox;
+use super::wire::{self, Message, op};
+use crate::error::{Code, Error, Result};
+use crate::model::{
+    Answers, ImageLogits, ImageSampling, Images, Mode, ModelCard, Parameter, Policy, Replay, TextSampling, TokenLogp,
+    UnifiedModel,
+};
+use crate::reward::{Reward, RewardFunction, Sample};
+
+/// A component and how errors name it. The cell is there because some methods of the traits take `&self`.
+struct Remote {
+    label: String,
+    component: RefCell<ComponentBox>,
+}
+
+impl Remote {
+    fn new(label: String, component: ComponentBox) -> Self {
+        Self { label, component: RefCell::new(component) }
+    }
+
+    /// One round trip; whatever goes wrong on the way is told with the plugin and the operation.
+    fn call<T>(&self, op: &str, args: Result<Message>, read: impl FnOnce(Message) -> Result<T>) -> Result<T> {
+        let reply = args.and_then(|args| {
+            let reply = self.component.borrow_mut().call(op.into(), args.pack());
+            read(Message::unpack(reply.into_result()?)?)
+        });
+        reply.map_err(|error| error.context(format!("plugin `{}` failed in `{op}`", self.label)))
+    }
+}
+
+/// A model in a plugin.
+pub(crate) struct ForeignModel {
+    remote: Remote,
+    card: ModelCard,
+}
+
+impl ForeignModel {
+    /// `label` is what errors call it: the plugin, and the entry where it has another name.
+    pub(crate) fn new(label: String, component: ComponentBox) -> Result<Self> {
+        let remote = Remote::new(label, component);
+        let card = remote.call(op::CARD, Ok(Message::default()), |reply| {
+            let card = wire::read_card(reply)?;
+            let sizes = [card.image_tokens, card.codebook_size, card.resolution];
+            let good = sizes.iter().all(|size| *size > 0);
+            check(good, || format!("`card`: expected positive sizes, got {sizes:?}"))?;
+            Ok(card)
+        })?;
+        Ok(Self { remote, card })
+    }
+
+    fn check_images(&self, images: Images, batch: i64) -> Result<Images> {
+        let (n, k) = (self.card.image_tokens, self.card.codebook_size);
+        shape("images.tokens", &images.tokens, &[batch, n], Kind::Int64)?;
+        within("images.tokens", &images.tokens, 0.0, (k - 1) as f64)?;
+        if let Some(relaxed) = &images.relaxed {
+            shape("images.relaxed", relaxed, &[batch, n, k], Kind::Float)?;
+            finite("images.relaxed", relaxed)?;
+        }
+        if let Some(revealed_at) = &images.revealed_at {
+            shape("images.revealed_at", revealed_at, &[batch, n], Kind::Int64)?;
+        }
+        Ok(images)
+    }
+}
+
+impl UnifiedModel for ForeignModel {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn parameters(&self) -> Result<Vec<Parameter>> {
+        self.remote.call(op::PARAMETERS, Ok(Message::default()), |reply| {
+            let parameters = wire::read_parameters(reply)?;
+            let mut names = HashSet::new();
+            for Parameter { name, tensor, .. } in &parameters {
+                check(names.insert(name), || format!("parameter `{name}` comes twice"))?;
+                check(tensor.is_leaf(), || format!("parameter `{name}`: expected a leaf, got a computed tensor"))?;
+                let float = matches!(tensor.kind(), Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double);
+                check(float, || format!("parameter `{name}`: expected a float type, got {:?}", tensor.kind()))?;
+            }
+            Ok(parameters)
+        })
+    }
+
+    fn set_mode(&mut self, mode: Mode) -> Result<()> {
+        self.remote.call(op::SET_MODE, wire::set_mode(mode), |_| Ok(()))
+    }
+
+    fn freeze_reference(&mut self) -> Result<()> {
+        self.remote.call(op::FREEZE_REFERENCE, Ok(Message::default()), |_| Ok(()))
+    }
+
+    fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
+        let batch = prompts.len() as i64;
+        self.remote.call(op::GENERATE, wire::generate(prompts, sampling), |reply| {
+            self.check_images(wire::read_images(reply)?, batch)
+        })
+    }
+
+    fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
+        self.remote.call(op::ANSWER, wire::answer(images, questions, sampling), |reply| {
+            check_answers(wire::read_answers(reply)?, questions.len())
+        })
+    }
+
+    fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
+        self.remote.call(op::ENCODE_ANSWERS, wire::encode_answers(texts), |reply| {
+            check_answers(wire::read_answers(reply)?, texts.len())
+        })
+    }
+
+    fn image_logits(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+    ) -> Result<ImageLogits> {
+        self.remote.call(op::IMAGE_LOGITS, wire::image_logits(prompts, images, policy, replay), |reply| {
+            let reply = wire::read_logits(reply)?;
+            let (b, n, k) = (images.len(), self.card.image_tokens, self.card.codebook_size);
+            shape("logits", &reply.logits, &[b, n, k], Kind::Float)?;
+            shape("targets", &reply.targets, &[b, n], Kind::Bool)?;
+            let elsewhere = reply.targets.logical_not().unsqueeze(-1);
+            finite("logits", &reply.logits.detach().masked_fill(&elsewhere, 0.0))?;
+            Ok(reply)
+        })
+    }
+
+    fn answer_logp(
+        &self,
+        images: &Images,
+        questions: &[String],
+        answers: &Answers,
+        policy: Policy,
+    ) -> Result<TokenLogp> {
+        self.remote.call(op::ANSWER_LOGP, wire::answer_logp(images, questions, answers, policy), |reply| {
+            let reply = wire::read_logp(reply)?;
+            shape("logp", &reply.logp, &answers.tokens.size(), Kind::Float)?;
+            shape("mask", &reply.mask, &answers.tokens.size(), Kind::Bool)?;
+            finite("logp", &reply.logp)?;
+            Ok(reply)
+        })
+    }
+
+    fn pixels(&self, images: &Images) -> Result<Tensor> {
+        self.remote.call(op::PIXELS, Ok(wire::images(images)), |reply| {
+            let pixels = wire::read_pixels(reply)?;
+            let side = self.card.resolution;
+            shape("pixels", &pixels, &[images.len(), 3, side, side], Kind::Float)?;
+            finite("pixels", &pixels)?;
+            within("pixels", &pixels, 0.0, 1.0)?;
+            Ok(pixels)
+        })
+    }
+
+    fn encode(&self, pixels: &Tensor) -> Result<Images> {
+        self.remote.call(op::ENCODE, Ok(wire::pixels(pixels)), |reply| {
+            self.check_images(wire::read_images(reply)?, pixels.size().first().copied().unwrap_or(0))
+        })
+    }
+
+    fn tokenizer_loss(&self, pixels: &Tensor) -> Result<Tensor> {
+        self.remote.call(op::TOKENIZER_LOSS, Ok(wire::pixels(pixels)), |reply| {
+            let loss = wire::read_loss(reply)?;
+            shape("loss", &loss, &[], Kind::Float)?;
+            finite("loss", &loss)?;
+            Ok(loss)
+        })
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.remote.call(op::SAVE, wire::save(dir), |_| Ok(()))
+    }
+}
+
+/// A reward rule in a plugin.
+pub(crate) struct ForeignReward(Remote);
+
+impl ForeignReward {
+    /// As [`ForeignModel::new`].
+    pub(crate) fn new(label: String, component: ComponentBox) -> Self {
+        Self(Remote::new(label, component))
+    }
+}
+
+impl RewardFunction for ForeignReward {
+    fn score(&self, samples: &[Sample]) -> Result<Vec<Reward>> {
+        self.0.call(op::SCORE, wire::score(samples), |reply| {
+            let rewards = wire::read_rewards(reply)?;
+            let (expected, got) = (samples.len(), rewards.len());
+            check(expected == got, || format!("`rewards`: expected {expected}, got {got}"))?;
+            for (index, reward) in rewards.iter().enumerate() {
+                check(reward.max > 0.0, || {
+                    format!("`rewards[{index}].max`: expected a positive number, got {}", reward.max)
+                })?;
+            }
+            Ok(rewards)
+        })
+    }
+}
+
+fn check_answers(answers: Answers, batch: usize) -> Result<Answers> {
+    let texts = answers.text.len();
+    check(texts == batch, || format!("`text`: expected {batch} answers, got {texts}"))?;
+    let length = answers.tokens.size().get(1).copied().unwrap_or(0);
+    shape("answers.tokens", &answers.tokens, &[batch as i64, length], Kind::Int64)?;
+    shape("answers.mask", &answers.mask, &[batch as i64, length], Kind::Bool)?;
+    Ok(answers)
+}
+
+fn check(good: bool, message: impl FnOnce() -> String) -> Result<()> {
+    if good { Ok(()) } else { Err(Error::failure(message())) }
+}
+
+fn shape(place: &str, tensor: &Tensor, size: &[i64], kind: Kind) -> Result<()> {
+    let (got, got_kind) = (tensor.size(), tensor.kind());
+    check(got == size && got_kind == kind, || {
+        format!("`{place}`: expected {size:?} {}, got {got:?} {}", kind_name(kind), kind_name(got_kind))
+    })
+}
+
+fn kind_name(kind: Kind) -> String {
+    match kind {
+        Kind::Int64 => "i64".into(),
+        Kind::Int => "i32".into(),
+        Kind::Float => "f32".into(),
+        Kind::Double => "f64".into(),
+        Kind::Half => "f16".into(),
+        Kind::BFloat16 => "bf16".into(),
+        Kind::Bool => "bool".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn within(place: &str, tensor: &Tensor, low: f64, high: f64) -> Result<()> {
+    if tensor.numel() == 0 {
+        return Ok(());
+    }
+    let least = tensor.f_min()?.f_double_value(&[])?;
+    let most = tensor.f_max()?.f_double_value(&[])?;
+    check(least >= low && most <= high, || {
+        format!("`{place}`: expected values in {low}..={high}, got {least}..={most}")
+    })
+}
+
+fn finite(place: &str, tensor: &Tensor) -> Result<()> {
+    let bad = tensor.detach().f_isfinite()?.f_logical_not()?.f_nonzero()?;
+    if bad.size()[0] == 0 {
+        return Ok(());
+    }
+    let first = if tensor.dim() == 0 { Vec::new() } else { Vec::<i64>::try_from(bad.get(0))? };
+    let count = bad.size()[0];
+    let message = format!("`{place}`: expected finite values, got {count} NaN or infinite, the first at {first:?}");
+    Err(Error::new(Code::NonFinite, message))
+}

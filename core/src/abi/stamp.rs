@@ -1,0 +1,69 @@
+//! The text in every plugin file that says what it was built with, written while compiling.
+
+/// The number of the layout in `component`: plugins of another number are refused.
+pub(crate) const ABI: u32 = 1;
+/// The libtorch of this build.
+pub(crate) const TORCH: &str = env!("UNIRL_TORCH");
+/// The version of this crate.
+pub(crate) const UNIRL: &str = env!("CARGO_PKG_VERSION");
+/// The compiler of this build.
+pub(crate) const RUSTC: &str = env!("UNIRL_RUSTC");
+/// The platform of this build.
+pub(crate) const TARGET: &str = env!("UNIRL_TARGET");
+/// What a panic does in this build.
+pub(crate) const PANIC: &str = if cfg!(panic = "unwind") { "unwind" } else { "abort" };
+/// The release line of `abi_stable`.
+pub(crate) const ABI_STABLE: &str = "0.11";
+
+/// The first line of a stamp.
+pub(crate) const MAGIC: &str = "unirl-plugin-stamp-1\n";
+/// The bytes of a stamp, the unused ones zero.
+pub(crate) const SIZE: usize = 512;
+
+const PREFIX: &str = "unirl_plugin_";
+
+/// The stamp of a plugin; its name is the crate's without `unirl_plugin_`.
+pub const fn stamp(crate_name: &str, version: &str) -> [u8; SIZE] {
+    let mut out = ([0; SIZE], 0);
+    out = push(out, MAGIC, 0);
+    out = push(out, "abi=1\nunirl=", 0);
+    out = push(out, UNIRL, 0);
+    out = push(out, "\nplugin=", 0);
+    out = push(out, crate_name, prefix(crate_name));
+    out = push(out, "\nplugin_version=", 0);
+    out = push(out, version, 0);
+    out = push(out, "\ntorch=", 0);
+    out = push(out, TORCH, 0);
+    out = push(out, "\nrustc=", 0);
+    out = push(out, RUSTC, 0);
+    out = push(out, "\ntarget=", 0);
+    out = push(out, TARGET, 0);
+    out = push(out, "\npanic=", 0);
+    out = push(out, PANIC, 0);
+    out = push(out, "\nabi_stable=", 0);
+    out = push(out, ABI_STABLE, 0);
+    push(out, "\nfeatures=\n", 0).0
+}
+
+/// Appends `text[from..]`; a stamp that is too long is a compile error.
+const fn push(mut out: ([u8; SIZE], usize), text: &str, from: usize) -> ([u8; SIZE], usize) {
+    let mut index = from;
+    while index < text.len() {
+        out.0[out.1] = text.as_bytes()[index];
+        out.1 += 1;
+        index += 1;
+    }
+    out
+}
+
+const fn prefix(name: &str) -> usize {
+    let (name, prefix) = (name.as_bytes(), PREFIX.as_bytes());
+    let mut index = 0;
+    while index < prefix.len() {
+        if index >= name.len() || name[index] != prefix[index] {
+            return 0;
+        }
+        index += 1;
+    }
+    index
+}

@@ -1,0 +1,457 @@
+//! The messages: a write and a read function for every operation, one below the other.
+//!
+//! A new option is a new JSON key with a default on the reading side. JSON has no NaN and no infinity and `serde_json`
+//! writes `null` for them: there is no `null` in any message, and one is refused where it is written.
+
+use std::path::Path;
+
+use abi_stable::std_types::Tuple2;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tch::{Device, Tensor};
+
+use super::component::FfiRecord;
+use crate::error::{Code, Context, Error, Result};
+use crate::model::{
+    Answers, Checkpoint, ImageLogits, ImageSampling, Images, Mode, ModelCard, ModelSource, Parameter, ParameterGroup,
+    Policy, Replay, TextSampling, TokenLogp,
+};
+use crate::reward::{Reward, Sample};
+
+/// A message before it is packed and after it was unpacked.
+#[derive(Debug, Default)]
+pub(crate) struct Message {
+    json: Map<String, Value>,
+    tensors: Vec<(String, Tensor)>,
+}
+
+impl Message {
+    pub(crate) fn with(mut self, key: &str, value: &(impl Serialize + ?Sized)) -> Result<Self> {
+        let value = serde_json::to_value(value).context(|| format!("`{key}` cannot be written as JSON"))?;
+        if let Some(place) = find_null(&value) {
+            let message = format!("`{key}{place}`: expected a finite number, got NaN or an infinity");
+            return Err(Error::new(Code::NonFinite, message));
+        }
+        self.json.insert(key.into(), value);
+        Ok(self)
+    }
+
+    fn tensor(mut self, key: &str, tensor: &Tensor) -> Self {
+        self.tensors.push((key.into(), tensor.shallow_clone()));
+        self
+    }
+
+    fn images(self, images: &Images) -> Self {
+        let mut message = self.tensor("images.tokens", &images.tokens);
+        for (key, tensor) in [("images.relaxed", &images.relaxed), ("images.revealed_at", &images.revealed_at)] {
+            if let Some(tensor) = tensor {
+                message = message.tensor(key, tensor);
+            }
+        }
+        message
+    }
+
+    fn answers(self, answers: &Answers) -> Result<Self> {
+        let message = self.with("text", &answers.text)?;
+        Ok(message.tensor("answers.tokens", &answers.tokens).tensor("answers.mask", &answers.mask))
+    }
+
+    pub(crate) fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<T> {
+        let value = self.json.remove(key).ok_or_else(|| Error::failure(format!("`{key}` is missing")))?;
+        serde_json::from_value(value).context(|| format!("`{key}` cannot be read"))
+    }
+
+    fn take_if_there(&mut self, key: &str) -> Option<Tensor> {
+        let index = self.tensors.iter().position(|(name, _)| name == key)?;
+        Some(self.tensors.swap_remove(index).1)
+    }
+
+    fn take(&mut self, key: &str) -> Result<Tensor> {
+        self.take_if_there(key).ok_or_else(|| Error::failure(format!("tensor `{key}` is missing")))
+    }
+
+    fn take_images(&mut self) -> Result<Images> {
+        Ok(Images {
+            tokens: self.take("images.tokens")?,
+            relaxed: self.take_if_there("images.relaxed"),
+            revealed_at: self.take_if_there("images.revealed_at"),
+        })
+    }
+
+    fn take_answers(&mut self) -> Result<Answers> {
+        let text = self.get("text")?;
+        Ok(Answers { text, tokens: self.take("answers.tokens")?, mask: self.take("answers.mask")? })
+    }
+
+    pub(crate) fn pack(self) -> FfiRecord {
+        let tensors = self.tensors.into_iter().map(|(name, tensor)| Tuple2(name.into(), tensor.into()));
+        FfiRecord { json: Value::Object(self.json).to_string().into(), tensors: tensors.collect() }
+    }
+
+    pub(crate) fn unpack(record: FfiRecord) -> Result<Self> {
+        let json = serde_json::from_str(&record.json).context(|| "a message is not a JSON object")?;
+        let mut tensors = Vec::with_capacity(record.tensors.len());
+        for Tuple2(name, handle) in record.tensors {
+            let tensor = Tensor::from(handle);
+            if !tensor.defined() {
+                return Err(Error::failure(format!("tensor `{name}` is undefined")));
+            }
+            tensors.push((name.into(), tensor));
+        }
+        Ok(Self { json, tensors })
+    }
+}
+
+/// Where the first `null` is, as a path.
+fn find_null(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => Some(String::new()),
+        Value::Array(list) => list.iter().enumerate().find_map(|(i, v)| Some(format!("[{i}]{}", find_null(v)?))),
+        Value::Object(map) => map.iter().find_map(|(key, v)| Some(format!(".{key}{}", find_null(v)?))),
+        _ => None,
+    }
+}
+
+/// The names of the operations.
+pub(crate) mod op {
+    pub(crate) const CARD: &str = "card";
+    pub(crate) const PARAMETERS: &str = "parameters";
+    pub(crate) const SET_MODE: &str = "set_mode";
+    pub(crate) const FREEZE_REFERENCE: &str = "freeze_reference";
+    pub(crate) const GENERATE: &str = "generate";
+    pub(crate) const ANSWER: &str = "answer";
+    pub(crate) const ENCODE_ANSWERS: &str = "encode_answers";
+    pub(crate) const IMAGE_LOGITS: &str = "image_logits";
+    pub(crate) const ANSWER_LOGP: &str = "answer_logp";
+    pub(crate) const PIXELS: &str = "pixels";
+    pub(crate) const ENCODE: &str = "encode";
+    pub(crate) const TOKENIZER_LOSS: &str = "tokenizer_loss";
+    pub(crate) const SAVE: &str = "save";
+    pub(crate) const SCORE: &str = "score";
+}
+
+// ---- requests ----
+
+pub(crate) fn set_mode(mode: Mode) -> Result<Message> {
+    Message::default().with("mode", &mode)
+}
+
+pub(crate) fn read_set_mode(mut message: Message) -> Result<Mode> {
+    message.get("mode")
+}
+
+pub(crate) fn generate(prompts: &[String], sampling: &ImageSampling) -> Result<Message> {
+    Message::default().with("prompts", prompts)?.with("sampling", sampling)
+}
+
+pub(crate) fn read_generate(mut message: Message) -> Result<(Vec<String>, ImageSampling)> {
+    Ok((message.get("prompts")?, message.get("sampling")?))
+}
+
+pub(crate) fn answer(images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Message> {
+    Ok(Message::default().with("questions", questions)?.with("sampling", sampling)?.images(images))
+}
+
+pub(crate) fn read_answer(mut message: Message) -> Result<(Images, Vec<String>, TextSampling)> {
+    Ok((message.take_images()?, message.get("questions")?, message.get("sampling")?))
+}
+
+pub(crate) fn encode_answers(texts: &[String]) -> Result<Message> {
+    Message::default().with("texts", texts)
+}
+
+pub(crate) fn read_encode_answers(mut message: Message) -> Result<Vec<String>> {
+    message.get("texts")
+}
+
+pub(crate) fn image_logits(prompts: &[String], images: &Images, policy: Policy, replay: &Replay) -> Result<Message> {
+    let message = Message::default().with("prompts", prompts)?.with("policy", &policy)?.with("replay", replay)?;
+    Ok(message.images(images))
+}
+
+pub(crate) fn read_image_logits(mut message: Message) -> Result<(Vec<String>, Images, Policy, Replay)> {
+    Ok((message.get("prompts")?, message.take_images()?, message.get("policy")?, message.get("replay")?))
+}
+
+pub(crate) fn answer_logp(
+    images: &Images,
+    questions: &[String],
+    answers: &Answers,
+    policy: Policy,
+) -> Result<Message> {
+    let message = Message::default().with("questions", questions)?.with("policy", &policy)?;
+    message.images(images).answers(answers)
+}
+
+pub(crate) fn read_answer_logp(mut message: Message) -> Result<(Images, Vec<String>, Answers, Policy)> {
+    Ok((message.take_images()?, message.get("questions")?, message.take_answers()?, message.get("policy")?))
+}
+
+pub(crate) fn save(dir: &Path) -> Result<Message> {
+    Message::default().with("dir", utf8(dir)?)
+}
+
+pub(crate) fn read_save(mut message: Message) -> Result<String> {
+    message.get("dir")
+}
+
+pub(crate) fn score(samples: &[Sample]) -> Result<Message> {
+    Message::default().with("samples", samples)
+}
+
+pub(crate) fn read_score(mut message: Message) -> Result<Vec<Sample>> {
+    message.get("samples")
+}
+
+// ---- requests and replies ----
+
+pub(crate) fn images(images: &Images) -> Message {
+    Message::default().images(images)
+}
+
+pub(crate) fn read_images(mut message: Message) -> Result<Images> {
+    message.take_images()
+}
+
+pub(crate) fn pixels(pixels: &Tensor) -> Message {
+    Message::default().tensor("pixels", pixels)
+}
+
+pub(crate) fn read_pixels(mut message: Message) -> Result<Tensor> {
+    message.take("pixels")
+}
+
+// ---- replies ----
+
+pub(crate) fn card(card: &ModelCard) -> Result<Message> {
+    Message::default().with("card", card)
+}
+
+pub(crate) fn read_card(mut message: Message) -> Result<ModelCard> {
+    message.get("card")
+}
+
+#[derive(Serialize, Deserialize)]
+struct ParameterName {
+    name: String,
+    group: ParameterGroup,
+}
+
+pub(crate) fn parameters(parameters: &[Parameter]) -> Result<Message> {
+    let name = |p: &Parameter| ParameterName { name: p.name.clone(), group: p.group };
+    let message = Message::default().with("parameters", &parameters.iter().map(name).collect::<Vec<_>>())?;
+    Ok(parameters.iter().fold(message, |message, p| message.tensor(&p.name, &p.tensor)))
+}
+
+pub(crate) fn read_parameters(mut message: Message) -> Result<Vec<Parameter>> {
+    let names: Vec<ParameterName> = message.get("parameters")?;
+    if names.len() != message.tensors.len() {
+        let (names, tensors) = (names.len(), message.tensors.len());
+        return Err(Error::failure(format!("`parameters`: expected {names} tensors, got {tensors}")));
+    }
+    // In order, not by name: a model has thousands.
+    let pairs = names.into_iter().zip(message.tensors);
+    Ok(pairs.map(|(p, (_, tensor))| Parameter { name: p.name, tensor, group: p.group }).collect())
+}
+
+pub(crate) fn answers(answers: &Answers) -> Result<Message> {
+    Message::default().answers(answers)
+}
+
+pub(crate) fn read_answers(mut message: Message) -> Result<Answers> {
+    message.take_answers()
+}
+
+pub(crate) fn logits(logits: &ImageLogits) -> Message {
+    Message::default().tensor("logits", &logits.logits).tensor("targets", &logits.targets)
+}
+
+pub(crate) fn read_logits(mut message: Message) -> Result<ImageLogits> {
+    Ok(ImageLogits { logits: message.take("logits")?, targets: message.take("targets")? })
+}
+
+pub(crate) fn logp(logp: &TokenLogp) -> Message {
+    Message::default().tensor("logp", &logp.logp).tensor("mask", &logp.mask)
+}
+
+pub(crate) fn read_logp(mut message: Message) -> Result<TokenLogp> {
+    Ok(TokenLogp { logp: message.take("logp")?, mask: message.take("mask")? })
+}
+
+pub(crate) fn loss(loss: &Tensor) -> Message {
+    Message::default().tensor("loss", loss)
+}
+
+pub(crate) fn read_loss(mut message: Message) -> Result<Tensor> {
+    message.take("loss")
+}
+
+pub(crate) fn rewards(rewards: &[Reward]) -> Result<Message> {
+    Message::default().with("rewards", rewards)
+}
+
+pub(crate) fn read_rewards(mut message: Message) -> Result<Vec<Reward>> {
+    message.get("rewards")
+}
+
+// ---- construction ----
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WireCheckpoint {
+    Builtin,
+    Fresh,
+    Folder(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireSource {
+    checkpoint: WireCheckpoint,
+    device: String,
+    seed: u64,
+}
+
+/// The argument of `make`. The configuration is the user's own JSON: a `null` in it is an absent option.
+pub(crate) fn make(config: Value, source: Option<&ModelSource>) -> Result<String> {
+    let mut json = Map::new();
+    json.insert("config".into(), config);
+    if let Some(source) = source {
+        let checkpoint = match &source.checkpoint {
+            Checkpoint::Builtin => WireCheckpoint::Builtin,
+            Checkpoint::Fresh => WireCheckpoint::Fresh,
+            Checkpoint::Folder(dir) => WireCheckpoint::Folder(utf8(dir)?.into()),
+        };
+        let device = match source.device {
+            Device::Cpu => "cpu".into(),
+            Device::Cuda(index) => format!("cuda:{index}"),
+            other => return Err(Error::usage(format!("device {other:?} is not supported"))),
+        };
+        json = Message { json, tensors: Vec::new() }
+            .with("source", &WireSource { checkpoint, device, seed: source.seed })?
+            .json;
+    }
+    Ok(Value::Object(json).to_string())
+}
+
+/// The configuration, and for a model where its weights come from.
+pub(crate) fn read_make(json: &str) -> Result<(Value, Option<ModelSource>)> {
+    let mut json: Map<String, Value> = serde_json::from_str(json).context(|| "`make` was given no JSON object")?;
+    let config = json.remove("config").unwrap_or_default();
+    let Some(source) = json.remove("source") else { return Ok((config, None)) };
+    let source: WireSource = serde_json::from_value(source).context(|| "`source` cannot be read")?;
+    let checkpoint = match source.checkpoint {
+        WireCheckpoint::Builtin => Checkpoint::Builtin,
+        WireCheckpoint::Fresh => Checkpoint::Fresh,
+        WireCheckpoint::Folder(dir) => Checkpoint::Folder(dir.into()),
+    };
+    let device = match source.device.strip_prefix("cuda:").map(str::parse) {
+        Some(Ok(index)) => Device::Cuda(index),
+        None if source.device == "cpu" => Device::Cpu,
+        _ => return Err(Error::failure(format!("unknown device `{}`", source.device))),
+    };
+    Ok((config, Some(ModelSource { checkpoint, device, seed: source.seed })))
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| Error::usage(format!("path `{}` is not valid UTF-8", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fmt::Write;
+
+    use tch::Kind;
+
+    use super::*;
+    use crate::model::{ImageDecoding, ImageSpace};
+    use crate::scene::{Category, Facts, Object};
+
+    const GOLDEN: &str = include_str!("wire.golden.txt");
+
+    fn sample() -> Sample {
+        let object = Object { noun: "cat".into(), count: 2, color: None };
+        Sample {
+            facts: Facts { category: Category::Counting, objects: vec![object], relation: None },
+            prompt: "two cats".into(),
+            question: "how many?".into(),
+            truth: "two".into(),
+            answer: "2".into(),
+        }
+    }
+
+    #[test]
+    fn the_form_of_every_message_is_fixed() -> Result<()> {
+        let tokens = || Tensor::zeros([1, 2], (Kind::Int64, Device::Cpu));
+        let some = Images { tokens: tokens(), relaxed: Some(tokens()), revealed_at: Some(tokens()) };
+        let bare = Images::from_tokens(tokens());
+        let reply = Answers { text: vec!["two".into()], tokens: tokens(), mask: tokens() };
+        let texts = ["a \"cat\"".to_owned()];
+        let the_card = ModelCard {
+            name: "echo".into(),
+            image_space: ImageSpace::Shared,
+            image_decoding: ImageDecoding::Masked,
+            image_tokens: 2,
+            codebook_size: 3,
+            resolution: 4,
+        };
+        let leaf = Parameter { name: "w".into(), tensor: tokens(), group: ParameterGroup::Shared };
+        let reward = Reward { score: 0.1 + 0.2, max: 1.0, parts: BTreeMap::from([("noun".into(), 1.0)]) };
+        let seeded = ImageSampling { seed: u64::MAX, ..ImageSampling::default() };
+        let reveal = Replay::Reveal { steps: vec![0, 3], guidance: 1.5 };
+        let messages = [
+            ("> set_mode", set_mode(Mode::Train)?),
+            ("> generate", generate(&texts, &seeded)?),
+            ("> answer", answer(&some, &texts, &TextSampling::default())?),
+            ("> encode_answers", encode_answers(&texts)?),
+            ("> image_logits", image_logits(&texts, &bare, Policy::Current, &Replay::Remask { seed: 1 })?),
+            ("> image_logits", image_logits(&texts, &some, Policy::Reference, &reveal)?),
+            ("> image_logits", image_logits(&texts, &bare, Policy::Current, &Replay::Pretrain { seed: 2 })?),
+            ("> answer_logp", answer_logp(&some, &texts, &reply, Policy::Current)?),
+            ("> pixels", images(&bare)),
+            ("> encode", pixels(&tokens())),
+            ("> save", save(Path::new("out/dir"))?),
+            ("> score", score(&[sample()])?),
+            ("< card", card(&the_card)?),
+            ("< parameters", parameters(&[leaf])?),
+            ("< generate", images(&some)),
+            ("< answer", answers(&reply)?),
+            ("< image_logits", logits(&ImageLogits { logits: tokens(), targets: tokens() })),
+            ("< answer_logp", logp(&TokenLogp { logp: tokens(), mask: tokens() })),
+            ("< pixels", pixels(&tokens())),
+            ("< tokenizer_loss", loss(&tokens())),
+            ("< score", rewards(&[reward])?),
+        ];
+        let mut text = String::new();
+        for (title, message) in messages {
+            let record = message.pack();
+            let names: Vec<&str> = record.tensors.iter().map(|Tuple2(name, _)| name.as_str()).collect();
+            writeln!(text, "{title} {} {names:?}", record.json).expect("a String takes all");
+        }
+        let folder = Checkpoint::Folder("w".into());
+        let source = ModelSource { checkpoint: folder, device: Device::Cuda(1), seed: 3 };
+        let made = make(serde_json::json!({"width": 8}), Some(&source))?;
+        writeln!(text, "> make {made}").expect("a String takes all");
+        assert_eq!(text, GOLDEN, "the wire form changed: that orphans built plugins");
+        assert_eq!(read_make(&made)?.1, Some(source));
+        Ok(())
+    }
+
+    #[test]
+    fn what_json_cannot_say_is_refused_with_its_place() {
+        let bad = Reward { score: f64::NAN, max: 1.0, parts: BTreeMap::new() };
+        let error = rewards(&[bad]).expect_err("NaN");
+        assert_eq!(error.code(), Code::NonFinite);
+        assert!(error.message().contains("`rewards[0].score`"), "{error}");
+    }
+
+    #[test]
+    fn a_reward_is_bit_equal_on_both_sides() -> Result<()> {
+        let parts = BTreeMap::new();
+        let there = vec![Reward { score: 0.1 + 0.2, max: 1.0 / 3.0, parts }];
+        assert_eq!(read_rewards(Message::unpack(rewards(&there)?.pack())?)?, there);
+        assert_eq!(read_score(Message::unpack(score(&[sample()])?.pack())?)?, [sample()]);
+        Ok(())
+    }
+}
