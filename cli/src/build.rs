@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use tch::{Cuda, Device};
-use unirl::config::{self, ModelOptions, RunConfig, WeightedRuleList};
+use unirl::config::{self, ModelOptions, RunConfig};
 use unirl::error::{Error, Result};
 use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
 use unirl::plugin::{Plugins, load_cuda};
-use unirl::reward::RuleSet;
+use unirl::reward::{RuleSet, WeightedRule};
 
 use crate::args::ModelArgs;
 
@@ -82,7 +82,7 @@ pub(crate) fn model(
 }
 
 /// Loads the rules that the configuration names.
-pub(crate) fn rules(plugins: &mut Plugins, rules: &WeightedRuleList) -> Result<RuleSet> {
+pub(crate) fn rules(plugins: &mut Plugins, rules: &[WeightedRule]) -> Result<RuleSet> {
     let loaded = rules
         .iter()
         .map(|rule| {

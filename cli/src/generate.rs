@@ -2,8 +2,8 @@
 
 use unirl::error::{Error, Result};
 use unirl::model::ImageSampling;
+use unirl::picture;
 use unirl::plugin::Plugins;
-use unirl::run_dir::save_grid;
 
 use crate::args::GenerateArgs;
 use crate::build;
@@ -21,7 +21,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         args.prompt.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.count)).collect();
     let sampling = ImageSampling { seed: config.train.seed, ..config.rollout.images };
     let images = model.generate(&prompts, &sampling)?;
-    save_grid(&model.pixels(&images)?, args.count as i64, &args.out)?;
+    picture::write_grid(&model.pixels(&images)?, args.count as i64, &args.out)?;
     println!("{}", args.out.display());
     Ok(())
 }

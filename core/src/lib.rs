@@ -10,6 +10,7 @@ pub mod judge;
 pub mod metrics;
 pub mod model;
 pub mod optimizer;
+pub mod picture;
 pub mod plugin;
 pub mod pretrain;
 pub mod reward;

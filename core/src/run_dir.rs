@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::error::{Context, Error, Result};
 use crate::model::UnifiedModel;
+use crate::picture;
 use crate::reward::Reward;
 use crate::scene::Task;
 
@@ -71,7 +72,7 @@ impl RunDir {
     pub fn save_samples(&self, step: u64, samples: &Samples<'_>) -> Result<()> {
         let name = format!("samples/step-{step:06}");
         let path = self.root.join(format!("{name}.png"));
-        save_grid(samples.pixels, samples.columns, &path)?;
+        picture::write_grid(samples.pixels, samples.columns, &path)?;
         let lines: Vec<String> = samples
             .tasks
             .iter()
@@ -122,49 +123,9 @@ pub fn save_whole(model: &dyn UnifiedModel, path: &Path) -> Result<()> {
     fs::set_permissions(path, readable).context(place)
 }
 
-/// Writes `[B,3,H,W]` pixels in `0..=1` as one PNG, `columns` a row, small images enlarged without smoothing.
-pub fn save_grid(pixels: &Tensor, columns: i64, path: &Path) -> Result<()> {
-    let (batch, _, height, width) = pixels.size4().context(|| "pictures to save")?;
-    let scale = (96 / height.max(1)).max(1);
-    let (gap, cell_h, cell_w) = (scale, height * scale, width * scale);
-    let columns = columns.clamp(1, batch.max(1));
-    let rows = (batch + columns - 1) / columns;
-    let pixels = pixels.to_device(tch::Device::Cpu).to_kind(Kind::Float).clamp(0.0, 1.0) * 255.0;
-    let pixels = pixels.repeat_interleave_self_int(scale, 2, None).repeat_interleave_self_int(scale, 3, None);
-    let canvas = Tensor::full(
-        [3, rows * (cell_h + gap) + gap, columns * (cell_w + gap) + gap],
-        160.0,
-        (Kind::Float, tch::Device::Cpu),
-    );
-    for index in 0..batch {
-        let (row, column) = (index / columns, index % columns);
-        canvas
-            .narrow(1, gap + row * (cell_h + gap), cell_h)
-            .narrow(2, gap + column * (cell_w + gap), cell_w)
-            .copy_(&pixels.get(index));
-    }
-    let size = canvas.size();
-    let bytes = Vec::<u8>::try_from(canvas.permute([1, 2, 0]).contiguous().to_kind(Kind::Uint8).view([-1]))?;
-    let picture = image::RgbImage::from_raw(size[2] as u32, size[1] as u32, bytes)
-        .ok_or_else(|| Error::failure("a picture of the wrong size"))?;
-    picture.save(path).context(|| format!("cannot write `{}`", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_grid_shows_every_picture_enlarged() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("grid.png");
-        let pixels = Tensor::zeros([3, 3, 32, 32], (Kind::Float, tch::Device::Cpu));
-        let _ = pixels.get(2).fill_(1.0);
-        save_grid(&pixels, 2, &path).unwrap();
-        let picture = image::open(&path).unwrap().to_rgb8();
-        assert_eq!(picture.dimensions(), (2 * 99 + 3, 2 * 99 + 3));
-        assert_eq!((picture.get_pixel(50, 50).0, picture.get_pixel(50, 150).0), ([0; 3], [255; 3]));
-    }
 
     #[test]
     fn a_used_folder_is_refused() {

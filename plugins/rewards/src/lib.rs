@@ -6,12 +6,11 @@ pub mod paper;
 pub use bound::BoundConfig;
 pub use paper::PaperConfig;
 
-// #[cfg(feature = "dynamic")]
-// unirl::register_reward!("paper", PaperConfig, paper::new);
-// #[cfg(feature = "dynamic")]
-// unirl::register_reward!("bound", BoundConfig, bound::new);
-// #[cfg(feature = "dynamic")]
-// unirl::export_plugin!();
+unirl::register_reward!("paper", PaperConfig, paper::new);
+unirl::register_reward!("bound", BoundConfig, bound::new);
+
+#[cfg(feature = "dynamic")]
+unirl::export_plugin!();
 
 #[cfg(test)]
 mod tests;

@@ -1,1 +1,20 @@
-//! x
+//! Show-o (Phi and MAGVIT-v2) as a plugin of unirl.
+
+pub mod checkpoint;
+pub mod config;
+pub mod magvit;
+pub mod mask;
+pub mod maskgit;
+pub mod model;
+pub mod phi;
+pub mod prompt;
+pub mod store;
+pub mod text;
+
+use config::ShowoConfig;
+use model::Showo;
+
+unirl::register_model!("showo", ShowoConfig, Showo::new);
+
+#[cfg(feature = "dynamic")]
+unirl::export_plugin!();

@@ -1,0 +1,49 @@
+//! Omni-attention: who sees whom. Visibility is bool `[B,query,key]`; hidden scores get −2⁶³ added, as in the original.
+
+use tch::{Kind, Tensor};
+
+use crate::config::Special;
+
+/// What is added to the score of a hidden key.
+const HIDDEN: f64 = -9_223_372_036_854_775_808.0;
+
+/// The additive mask `[B,1,query,key]` of visibility `[B,query,key]`.
+pub fn additive(visible: &Tensor) -> Tensor {
+    visible.logical_not().to_kind(Kind::Float).unsqueeze(1) * HIDDEN
+}
+
+/// Causal visibility `[query,key]` of `rows` rows behind `past` others.
+pub fn causal(rows: i64, past: i64, device: tch::Device) -> Tensor {
+    Tensor::ones([rows, past + rows], (Kind::Bool, device)).tril(past)
+}
+
+/// Drawing: text is causal and blind to padding before it; image rows, `<soi>` and `<eoi>` included, see everything but
+/// padding (`skip_pads`) or everything. Rows without an image are causal.
+pub fn t2i(ids: &Tensor, special: &Special, skip_pads: bool) -> Tensor {
+    let length = ids.size()[1];
+    let causal = causal(length, 0, ids.device());
+    let after = |token: i64| ids.eq(token).to_kind(Kind::Int64).cumsum(1, Kind::Int64).gt(0); // from it on
+    let before = |token: i64| {
+        let reversed = ids.eq(token).to_kind(Kind::Int64).flip([1]).cumsum(1, Kind::Int64).flip([1]);
+        reversed.gt(0)
+    };
+    let image = after(special.soi).logical_and(&before(special.eoi)).unsqueeze(2); // query in [soi,eoi]
+    let pad = ids.eq(special.pad);
+    let (text_sees, image_sees) = if skip_pads {
+        // Behind the last pad, only what is behind it too.
+        let padded = before(special.pad); // up to the last pad
+        let text = causal.logical_and(&padded.unsqueeze(2).logical_or(&padded.logical_not().unsqueeze(1)));
+        (text, pad.logical_not().unsqueeze(1))
+    } else {
+        (causal.unsqueeze(0), pad.logical_or(&pad.logical_not()).unsqueeze(1))
+    };
+    image.logical_and(&image_sees).logical_or(&image.logical_not().logical_and(&text_sees))
+}
+
+/// Understanding: causal, and everything up to `<eoi>` visible to all; its place is that of the first row.
+pub fn mmu(ids: &Tensor, special: &Special) -> Tensor {
+    let (rows, length) = (ids.size()[0], ids.size()[1]);
+    let eoi = ids.get(0).eq(special.eoi).to_kind(Kind::Int64).argmax(-1, false);
+    let prefix = Tensor::arange(length, (Kind::Int64, ids.device())).le_tensor(&eoi).unsqueeze(0);
+    causal(length, 0, ids.device()).logical_or(&prefix).unsqueeze(0).expand([rows, -1, -1], false)
+}
