@@ -209,7 +209,11 @@ pub fn schema<C: JsonSchema>() -> Value {
 /// Reads a configuration; absent and empty are the default.
 pub fn config<C: DeserializeOwned + JsonSchema + Default>(json: Value) -> Result<C> {
     let Value::Object(keys) = &json else {
-        return if json.is_null() { Ok(C::default()) } else { Err(Error::usage("the configuration is not a table")) };
+        return if json.is_null() {
+            Ok(C::default())
+        } else {
+            Err(Error::usage("the configuration is not a table"))
+        };
     };
     if keys.is_empty() {
         return Ok(C::default());
@@ -234,7 +238,8 @@ fn refuse_unknown_keys(value: &Value, schema: &Value, root: &Value, path: &str) 
     let schema = target.and_then(|target| root.pointer(target)).unwrap_or(schema);
     let open = ["oneOf", "anyOf", "allOf", "patternProperties"].iter().any(|key| schema.get(key).is_some())
         || schema.get("additionalProperties").is_some_and(|more| *more != Value::Bool(false));
-    let (Value::Object(values), Some(Value::Object(known)), false) = (value, schema.get("properties"), open) else {
+    let (Value::Object(values), Some(Value::Object(known)), false) = (value, schema.get("properties"), open)
+    else {
         return Ok(());
     };
     for (key, value) in values {

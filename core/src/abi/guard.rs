@@ -65,7 +65,8 @@ pub(super) fn guard<T>(body: impl FnOnce() -> Result<T>) -> RResult<T, FfiError>
 }
 
 fn text(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+    let text =
+        payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or("no message");
     // A refused tch operation: the reason stands before the C++ backtrace, which is escaped in the Debug form.
     let end = text.find("\\nException raised from").unwrap_or(text.len());

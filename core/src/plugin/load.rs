@@ -1,5 +1,8 @@
 //! Opening a plugin that was found to fit.
-#![allow(unsafe_code, reason = "opening a library runs its constructors, and calling into it trusts its symbols")]
+#![allow(
+    unsafe_code,
+    reason = "opening a library runs its constructors, and calling into it trusts its symbols"
+)]
 
 use std::path::Path;
 
@@ -40,7 +43,8 @@ pub(super) fn load(path: &Path, stamp: &Stamp) -> Result<Plugin> {
     let module = lib_header_from_path(path).and_then(|header| header.init_root_module::<PluginModule_Ref>());
     let module = module.map_err(|error| layout_error(path, stamp, &error))?;
     (module.init())(log::HOST);
-    let entries = entries(module).context(|| format!("plugin `{}` does not tell its entries", stamp.plugin))?;
+    let entries =
+        entries(module).context(|| format!("plugin `{}` does not tell its entries", stamp.plugin))?;
     tracing::debug!(plugin = stamp.plugin, path = %path.display(), entries = entries.len(), "plugin loaded");
     Ok(Plugin {
         name: stamp.plugin.clone(),
@@ -54,7 +58,8 @@ pub(super) fn load(path: &Path, stamp: &Stamp) -> Result<Plugin> {
 fn layout_error(path: &Path, stamp: &Stamp, error: &LibraryError) -> Error {
     let text = error.to_string();
     tracing::debug!("abi_stable: {text}");
-    let reason = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given").to_owned();
+    let reason =
+        text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given").to_owned();
     Error::failure(format!("plugin `{}` has another layout than the host ({})", stamp.plugin, path.display()))
         .cause(reason)
         .hint("rebuild it with the unirl of the host")

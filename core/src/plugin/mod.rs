@@ -77,9 +77,8 @@ impl Plugin {
         let find = |name: &str| entries.iter().copied().find(|entry| entry.name == name);
         match (wanted, &entries[..]) {
             (_, []) => Err(Error::usage(format!("plugin `{}` offers no {kind}", self.name))),
-            (Some(wanted), _) => find(wanted).ok_or_else(|| {
-                unknown_name(&format!("{kind} of plugin `{}`:", self.name), wanted, &names)
-            }),
+            (Some(wanted), _) => find(wanted)
+                .ok_or_else(|| unknown_name(&format!("{kind} of plugin `{}`:", self.name), wanted, &names)),
             (None, [only]) => Ok(only),
             (None, _) => find(&self.name).ok_or_else(|| {
                 let join = if kind == EntryKind::Model { format!("{}/", self.name) } else { "PATH#".into() };
@@ -101,7 +100,11 @@ impl Plugin {
         source: Option<&ModelSource>,
     ) -> Result<crate::abi::component::ComponentBox> {
         let json = wire::make(config, source)?;
-        let made = (self.module.make())(entry.kind.to_string().as_str().into(), entry.name.as_str().into(), json.as_str().into());
+        let made = (self.module.make())(
+            entry.kind.to_string().as_str().into(),
+            entry.name.as_str().into(),
+            json.as_str().into(),
+        );
         made.into_result().map_err(|error| {
             let message = format!("plugin `{}` could not make {} `{}`", self.name, entry.kind, entry.name);
             Error::from(error).context(message)
@@ -195,7 +198,8 @@ impl Plugins {
                 continue;
             }
             let path = path.canonicalize().unwrap_or(path);
-            let loaded = self.loaded.iter().find(|plugin| plugin.name == name).map(|plugin| plugin.path.clone());
+            let loaded =
+                self.loaded.iter().find(|plugin| plugin.name == name).map(|plugin| plugin.path.clone());
             let (path, state) = match loaded {
                 Some(loaded) => (loaded, PluginState::Loaded),
                 None => match self.open_file(&path) {
@@ -210,7 +214,12 @@ impl Plugins {
 
     /// Makes a model. `plugin` is `NAME`, `NAME/ENTRY`, a path or `PATH#ENTRY`; without an entry it is the plugin's only
     /// model or the one of its own name.
-    pub fn model(&mut self, plugin: &str, config: Value, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
+    pub fn model(
+        &mut self,
+        plugin: &str,
+        config: Value,
+        source: &ModelSource,
+    ) -> Result<Box<dyn UnifiedModel>> {
         let (value, entry) = split(plugin);
         let index = self.open(value)?;
         let plugin = &self.loaded[index];
@@ -232,7 +241,8 @@ impl Plugins {
     }
 
     fn find_reward(&mut self, name: &str) -> Result<usize> {
-        let offers = |plugin: &Plugin| plugin.entries.iter().any(|e| e.kind == EntryKind::Reward && e.name == name);
+        let offers =
+            |plugin: &Plugin| plugin.entries.iter().any(|e| e.kind == EntryKind::Reward && e.name == name);
         if let Some(index) = self.loaded.iter().position(offers) {
             return Ok(index);
         }
@@ -248,14 +258,19 @@ impl Plugins {
         if let Some(near) = nearest(name, rules().map(|(rule, _)| rule)) {
             error = error.hint(format!("did you mean `{near}`?"));
         }
-        let known: Vec<String> = rules().map(|(rule, plugin)| format!("`{rule}` (plugin `{plugin}`)")).collect();
+        let known: Vec<String> =
+            rules().map(|(rule, plugin)| format!("`{rule}` (plugin `{plugin}`)")).collect();
         error = error.hint(match &known[..] {
             [] => format!("no plugin with reward rules was found in {}", search::list(&self.dirs)),
             known => format!("known: {}", known.join(", ")),
         });
         for report in &self.reports {
             if let PluginState::Refused(reason) = &report.state {
-                error = error.hint(format!("plugin `{}` was refused: {}", report.name, first_line(reason.message())));
+                error = error.hint(format!(
+                    "plugin `{}` was refused: {}",
+                    report.name,
+                    first_line(reason.message())
+                ));
             }
         }
         Err(error)
@@ -292,8 +307,11 @@ fn split(value: &str) -> (&str, Option<&str>) {
 }
 
 fn twice(what: &str, first: &Path, second: &Path) -> Error {
-    let message =
-        format!("{what} comes from two plugins\n  first:  {}\n  second: {}", first.display(), second.display());
+    let message = format!(
+        "{what} comes from two plugins\n  first:  {}\n  second: {}",
+        first.display(),
+        second.display()
+    );
     Error::failure(message).hint("remove one of the files, or take its folder off the search path")
 }
 

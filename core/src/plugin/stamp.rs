@@ -23,14 +23,16 @@ pub(super) struct Stamp {
 /// Reads the stamp; an error says what the file is instead of a plugin.
 pub(super) fn read(path: &Path) -> Result<Stamp> {
     let bytes = fs::read(path).context(|| format!("plugin file `{}` cannot be read", path.display()))?;
-    let not = |reason: &str| Error::failure(format!("`{}` is not a unirl plugin", path.display())).cause(reason);
+    let not =
+        |reason: &str| Error::failure(format!("`{}` is not a unirl plugin", path.display())).cause(reason);
     if !bytes.starts_with(b"\x7fELF") {
         return Err(not("it is not a shared library"));
     }
     if !is_whole(&bytes) {
         return Err(not("the file is truncated").hint("copy or build it again"));
     }
-    find(&bytes).ok_or_else(|| not("it has no stamp").hint("write `unirl::export_plugin!();` into its `lib.rs`"))
+    find(&bytes)
+        .ok_or_else(|| not("it has no stamp").hint("write `unirl::export_plugin!();` into its `lib.rs`"))
 }
 
 /// Whether the section headers, which come last, are inside of the file: the linker would die on a truncated one.
@@ -101,7 +103,11 @@ impl Stamp {
             return Err(differs("another platform", host::TARGET, &self.target));
         }
         if self.abi != abi {
-            return Err(differs("another plugin interface", &format!("abi {abi}"), &format!("abi {}", self.abi)));
+            return Err(differs(
+                "another plugin interface",
+                &format!("abi {abi}"),
+                &format!("abi {}", self.abi),
+            ));
         }
         if release_line(&self.unirl) != release_line(host::UNIRL) {
             let (here, there) = (format!("unirl {}", host::UNIRL), format!("unirl {}", self.unirl));
@@ -113,11 +119,19 @@ impl Stamp {
         }
         if self.abi_stable != host::ABI_STABLE {
             let (here, there) = (host::ABI_STABLE, self.abi_stable.as_str());
-            return Err(differs("another abi_stable", &format!("abi_stable {here}"), &format!("abi_stable {there}")));
+            return Err(differs(
+                "another abi_stable",
+                &format!("abi_stable {here}"),
+                &format!("abi_stable {there}"),
+            ));
         }
         if self.panic != "unwind" {
-            return Err(differs("another way to panic", "panic = \"unwind\"", &format!("panic = \"{}\"", self.panic))
-                .hint("set `panic = \"unwind\"` in the profile that builds it"));
+            return Err(differs(
+                "another way to panic",
+                "panic = \"unwind\"",
+                &format!("panic = \"{}\"", self.panic),
+            )
+            .hint("set `panic = \"unwind\"` in the profile that builds it"));
         }
         Ok(())
     }
