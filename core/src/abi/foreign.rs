@@ -1,4 +1,5 @@
-//! The host's side: a component that implements the trait again, and answers for what comes back from the plugin.
+//! The host's side: a component that implements the trait again, and answers for what comes back from the
+//! plugin.
 
 use std::cell::RefCell;
 use std::collections::HashSet;

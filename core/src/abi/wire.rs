@@ -1,7 +1,8 @@
 //! The messages: a write and a read function for every operation, one below the other.
 //!
-//! A new option is a new JSON key with a default on the reading side. JSON has no NaN and no infinity and `serde_json`
-//! writes `null` for them: there is no `null` in any message, and one is refused where it is written.
+//! A new option is a new JSON key with a default on the reading side. JSON has no NaN and no infinity and
+//! `serde_json` writes `null` for them: there is no `null` in any message, and one is refused where it is
+//! written.
 
 use std::path::Path;
 

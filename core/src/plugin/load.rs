@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use abi_stable::library::{LibraryError, lib_header_from_path};
+use abi_stable::library::{LibHeader, LibraryError, lib_header_from_path};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::libtorch;
@@ -40,7 +40,7 @@ pub(super) fn load(path: &Path, stamp: &Stamp) -> Result<Plugin> {
             .hint("an undefined symbol or a missing library: rebuild it with the libtorch of the host")
     })?;
     // `load_from_file` would be shorter and hand out the first plugin's module for every other file.
-    let module = lib_header_from_path(path).and_then(|header| header.init_root_module::<PluginModule_Ref>());
+    let module = lib_header_from_path(path).and_then(LibHeader::init_root_module::<PluginModule_Ref>);
     let module = module.map_err(|error| layout_error(path, stamp, &error))?;
     (module.init())(log::HOST);
     let entries =

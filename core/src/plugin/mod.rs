@@ -1,4 +1,5 @@
-//! Plugins from the host's side: found by name, checked before they are opened, asked for models and reward rules.
+//! Plugins from the host's side: found by name, checked before they are opened, asked for models and reward
+//! rules.
 //!
 //! A plugin stays in the process until it ends: there is no unloading, and a rebuilt one needs a new process.
 
@@ -141,8 +142,9 @@ pub struct Plugins {
 }
 
 impl Plugins {
-    /// Nothing is loaded yet. Names are looked up in `extra_dirs`, `UNIRL_PLUGIN_PATH`, the folder `plugins` beside the
-    /// executable, the executable's own, and `unirl/plugins` in the user's data folder, in this order.
+    /// Nothing is loaded yet. Names are looked up in `extra_dirs`, `UNIRL_PLUGIN_PATH`, the folder `plugins`
+    /// beside the executable, the executable's own, and `unirl/plugins` in the user's data folder, in this
+    /// order.
     pub fn new(extra_dirs: &[PathBuf]) -> Self {
         Self { dirs: search::dirs(extra_dirs), loaded: Vec::new(), reports: Vec::new() }
     }
@@ -157,7 +159,8 @@ impl Plugins {
         &self.loaded
     }
 
-    /// Loads a plugin by its name, or by its path if the value has a `/` or ends in `.so`. Loading twice is loading once.
+    /// Loads a plugin by its name, or by its path if the value has a `/` or ends in `.so`. Loading twice is
+    /// loading once.
     pub fn load(&mut self, name_or_path: &str) -> Result<&Plugin> {
         let index = self.open(name_or_path)?;
         Ok(&self.loaded[index])
@@ -212,8 +215,8 @@ impl Plugins {
         &self.reports
     }
 
-    /// Makes a model. `plugin` is `NAME`, `NAME/ENTRY`, a path or `PATH#ENTRY`; without an entry it is the plugin's only
-    /// model or the one of its own name.
+    /// Makes a model. `plugin` is `NAME`, `NAME/ENTRY`, a path or `PATH#ENTRY`; without an entry it is the
+    /// plugin's only model or the one of its own name.
     pub fn model(
         &mut self,
         plugin: &str,
@@ -228,8 +231,8 @@ impl Plugins {
         Ok(Box::new(ForeignModel::new(plugin.label(entry), component)?))
     }
 
-    /// Makes a reward rule: `name` is looked up in all plugins on the search path; a path names a plugin file with one
-    /// rule, `PATH#NAME` one of several.
+    /// Makes a reward rule: `name` is looked up in all plugins on the search path; a path names a plugin file
+    /// with one rule, `PATH#NAME` one of several.
     pub fn reward(&mut self, name: &str, config: Value) -> Result<Box<dyn RewardFunction>> {
         let (index, wanted) = match split(name) {
             (path, entry) if search::is_path(path) => (self.open(path)?, entry),

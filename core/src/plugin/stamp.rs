@@ -35,7 +35,8 @@ pub(super) fn read(path: &Path) -> Result<Stamp> {
         .ok_or_else(|| not("it has no stamp").hint("write `unirl::export_plugin!();` into its `lib.rs`"))
 }
 
-/// Whether the section headers, which come last, are inside of the file: the linker would die on a truncated one.
+/// Whether the section headers, which come last, are inside of the file: the linker would die on a truncated
+/// one.
 fn is_whole(bytes: &[u8]) -> bool {
     let number = |at: usize, size: usize| -> Option<usize> {
         let raw = bytes.get(at..at + size)?;
@@ -146,7 +147,7 @@ impl Stamp {
     }
 }
 
-/// What abi_stable holds compatible: the major number, and below 1.0 the minor one, too.
+/// What `abi_stable` holds compatible: the major number, and below 1.0 the minor one, too.
 fn release_line(version: &str) -> Option<(u64, u64)> {
     let mut numbers = version.split('.').map(str::parse);
     match (numbers.next(), numbers.next()) {

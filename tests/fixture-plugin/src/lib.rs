@@ -1,4 +1,5 @@
-//! What a third party might write, and what it might get wrong: `echo` is a good model, the others fail on purpose.
+//! What a third party might write, and what it might get wrong: `echo` is a good model, the others fail on
+//! purpose.
 
 use std::collections::BTreeMap;
 use std::path::Path;
