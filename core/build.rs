@@ -11,7 +11,8 @@ fn main() {
 
 /// The version in the headers beside the libtorch that torch-sys links to.
 fn torch_version() -> String {
-    let lib = env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_else(|_| panic!("torch-sys did not say where libtorch lies"));
+    let lib = env::var("DEP_TCH_LIBTORCH_LIB")
+        .unwrap_or_else(|_| panic!("torch-sys did not say where libtorch lies"));
     let header = Path::new(&lib).join("../include/torch/headeronly/version.h");
     println!("cargo:rerun-if-changed={}", header.display());
     let text = fs::read_to_string(&header).unwrap_or_else(|error| panic!("{}: {error}", header.display()));
@@ -30,6 +31,7 @@ fn torch_version() -> String {
 fn rustc_version() -> String {
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let output = Command::new(rustc).arg("--version").output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    let text =
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
     text.strip_prefix("rustc ").unwrap_or(&text).to_owned()
 }

@@ -122,6 +122,9 @@ mod tests {
         let mut component = reward(Box::new(Nothing));
         let result = component.call("dance".into(), Message::default().pack()).into_result();
         let error = Error::from(result.map(|_| ()).expect_err("unknown"));
-        assert_eq!((error.code(), error.message()), (Code::Unsupported, "operation `dance` is not known to this plugin"));
+        assert_eq!(
+            (error.code(), error.message()),
+            (Code::Unsupported, "operation `dance` is not known to this plugin")
+        );
     }
 }

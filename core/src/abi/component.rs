@@ -103,7 +103,8 @@ pub struct PluginModule {
     pub entries: extern "C" fn() -> RResult<RVec<FfiEntry>, FfiError>,
     /// The last function, for good, as with [`Component::call`].
     #[sabi(last_prefix_field)]
-    pub make: extern "C" fn(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<ComponentBox, FfiError>,
+    pub make:
+        extern "C" fn(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<ComponentBox, FfiError>,
 }
 
 impl RootModule for PluginModule_Ref {

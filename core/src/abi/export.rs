@@ -1,4 +1,5 @@
-//! What a plugin author writes: `register_model!`, `register_reward!`, `export_plugin!`, and what stands behind them.
+//! What a plugin author writes: `register_model!`, `register_reward!`, `export_plugin!`, and what stands
+//! behind them.
 #![allow(unsafe_code, reason = "the header of abi_stable's root module")]
 
 use abi_stable::library::{__call_root_module_loader, CheckTypeLayout, LibHeader, RootModuleResult};
@@ -17,12 +18,14 @@ use crate::reward::RewardFunction;
 
 /// Registers a model: its name, its configuration, and how to construct it.
 ///
-/// The constructor is `fn(Config, &ModelSource) -> Result<Box<dyn UnifiedModel>>`. The configuration type implements
-/// `Deserialize`, `JsonSchema` and `Default` (write `#[serde(default)]`, and let doc comments say what a key does: they
-/// become descriptions). A key that the type does not have is refused before the constructor is called.
+/// The constructor is `fn(Config, &ModelSource) -> Result<Box<dyn UnifiedModel>>`. The configuration type
+/// implements
+/// `Deserialize`, `JsonSchema` and `Default` (write `#[serde(default)]`, and let doc comments say what a key
+/// does: they become descriptions). A key that the type does not have is refused before the constructor is
+/// called.
 ///
-/// May stand in any module of the plugin's own crate, once a model; [`export_plugin!`](crate::export_plugin) shows
-/// a plugin in full.
+/// May stand in any module of the plugin's own crate, once a model; [`export_plugin!`](crate::export_plugin)
+/// shows a plugin in full.
 #[macro_export]
 macro_rules! register_model {
     ($name:expr, $config:ty, $new:expr $(,)?) => {
@@ -65,9 +68,9 @@ macro_rules! register_reward {
 
 /// Makes the crate a plugin: one line in the `lib.rs` of a `cdylib`.
 ///
-/// Name the crate `unirl-plugin-NAME`: its file `libunirl_plugin_NAME.so` is then found as `NAME`. A plugin is loaded
-/// once and stays until the process ends. A panic in it becomes an error of the host, its `tracing` events reach
-/// the host's log, and randomness comes from the `seed` of an argument alone.
+/// Name the crate `unirl-plugin-NAME`: its file `libunirl_plugin_NAME.so` is then found as `NAME`. A plugin
+/// is loaded once and stays until the process ends. A panic in it becomes an error of the host, its `tracing`
+/// events reach the host's log, and randomness comes from the `seed` of an argument alone.
 ///
 /// A whole plugin, with `crate-type = ["cdylib"]` and the dependencies `unirl`, `serde` and `schemars`:
 ///
@@ -136,7 +139,7 @@ pub struct ModelEntry {
     /// The schema of its configuration.
     pub schema: fn() -> Value,
     /// Its constructor.
-    pub new: fn(Value, &ModelSource) -> Result<Box<dyn UnifiedModel>>,
+    pub new: fn(&Value, &ModelSource) -> Result<Box<dyn UnifiedModel>>,
 }
 
 /// A registered reward rule.
@@ -146,13 +149,13 @@ pub struct RewardEntry {
     /// The schema of its configuration.
     pub schema: fn() -> Value,
     /// Its constructor.
-    pub new: fn(Value) -> Result<Box<dyn RewardFunction>>,
+    pub new: fn(&Value) -> Result<Box<dyn RewardFunction>>,
 }
 
 inventory::collect!(ModelEntry);
 inventory::collect!(RewardEntry);
 
-/// The header through which abi_stable finds the functions of a plugin.
+/// The header through which `abi_stable` finds the functions of a plugin.
 pub const fn lib_header() -> LibHeader {
     // SAFETY: `construct` makes a `PluginModule_Ref` and nothing else.
     unsafe { LibHeader::from_constructor::<PluginModule_Ref>(construct, CheckTypeLayout::Yes) }
@@ -189,12 +192,12 @@ extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<Co
             ("model", Some(source)) => {
                 let mut models = inventory::iter::<ModelEntry>.into_iter();
                 let entry = models.find(|entry| entry.name == name).ok_or_else(unknown)?;
-                Ok(adapt::model((entry.new)(config, &source)?))
+                Ok(adapt::model((entry.new)(&config, &source)?))
             }
             ("reward", _) => {
                 let mut rewards = inventory::iter::<RewardEntry>.into_iter();
                 let entry = rewards.find(|entry| entry.name == name).ok_or_else(unknown)?;
-                Ok(adapt::reward((entry.new)(config)?))
+                Ok(adapt::reward((entry.new)(&config)?))
             }
             _ => Err(unknown()),
         }
@@ -207,15 +210,19 @@ pub fn schema<C: JsonSchema>() -> Value {
 }
 
 /// Reads a configuration; absent and empty are the default.
-pub fn config<C: DeserializeOwned + JsonSchema + Default>(json: Value) -> Result<C> {
-    let Value::Object(keys) = &json else {
-        return if json.is_null() { Ok(C::default()) } else { Err(Error::usage("the configuration is not a table")) };
+pub fn config<C: DeserializeOwned + JsonSchema + Default>(json: &Value) -> Result<C> {
+    let Value::Object(keys) = json else {
+        return if json.is_null() {
+            Ok(C::default())
+        } else {
+            Err(Error::usage("the configuration is not a table"))
+        };
     };
     if keys.is_empty() {
         return Ok(C::default());
     }
     let schema = schema::<C>();
-    refuse_unknown_keys(&json, &schema, &schema, "")?;
+    refuse_unknown_keys(json, &schema, &schema, "")?;
     serde_json::from_value(json.clone()).map_err(|error| {
         // serde does not say which key it dislikes: it is the one without which the rest can be read.
         let culprit = keys.keys().find(|key| {
@@ -234,7 +241,8 @@ fn refuse_unknown_keys(value: &Value, schema: &Value, root: &Value, path: &str) 
     let schema = target.and_then(|target| root.pointer(target)).unwrap_or(schema);
     let open = ["oneOf", "anyOf", "allOf", "patternProperties"].iter().any(|key| schema.get(key).is_some())
         || schema.get("additionalProperties").is_some_and(|more| *more != Value::Bool(false));
-    let (Value::Object(values), Some(Value::Object(known)), false) = (value, schema.get("properties"), open) else {
+    let (Value::Object(values), Some(Value::Object(known)), false) = (value, schema.get("properties"), open)
+    else {
         return Ok(());
     };
     for (key, value) in values {

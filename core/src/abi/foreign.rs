@@ -1,4 +1,5 @@
-//! The host's side: a component that implements the trait again, and answers for what comes back from the plugin.
+//! The host's side: a component that implements the trait again, and answers for what comes back from the
+//! plugin.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -10,8 +11,8 @@ use super::component::ComponentBox;
 use super::wire::{self, Message, op};
 use crate::error::{Code, Error, Result};
 use crate::model::{
-    Answers, ImageLogits, ImageSampling, Images, Mode, ModelCard, Parameter, Policy, Replay, TextSampling, TokenLogp,
-    UnifiedModel,
+    Answers, ImageLogits, ImageSampling, Images, Mode, ModelCard, Parameter, Policy, Replay, TextSampling,
+    TokenLogp, UnifiedModel,
 };
 use crate::reward::{Reward, RewardFunction, Sample};
 
@@ -82,9 +83,13 @@ impl UnifiedModel for ForeignModel {
             let mut names = HashSet::new();
             for Parameter { name, tensor, .. } in &parameters {
                 check(names.insert(name), || format!("parameter `{name}` comes twice"))?;
-                check(tensor.is_leaf(), || format!("parameter `{name}`: expected a leaf, got a computed tensor"))?;
+                check(tensor.is_leaf(), || {
+                    format!("parameter `{name}`: expected a leaf, got a computed tensor")
+                })?;
                 let float = matches!(tensor.kind(), Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double);
-                check(float, || format!("parameter `{name}`: expected a float type, got {:?}", tensor.kind()))?;
+                check(float, || {
+                    format!("parameter `{name}`: expected a float type, got {:?}", tensor.kind())
+                })?;
             }
             Ok(parameters)
         })
@@ -259,6 +264,7 @@ fn finite(place: &str, tensor: &Tensor) -> Result<()> {
     }
     let first = if tensor.dim() == 0 { Vec::new() } else { Vec::<i64>::try_from(bad.get(0))? };
     let count = bad.size()[0];
-    let message = format!("`{place}`: expected finite values, got {count} NaN or infinite, the first at {first:?}");
+    let message =
+        format!("`{place}`: expected finite values, got {count} NaN or infinite, the first at {first:?}");
     Err(Error::new(Code::NonFinite, message))
 }

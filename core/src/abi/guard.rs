@@ -17,7 +17,8 @@ thread_local! {
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Replaces the hook of this image by one that prints nothing inside of [`guard`] and keeps the place instead.
+/// Replaces the hook of this image by one that prints nothing inside of [`guard`] and keeps the place
+/// instead.
 pub(super) fn install_hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -47,7 +48,8 @@ fn is_foreign(path: &str) -> bool {
     path.contains("/registry/") || path.contains("/rustc/")
 }
 
-/// Runs a body of a boundary function: an error or a panic becomes an [`FfiError`], and grad mode is as it was.
+/// Runs a body of a boundary function: an error or a panic becomes an [`FfiError`], and grad mode is as it
+/// was.
 pub(super) fn guard<T>(body: impl FnOnce() -> Result<T>) -> RResult<T, FfiError> {
     let grad = grad_mode();
     let outer = GUARDED.replace(true);
@@ -65,9 +67,11 @@ pub(super) fn guard<T>(body: impl FnOnce() -> Result<T>) -> RResult<T, FfiError>
 }
 
 fn text(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+    let text =
+        payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or("no message");
-    // A refused tch operation: the reason stands before the C++ backtrace, which is escaped in the Debug form.
+    // A refused tch operation: the reason stands before the C++ backtrace, which is escaped in the Debug
+    // form.
     let end = text.find("\\nException raised from").unwrap_or(text.len());
     text[..end].to_owned()
 }

@@ -55,7 +55,11 @@ impl Subscriber for Forward {
     fn event(&self, event: &Event<'_>) {
         let mut text = Text(String::new());
         event.record(&mut text);
-        (self.0.log)(number_of(*event.metadata().level()), event.metadata().target().into(), text.0.trim().into());
+        (self.0.log)(
+            number_of(*event.metadata().level()),
+            event.metadata().target().into(),
+            text.0.trim().into(),
+        );
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {

@@ -8,8 +8,9 @@ use std::mem::ManuallyDrop;
 use abi_stable::StableAbi;
 use tch::Tensor;
 
-/// A handle that its producer allocated and that its producer's `release` frees: the receiver makes a handle of its
-/// own from it and gives this one back. Both refer to the same tensor, its storage, gradient and graph.
+/// A handle that its producer allocated and that its producer's `release` frees: the receiver makes a handle
+/// of its own from it and gives this one back. Both refer to the same tensor, its storage, gradient and
+/// graph.
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct FfiTensor {

@@ -1,7 +1,8 @@
 //! The messages: a write and a read function for every operation, one below the other.
 //!
-//! A new option is a new JSON key with a default on the reading side. JSON has no NaN and no infinity and `serde_json`
-//! writes `null` for them: there is no `null` in any message, and one is refused where it is written.
+//! A new option is a new JSON key with a default on the reading side. JSON has no NaN and no infinity and
+//! `serde_json` writes `null` for them: there is no `null` in any message, and one is refused where it is
+//! written.
 
 use std::path::Path;
 
@@ -14,8 +15,8 @@ use tch::{Device, Tensor};
 use super::component::FfiRecord;
 use crate::error::{Code, Context, Error, Result};
 use crate::model::{
-    Answers, Checkpoint, ImageLogits, ImageSampling, Images, Mode, ModelCard, ModelSource, Parameter, ParameterGroup,
-    Policy, Replay, TextSampling, TokenLogp,
+    Answers, Checkpoint, ImageLogits, ImageSampling, Images, Mode, ModelCard, ModelSource, Parameter,
+    ParameterGroup, Policy, Replay, TextSampling, TokenLogp,
 };
 use crate::reward::{Reward, Sample};
 
@@ -44,7 +45,9 @@ impl Message {
 
     fn images(self, images: &Images) -> Self {
         let mut message = self.tensor("images.tokens", &images.tokens);
-        for (key, tensor) in [("images.relaxed", &images.relaxed), ("images.revealed_at", &images.revealed_at)] {
+        for (key, tensor) in
+            [("images.relaxed", &images.relaxed), ("images.revealed_at", &images.revealed_at)]
+        {
             if let Some(tensor) = tensor {
                 message = message.tensor(key, tensor);
             }
@@ -107,7 +110,9 @@ impl Message {
 fn find_null(value: &Value) -> Option<String> {
     match value {
         Value::Null => Some(String::new()),
-        Value::Array(list) => list.iter().enumerate().find_map(|(i, v)| Some(format!("[{i}]{}", find_null(v)?))),
+        Value::Array(list) => {
+            list.iter().enumerate().find_map(|(i, v)| Some(format!("[{i}]{}", find_null(v)?)))
+        }
         Value::Object(map) => map.iter().find_map(|(key, v)| Some(format!(".{key}{}", find_null(v)?))),
         _ => None,
     }
@@ -165,8 +170,14 @@ pub(crate) fn read_encode_answers(mut message: Message) -> Result<Vec<String>> {
     message.get("texts")
 }
 
-pub(crate) fn image_logits(prompts: &[String], images: &Images, policy: Policy, replay: &Replay) -> Result<Message> {
-    let message = Message::default().with("prompts", prompts)?.with("policy", &policy)?.with("replay", replay)?;
+pub(crate) fn image_logits(
+    prompts: &[String],
+    images: &Images,
+    policy: Policy,
+    replay: &Replay,
+) -> Result<Message> {
+    let message =
+        Message::default().with("prompts", prompts)?.with("policy", &policy)?.with("replay", replay)?;
     Ok(message.images(images))
 }
 
@@ -336,7 +347,8 @@ pub(crate) fn make(config: Value, source: Option<&ModelSource>) -> Result<String
 
 /// The configuration, and for a model where its weights come from.
 pub(crate) fn read_make(json: &str) -> Result<(Value, Option<ModelSource>)> {
-    let mut json: Map<String, Value> = serde_json::from_str(json).context(|| "`make` was given no JSON object")?;
+    let mut json: Map<String, Value> =
+        serde_json::from_str(json).context(|| "`make` was given no JSON object")?;
     let config = json.remove("config").unwrap_or_default();
     let Some(source) = json.remove("source") else { return Ok((config, None)) };
     let source: WireSource = serde_json::from_value(source).context(|| "`source` cannot be read")?;

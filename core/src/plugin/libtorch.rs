@@ -30,8 +30,8 @@ pub(super) fn check_mapped() -> Result<()> {
     .hint("run `./x setup` and build again, and see that `LD_LIBRARY_PATH` names no other libtorch"))
 }
 
-/// Opens `libtorch_cuda.so`, to which nothing is linked, for the whole process. To be called before the first tensor
-/// is made, when a GPU is asked for; without it `tch::Cuda::is_available()` is false.
+/// Opens `libtorch_cuda.so`, to which nothing is linked, for the whole process. To be called before the first
+/// tensor is made, when a GPU is asked for; without it `tch::Cuda::is_available()` is false.
 pub fn load_cuda() -> Result<()> {
     let name = Path::new("libtorch_cuda.so");
     let path = folder().map(|dir| dir.join(name)).filter(|path| path.is_file());

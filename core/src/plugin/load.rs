@@ -1,9 +1,12 @@
 //! Opening a plugin that was found to fit.
-#![allow(unsafe_code, reason = "opening a library runs its constructors, and calling into it trusts its symbols")]
+#![allow(
+    unsafe_code,
+    reason = "opening a library runs its constructors, and calling into it trusts its symbols"
+)]
 
 use std::path::Path;
 
-use abi_stable::library::{LibraryError, lib_header_from_path};
+use abi_stable::library::{LibHeader, LibraryError, lib_header_from_path};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::libtorch;
@@ -37,10 +40,11 @@ pub(super) fn load(path: &Path, stamp: &Stamp) -> Result<Plugin> {
             .hint("an undefined symbol or a missing library: rebuild it with the libtorch of the host")
     })?;
     // `load_from_file` would be shorter and hand out the first plugin's module for every other file.
-    let module = lib_header_from_path(path).and_then(|header| header.init_root_module::<PluginModule_Ref>());
+    let module = lib_header_from_path(path).and_then(LibHeader::init_root_module::<PluginModule_Ref>);
     let module = module.map_err(|error| layout_error(path, stamp, &error))?;
     (module.init())(log::HOST);
-    let entries = entries(module).context(|| format!("plugin `{}` does not tell its entries", stamp.plugin))?;
+    let entries =
+        entries(module).context(|| format!("plugin `{}` does not tell its entries", stamp.plugin))?;
     tracing::debug!(plugin = stamp.plugin, path = %path.display(), entries = entries.len(), "plugin loaded");
     Ok(Plugin {
         name: stamp.plugin.clone(),
@@ -54,7 +58,8 @@ pub(super) fn load(path: &Path, stamp: &Stamp) -> Result<Plugin> {
 fn layout_error(path: &Path, stamp: &Stamp, error: &LibraryError) -> Error {
     let text = error.to_string();
     tracing::debug!("abi_stable: {text}");
-    let reason = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given").to_owned();
+    let reason =
+        text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given").to_owned();
     Error::failure(format!("plugin `{}` has another layout than the host ({})", stamp.plugin, path.display()))
         .cause(reason)
         .hint("rebuild it with the unirl of the host")

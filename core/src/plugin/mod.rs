@@ -1,4 +1,5 @@
-//! Plugins from the host's side: found by name, checked before they are opened, asked for models and reward rules.
+//! Plugins from the host's side: found by name, checked before they are opened, asked for models and reward
+//! rules.
 //!
 //! A plugin stays in the process until it ends: there is no unloading, and a rebuilt one needs a new process.
 
@@ -77,9 +78,8 @@ impl Plugin {
         let find = |name: &str| entries.iter().copied().find(|entry| entry.name == name);
         match (wanted, &entries[..]) {
             (_, []) => Err(Error::usage(format!("plugin `{}` offers no {kind}", self.name))),
-            (Some(wanted), _) => find(wanted).ok_or_else(|| {
-                unknown_name(&format!("{kind} of plugin `{}`:", self.name), wanted, &names)
-            }),
+            (Some(wanted), _) => find(wanted)
+                .ok_or_else(|| unknown_name(&format!("{kind} of plugin `{}`:", self.name), wanted, &names)),
             (None, [only]) => Ok(only),
             (None, _) => find(&self.name).ok_or_else(|| {
                 let join = if kind == EntryKind::Model { format!("{}/", self.name) } else { "PATH#".into() };
@@ -101,7 +101,11 @@ impl Plugin {
         source: Option<&ModelSource>,
     ) -> Result<crate::abi::component::ComponentBox> {
         let json = wire::make(config, source)?;
-        let made = (self.module.make())(entry.kind.to_string().as_str().into(), entry.name.as_str().into(), json.as_str().into());
+        let made = (self.module.make())(
+            entry.kind.to_string().as_str().into(),
+            entry.name.as_str().into(),
+            json.as_str().into(),
+        );
         made.into_result().map_err(|error| {
             let message = format!("plugin `{}` could not make {} `{}`", self.name, entry.kind, entry.name);
             Error::from(error).context(message)
@@ -138,8 +142,9 @@ pub struct Plugins {
 }
 
 impl Plugins {
-    /// Nothing is loaded yet. Names are looked up in `extra_dirs`, `UNIRL_PLUGIN_PATH`, the folder `plugins` beside the
-    /// executable, the executable's own, and `unirl/plugins` in the user's data folder, in this order.
+    /// Nothing is loaded yet. Names are looked up in `extra_dirs`, `UNIRL_PLUGIN_PATH`, the folder `plugins`
+    /// beside the executable, the executable's own, and `unirl/plugins` in the user's data folder, in this
+    /// order.
     pub fn new(extra_dirs: &[PathBuf]) -> Self {
         Self { dirs: search::dirs(extra_dirs), loaded: Vec::new(), reports: Vec::new() }
     }
@@ -154,7 +159,8 @@ impl Plugins {
         &self.loaded
     }
 
-    /// Loads a plugin by its name, or by its path if the value has a `/` or ends in `.so`. Loading twice is loading once.
+    /// Loads a plugin by its name, or by its path if the value has a `/` or ends in `.so`. Loading twice is
+    /// loading once.
     pub fn load(&mut self, name_or_path: &str) -> Result<&Plugin> {
         let index = self.open(name_or_path)?;
         Ok(&self.loaded[index])
@@ -195,7 +201,8 @@ impl Plugins {
                 continue;
             }
             let path = path.canonicalize().unwrap_or(path);
-            let loaded = self.loaded.iter().find(|plugin| plugin.name == name).map(|plugin| plugin.path.clone());
+            let loaded =
+                self.loaded.iter().find(|plugin| plugin.name == name).map(|plugin| plugin.path.clone());
             let (path, state) = match loaded {
                 Some(loaded) => (loaded, PluginState::Loaded),
                 None => match self.open_file(&path) {
@@ -208,9 +215,14 @@ impl Plugins {
         &self.reports
     }
 
-    /// Makes a model. `plugin` is `NAME`, `NAME/ENTRY`, a path or `PATH#ENTRY`; without an entry it is the plugin's only
-    /// model or the one of its own name.
-    pub fn model(&mut self, plugin: &str, config: Value, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
+    /// Makes a model. `plugin` is `NAME`, `NAME/ENTRY`, a path or `PATH#ENTRY`; without an entry it is the
+    /// plugin's only model or the one of its own name.
+    pub fn model(
+        &mut self,
+        plugin: &str,
+        config: Value,
+        source: &ModelSource,
+    ) -> Result<Box<dyn UnifiedModel>> {
         let (value, entry) = split(plugin);
         let index = self.open(value)?;
         let plugin = &self.loaded[index];
@@ -219,8 +231,8 @@ impl Plugins {
         Ok(Box::new(ForeignModel::new(plugin.label(entry), component)?))
     }
 
-    /// Makes a reward rule: `name` is looked up in all plugins on the search path; a path names a plugin file with one
-    /// rule, `PATH#NAME` one of several.
+    /// Makes a reward rule: `name` is looked up in all plugins on the search path; a path names a plugin file
+    /// with one rule, `PATH#NAME` one of several.
     pub fn reward(&mut self, name: &str, config: Value) -> Result<Box<dyn RewardFunction>> {
         let (index, wanted) = match split(name) {
             (path, entry) if search::is_path(path) => (self.open(path)?, entry),
@@ -232,7 +244,8 @@ impl Plugins {
     }
 
     fn find_reward(&mut self, name: &str) -> Result<usize> {
-        let offers = |plugin: &Plugin| plugin.entries.iter().any(|e| e.kind == EntryKind::Reward && e.name == name);
+        let offers =
+            |plugin: &Plugin| plugin.entries.iter().any(|e| e.kind == EntryKind::Reward && e.name == name);
         if let Some(index) = self.loaded.iter().position(offers) {
             return Ok(index);
         }
@@ -248,14 +261,19 @@ impl Plugins {
         if let Some(near) = nearest(name, rules().map(|(rule, _)| rule)) {
             error = error.hint(format!("did you mean `{near}`?"));
         }
-        let known: Vec<String> = rules().map(|(rule, plugin)| format!("`{rule}` (plugin `{plugin}`)")).collect();
+        let known: Vec<String> =
+            rules().map(|(rule, plugin)| format!("`{rule}` (plugin `{plugin}`)")).collect();
         error = error.hint(match &known[..] {
             [] => format!("no plugin with reward rules was found in {}", search::list(&self.dirs)),
             known => format!("known: {}", known.join(", ")),
         });
         for report in &self.reports {
             if let PluginState::Refused(reason) = &report.state {
-                error = error.hint(format!("plugin `{}` was refused: {}", report.name, first_line(reason.message())));
+                error = error.hint(format!(
+                    "plugin `{}` was refused: {}",
+                    report.name,
+                    first_line(reason.message())
+                ));
             }
         }
         Err(error)
@@ -292,8 +310,11 @@ fn split(value: &str) -> (&str, Option<&str>) {
 }
 
 fn twice(what: &str, first: &Path, second: &Path) -> Error {
-    let message =
-        format!("{what} comes from two plugins\n  first:  {}\n  second: {}", first.display(), second.display());
+    let message = format!(
+        "{what} comes from two plugins\n  first:  {}\n  second: {}",
+        first.display(),
+        second.display()
+    );
     Error::failure(message).hint("remove one of the files, or take its folder off the search path")
 }
 

@@ -21,7 +21,12 @@ pub(super) fn dirs(extra: &[PathBuf]) -> Vec<PathBuf> {
     let data = data.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".local/share")));
     all.extend(data.map(|dir| dir.join("unirl/plugins")));
     let mut seen = Vec::new();
-    all.retain(|dir| !seen.contains(dir) && { seen.push(dir.clone()); true });
+    all.retain(|dir| {
+        !seen.contains(dir) && {
+            seen.push(dir.clone());
+            true
+        }
+    });
     all
 }
 
@@ -39,7 +44,11 @@ pub(super) fn is_library(value: &str) -> bool {
 pub(super) fn resolve(value: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
     if is_path(value) {
         let path = PathBuf::from(value);
-        return if path.is_file() { Ok(path) } else { Err(Error::usage(format!("no plugin file at `{value}`"))) };
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(Error::usage(format!("no plugin file at `{value}`")))
+        };
     }
     let file = format!("{PREFIX}{value}{SUFFIX}");
     if let Some(path) = dirs.iter().map(|dir| dir.join(&file)).find(|path| path.is_file()) {

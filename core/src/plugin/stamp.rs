@@ -23,17 +23,20 @@ pub(super) struct Stamp {
 /// Reads the stamp; an error says what the file is instead of a plugin.
 pub(super) fn read(path: &Path) -> Result<Stamp> {
     let bytes = fs::read(path).context(|| format!("plugin file `{}` cannot be read", path.display()))?;
-    let not = |reason: &str| Error::failure(format!("`{}` is not a unirl plugin", path.display())).cause(reason);
+    let not =
+        |reason: &str| Error::failure(format!("`{}` is not a unirl plugin", path.display())).cause(reason);
     if !bytes.starts_with(b"\x7fELF") {
         return Err(not("it is not a shared library"));
     }
     if !is_whole(&bytes) {
         return Err(not("the file is truncated").hint("copy or build it again"));
     }
-    find(&bytes).ok_or_else(|| not("it has no stamp").hint("write `unirl::export_plugin!();` into its `lib.rs`"))
+    find(&bytes)
+        .ok_or_else(|| not("it has no stamp").hint("write `unirl::export_plugin!();` into its `lib.rs`"))
 }
 
-/// Whether the section headers, which come last, are inside of the file: the linker would die on a truncated one.
+/// Whether the section headers, which come last, are inside of the file: the linker would die on a truncated
+/// one.
 fn is_whole(bytes: &[u8]) -> bool {
     let number = |at: usize, size: usize| -> Option<usize> {
         let raw = bytes.get(at..at + size)?;
@@ -101,7 +104,11 @@ impl Stamp {
             return Err(differs("another platform", host::TARGET, &self.target));
         }
         if self.abi != abi {
-            return Err(differs("another plugin interface", &format!("abi {abi}"), &format!("abi {}", self.abi)));
+            return Err(differs(
+                "another plugin interface",
+                &format!("abi {abi}"),
+                &format!("abi {}", self.abi),
+            ));
         }
         if release_line(&self.unirl) != release_line(host::UNIRL) {
             let (here, there) = (format!("unirl {}", host::UNIRL), format!("unirl {}", self.unirl));
@@ -113,11 +120,19 @@ impl Stamp {
         }
         if self.abi_stable != host::ABI_STABLE {
             let (here, there) = (host::ABI_STABLE, self.abi_stable.as_str());
-            return Err(differs("another abi_stable", &format!("abi_stable {here}"), &format!("abi_stable {there}")));
+            return Err(differs(
+                "another abi_stable",
+                &format!("abi_stable {here}"),
+                &format!("abi_stable {there}"),
+            ));
         }
         if self.panic != "unwind" {
-            return Err(differs("another way to panic", "panic = \"unwind\"", &format!("panic = \"{}\"", self.panic))
-                .hint("set `panic = \"unwind\"` in the profile that builds it"));
+            return Err(differs(
+                "another way to panic",
+                "panic = \"unwind\"",
+                &format!("panic = \"{}\"", self.panic),
+            )
+            .hint("set `panic = \"unwind\"` in the profile that builds it"));
         }
         Ok(())
     }
@@ -132,7 +147,7 @@ impl Stamp {
     }
 }
 
-/// What abi_stable holds compatible: the major number, and below 1.0 the minor one, too.
+/// What `abi_stable` holds compatible: the major number, and below 1.0 the minor one, too.
 fn release_line(version: &str) -> Option<(u64, u64)> {
     let mut numbers = version.split('.').map(str::parse);
     match (numbers.next(), numbers.next()) {

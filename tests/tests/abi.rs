@@ -1,0 +1,339 @@
+//! The plugin boundary from outside: two real libraries, loaded as a user's would be.
+
+#![allow(clippy::unwrap_used, clippy::float_cmp, reason = "a test: a wrong value ends it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+use tracing::field::{Field, Visit};
+use tracing::span;
+use unirl::error::Code;
+use unirl::model::{
+    Checkpoint, ImageSampling, Images, ModelSource, Policy, Replay, TextSampling, UnifiedModel,
+};
+use unirl::plugin::{EntryKind, PluginState, Plugins};
+use unirl::reward::Sample;
+use unirl::scene::{Category, Facts};
+use unirl::{Error, Result};
+
+fn here() -> PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().to_owned()
+}
+
+fn plugins() -> Plugins {
+    Plugins::new(&[here()])
+}
+
+fn source() -> ModelSource {
+    ModelSource { checkpoint: Checkpoint::Fresh, device: Device::Cpu, seed: 0 }
+}
+
+fn model(entry: &str) -> Box<dyn UnifiedModel> {
+    plugins().model(&format!("fixture/{entry}"), json!({}), &source()).unwrap()
+}
+
+fn texts(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn error<T>(result: Result<T>) -> Error {
+    match result {
+        Ok(_) => panic!("expected an error"),
+        Err(error) => error,
+    }
+}
+
+fn sample() -> Sample {
+    Sample {
+        facts: Facts { category: Category::Counting, objects: vec![], relation: None },
+        prompt: "two cats".into(),
+        question: "how many?".into(),
+        truth: "two".into(),
+        answer: "two".into(),
+    }
+}
+
+#[test]
+fn two_plugins_each_have_their_own_module() {
+    let mut plugins = plugins();
+    let constant = plugins.reward("constant", json!({"score": 0.25})).unwrap();
+    let two = plugins.reward("two", Value::Null).unwrap();
+    assert_eq!(constant.score(&[sample()]).unwrap()[0].score, 0.25);
+    assert_eq!(two.score(&[sample(), sample()]).unwrap()[1].score, 2.0);
+    let fixture = plugins.load("fixture").unwrap();
+    let names: Vec<&str> = fixture.entries.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(names, ["echo", "nan", "panics", "wrong-shape", "constant"]);
+    assert_eq!(fixture.entries[4].kind, EntryKind::Reward);
+    let width = &fixture.entries[0].schema["properties"]["width"];
+    assert_eq!(width["description"], "Width of the embedding.");
+    assert_eq!(plugins.load("other").unwrap().entries.len(), 1);
+}
+
+#[test]
+fn every_operation_crosses() -> Result<()> {
+    let mut model = model("echo");
+    let (prompts, questions) = (texts(&["a", "b"]), texts(&["what?", "why?"]));
+    assert_eq!(model.card().name, "echo");
+    let images = model.generate(&prompts, &ImageSampling::default())?;
+    assert_eq!(Vec::<i64>::try_from(images.tokens.get(0))?, [1, 2, 3, 4]);
+    assert!(images.revealed_at.is_some());
+    let pixels = model.pixels(&images)?;
+    assert_eq!(model.encode(&pixels)?.tokens, images.tokens);
+    let answers = model.answer(&images, &questions, &TextSampling::default())?;
+    assert_eq!(answers.text, questions);
+    let logits = model.image_logits(&prompts, &images, Policy::Current, &Replay::Remask { seed: 0 })?;
+    assert_eq!(logits.logits.size(), [2, 4, 6]);
+    assert!(model.tokenizer_loss(&pixels)?.requires_grad());
+    let dir = tempfile::tempdir().unwrap();
+    model.save(dir.path())?;
+    assert!(dir.path().join("echo.pt").is_file());
+    let refused = error(model.freeze_reference());
+    assert_eq!(refused.code(), Code::Usage);
+    assert_eq!(refused.message(), "plugin `fixture/echo` failed in `freeze_reference`");
+    assert_eq!(
+        (refused.causes(), refused.hints()),
+        (&texts(&["echo has no reference"])[..], &texts(&["use another model"])[..])
+    );
+    Ok(())
+}
+
+#[test]
+fn autograd_crosses_and_no_grad_is_obeyed() -> Result<()> {
+    let model = model("echo");
+    let relaxed = Tensor::full([2, 4, 6], 1.0 / 6.0, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let tokens = Tensor::zeros([2, 4], (Kind::Int64, Device::Cpu));
+    let images = Images { tokens, relaxed: Some(relaxed.shallow_clone()), revealed_at: None };
+    let questions = texts(&["x", "y"]);
+    let answers = model.encode_answers(&questions)?;
+    let logp = || model.answer_logp(&images, &questions, &answers, Policy::Current);
+    assert!(!tch::no_grad(logp)?.logp.requires_grad());
+    logp()?.logp.sum(Kind::Float).neg().backward();
+    assert!(relaxed.grad().abs().sum(Kind::Float).double_value(&[]) > 0.0);
+
+    // Parameters are the model's own leaves: same gradient, and an update here is seen there.
+    let parameters = model.parameters()?;
+    assert!(parameters.iter().all(|p| p.tensor.grad().abs().sum(Kind::Float).double_value(&[]) > 0.0));
+    let grad = parameters[1].tensor.grad();
+    assert_eq!(model.parameters()?[1].tensor.grad().data_ptr(), grad.data_ptr());
+    let before = logp()?.logp.sum(Kind::Float).double_value(&[]);
+    tch::no_grad(|| {
+        let mut leaf = parameters[1].tensor.shallow_clone();
+        let _ = leaf.g_sub_(&(grad * 0.1));
+    });
+    assert!(logp()?.logp.sum(Kind::Float).double_value(&[]) > before);
+    Ok(())
+}
+
+#[test]
+fn tensor_handles_do_not_leak() -> Result<()> {
+    let model = model("echo");
+    let batch = 256; // 12 KiB of pixels there and 8 KiB of tokens back
+    let pixels = Tensor::zeros([batch, 3, 2, 2], (Kind::Float, Device::Cpu));
+    let resident = || -> i64 {
+        let statm = fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<i64>().unwrap() * 4096
+    };
+    for _ in 0..500 {
+        model.encode(&pixels)?;
+    }
+    let before = resident();
+    for _ in 0..10_000 {
+        model.encode(&pixels)?;
+    }
+    let grown = (resident() - before) >> 20;
+    assert!(grown < 32, "{grown} MiB more after 10000 calls: a leak of the replies alone would be 78");
+    Ok(())
+}
+
+#[test]
+fn a_panic_names_plugin_operation_and_line() {
+    let mut model = model("panics");
+    let error_ = error(model.generate(&texts(&["a"]), &ImageSampling::default()));
+    assert_eq!(error_.code(), Code::Panic);
+    assert_eq!(error_.message(), "plugin `fixture/panics` failed in `generate`");
+    let cause = &error_.causes()[0];
+    assert!(cause.starts_with("panicked at ") && cause.ends_with(": kaboom"), "{cause}");
+    assert!(cause.contains("fixture-plugin/src/lib.rs:"), "{cause}");
+    let leaf = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    assert!((leaf * 2).requires_grad(), "the panic inside of no_grad left it on");
+}
+
+#[test]
+fn a_panic_inside_of_tch_names_the_line_that_called_it() {
+    let mut model = model("panics");
+    let images = Images::from_tokens(Tensor::zeros([1, 4], (Kind::Int64, Device::Cpu)));
+    let error = error(model.answer(&images, &texts(&["x"]), &TextSampling::default()));
+    let cause = &error.causes()[0];
+    assert!(cause.contains("fixture-plugin/src/lib.rs:"), "{cause}");
+    assert!(!cause.contains("Exception raised from"), "{cause}");
+}
+
+#[test]
+fn wrong_shapes_and_nan_are_one_error_with_its_place() -> Result<()> {
+    let wrong = error(model("wrong-shape").generate(&texts(&["a"]), &ImageSampling::default()));
+    assert_eq!(
+        wrong.to_string(),
+        "plugin `fixture/wrong-shape` failed in `generate`\n  \
+         caused by: `images.tokens`: expected [1, 4] i64, got [1, 3] i64"
+    );
+    let mut model = model("nan");
+    let images = model.generate(&texts(&["a"]), &ImageSampling::default())?;
+    let questions = texts(&["x"]);
+    let answers = model.encode_answers(&questions)?;
+    let nan = error(model.answer_logp(&images, &questions, &answers, Policy::Current));
+    assert_eq!(nan.code(), Code::NonFinite);
+    assert_eq!(nan.message(), "plugin `fixture/nan` failed in `answer_logp`");
+    assert_eq!(nan.causes(), ["`logp`: expected finite values, got 2 NaN or infinite, the first at [0, 0]"]);
+    Ok(())
+}
+
+#[test]
+fn a_wrong_configuration_is_a_usage_error() {
+    let mut plugins = plugins();
+    let key = error(plugins.model("fixture/echo", json!({"widht": 3}), &source()));
+    assert_eq!(key.code(), Code::Usage);
+    assert_eq!(key.message(), "plugin `fixture` could not make model `echo`");
+    assert_eq!(key.causes(), ["unknown configuration key `widht`"]);
+    assert_eq!(key.hints(), ["did you mean `width`?", "known: width"]);
+    let value = error(plugins.model("fixture/echo", json!({"width": "wide"}), &source()));
+    assert_eq!(value.code(), Code::Usage);
+    assert!(value.causes()[0].starts_with("configuration `width`: invalid type: string"), "{value}");
+    let entry = error(plugins.model("fixture/ecco", json!({}), &source()));
+    assert_eq!(entry.hints()[0], "did you mean `echo`?");
+    let several = error(plugins.model("fixture", json!({}), &source()));
+    assert!(several.hints()[0].contains("`fixture/echo`, `fixture/nan`"), "{several}");
+    let rule = error(plugins.reward("constent", Value::Null));
+    assert_eq!(rule.hints()[0], "did you mean `constant`?");
+    assert!(rule.hints()[1].contains("`constant` (plugin `fixture`), `two` (plugin `other`)"), "{rule}");
+    let name = error(plugins.load("fixtur"));
+    assert_eq!(name.code(), Code::Usage);
+    assert_eq!(name.hints()[0], "did you mean `fixture`?");
+}
+
+static EVENTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Recorder;
+
+impl tracing::Subscriber for Recorder {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::INFO
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Line(String);
+        impl Visit for Line {
+            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+                self.0.extend([field.name(), "=", &format!("{value:?}"), " "]);
+            }
+        }
+        let mut line = Line(format!("{} ", event.metadata().level()));
+        event.record(&mut line);
+        EVENTS.lock().unwrap().push(line.0);
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[test]
+fn events_of_a_plugin_reach_the_host() -> Result<()> {
+    tracing::subscriber::set_global_default(Recorder).unwrap();
+    model("echo").generate(&texts(&["a", "b", "c"]), &ImageSampling::default())?;
+    let events = EVENTS.lock().unwrap();
+    let wanted = ["INFO", "drawing batch=3", "unirl_plugin_fixture"];
+    assert!(events.iter().any(|event| wanted.iter().all(|part| event.contains(part))), "{events:?}");
+    Ok(())
+}
+
+/// A changed copy of the fixture plugin, and how loading it fails.
+fn refusal(dir: &Path, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Error {
+    let bytes = fs::read(here().join("libunirl_plugin_fixture.so")).unwrap();
+    let path = dir.join("libunirl_plugin_fixture.so");
+    fs::write(&path, change(bytes)).unwrap();
+    error(Plugins::new(&[]).load(path.to_str().unwrap()).map(|_| ()))
+}
+
+/// Replaces `from` by `to` of the same length, everywhere.
+fn patch(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let places: Vec<usize> = bytes
+        .windows(from.len())
+        .enumerate()
+        .filter(|(_, w)| *w == from.as_bytes())
+        .map(|(at, _)| at)
+        .collect();
+    assert!(!places.is_empty(), "{from} is not in the file");
+    for at in places {
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_it_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let abi = refusal(dir, |bytes| patch(bytes, "\nabi=1\n", "\nabi=9\n"));
+    let path = dir.join("libunirl_plugin_fixture.so").canonicalize().unwrap();
+    let path = path.display();
+    assert_eq!(
+        abi.message(),
+        format!(
+            "plugin `fixture` was built for another plugin interface\n  host:   abi 1\n  plugin: abi 9 ({path})"
+        )
+    );
+    let torch = refusal(dir, |bytes| patch(bytes, "\ntorch=2.11.0\n", "\ntorch=2.9.10\n"));
+    assert_eq!(
+        torch.message(),
+        format!(
+            "plugin `fixture` was built for another libtorch\n  host:   libtorch 2.11.0\n  \
+             plugin: libtorch 2.9.10 ({path})"
+        )
+    );
+    assert!(torch.hints()[0].starts_with("rebuild it"));
+    let panic = refusal(dir, |bytes| patch(bytes, "\npanic=unwind\n", "\npanic=abort_\n"));
+    assert!(panic.message().contains("another way to panic"), "{panic}");
+
+    let is_no_plugin = format!("`{path}` is not a unirl plugin");
+    let no_stamp = refusal(dir, |bytes| patch(bytes, "unirl-plugin-stamp-1\n", "unirl-plugin-stamp-x\n"));
+    assert_eq!((no_stamp.message(), no_stamp.causes()), (&*is_no_plugin, &texts(&["it has no stamp"])[..]));
+    let truncated = refusal(dir, |bytes| bytes[..bytes.len() * 3 / 4].to_vec());
+    assert_eq!(
+        (truncated.message(), truncated.causes()),
+        (&*is_no_plugin, &texts(&["the file is truncated"])[..])
+    );
+    let text = refusal(dir, |_| b"#!/bin/sh\n".to_vec());
+    assert_eq!(
+        (text.message(), text.causes()),
+        (&*is_no_plugin, &texts(&["it is not a shared library"])[..])
+    );
+    let tiny = refusal(dir, |bytes| bytes[..20].to_vec());
+    assert_eq!(tiny.message(), is_no_plugin);
+}
+
+#[test]
+fn discovery_reports_every_candidate_and_refuses_a_second_of_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("libunirl_plugin_broken.so"), "text").unwrap();
+    fs::copy(here().join("libunirl_plugin_other.so"), dir.path().join("libunirl_plugin_copy.so")).unwrap();
+    let mut plugins = Plugins::new(&[here(), dir.path().to_owned()]);
+    plugins.load("other").unwrap();
+    let reports = plugins.discover();
+    let state = |name: &str| &reports.iter().find(|report| report.name == name).unwrap().state;
+    assert!(matches!(state("fixture"), PluginState::Loaded));
+    assert!(matches!(state("other"), PluginState::Loaded));
+    let PluginState::Refused(broken) = state("broken") else { panic!("loaded a text") };
+    assert!(broken.message().contains("is not a unirl plugin"));
+    let PluginState::Refused(copy) = state("copy") else { panic!("loaded two of a name") };
+    let text = copy.message();
+    assert!(text.contains("libunirl_plugin_other.so") && text.contains("libunirl_plugin_copy.so"), "{text}");
+}
