@@ -1,20 +1,58 @@
 //! `unirl plugins`.
 
+use serde_json::{Value, json};
 use unirl::error::{Context, Result};
-use unirl::plugin::Plugins;
+use unirl::plugin::{PluginState, Plugins, mapped_version};
 
 use crate::args::PluginsArgs;
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &PluginsArgs) -> Result<()> {
     let mut plugins = Plugins::new(&args.search.plugin_dir);
-    let reports = plugins.discover();
+    plugins.discover();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&reports).context(|| "cannot write the list")?);
+        println!("{}", serde_json::to_string_pretty(&describe(&mut plugins)).context(|| "cannot write the list")?);
         return Ok(());
     }
+    println!("libtorch {}", mapped_version().unwrap_or_else(|| "of an unknown version".into()));
+    println!("searched:");
+    for dir in plugins.search_path() {
+        println!("  {}", dir.display());
+    }
+    let reports = plugins.discover().to_vec();
     for report in reports {
-        println!("{report}");
+        println!("\n{}  {}", report.name, report.path.display());
+        match &report.state {
+            PluginState::Refused(error) => println!("  refused: {error}"),
+            PluginState::Loaded => {
+                let plugin = plugins.loaded().iter().find(|plugin| plugin.path == report.path);
+                for entry in plugin.map(|plugin| plugin.entries.as_slice()).unwrap_or_default() {
+                    println!("  {} `{}`", entry.kind, entry.name);
+                }
+            }
+        }
     }
     Ok(())
+}
+
+fn describe(plugins: &mut Plugins) -> Value {
+    let reports = plugins.discover().to_vec();
+    let list: Vec<Value> = reports
+        .iter()
+        .map(|report| {
+            let refused = match &report.state {
+                PluginState::Loaded => None,
+                PluginState::Refused(error) => Some(error.to_string()),
+            };
+            let entries: Vec<Value> = plugins
+                .loaded()
+                .iter()
+                .filter(|plugin| plugin.path == report.path)
+                .flat_map(|plugin| &plugin.entries)
+                .map(|entry| json!({"kind": entry.kind.to_string(), "name": entry.name}))
+                .collect();
+            json!({"name": report.name, "path": report.path, "refused": refused, "entries": entries})
+        })
+        .collect();
+    json!({"libtorch": mapped_version(), "searched": plugins.search_path(), "plugins": list})
 }

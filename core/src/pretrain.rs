@@ -30,9 +30,9 @@ pub struct PretrainConfig {
     /// The seed of everything random.
     pub seed: u64,
     /// The stage that trains the image tokenizer.
-    pub tokenizer: Stage,
+    pub tokenizer: TokenizerStage,
     /// The stage that trains drawing and understanding.
-    pub joint: Stage,
+    pub joint: JointStage,
     /// What the drawings and captions are like.
     pub data: DataOptions,
     /// How images are drawn in the evaluation at the end.
@@ -46,8 +46,8 @@ impl Default for PretrainConfig {
         Self {
             model: ModelOptions::default(),
             seed: 1,
-            tokenizer: Stage::default(),
-            joint: Stage::default(),
+            tokenizer: TokenizerStage::default(),
+            joint: JointStage::default(),
             data: DataOptions::default(),
             rollout: Rollout::default(),
             eval: EvalOptions::default(),
@@ -55,23 +55,46 @@ impl Default for PretrainConfig {
     }
 }
 
-/// One stage.
+/// The stage that trains the image tokenizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Stage {
+pub struct TokenizerStage {
     /// Updates of the weights.
     pub steps: u64,
-    /// Drawings a step.
-    pub batch: usize,
+    /// Pictures a step.
+    pub pictures: usize,
     /// The weight update.
     pub update: UpdateOptions,
 }
 
-impl Default for Stage {
+impl Default for TokenizerStage {
     fn default() -> Self {
-        let update = UpdateOptions { learning_rate: 1e-3, final_rate: 0.02, warmup: 100, ..UpdateOptions::default() };
-        Self { steps: 1000, batch: 64, update }
+        Self { steps: 1000, pictures: 32, update: schedule() }
     }
+}
+
+/// The stage that trains drawing and understanding.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct JointStage {
+    /// Updates of the weights.
+    pub steps: u64,
+    /// Drawings with captions a step.
+    pub captions: usize,
+    /// Drawings with questions a step.
+    pub questions: usize,
+    /// The weight update.
+    pub update: UpdateOptions,
+}
+
+impl Default for JointStage {
+    fn default() -> Self {
+        Self { steps: 4000, captions: 128, questions: 48, update: schedule() }
+    }
+}
+
+fn schedule() -> UpdateOptions {
+    UpdateOptions { learning_rate: 1e-3, final_rate: 0.02, warmup: 100, ..UpdateOptions::default() }
 }
 
 /// What the drawings and captions are like.
@@ -161,7 +184,7 @@ fn train_tokenizer(
         let step_seed = seed::derive(config.seed, &[1, step]);
         let scenes: Vec<Scene> = {
             let mut rng = Rng::new(step_seed);
-            (0..stage.batch).map(|_| Scene::scattered(&mut rng)).collect()
+            (0..stage.pictures).map(|_| Scene::scattered(&mut rng)).collect()
         };
         update.zero_grad();
         tch::manual_seed(step_seed as i64);
@@ -188,14 +211,14 @@ fn train_jointly(
         update.zero_grad();
 
         // 1. Drawing, from captions that are not always right.
-        let (prompts, scenes) = captioned(&mut rng, stage.batch, config.data.caption_noise)?;
+        let (prompts, scenes) = captioned(&mut rng, stage.captions, config.data.caption_noise)?;
         let images = tch::no_grad(|| model.encode(&tiles::render(&scenes)))?;
         let scored =
             model.image_logits(&prompts, &images, Policy::Current, &Replay::Pretrain { seed: step_seed })?;
         let image_loss = -token_mean(&image_logp(&scored.logits, &images.tokens), &scored.targets);
 
         // 2. Understanding, from right answers about drawings that are not always right.
-        let (questions, answers, scenes) = questioned(&mut rng, stage.batch, &config.data)?;
+        let (questions, answers, scenes) = questioned(&mut rng, stage.questions, &config.data)?;
         let images = tch::no_grad(|| model.encode(&tiles::render(&scenes)))?;
         let answers = model.encode_answers(&answers)?;
         let scored = model.answer_logp(&images, &questions, &answers, Policy::Current)?;

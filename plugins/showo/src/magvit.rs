@@ -303,6 +303,11 @@ impl Magvit {
         self.decode_vectors(&relaxed.matmul(&self.codebook), grid)
     }
 
+    /// Latents `[B,bits,h,w]` to pixels.
+    pub fn decode_latents(&self, latents: &Tensor) -> Tensor {
+        self.decoder.apply(latents)
+    }
+
     fn decode_vectors(&self, vectors: &Tensor, (rows, columns): (i64, i64)) -> Tensor {
         let size = vectors.size(); // [B,N,bits]
         self.decoder.apply(&vectors.transpose(1, 2).reshape([size[0], size[2], rows, columns]))

@@ -1,0 +1,183 @@
+//! The whole command, as a user meets it: what it prints and how it exits when something is wrong.
+
+#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use insta::assert_snapshot;
+use tempfile::TempDir;
+
+/// Where cargo leaves the plugins that this package depends on.
+fn plugin_dir() -> PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().to_owned()
+}
+
+fn plugin_file(name: &str) -> PathBuf {
+    plugin_dir().join(format!("libunirl_plugin_{name}.so"))
+}
+
+struct Run {
+    home: TempDir,
+}
+
+impl Run {
+    fn new() -> Self {
+        Self { home: TempDir::new().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// Exit status, stdout and stderr, with what differs from machine to machine named.
+    fn run(&self, dir: &Path, arguments: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
+            .arg(arguments[0])
+            .args(&arguments[1..])
+            .arg("--plugin-dir")
+            .arg(dir)
+            .current_dir(self.home.path())
+            .env("HOME", self.home.path())
+            .env_remove("UNIRL_PLUGIN_PATH")
+            .env_remove("XDG_DATA_HOME")
+            .env_remove("RUST_BACKTRACE")
+            .output()
+            .unwrap();
+        let text = format!(
+            "exit: {}\nstdout:\n{}stderr:\n{}",
+            output.status.code().unwrap(),
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let program = Path::new(env!("CARGO_BIN_EXE_unirl-under-test")).parent().unwrap().display().to_string();
+        let home = self.home.path().canonicalize().unwrap().display().to_string();
+        let dir = dir.canonicalize().unwrap_or(dir.to_owned()).display().to_string();
+        text.replace(&dir, "[PLUGINS]").replace(&home, "[HOME]").replace(&program, "[PROGRAM]")
+    }
+
+    fn train(&self, arguments: &[&str]) -> String {
+        let mut all = vec!["--plugin", "showo"];
+        all.extend(arguments);
+        self.run(&plugin_dir(), &all)
+    }
+}
+
+#[test]
+fn an_unknown_plugin() {
+    assert_snapshot!(Run::new().run(&plugin_dir(), &["--plugin", "shwo", "--optimizer", "grpo"]));
+}
+
+#[test]
+fn a_file_that_is_no_plugin() {
+    let run = Run::new();
+    fs::write(run.path("libfoo.so"), "not a library").unwrap();
+    let file = run.path("libfoo.so").display().to_string();
+    assert_snapshot!(run.run(&plugin_dir(), &["--plugin", &file]));
+}
+
+/// A copy of a plugin whose stamp says something else.
+fn forge(run: &Run, from: &str, to: &str) -> PathBuf {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = fs::read(plugin_file("rewards")).unwrap();
+    let magic = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+    bytes[magic..magic + to.len()].copy_from_slice(to.as_bytes());
+    let file = run.path("libunirl_plugin_forged.so");
+    fs::write(&file, bytes).unwrap();
+    file
+}
+
+#[test]
+fn a_plugin_of_another_libtorch() {
+    let run = Run::new();
+    let file = forge(&run, "\ntorch=2.11.0", "\ntorch=2.10.9");
+    assert_snapshot!(run.run(&plugin_dir(), &["--plugin", file.to_str().unwrap()]));
+}
+
+#[test]
+fn a_plugin_of_another_abi() {
+    let run = Run::new();
+    let file = forge(&run, "\nabi=1\n", "\nabi=9\n");
+    assert_snapshot!(run.run(&plugin_dir(), &["--plugin", file.to_str().unwrap()]));
+}
+
+#[test]
+fn an_unknown_optimizer() {
+    assert_snapshot!(Run::new().train(&["--optimizer", "gpro"]));
+}
+
+#[test]
+fn an_unknown_rule_set() {
+    assert_snapshot!(Run::new().train(&["--reward", "bond"]));
+}
+
+#[test]
+fn an_unknown_key() {
+    assert_snapshot!(Run::new().train(&["--set", "train.stpes=3"]));
+}
+
+#[test]
+fn an_unknown_key_of_the_optimizer() {
+    assert_snapshot!(Run::new().train(&["--set", "optimizer.grpo.betta=3"]));
+}
+
+#[test]
+fn an_unknown_key_of_the_plugin() {
+    assert_snapshot!(Run::new().train(&["--set", "model.options.architectur=3"]));
+}
+
+#[test]
+fn an_unknown_preset() {
+    assert_snapshot!(Run::new().train(&["--preset", "papr"]));
+}
+
+#[test]
+fn a_configuration_that_is_missing() {
+    assert_snapshot!(Run::new().train(&["--config", "nowhere.toml"]));
+}
+
+#[test]
+fn a_model_folder_that_is_missing() {
+    assert_snapshot!(Run::new().train(&["--model", "nowhere"]));
+}
+
+#[test]
+fn a_model_folder_that_is_broken() {
+    let run = Run::new();
+    fs::create_dir(run.path("broken")).unwrap();
+    fs::write(run.path("broken/config.json"), "{\"codebook_size\": 4").unwrap();
+    assert_snapshot!(run.train(&["--model", "broken"]));
+}
+
+#[test]
+fn a_model_folder_without_weights() {
+    let run = Run::new();
+    fs::create_dir(run.path("empty")).unwrap();
+    assert_snapshot!(run.train(&["--model", "empty"]));
+}
+
+#[test]
+fn a_device_that_is_not_there() {
+    assert_snapshot!(Run::new().train(&["--device", "cuda:99"]));
+}
+
+#[test]
+fn a_device_of_an_unknown_kind() {
+    assert_snapshot!(Run::new().train(&["--device", "gpu"]));
+}
+
+#[test]
+fn a_run_folder_that_is_used() {
+    let run = Run::new();
+    fs::create_dir(run.path("mine")).unwrap();
+    fs::write(run.path("mine/notes"), "keep me").unwrap();
+    assert_snapshot!(run.train(&["--out", "mine"]));
+    assert_eq!(fs::read_to_string(run.path("mine/notes")).unwrap(), "keep me");
+}
+
+#[test]
+fn an_image_that_is_missing() {
+    let arguments = ["ask", "--plugin", "showo", "--image", "nowhere.png", "--question", "what"];
+    assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
+}

@@ -1,0 +1,41 @@
+//! `schemas/` holds what the code says: `UPDATE_SCHEMAS=1 cargo test --release -p unirl-tests schemas` rewrites it.
+
+#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn schemas_are_those_of_the_code() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas");
+    let plugins = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    for (file, arguments) in [
+        ("run", vec!["run"]),
+        ("pretrain", vec!["pretrain"]),
+        ("sft", vec!["sft"]),
+        ("grpo", vec!["grpo"]),
+        ("grpo-split", vec!["grpo-split"]),
+        ("plugin-showo", vec!["--plugin", "showo"]),
+        ("plugin-rewards", vec!["--plugin", "rewards"]),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
+            .arg("schema")
+            .args(&arguments)
+            .arg("--plugin-dir")
+            .arg(&plugins)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let path = folder.join(format!("{file}.json"));
+        if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+            fs::write(&path, &output.stdout).unwrap();
+        }
+        assert_eq!(
+            fs::read_to_string(&path).unwrap_or_default(),
+            String::from_utf8(output.stdout).unwrap(),
+            "`{}` is out of date: UPDATE_SCHEMAS=1 cargo test --release -p unirl-tests schemas",
+            path.display()
+        );
+    }
+}
