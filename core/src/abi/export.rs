@@ -74,7 +74,7 @@ macro_rules! register_reward {
 ///
 /// A whole plugin, with `crate-type = ["cdylib"]` and the dependencies `unirl`, `serde` and `schemars`:
 ///
-/// ```no_run
+/// ```no_run,standalone_crate
 /// use std::collections::BTreeMap;
 ///
 /// use schemars::JsonSchema;

@@ -122,7 +122,7 @@ impl UnifiedModel for Echo {
 
     fn answer(&mut self, images: &Images, questions: &[String], _: &TextSampling) -> Result<Answers> {
         if self.fault == Fault::Panics {
-            let _ = self.embed.matmul(&images.tokens); // refused by libtorch: the panic is raised inside of tch
+            let _ = self.embed.matmul(&images.tokens); // refused: the panic is raised inside of tch
         }
         self.encode_answers(questions)
     }
