@@ -74,8 +74,9 @@ pub fn open(folder: &Path, device: Device) -> Result<Parts> {
     let path = folder.join(CONFIG);
     let config: CheckpointConfig = read_json(&path)?;
     config.check(&path.display().to_string())?;
-    let magvit_config: MagvitConfig = read_json(&folder.join(MAGVIT_CONFIG))?;
-    magvit_config.check()?;
+    let path = folder.join(MAGVIT_CONFIG);
+    let magvit_config: MagvitConfig = read_json(&path)?;
+    magvit_config.check().context(|| format!("cannot use `{}`", path.display()))?;
     let weights = WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
         Error::failure(format!("no weights in `{}`", folder.display())).hint(format!("expected `{}`", WEIGHTS[0]))
     })?;

@@ -97,6 +97,13 @@ impl Showo {
         let Parts { config, magvit_config, text, mut phi_store, mut magvit_store } = parts;
         let phi = Phi::take(&mut phi_store, &config)?;
         let magvit = Magvit::take(&mut magvit_store, &magvit_config, device)?;
+        if config.codebook_size != magvit_config.codebook_size() {
+            return Err(Error::failure(format!(
+                "`codebook_size`: expected {}, as `z_channels` of the image tokenizer says, got {}",
+                magvit_config.codebook_size(),
+                config.codebook_size
+            )));
+        }
         let (rows, _) = config.grid();
         let card = ModelCard {
             name: "showo".into(),
