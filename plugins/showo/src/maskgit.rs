@@ -1,4 +1,5 @@
-//! `MaskGIT`: parallel decoding in a few steps, and the random masking of its training. Random draws come in as uniforms.
+//! `MaskGIT`: parallel decoding in a few steps, and the random masking of its training. Random draws come in
+//! as uniforms.
 
 use tch::{Kind, Tensor};
 use unirl::optimizer::objective::gumbel;
@@ -22,7 +23,8 @@ pub fn mask_len(tokens: i64, step: i64, steps: i64) -> i64 {
     (tokens as f32 * cosine((step + 1) as f32 / steps as f32)).floor() as i64
 }
 
-/// How many of `unknown [B,1]` codes are masked again at `step` of `steps`: as scheduled, but fewer than before, at least 1.
+/// How many of `unknown [B,1]` codes are masked again at `step` of `steps`: as scheduled, but fewer than
+/// before, at least 1.
 pub fn remaining(unknown: &Tensor, tokens: i64, step: i64, steps: i64) -> Tensor {
     (unknown - 1).clamp_max(mask_len(tokens, step, steps)).clamp_min(1)
 }
@@ -49,8 +51,8 @@ pub struct Step {
     pub codes: Tensor,
 }
 
-/// One decoding step from `logits [B,N,K]` and `codes [B,N]`. `draws` choose codes by the inverse of the cumulative
-/// distribution, `noise` blurs the order of confidence; both are uniforms `[B,N]`.
+/// One decoding step from `logits [B,N,K]` and `codes [B,N]`. `draws` choose codes by the inverse of the
+/// cumulative distribution, `noise` blurs the order of confidence; both are uniforms `[B,N]`.
 pub fn step(
     logits: &Tensor,
     codes: &Tensor,
@@ -62,7 +64,8 @@ pub fn step(
     let tokens = codes.size()[1];
     let probabilities = logits.softmax(-1, Kind::Float);
     let cumulative = probabilities.cumsum(-1, Kind::Float); // [B,N,K]
-    let drawn = cumulative.le_tensor(&draws.unsqueeze(-1)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64);
+    let drawn =
+        cumulative.le_tensor(&draws.unsqueeze(-1)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64);
     let drawn = drawn.clamp_max(logits.size()[2] - 1); // a sum just below 1 and a draw above it
     let unknown = codes.eq(UNKNOWN);
     let sampled = drawn.where_self(&unknown, codes);
@@ -90,7 +93,7 @@ pub fn mask_ratio(t: &Tensor) -> Tensor {
 /// `max(1, round(N·cos(t·π/2)))` positions a row are true.
 pub fn remask(uniforms: &Tensor, t: &Tensor) -> Tensor {
     let tokens = uniforms.size()[1] as f64;
-    let count = (mask_ratio(t) * tokens).round().clamp_min(1.0).unsqueeze(-1); // [B,1]; ties go to the even number
+    let count = (mask_ratio(t) * tokens).round().clamp_min(1.0).unsqueeze(-1); // [B,1]; ties to even
     uniforms.argsort(-1, false).to_kind(Kind::Float).lt_tensor(&count)
 }
 

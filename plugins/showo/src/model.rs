@@ -5,20 +5,20 @@ use std::path::Path;
 
 use tch::{Device, IndexOp, Kind, Tensor};
 use unirl::model::{
-    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, ModelSource, Parameter,
-    ParameterGroup, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, ModelSource,
+    Parameter, ParameterGroup, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
 };
 use unirl::{Error, Result};
 
 use crate::checkpoint::{self, Parts};
 use crate::config::{CheckpointConfig, MagvitConfig, ShowoConfig, Special};
 use crate::magvit::Magvit;
+use crate::mask;
 use crate::maskgit::{self, UNKNOWN};
 use crate::phi::{Cache, Phi};
 use crate::prompt::{self, Prompting};
 use crate::store::Store;
 use crate::text::Text;
-use crate::mask;
 
 /// The share of images whose prompt is dropped in pretraining, from which guidance learns its other branch.
 const DROPPED_PROMPTS: f64 = 0.1;
@@ -39,8 +39,8 @@ pub struct Showo {
     device: Device,
 }
 
-/// Text blocks of distinct prompts, run through the transformer once. Text never sees the image, so the image rows of
-/// every step, of every copy of a prompt, and of every replayed state continue the same cache.
+/// Text blocks of distinct prompts, run through the transformer once. Text never sees the image, so the image
+/// rows of every step, of every copy of a prompt, and of every replayed state continue the same cache.
 #[derive(Debug)]
 pub struct TextBlocks {
     cache: Cache,
@@ -178,7 +178,8 @@ impl Showo {
         TextBlocks { cache, visible: ids.ne(self.special.pad), index }
     }
 
-    /// Code logits `[rows,N,K]` of images `codes [rows,N]` (hidden where [`UNKNOWN`]), each behind its text block.
+    /// Code logits `[rows,N,K]` of images `codes [rows,N]` (hidden where [`UNKNOWN`]), each behind its text
+    /// block.
     pub fn code_logits(&self, phi: &Phi, blocks: &TextBlocks, index: &[i64], codes: &Tensor) -> Tensor {
         let (rows, tokens) = (codes.size()[0], codes.size()[1]);
         let hidden = codes.full_like(self.special.mask);
@@ -187,7 +188,8 @@ impl Showo {
         let ids = Tensor::cat(&[edge(self.special.soi), ids, edge(self.special.eoi)], 1); // [rows,N+2]
         let index = Tensor::from_slice(index).to_device(self.device);
         let start = self.config.max_text_len + 1;
-        let positions = Tensor::arange_start(start, start + tokens + 2, (Kind::Int64, self.device)).unsqueeze(0);
+        let positions =
+            Tensor::arange_start(start, start + tokens + 2, (Kind::Int64, self.device)).unsqueeze(0);
         let image = Tensor::ones([rows, tokens + 2], (Kind::Bool, self.device));
         let visible = Tensor::cat(&[blocks.visible.index_select(0, &index), image], 1).unsqueeze(1);
         let visible = visible.expand([-1, tokens + 2, -1], false);
@@ -215,13 +217,20 @@ impl Showo {
     }
 
     /// Code logits of images `tokens [B,N]` with the `targets [B,N]` hidden.
-    pub fn masked_logits(&self, phi: &Phi, prompts: &[Vec<i64>], tokens: &Tensor, targets: Tensor) -> ImageLogits {
+    pub fn masked_logits(
+        &self,
+        phi: &Phi,
+        prompts: &[Vec<i64>],
+        tokens: &Tensor,
+        targets: Tensor,
+    ) -> ImageLogits {
         let blocks = self.text_blocks(phi, prompts);
         let logits = self.code_logits(phi, &blocks, &blocks.index, &hide(tokens, &targets));
         ImageLogits { logits, targets }
     }
 
-    /// Draws what is [`UNKNOWN`] in `codes [B,N]`. `uniforms` answers the draws and the noise of a step, each `[B,N]`.
+    /// Draws what is [`UNKNOWN`] in `codes [B,N]`. `uniforms` answers the draws and the noise of a step, each
+    /// `[B,N]`.
     pub fn draw(
         &self,
         prompts: &[Vec<i64>],
@@ -247,7 +256,8 @@ impl Showo {
         })
     }
 
-    /// Reads images and questions, given as ids, in one pass: padding stands behind a question, hidden from the answer.
+    /// Reads images and questions, given as ids, in one pass: padding stands behind a question, hidden from
+    /// the answer.
     pub fn ask<'a>(&self, phi: &'a Phi, images: &Images, questions: &[Vec<i64>]) -> Answering<'a> {
         let device = self.device;
         let lengths: Vec<i64> = questions.iter().map(|row| row.len() as i64).collect();
@@ -281,7 +291,10 @@ impl Showo {
             loop {
                 let logits = answering.logits();
                 let next = if sampling.temperature > 0.0 {
-                    (logits / sampling.temperature).softmax(-1, Kind::Float).multinomial(1, false).squeeze_dim(1)
+                    (logits / sampling.temperature)
+                        .softmax(-1, Kind::Float)
+                        .multinomial(1, false)
+                        .squeeze_dim(1)
                 } else {
                     logits.argmax(-1, false)
                 };
@@ -297,7 +310,13 @@ impl Showo {
     }
 
     /// Log-probabilities of answers to questions that are given as ids.
-    pub fn score(&self, phi: &Phi, images: &Images, questions: &[Vec<i64>], answers: &Answers) -> Result<TokenLogp> {
+    pub fn score(
+        &self,
+        phi: &Phi,
+        images: &Images,
+        questions: &[Vec<i64>],
+        answers: &Answers,
+    ) -> Result<TokenLogp> {
         let lengths = answers.mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
         let lengths = Vec::<i64>::try_from(lengths)?;
         let mut rows = Vec::with_capacity(questions.len());
@@ -316,11 +335,14 @@ impl Showo {
         let flat: Vec<i64> =
             places.into_iter().zip(0..).flat_map(|(at, row)| at.map(move |at| row * length + at)).collect();
         let flat = Tensor::from_slice(&flat).to_device(self.device);
-        let logits = phi.logits(&hidden.reshape([-1, width]).index_select(0, &flat)).to_kind(Kind::Float); // [n,V]
+        let logits = phi.logits(&hidden.reshape([-1, width]).index_select(0, &flat)).to_kind(Kind::Float);
         let targets = answers.tokens.masked_select(&answers.mask).unsqueeze(1);
         let picked = logits.log_softmax(-1, Kind::Float).gather(1, &targets, false).squeeze_dim(1);
         let blank = Tensor::zeros(answers.mask.size(), (Kind::Float, self.device));
-        Ok(TokenLogp { logp: blank.masked_scatter(&answers.mask, &picked), mask: answers.mask.shallow_clone() })
+        Ok(TokenLogp {
+            logp: blank.masked_scatter(&answers.mask, &picked),
+            mask: answers.mask.shallow_clone(),
+        })
     }
 
     /// Runs images and the text `ids [B,L]` behind them: hidden rows of both, and their cache.
@@ -328,7 +350,8 @@ impl Showo {
         let x = Tensor::cat(&[self.embed_images(phi, images), phi.embed(ids)], 1);
         let length = x.size()[1];
         let columns = Tensor::arange(length, (Kind::Int64, self.device));
-        let visible = mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix())).unsqueeze(0);
+        let visible =
+            mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix())).unsqueeze(0);
         phi.forward(x, &columns.unsqueeze(0), &mask::additive(&visible), None)
     }
 
@@ -400,7 +423,8 @@ impl UnifiedModel for Showo {
     }
 
     fn freeze_reference(&mut self) -> Result<()> {
-        let copies = self.phi_weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect();
+        let copies =
+            self.phi_weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect();
         let mut store = Store::from_tensors("the reference policy".into(), copies, self.device);
         self.reference = Some(Phi::take(&mut store, &self.config)?);
         Ok(())
@@ -420,12 +444,18 @@ impl UnifiedModel for Showo {
     fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
         self.check_same("questions", images, questions.len())?;
         if sampling.max_tokens < 1 {
-            return Err(Error::usage(format!("answer tokens: expected at least 1, got {}", sampling.max_tokens)));
+            return Err(Error::usage(format!(
+                "answer tokens: expected at least 1, got {}",
+                sampling.max_tokens
+            )));
         }
         tch::manual_seed(sampling.seed as i64);
-        let (tokens, mask) = self.write(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
+        let (tokens, mask) =
+            self.write(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
         let text = (0..images.len())
-            .map(|row| self.text.decode(&Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?))
+            .map(|row| {
+                self.text.decode(&Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?)
+            })
             .collect::<Result<_>>()?;
         Ok(Answers { text, tokens, mask })
     }
@@ -465,7 +495,11 @@ impl UnifiedModel for Showo {
                 let t = self.uniform(&[images.len()]);
                 let targets = maskgit::remask(&self.uniform(&tokens.size()), &t);
                 let dropped = Vec::<bool>::try_from(self.uniform(&[images.len()]).lt(DROPPED_PROMPTS))?;
-                prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped).for_each(|(ids, _)| ids.clear());
+                prompts
+                    .iter_mut()
+                    .zip(dropped)
+                    .filter(|(_, dropped)| *dropped)
+                    .for_each(|(ids, _)| ids.clear());
                 Ok(self.masked_logits(phi, &prompts, tokens, targets))
             }
             Replay::Reveal { steps, guidance } => {
@@ -477,7 +511,8 @@ impl UnifiedModel for Showo {
                     return Err(Error::usage("no reveal step to replay"));
                 }
                 let blocks = self.text_blocks(phi, &prompts);
-                let states: Vec<Tensor> = steps.iter().map(|step| hide(tokens, &revealed_at.ge(*step))).collect();
+                let states: Vec<Tensor> =
+                    steps.iter().map(|step| hide(tokens, &revealed_at.ge(*step))).collect();
                 let index: Vec<i64> = steps.iter().flat_map(|_| blocks.index.iter().copied()).collect();
                 let logits = self.guided_logits(phi, &blocks, &index, &Tensor::cat(&states, 0), *guidance);
                 let batch = images.len();
@@ -485,7 +520,8 @@ impl UnifiedModel for Showo {
                 let mut targets = revealed_at.eq(steps[0]);
                 for (at, step) in steps.iter().enumerate().skip(1) {
                     let here = revealed_at.eq(*step);
-                    chosen = logits.narrow(0, at as i64 * batch, batch).where_self(&here.unsqueeze(-1), &chosen);
+                    chosen =
+                        logits.narrow(0, at as i64 * batch, batch).where_self(&here.unsqueeze(-1), &chosen);
                     targets = targets.logical_or(&here);
                 }
                 Ok(ImageLogits { logits: chosen, targets })

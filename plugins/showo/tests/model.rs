@@ -1,5 +1,7 @@
 //! What holds of any weights: checked on a small random model.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,14 +9,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor};
 use unirl::Result;
 use unirl::model::{
-    Answers, Checkpoint, ImageSampling, Images, ModelSource, ParameterGroup, Policy, Replay, TextSampling, UnifiedModel,
+    Answers, Checkpoint, ImageSampling, Images, ModelSource, ParameterGroup, Policy, Replay, TextSampling,
+    UnifiedModel,
 };
 use unirl_plugin_showo::checkpoint::{self, Parts};
 use unirl_plugin_showo::config::{Architecture, CheckpointConfig, MagvitConfig, Pyramid, ShowoConfig};
+use unirl_plugin_showo::mask;
 use unirl_plugin_showo::maskgit::{self, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::prompt::{self, Prompting};
-use unirl_plugin_showo::mask;
 
 /// Two ways to the same f32 value: cached or not, alone or in a batch.
 const SAME: f64 = 1e-4;
@@ -101,7 +104,8 @@ fn images_behind_cached_text_are_as_in_the_whole_sequence() {
 
     let image = (&codes + special.image).masked_fill(&codes.eq(UNKNOWN), special.mask);
     let image: Vec<Vec<i64>> = image.try_into().unwrap();
-    let rows: Vec<_> = prompts.iter().zip(&image).map(|(prompt, image)| prompting.t2i(prompt, image)).collect();
+    let rows: Vec<_> =
+        prompts.iter().zip(&image).map(|(prompt, image)| prompting.t2i(prompt, image)).collect();
     let ids = prompt::batch(&rows, Device::Cpu);
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
     let visible = mask::additive(&mask::t2i(&ids, &special, true));
@@ -112,7 +116,11 @@ fn images_behind_cached_text_are_as_in_the_whole_sequence() {
     close(&showo.code_logits(showo.phi(), &blocks, &blocks.index, &codes), &whole, SAME);
     // Of short prompts alone, the padding that all have in common is left out.
     let short = showo.text_blocks(showo.phi(), &prompts[..1]);
-    close(&showo.code_logits(showo.phi(), &short, &short.index, &codes.narrow(0, 0, 1)), &whole.narrow(0, 0, 1), SAME);
+    close(
+        &showo.code_logits(showo.phi(), &short, &short.index, &codes.narrow(0, 0, 1)),
+        &whole.narrow(0, 0, 1),
+        SAME,
+    );
 }
 
 #[test]
@@ -129,7 +137,11 @@ fn an_answer_does_not_depend_on_the_rest_of_the_batch() {
         assert!(said(&alone).equal(&said(&together.narrow(row, 1))), "{question:?}");
         assert_eq!(alone.text[0], together.text[row as usize]);
         let logp = tiny.showo.answer_logp(&images.narrow(row, 1), question, &alone, Policy::Current).unwrap();
-        close(&logp.logp.masked_select(&logp.mask), &scored.logp.get(row).masked_select(&scored.mask.get(row)), SAME);
+        close(
+            &logp.logp.masked_select(&logp.mask),
+            &scored.logp.get(row).masked_select(&scored.mask.get(row)),
+            SAME,
+        );
     }
 }
 
@@ -176,8 +188,11 @@ fn the_gradient_of_an_answer_reaches_the_relaxed_image() {
     let mut tiny = tiny();
     let hard = tiny.images(2);
     let relaxed = hard.tokens.one_hot(tiny.config.codebook_size).to_kind(Kind::Float).set_requires_grad(true);
-    let images =
-        Images { tokens: hard.tokens.shallow_clone(), relaxed: Some(relaxed.shallow_clone()), revealed_at: None };
+    let images = Images {
+        tokens: hard.tokens.shallow_clone(),
+        relaxed: Some(relaxed.shallow_clone()),
+        revealed_at: None,
+    };
     let questions = strings(["what is a", "how many"]);
     let answers = tiny.showo.encode_answers(&strings(["red car", "blue"])).unwrap();
     let scored = tiny.showo.answer_logp(&images, &questions, &answers, Policy::Current).unwrap();
@@ -201,13 +216,16 @@ fn drawings_follow_from_the_seed() {
     let mut draw = |seed| tiny.showo.generate(&prompts, &sampling(seed)).unwrap();
     let (one, again, other) = (draw(1), draw(1), draw(2));
     assert!(one.tokens.equal(&again.tokens) && !one.tokens.equal(&other.tokens));
-    assert!(one.tokens.ge(0).logical_and(&one.tokens.lt(tiny.config.codebook_size)).all() == Tensor::from(true));
+    assert!(
+        one.tokens.ge(0).logical_and(&one.tokens.lt(tiny.config.codebook_size)).all() == Tensor::from(true)
+    );
     let pixels = tiny.showo.pixels(&one).unwrap();
     let edge = tiny.showo.card().resolution;
     assert_eq!(pixels.size(), [2, 3, edge, edge]);
     assert_eq!(tiny.showo.encode(&pixels).unwrap().tokens.size(), one.tokens.size());
 
-    let weights = |seed| Showo::from_parts(parts(seed), Device::Cpu).unwrap().parameters().unwrap().remove(0).tensor;
+    let weights =
+        |seed| Showo::from_parts(parts(seed), Device::Cpu).unwrap().parameters().unwrap().remove(0).tensor;
     assert!(weights(3).equal(&weights(3)) && !weights(3).equal(&weights(4)));
 }
 
@@ -232,9 +250,11 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
     let sampling = sampling(0);
     let prompts = strings(["a red car", "blue"]);
     let shape = [2, tiny.config.num_vq_tokens];
-    let uniforms: Vec<[Tensor; 2]> =
-        (0..sampling.steps).map(|_| [(); 2].map(|()| Tensor::rand(shape, (Kind::Float, Device::Cpu)))).collect();
-    let given = |at: i64| (uniforms[at as usize][0].shallow_clone(), uniforms[at as usize][1].shallow_clone());
+    let uniforms: Vec<[Tensor; 2]> = (0..sampling.steps)
+        .map(|_| [(); 2].map(|()| Tensor::rand(shape, (Kind::Float, Device::Cpu))))
+        .collect();
+    let given =
+        |at: i64| (uniforms[at as usize][0].shallow_clone(), uniforms[at as usize][1].shallow_clone());
     let unknown = Tensor::full(shape, UNKNOWN, (Kind::Int64, Device::Cpu));
     let drawn = showo.draw(&[vec![0, 1, 3], vec![2]], unknown.shallow_clone(), &sampling, given);
 
@@ -253,7 +273,10 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
         // The recorded draws choose the same tokens again.
         let (draws, noise) = given(at);
         let step = maskgit::step(&one.logits, &unknown, (at, sampling.steps), 0.0, &draws, &noise);
-        assert!(step.sampled.masked_select(&one.targets).equal(&drawn.tokens.masked_select(&one.targets)), "{at}");
+        assert!(
+            step.sampled.masked_select(&one.targets).equal(&drawn.tokens.masked_select(&one.targets)),
+            "{at}"
+        );
     }
     assert!(covered.equal(&covered.ones_like()), "{covered}");
 }
@@ -263,7 +286,8 @@ fn a_saved_model_opens_as_it_was() {
     let mut tiny = tiny();
     let dir = tempfile::tempdir().unwrap();
     tiny.showo.save(dir.path()).unwrap();
-    let mut opened = Showo::from_parts(checkpoint::open(dir.path(), Device::Cpu).unwrap(), Device::Cpu).unwrap();
+    let mut opened =
+        Showo::from_parts(checkpoint::open(dir.path(), Device::Cpu).unwrap(), Device::Cpu).unwrap();
     assert_eq!(opened.card(), tiny.showo.card());
     let images = tiny.images(2);
     let prompts = strings(["a red car", "what is the blue"]);
@@ -372,7 +396,9 @@ fn requests_that_make_no_sense_are_refused() {
     let steps = ImageSampling { steps: 0, ..ImageSampling::default() };
     assert!(tiny.showo.generate(&one, &steps).is_err());
     assert!(tiny.showo.answer(&images, &one, &GREEDY).is_err(), "two images, one question");
-    assert!(tiny.showo.answer(&images.narrow(0, 1), &one, &TextSampling { max_tokens: 0, ..GREEDY }).is_err());
+    assert!(
+        tiny.showo.answer(&images.narrow(0, 1), &one, &TextSampling { max_tokens: 0, ..GREEDY }).is_err()
+    );
     let reveal = Replay::Reveal { steps: vec![0], guidance: 0.0 };
     let refused = tiny.showo.image_logits(&one, &images.narrow(0, 1), Policy::Current, &reveal);
     assert!(refused.is_err(), "these images do not know their steps");

@@ -1,13 +1,16 @@
 //! Numerical parity with the public reference implementation: every number here was recorded from it.
 //!
-//! `UNIRL_SHOWO_FIXTURE=DIR` reads another folder of the same form; sizes, settings and expectations are the folder's.
+//! `UNIRL_SHOWO_FIXTURE=DIR` reads another folder of the same form; sizes, settings and expectations are the
+//! folder's.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "parity/fixture.rs"]
 mod fixture;
 
 use fixture::{
-    BYTES, Fixture, GUIDED, LOSSES, PROBABILITIES, VALUES, close, gradient, gradients, images, integers, norm,
-    number, rows, same,
+    BYTES, Fixture, GUIDED, LOSSES, PROBABILITIES, VALUES, close, gradient, gradients, images, integers,
+    norm, number, rows, same,
 };
 use serde_json::Value;
 use tch::{Device, IndexOp, Kind, Reduction, Tensor};
@@ -103,7 +106,8 @@ fn parity_3_masks() {
     same("t2i with pads", &mask::t2i(&ids, &f.special, false), &case.tensor("t2i_keep_pad_visible"));
     same("mmu", &mask::mmu(&case.tensor("mmu_ids"), &f.special), &case.tensor("mmu_visible"));
     same("lm", &mask::t2i(&case.tensor("lm_ids"), &f.special, false), &case.tensor("lm_visible"));
-    let hidden = mask::additive(&case.mask("lm_visible")).masked_select(&case.mask("lm_visible").logical_not().unsqueeze(1));
+    let hidden = mask::additive(&case.mask("lm_visible"))
+        .masked_select(&case.mask("lm_visible").logical_not().unsqueeze(1));
     assert!(hidden.eq(-(2f64.powi(63))).all() == Tensor::from(true), "hidden scores get −2⁶³ added");
 }
 
@@ -139,14 +143,23 @@ fn parity_4_maskgit() {
             let [draws, noise] = ["cat_uniforms", "gumbel_uniforms"].map(|name| case.tensor(name).get(at));
             let step = maskgit::step(&logits, &codes, (at, steps), temperature, &draws, &noise);
             let expected = |name: &str| case.tensor(name).get(at);
-            close(&named("probabilities", at), &logits.softmax(-1, Kind::Float), &expected("probs"), PROBABILITIES);
+            close(
+                &named("probabilities", at),
+                &logits.softmax(-1, Kind::Float),
+                &expected("probs"),
+                PROBABILITIES,
+            );
             same(&named("sampled", at), &step.sampled, &expected("sampled"));
             close(&named("confidence", at), &step.confidence, &expected("selected_conf"), PROBABILITIES);
             close(&named("noisy", at), &step.noisy, &expected("conf_noisy"), values);
             close(&named("cut", at), &step.cut, &expected("cut"), values);
             same(&named("masked", at), &step.masked, &expected("masked"));
             let unknown = codes.eq(UNKNOWN).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
-            same(&named("count", at), &maskgit::remaining(&unknown, f.tokens(), at, steps), &expected("mask_len"));
+            same(
+                &named("count", at),
+                &maskgit::remaining(&unknown, f.tokens(), at, steps),
+                &expected("mask_len"),
+            );
             same(&named("codes", at), &step.codes, &f.codes(&expected("ids_out")));
         }
 
@@ -181,7 +194,8 @@ fn parity_5_greedy_answers() {
     let ids = case.tensor("input_ids");
     let image = images(&f.read(&ids));
     let questions: Vec<_> = rows(&ids).iter().map(|row| row[f.tokens() as usize + 3..].to_vec()).collect();
-    let sampling = TextSampling { max_tokens: case.number("max_new_tokens") as i64, ..TextSampling::default() };
+    let sampling =
+        TextSampling { max_tokens: case.number("max_new_tokens") as i64, ..TextSampling::default() };
 
     let tokens = case.tensor("tokens");
     let mut answering = showo.ask(showo.phi(), &image, &questions);
@@ -190,7 +204,9 @@ fn parity_5_greedy_answers() {
         close(&format!("logits of token {at}"), &answering.logits().get(0), &expected, VALUES);
         answering.push(&tokens.i(at..=at));
     }
-    for (stop, expected) in [(-1, tokens), (case.number("stop_token") as i64, case.tensor("tokens_with_stop"))] {
+    for (stop, expected) in
+        [(-1, tokens), (case.number("stop_token") as i64, case.tensor("tokens_with_stop"))]
+    {
         let (tokens, mask) = showo.write(&image, &questions, &sampling, stop).unwrap();
         same(&format!("tokens, stopping at {stop}"), &tokens.masked_select(&mask), &expected);
     }
@@ -242,7 +258,10 @@ fn parity_7_image_tokenizer() {
         let bytes = (seen * 255.0).to_kind(Kind::Uint8).to_kind(Kind::Int64);
         let off = (bytes - tensor("u8").to_kind(Kind::Int64)).abs();
         assert!(off.max().int64_value(&[]) <= 1, "{shape}: a byte is off by more than 1");
-        assert!(off.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]) <= BYTES, "{shape}: bytes are off");
+        assert!(
+            off.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]) <= BYTES,
+            "{shape}: bytes are off"
+        );
     }
     let relaxed = case.tensor("soft_onehot").set_requires_grad(true);
     let expected = case.tensor("soft_decoded");
@@ -344,7 +363,8 @@ fn parity_9_end_to_end_step() {
     let targets = maskgit::remask(&case.tensor("mask_uniforms"), &case.tensor("t"));
     same("masked", &targets, &case.tensor("masked"));
     let replayed: Vec<_> = prompts.iter().zip(rows(&f.ids(&drawn, &targets))).collect();
-    let replayed: Vec<_> = replayed.into_iter().map(|(prompt, image)| f.prompting.t2i(prompt, &image)).collect();
+    let replayed: Vec<_> =
+        replayed.into_iter().map(|(prompt, image)| f.prompting.t2i(prompt, &image)).collect();
     same("re-masked input", &prompt::batch(&replayed, Device::Cpu), &case.tensor("t2i_ids"));
     let logits = showo.masked_logits(phi, &prompts, &drawn, targets.shallow_clone()).logits;
     close("image logits", &logits, &case.tensor("image_logits"), VALUES);
@@ -360,7 +380,8 @@ fn parity_9_end_to_end_step() {
     };
     let image = || rows(&(&mixed + f.special.image)).into_iter();
     let said = case.json["scalars"]["answers"].as_array().unwrap();
-    let built: Vec<_> = said.iter().zip(image()).map(|(said, image)| sequence(&integers(said), image)).collect();
+    let built: Vec<_> =
+        said.iter().zip(image()).map(|(said, image)| sequence(&integers(said), image)).collect();
     same("dialogue", &prompt::batch(&built, Device::Cpu), &case.tensor("mmu_ids"));
     let built: Vec<_> = image().map(|image| sequence(&case.ids("gt_answer"), image)).collect();
     same("supervised dialogue", &prompt::batch(&built, Device::Cpu), &case.tensor("sft.mmu_ids"));
@@ -397,8 +418,12 @@ fn parity_9_end_to_end_step() {
             _ => {
                 let (rule, temperature) = name.split_once("_tauw").unwrap();
                 let weighted = &case.json["group_weights"][format!("rewards_tauw{temperature}")]["weights"];
-                let weights: Vec<f32> =
-                    weighted.as_array().unwrap().iter().map(|weight| weight.as_f64().unwrap() as f32).collect();
+                let weights: Vec<f32> = weighted
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|weight| weight.as_f64().unwrap() as f32)
+                    .collect();
                 let weights = Tensor::from_slice(&weights);
                 let policy = match rule {
                     "grpo_sum" => -(sums(&scored.logp) * weights).sum(Kind::Float),
@@ -443,7 +468,8 @@ fn parity_10_split_losses() {
     close("image logp", &logp, &case.tensor("t2i_logp"), VALUES);
     close("image logp of the reference", &known, &case.tensor("t2i_logp_ref"), VALUES);
     let ids = drawing.tensor("t2i_ids");
-    let full = full_logits(&showo, &ids, &mask::t2i(&ids, &f.special, true)).narrow(1, f.start() + 1, f.tokens());
+    let full =
+        full_logits(&showo, &ids, &mask::t2i(&ids, &f.special, true)).narrow(1, f.start() + 1, f.tokens());
     let full = objective::image_logp(&full, &(&codes + f.special.image)) * targets.to_kind(Kind::Float);
     close("image logp over the vocabulary", &full, &case.tensor("t2i_logp_full"), VALUES);
 
@@ -486,7 +512,11 @@ fn parity_11_training_losses() {
         let ids = ids.narrow(0, row, batch[task]);
         let labels = labels.narrow(0, row, batch[task]);
         row += batch[task];
-        let visible = if name == "mmu" { mask::mmu(&ids, &f.special) } else { mask::t2i(&ids, &f.special, name == "t2i") };
+        let visible = if name == "mmu" {
+            mask::mmu(&ids, &f.special)
+        } else {
+            mask::t2i(&ids, &f.special, name == "t2i")
+        };
         let logits = full_logits(&showo, &ids, &visible);
         // An image position predicts itself, a text position the next one.
         let (logits, labels) = if name == "t2i" {

@@ -13,8 +13,8 @@ use unirl_plugin_showo::prompt::{self, Prompting};
 use unirl_plugin_showo::store::{Store, read_json};
 use unirl_plugin_showo::text::Text;
 
-/// Hidden rows, logits, log-probabilities, latents, pixels, absolute: f32 through a few layers errs by some 4e-6, a wrong
-/// formula by far more than this.
+/// Hidden rows, logits, log-probabilities, latents, pixels, absolute: f32 through a few layers errs by some
+/// 4e-6, a wrong formula by far more than this.
 pub(crate) const VALUES: f64 = 1e-4;
 /// Guided logits: `(1+g)·cond − g·uncond` enlarges the error of both.
 pub(crate) const GUIDED: f64 = 2e-4;
@@ -28,7 +28,8 @@ pub(crate) const GRADIENTS: f64 = 1e-5;
 pub(crate) const RELATIVE: f64 = 1e-4;
 /// Below this, the norm of a gradient is rounding.
 pub(crate) const NO_NORM: f64 = 1e-6;
-/// Bytes of a picture: truncation turns a rounding error into a difference of 1, but in a thousandth of them at most.
+/// Bytes of a picture: truncation turns a rounding error into a difference of 1, but in a thousandth of them
+/// at most.
 pub(crate) const BYTES: f64 = 1e-3;
 
 /// A folder of recorded cases: `UNIRL_SHOWO_FIXTURE`, or the one of the repository.
@@ -61,7 +62,10 @@ impl Fixture {
         config.check("config.json").unwrap();
         Self {
             cases: cases["cases"].as_array().unwrap().clone(),
-            tensors: Tensor::read_safetensors(folder.join("cases.safetensors")).unwrap().into_iter().collect(),
+            tensors: Tensor::read_safetensors(folder.join("cases.safetensors"))
+                .unwrap()
+                .into_iter()
+                .collect(),
             magvit: read_json(&folder.join("magvit_config.json")).unwrap(),
             special: config.special(),
             prompting: Prompting::new(&config),
@@ -116,7 +120,8 @@ impl Fixture {
 
     /// Image ids of the vocabulary as codes, [`UNKNOWN`](unirl_plugin_showo::maskgit::UNKNOWN) where masked.
     pub(crate) fn codes(&self, ids: &Tensor) -> Tensor {
-        (ids - self.special.image).masked_fill(&ids.eq(self.special.mask), unirl_plugin_showo::maskgit::UNKNOWN)
+        (ids - self.special.image)
+            .masked_fill(&ids.eq(self.special.mask), unirl_plugin_showo::maskgit::UNKNOWN)
     }
 
     /// Codes as image ids of the vocabulary, with the mask token where `masked`.
@@ -151,7 +156,8 @@ impl Fixture {
         for (ids, mask) in rows(ids).into_iter().zip(rows(mask)) {
             let asked = mask.iter().position(|there| *there != 0).unwrap();
             questions.push(ids[prefix..asked].to_vec());
-            answers.push(ids.into_iter().zip(mask).filter(|(_, there)| *there != 0).map(|(id, _)| id).collect());
+            answers
+                .push(ids.into_iter().zip(mask).filter(|(_, there)| *there != 0).map(|(id, _)| id).collect());
         }
         let (tokens, mask) = prompt::padded(&answers, self.special.pad, Device::Cpu);
         (questions, Answers { text: vec![String::new(); answers.len()], tokens, mask })
@@ -188,7 +194,8 @@ impl Case<'_> {
     pub(crate) fn between(&self, start: &str, end: &str) -> Vec<String> {
         let start = format!("{}.{start}", self.prefix);
         let inner = |name: &String| Some(name.strip_prefix(&start)?.split_once(end)?.0.to_string());
-        let mut found: Vec<String> = self.json["tensors"].as_object().unwrap().keys().filter_map(inner).collect();
+        let mut found: Vec<String> =
+            self.json["tensors"].as_object().unwrap().keys().filter_map(inner).collect();
         found.sort();
         found.dedup();
         assert!(!found.is_empty(), "the fixture has no tensor `{start}…{end}`");
@@ -213,11 +220,18 @@ impl Case<'_> {
 pub(crate) fn norm(what: &str, gradient: &Tensor, expected: &Value) {
     let got = if gradient.defined() { gradient.to_kind(Kind::Double).norm().double_value(&[]) } else { 0.0 };
     let expected = expected.as_f64().unwrap_or_default();
-    assert!((got - expected).abs() <= NO_NORM + RELATIVE * expected, "{what}: norm {got}, expected {expected}");
+    assert!(
+        (got - expected).abs() <= NO_NORM + RELATIVE * expected,
+        "{what}: norm {got}, expected {expected}"
+    );
 }
 
 /// The trained weights of a model, and the gradient of `loss` to them and to `others`, which come first.
-pub(crate) fn gradients(model: &Showo, loss: &Tensor, others: &[&Tensor]) -> (Vec<Tensor>, Vec<(String, Tensor)>) {
+pub(crate) fn gradients(
+    model: &Showo,
+    loss: &Tensor,
+    others: &[&Tensor],
+) -> (Vec<Tensor>, Vec<(String, Tensor)>) {
     let mut parameters = model.parameters().unwrap();
     parameters.retain(|parameter| parameter.group == ParameterGroup::Shared);
     let inputs: Vec<&Tensor> = others.iter().copied().chain(parameters.iter().map(|p| &p.tensor)).collect();
@@ -245,7 +259,8 @@ pub(crate) fn images(tokens: &Tensor) -> Images {
 #[track_caller]
 pub(crate) fn same(what: &str, got: &Tensor, expected: &Tensor) {
     assert_eq!(got.size(), expected.size(), "{what}: shape");
-    let wrong = got.to_kind(Kind::Int64).ne_tensor(&expected.to_kind(Kind::Int64)).sum(Kind::Int64).int64_value(&[]);
+    let wrong =
+        got.to_kind(Kind::Int64).ne_tensor(&expected.to_kind(Kind::Int64)).sum(Kind::Int64).int64_value(&[]);
     assert_eq!(wrong, 0, "{what}: {wrong} of {} differ:\n{got}\n{expected}", got.numel());
 }
 
