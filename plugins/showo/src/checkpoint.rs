@@ -1,8 +1,8 @@
 //! Checkpoints: a folder in Show-o's layout, the embedded one, or fresh weights.
 //!
-//! A folder holds `config.json`, `pytorch_model.safetensors` (or `weights.safetensors`), `magvit_config.json`,
-//! `magvit.safetensors` and `tokenizer.json`. The embedded one is the same folder packed into one safetensors file: weights
-//! as f16, the JSON files in its metadata.
+//! A folder holds `config.json`, `pytorch_model.safetensors` (or `weights.safetensors`),
+//! `magvit_config.json`, `magvit.safetensors` and `tokenizer.json`. The embedded one is the same folder
+//! packed into one safetensors file: weights as f16, the JSON files in its metadata.
 
 use std::collections::HashMap;
 use std::fs;
@@ -52,12 +52,10 @@ pub fn parts(config: ShowoConfig, source: &ModelSource) -> Result<Parts> {
 fn fresh(config: ShowoConfig, source: &ModelSource) -> Result<Parts> {
     let architecture = config.architecture.unwrap_or_default();
     architecture.magvit.check()?;
-    let words = match architecture.words.is_empty() {
-        true => unirl::tiles::vocabulary(),
-        false => architecture.words.clone(),
-    };
+    let words =
+        if architecture.words.is_empty() { unirl::tiles::vocabulary() } else { architecture.words.clone() };
     let text = Text::of_words(&words)?;
-    let config = CheckpointConfig::fresh(&architecture, text.len());
+    let config = CheckpointConfig::fresh(&architecture, text.vocabulary_size());
     config.check("model.options.architecture")?;
     tch::manual_seed(source.seed as i64);
     Ok(Parts {
@@ -74,11 +72,14 @@ pub fn open(folder: &Path, device: Device) -> Result<Parts> {
     let path = folder.join(CONFIG);
     let config: CheckpointConfig = read_json(&path)?;
     config.check(&path.display().to_string())?;
-    let magvit_config: MagvitConfig = read_json(&folder.join(MAGVIT_CONFIG))?;
-    magvit_config.check()?;
-    let weights = WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
-        Error::failure(format!("no weights in `{}`", folder.display())).hint(format!("expected `{}`", WEIGHTS[0]))
-    })?;
+    let path = folder.join(MAGVIT_CONFIG);
+    let magvit_config: MagvitConfig = read_json(&path)?;
+    magvit_config.check().context(|| format!("cannot use `{}`", path.display()))?;
+    let weights =
+        WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
+            Error::failure(format!("no weights in `{}`", folder.display()))
+                .hint(format!("expected `{}`", WEIGHTS[0]))
+        })?;
     Ok(Parts {
         text: Text::open(&folder.join(TOKENIZER), config.ids.eos)?,
         phi_store: Store::open(&weights, device)?,
@@ -109,9 +110,12 @@ pub fn save(
     write(MAGVIT_CONFIG, &serde_json::to_vec_pretty(&json).context(|| "cannot write the configuration")?)?;
     write(TOKENIZER, text.json())?;
     for (name, weights) in [(WEIGHTS[0], phi), (MAGVIT_WEIGHTS, magvit)] {
-        let weights: Vec<(&str, Tensor)> =
-            weights.iter().map(|(name, tensor)| (name.as_str(), tensor.detach().to_device(Device::Cpu))).collect();
-        Tensor::write_safetensors(&weights, folder.join(name)).context(|| format!("cannot write `{name}`"))?;
+        let weights: Vec<(&str, Tensor)> = weights
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), tensor.detach().to_device(Device::Cpu)))
+            .collect();
+        Tensor::write_safetensors(&weights, folder.join(name))
+            .context(|| format!("cannot write `{name}`"))?;
     }
     Ok(())
 }
@@ -126,7 +130,9 @@ pub fn pack(folder: &Path) -> Result<Vec<u8>> {
     }
     let mut halves = Vec::new();
     for name in [WEIGHTS[0], MAGVIT_WEIGHTS] {
-        for (weight, tensor) in Tensor::read_safetensors(folder.join(name)).context(|| format!("cannot read `{name}`"))? {
+        for (weight, tensor) in
+            Tensor::read_safetensors(folder.join(name)).context(|| format!("cannot read `{name}`"))?
+        {
             if weight.starts_with("quantize.") {
                 continue;
             }
@@ -142,17 +148,20 @@ pub fn pack(folder: &Path) -> Result<Vec<u8>> {
         .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F16, shape.clone(), bytes)?)))
         .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|error| Error::failure("cannot pack the weights").cause(error))?;
-    safetensors::serialize(views, Some(metadata)).map_err(|error| Error::failure("cannot pack the weights").cause(error))
+    safetensors::serialize(views, Some(metadata))
+        .map_err(|error| Error::failure("cannot pack the weights").cause(error))
 }
 
 /// The parts of a packed checkpoint.
 pub fn unpack(bytes: &[u8], device: Device) -> Result<Parts> {
-    let broken = |error: &dyn std::fmt::Display| Error::failure("the embedded checkpoint is broken").cause(error);
+    let broken =
+        |error: &dyn std::fmt::Display| Error::failure("the embedded checkpoint is broken").cause(error);
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| broken(&error))?;
     let files = header.metadata().clone().unwrap_or_default();
     let file = |name: &str| files.get(name).ok_or_else(|| broken(&format!("no `{name}`")));
     let config: CheckpointConfig = serde_json::from_str(file(CONFIG)?).map_err(|error| broken(&error))?;
-    let magvit_config: MagvitConfig = serde_json::from_str(file(MAGVIT_CONFIG)?).map_err(|error| broken(&error))?;
+    let magvit_config: MagvitConfig =
+        serde_json::from_str(file(MAGVIT_CONFIG)?).map_err(|error| broken(&error))?;
     config.check(CONFIG)?;
     let text = Text::from_json(file(TOKENIZER)?.clone().into_bytes(), config.ids.eos, TOKENIZER)?;
     let [mut phi, mut magvit] = [Vec::new(), Vec::new()];

@@ -59,7 +59,8 @@ impl Default for Architecture {
     }
 }
 
-/// `config.json` of a checkpoint. Published ones lack what follows `mask_token_id`: their values are the defaults.
+/// `config.json` of a checkpoint. Published ones lack what follows `mask_token_id`: their values are the
+/// defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointConfig {
     /// `K`, image codes.
@@ -259,7 +260,8 @@ impl CheckpointConfig {
     /// Tokens added behind the text tokens: padding, and nine of which five are used.
     const NEW_TOKENS: i64 = 10;
 
-    /// The configuration of a fresh model with a word-level tokenizer of `words` words, unknown and end token included.
+    /// The configuration of a fresh model with a word-level tokenizer of `words` words, unknown and end token
+    /// included.
     pub fn fresh(architecture: &Architecture, words: i64) -> Self {
         let codebook_size = architecture.magvit.codebook_size();
         let vocab_size = words + Self::NEW_TOKENS + codebook_size + 1;
@@ -301,13 +303,8 @@ impl CheckpointConfig {
 
     /// Rows and columns of image tokens.
     pub fn grid(&self) -> (i64, i64) {
-        match self.image_grid {
-            Some([rows, columns]) => (rows, columns),
-            None => {
-                let edge = (self.num_vq_tokens as f64).sqrt().round() as i64;
-                (edge, edge)
-            }
-        }
+        let edge = (self.num_vq_tokens as f64).sqrt().round() as i64;
+        self.image_grid.map_or((edge, edge), |[rows, columns]| (rows, columns))
     }
 
     /// Refuses sizes that do not fit together, naming `file`.
@@ -319,8 +316,10 @@ impl CheckpointConfig {
             Err(Error::failure(format!("`{file}`: `{name}`: expected {expected}, got {got}")))
         };
         if self.w_clip_vit {
-            return Err(Error::failure(format!("`{file}`: checkpoints that read CLIP features are not supported"))
-                .hint("use one without `w-clip-vit` in its name"));
+            return Err(Error::failure(format!(
+                "`{file}`: checkpoints that read CLIP features are not supported"
+            ))
+            .hint("use one without `w-clip-vit` in its name"));
         }
         let (rows, columns) = self.grid();
         expect("num_vq_tokens", rows * columns, self.num_vq_tokens)?;

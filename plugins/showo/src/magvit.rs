@@ -1,5 +1,5 @@
-//! MAGVIT-v2, the image tokenizer: a convolutional encoder and decoder around look-up-free quantisation, where the signs
-//! of the latent channels are the bits of a code, the first channel the most significant.
+//! MAGVIT-v2, the image tokenizer: a convolutional encoder and decoder around look-up-free quantisation,
+//! where the signs of the latent channels are the bits of a code, the first channel the most significant.
 
 use tch::{Kind, Tensor};
 use unirl::Result;
@@ -68,10 +68,9 @@ impl Residual {
             conv1: Conv::take(store, &part("conv1"), inputs, outputs, 3)?,
             norm2: GroupNorm::take(store, &part("norm2"), outputs, config)?,
             conv2: Conv::take(store, &part("conv2"), outputs, outputs, 3)?,
-            shortcut: match inputs == outputs {
-                true => None,
-                false => Some(Conv::take(store, &part("nin_shortcut"), inputs, outputs, 1)?),
-            },
+            shortcut: (inputs != outputs)
+                .then(|| Conv::take(store, &part("nin_shortcut"), inputs, outputs, 1))
+                .transpose()?,
         })
     }
 
@@ -152,13 +151,10 @@ impl Encoder {
                 blocks.push(Residual::take(store, &name, channels, sizes.ch * mult, config)?);
                 channels = sizes.ch * mult;
             }
-            let resize = match level + 1 < sizes.ch_mult.len() {
-                true => {
-                    let name = format!("encoder.down.{level}.downsample.conv");
-                    Some(Conv::take(store, &name, channels, channels, 3)?)
-                }
-                false => None,
-            };
+            let name = format!("encoder.down.{level}.downsample.conv");
+            let resize = (level + 1 < sizes.ch_mult.len())
+                .then(|| Conv::take(store, &name, channels, channels, 3))
+                .transpose()?;
             levels.push(Level { blocks, resize });
         }
         Ok(Self {
@@ -211,13 +207,8 @@ impl Decoder {
                 blocks.push(Residual::take(store, &name, channels, outputs, config)?);
                 channels = outputs;
             }
-            let resize = match level > 0 {
-                true => {
-                    let name = format!("decoder.up.{level}.upsample.conv");
-                    Some(Conv::take(store, &name, channels, channels, 3)?)
-                }
-                false => None,
-            };
+            let name = format!("decoder.up.{level}.upsample.conv");
+            let resize = (level > 0).then(|| Conv::take(store, &name, channels, channels, 3)).transpose()?;
             levels.push(Level { blocks, resize });
         }
         Ok(Self {
@@ -313,8 +304,8 @@ impl Magvit {
         self.decoder.apply(&vectors.transpose(1, 2).reshape([size[0], size[2], rows, columns]))
     }
 
-    /// Reconstruction through a straight-through sign, with the commitment and entropy terms that keep latents near ±1 and
-    /// all codes in use.
+    /// Reconstruction through a straight-through sign, with the commitment and entropy terms that keep
+    /// latents near ±1 and all codes in use.
     pub fn loss(&self, pixels: &Tensor) -> Tensor {
         let z = self.latents(pixels);
         let bits = z.detach().gt(0.0).to_kind(Kind::Float) * 2.0 - 1.0;

@@ -1,4 +1,5 @@
-//! Omni-attention: who sees whom. Visibility is bool `[B,query,key]`; hidden scores get −2⁶³ added, as in the original.
+//! Omni-attention: who sees whom. Visibility is bool `[B,query,key]`; hidden scores get −2⁶³ added, as in the
+//! original.
 
 use tch::{Kind, Tensor};
 
@@ -17,8 +18,8 @@ pub fn causal(rows: i64, past: i64, device: tch::Device) -> Tensor {
     Tensor::ones([rows, past + rows], (Kind::Bool, device)).tril(past)
 }
 
-/// Drawing: text is causal and blind to padding before it; image rows, `<soi>` and `<eoi>` included, see everything but
-/// padding (`skip_pads`) or everything. Rows without an image are causal.
+/// Drawing: text is causal and blind to padding before it; image rows, `<soi>` and `<eoi>` included, see
+/// everything but padding (`skip_pads`) or everything. Rows without an image are causal.
 pub fn t2i(ids: &Tensor, special: &Special, skip_pads: bool) -> Tensor {
     let length = ids.size()[1];
     let causal = causal(length, 0, ids.device());

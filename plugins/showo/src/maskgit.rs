@@ -1,6 +1,8 @@
-//! `MaskGIT`: parallel decoding in a few steps, and the random masking of its training. Random draws come in as uniforms.
+//! `MaskGIT`: parallel decoding in a few steps, and the random masking of its training. Random draws come in
+//! as uniforms.
 
 use tch::{Kind, Tensor};
+use unirl::optimizer::objective::gumbel;
 
 /// A token that is not known yet.
 pub const UNKNOWN: i64 = -1;
@@ -19,6 +21,12 @@ pub fn guided(cond: &Tensor, uncond: &Tensor, guidance: f64) -> Tensor {
 /// How many of `tokens` tokens stay masked after step `step` of `steps`, before what is unknown limits it.
 pub fn mask_len(tokens: i64, step: i64, steps: i64) -> i64 {
     (tokens as f32 * cosine((step + 1) as f32 / steps as f32)).floor() as i64
+}
+
+/// How many of `unknown [B,1]` codes are masked again at `step` of `steps`: as scheduled, but fewer than
+/// before, at least 1.
+pub fn remaining(unknown: &Tensor, tokens: i64, step: i64, steps: i64) -> Tensor {
+    (unknown - 1).clamp_max(mask_len(tokens, step, steps)).clamp_min(1)
 }
 
 /// The noise temperature after step `step`, from that before it: it compounds.
@@ -43,8 +51,8 @@ pub struct Step {
     pub codes: Tensor,
 }
 
-/// One decoding step from `logits [B,N,K]` and `codes [B,N]`. `draws` choose codes by the inverse of the cumulative
-/// distribution, `noise` blurs the order of confidence; both are uniforms `[B,N]`.
+/// One decoding step from `logits [B,N,K]` and `codes [B,N]`. `draws` choose codes by the inverse of the
+/// cumulative distribution, `noise` blurs the order of confidence; both are uniforms `[B,N]`.
 pub fn step(
     logits: &Tensor,
     codes: &Tensor,
@@ -56,7 +64,8 @@ pub fn step(
     let tokens = codes.size()[1];
     let probabilities = logits.softmax(-1, Kind::Float);
     let cumulative = probabilities.cumsum(-1, Kind::Float); // [B,N,K]
-    let drawn = cumulative.le_tensor(&draws.unsqueeze(-1)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64);
+    let drawn =
+        cumulative.le_tensor(&draws.unsqueeze(-1)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64);
     let drawn = drawn.clamp_max(logits.size()[2] - 1); // a sum just below 1 and a draw above it
     let unknown = codes.eq(UNKNOWN);
     let sampled = drawn.where_self(&unknown, codes);
@@ -64,12 +73,10 @@ pub fn step(
     let known = confidence.full_like(f64::from(f32::MAX));
     let confidence = confidence.where_self(&unknown, &known);
 
-    let scheduled = mask_len(tokens, at, steps);
     let unknown_count = unknown.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64); // [B,1]
-    let masked_count = (unknown_count - 1).clamp_max(scheduled).clamp_min(1);
+    let masked_count = remaining(&unknown_count, tokens, at, steps);
 
-    let gumbel = -(-noise.clamp_min(1e-20).log()).clamp_min(1e-20).log();
-    let noisy = confidence.clamp_min(1e-20).log() + gumbel * temperature;
+    let noisy = confidence.clamp_min(1e-20).log() + gumbel(noise) * temperature;
     let (ascending, _) = noisy.sort(-1, false);
     let cut = ascending.gather(1, &masked_count.clamp_max(tokens - 1), false); // [B,1]
     let masked = noisy.lt_tensor(&cut);
@@ -77,12 +84,16 @@ pub fn step(
     Step { sampled, confidence, noisy, cut: cut.squeeze_dim(1), masked, codes }
 }
 
+/// The share of tokens that training hides at `t`, in `0..=1`.
+pub fn mask_ratio(t: &Tensor) -> Tensor {
+    (t * std::f64::consts::FRAC_PI_2).cos().clamp_min(0.0)
+}
+
 /// The random masking of training: `uniforms [B,N]`, and `t [B]` or `[1]` for one ratio for all. Exactly
 /// `max(1, round(N·cos(t·π/2)))` positions a row are true.
 pub fn remask(uniforms: &Tensor, t: &Tensor) -> Tensor {
     let tokens = uniforms.size()[1] as f64;
-    let ratio = (t * std::f64::consts::FRAC_PI_2).cos().clamp_min(0.0);
-    let count = (ratio * tokens).round().clamp_min(1.0).unsqueeze(-1); // [B,1]; ties go to the even number
+    let count = (mask_ratio(t) * tokens).round().clamp_min(1.0).unsqueeze(-1); // [B,1]; ties to even
     uniforms.argsort(-1, false).to_kind(Kind::Float).lt_tensor(&count)
 }
 

@@ -5,20 +5,20 @@ use std::path::Path;
 
 use tch::{Device, IndexOp, Kind, Tensor};
 use unirl::model::{
-    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, ModelSource, Parameter,
-    ParameterGroup, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, ModelSource,
+    Parameter, ParameterGroup, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
 };
 use unirl::{Error, Result};
 
 use crate::checkpoint::{self, Parts};
 use crate::config::{CheckpointConfig, MagvitConfig, ShowoConfig, Special};
 use crate::magvit::Magvit;
+use crate::mask;
 use crate::maskgit::{self, UNKNOWN};
 use crate::phi::{Cache, Phi};
 use crate::prompt::{self, Prompting};
 use crate::store::Store;
 use crate::text::Text;
-use crate::mask;
 
 /// The share of images whose prompt is dropped in pretraining, from which guidance learns its other branch.
 const DROPPED_PROMPTS: f64 = 0.1;
@@ -39,16 +39,50 @@ pub struct Showo {
     device: Device,
 }
 
-/// Text blocks of distinct prompts, run through the transformer once. Text never sees the image, so the image rows of
-/// every step, of every copy of a prompt, and of every replayed state continue the same cache.
-struct TextBlocks {
+/// Text blocks of distinct prompts, run through the transformer once. Text never sees the image, so the image
+/// rows of every step, of every copy of a prompt, and of every replayed state continue the same cache.
+#[derive(Debug)]
+pub struct TextBlocks {
     cache: Cache,
-    /// `[prompts,rows]` bool: what image rows may see.
+    /// `[blocks,rows]` bool: what image rows may see.
     visible: Tensor,
     /// Which block each prompt got.
-    index: Vec<i64>,
-    /// Of the empty prompt, for guidance.
-    empty: i64,
+    pub index: Vec<i64>,
+}
+
+impl TextBlocks {
+    /// The block of the empty prompt, for guidance.
+    pub const EMPTY: i64 = 0;
+}
+
+/// Answers under way: images, questions and what is written so far are cached.
+pub struct Answering<'a> {
+    phi: &'a Phi,
+    cache: Cache,
+    /// `[B,columns]` bool: what the next rows may see.
+    visible: Tensor,
+    /// `[B,1]`: where the next token stands.
+    position: Tensor,
+    /// `[B,D]`: the rows that predict the next token.
+    hidden: Tensor,
+}
+
+impl Answering<'_> {
+    /// Logits of the next token over the whole vocabulary, `[B,V]`.
+    pub fn logits(&self) -> Tensor {
+        self.phi.logits(&self.hidden)
+    }
+
+    /// Appends a token `[B]` to the answers.
+    pub fn push(&mut self, tokens: &Tensor) {
+        let there = self.visible.narrow(1, 0, 1).ones_like();
+        self.visible = Tensor::cat(&[&self.visible, &there], 1);
+        let added = mask::additive(&self.visible.unsqueeze(1));
+        let row = self.phi.embed(&tokens.unsqueeze(1));
+        let (hidden, cache) = self.phi.forward(row, &self.position, &added, Some(&self.cache));
+        (self.hidden, self.cache) = (hidden.squeeze_dim(1), cache);
+        self.position = &self.position + 1;
+    }
 }
 
 impl Showo {
@@ -63,6 +97,13 @@ impl Showo {
         let Parts { config, magvit_config, text, mut phi_store, mut magvit_store } = parts;
         let phi = Phi::take(&mut phi_store, &config)?;
         let magvit = Magvit::take(&mut magvit_store, &magvit_config, device)?;
+        if config.codebook_size != magvit_config.codebook_size() {
+            return Err(Error::failure(format!(
+                "`codebook_size`: expected {}, as `z_channels` of the image tokenizer says, got {}",
+                magvit_config.codebook_size(),
+                config.codebook_size
+            )));
+        }
         let (rows, _) = config.grid();
         let card = ModelCard {
             name: "showo".into(),
@@ -98,29 +139,32 @@ impl Showo {
         &self.magvit
     }
 
-    fn policy(&self, policy: Policy) -> Result<&Phi> {
-        match policy {
-            Policy::Current => Ok(&self.phi),
-            Policy::Reference => self
-                .reference
-                .as_ref()
-                .ok_or_else(|| Error::failure("there is no reference policy yet").hint("call `freeze_reference` first")),
+    /// Runs `work` on the weights of `policy`; the reference leaves no gradient.
+    fn under<T>(&self, policy: Policy, work: impl FnOnce(&Phi) -> Result<T>) -> Result<T> {
+        match (policy, &self.reference) {
+            (Policy::Current, _) => work(&self.phi),
+            (Policy::Reference, Some(reference)) => tch::no_grad(|| work(reference)),
+            (Policy::Reference, None) => {
+                Err(Error::failure("there is no reference policy yet").hint("call `freeze_reference` first"))
+            }
         }
     }
 
-    fn text_blocks(&self, phi: &Phi, prompts: &[String]) -> Result<TextBlocks> {
-        let mut places: BTreeMap<&str, i64> = BTreeMap::new();
-        let mut rows: Vec<Vec<i64>> = Vec::new();
-        let mut place = |prompt| -> Result<i64> {
-            if let Some(place) = places.get(prompt) {
-                return Ok(*place);
-            }
-            rows.push(self.prompting.t2i_text(&self.text.encode(prompt)?));
-            places.insert(prompt, rows.len() as i64 - 1);
-            Ok(rows.len() as i64 - 1)
-        };
-        let empty = place("")?;
-        let index = prompts.iter().map(|prompt| place(prompt)).collect::<Result<_>>()?;
+    fn prompt_ids(&self, prompts: &[String]) -> Result<Vec<Vec<i64>>> {
+        prompts.iter().map(|prompt| self.text.encode(prompt)).collect()
+    }
+
+    /// Runs the text blocks of prompts, given as ids, and that of the empty prompt.
+    pub fn text_blocks(&self, phi: &Phi, prompts: &[Vec<i64>]) -> TextBlocks {
+        let mut places: BTreeMap<&[i64], i64> = BTreeMap::from([(&[][..], TextBlocks::EMPTY)]);
+        let mut rows = vec![self.prompting.t2i_text(&[])];
+        let mut index = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            index.push(*places.entry(prompt).or_insert_with(|| {
+                rows.push(self.prompting.t2i_text(prompt));
+                rows.len() as i64 - 1
+            }));
+        }
 
         // Columns that are padding for every prompt are seen by no other row: they only shift positions.
         let pads = rows.iter().map(|row| row.iter().take_while(|id| **id == self.special.pad).count()).min();
@@ -131,11 +175,12 @@ impl Showo {
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0) + skipped as i64;
         let visible = mask::t2i(&ids, &self.special, true);
         let (_, cache) = phi.forward(phi.embed(&ids), &positions, &mask::additive(&visible), None);
-        Ok(TextBlocks { cache, visible: ids.ne(self.special.pad), index, empty })
+        TextBlocks { cache, visible: ids.ne(self.special.pad), index }
     }
 
-    /// Code logits `[rows,N,K]` of images `codes [rows,N]` (hidden where [`UNKNOWN`]), each behind its text block.
-    fn code_logits(&self, phi: &Phi, blocks: &TextBlocks, index: &[i64], codes: &Tensor) -> Tensor {
+    /// Code logits `[rows,N,K]` of images `codes [rows,N]` (hidden where [`UNKNOWN`]), each behind its text
+    /// block.
+    pub fn code_logits(&self, phi: &Phi, blocks: &TextBlocks, index: &[i64], codes: &Tensor) -> Tensor {
         let (rows, tokens) = (codes.size()[0], codes.size()[1]);
         let hidden = codes.full_like(self.special.mask);
         let ids = hidden.where_self(&codes.eq(UNKNOWN), &(codes + self.special.image));
@@ -143,7 +188,8 @@ impl Showo {
         let ids = Tensor::cat(&[edge(self.special.soi), ids, edge(self.special.eoi)], 1); // [rows,N+2]
         let index = Tensor::from_slice(index).to_device(self.device);
         let start = self.config.max_text_len + 1;
-        let positions = Tensor::arange_start(start, start + tokens + 2, (Kind::Int64, self.device)).unsqueeze(0);
+        let positions =
+            Tensor::arange_start(start, start + tokens + 2, (Kind::Int64, self.device)).unsqueeze(0);
         let image = Tensor::ones([rows, tokens + 2], (Kind::Bool, self.device));
         let visible = Tensor::cat(&[blocks.visible.index_select(0, &index), image], 1).unsqueeze(1);
         let visible = visible.expand([-1, tokens + 2, -1], false);
@@ -153,23 +199,177 @@ impl Showo {
     }
 
     /// [`Self::code_logits`] with guidance; both branches in one pass.
-    fn guided_logits(&self, phi: &Phi, blocks: &TextBlocks, index: &[i64], codes: &Tensor, guidance: f64) -> Tensor {
+    pub fn guided_logits(
+        &self,
+        phi: &Phi,
+        blocks: &TextBlocks,
+        index: &[i64],
+        codes: &Tensor,
+        guidance: f64,
+    ) -> Tensor {
         if guidance <= 0.0 {
             return self.code_logits(phi, blocks, index, codes);
         }
         let mut both = index.to_vec();
-        both.resize(index.len() * 2, blocks.empty);
+        both.resize(index.len() * 2, TextBlocks::EMPTY);
         let logits = self.code_logits(phi, blocks, &both, &Tensor::cat(&[codes, codes], 0)).chunk(2, 0);
         maskgit::guided(&logits[0], &logits[1], guidance)
+    }
+
+    /// Code logits of images `tokens [B,N]` with the `targets [B,N]` hidden.
+    pub fn masked_logits(
+        &self,
+        phi: &Phi,
+        prompts: &[Vec<i64>],
+        tokens: &Tensor,
+        targets: Tensor,
+    ) -> ImageLogits {
+        let blocks = self.text_blocks(phi, prompts);
+        let logits = self.code_logits(phi, &blocks, &blocks.index, &hide(tokens, &targets));
+        ImageLogits { logits, targets }
+    }
+
+    /// Draws what is [`UNKNOWN`] in `codes [B,N]`. `uniforms` answers the draws and the noise of a step, each
+    /// `[B,N]`.
+    pub fn draw(
+        &self,
+        prompts: &[Vec<i64>],
+        codes: Tensor,
+        sampling: &ImageSampling,
+        uniforms: impl Fn(i64) -> (Tensor, Tensor),
+    ) -> Images {
+        tch::no_grad(|| {
+            let blocks = self.text_blocks(&self.phi, prompts);
+            let mut revealed_at = codes.full_like(sampling.steps - 1);
+            let (mut tokens, mut codes) = (codes.shallow_clone(), codes);
+            let mut temperature = sampling.temperature;
+            for at in 0..sampling.steps {
+                let logits = self.guided_logits(&self.phi, &blocks, &blocks.index, &codes, sampling.guidance);
+                temperature = maskgit::cool(temperature, at, sampling.steps);
+                let (draws, noise) = uniforms(at);
+                let step = maskgit::step(&logits, &codes, (at, sampling.steps), temperature, &draws, &noise);
+                let settled = codes.eq(UNKNOWN).logical_and(&step.masked.logical_not());
+                revealed_at = revealed_at.full_like(at).where_self(&settled, &revealed_at);
+                (codes, tokens) = (step.codes, step.sampled);
+            }
+            Images { tokens, relaxed: None, revealed_at: Some(revealed_at) }
+        })
+    }
+
+    /// Reads images and questions, given as ids, in one pass: padding stands behind a question, hidden from
+    /// the answer.
+    pub fn ask<'a>(&self, phi: &'a Phi, images: &Images, questions: &[Vec<i64>]) -> Answering<'a> {
+        let device = self.device;
+        let lengths: Vec<i64> = questions.iter().map(|row| row.len() as i64).collect();
+        let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(1); // [B,1]
+        let (ids, there) = prompt::padded(questions, self.special.pad, device);
+        let (hidden, cache) = self.understand(phi, images, &ids);
+        let prefix = self.prefix();
+        let last = (&lengths - 1 + prefix).unsqueeze(-1).expand([-1, -1, hidden.size()[2]], false);
+        let image = Tensor::ones([images.len(), prefix], (Kind::Bool, device));
+        Answering {
+            phi,
+            cache,
+            visible: Tensor::cat(&[image, there], 1),
+            position: lengths + prefix,
+            hidden: hidden.gather(1, &last, false).squeeze_dim(1),
+        }
+    }
+
+    /// Writes answers to questions, given as ids, until each has emitted `stop`: tokens and mask `[B,T]`.
+    pub fn write(
+        &self,
+        images: &Images,
+        questions: &[Vec<i64>],
+        sampling: &TextSampling,
+        stop: i64,
+    ) -> Result<(Tensor, Tensor)> {
+        tch::no_grad(|| {
+            let mut answering = self.ask(&self.phi, images, questions);
+            let mut open = Tensor::ones([images.len()], (Kind::Bool, self.device));
+            let (mut tokens, mut masks) = (Vec::new(), Vec::new());
+            loop {
+                let logits = answering.logits();
+                let next = if sampling.temperature > 0.0 {
+                    (logits / sampling.temperature)
+                        .softmax(-1, Kind::Float)
+                        .multinomial(1, false)
+                        .squeeze_dim(1)
+                } else {
+                    logits.argmax(-1, false)
+                };
+                tokens.push(next.where_self(&open, &next.full_like(self.special.pad)));
+                masks.push(open.shallow_clone());
+                open = open.logical_and(&next.ne(stop));
+                if tokens.len() as i64 >= sampling.max_tokens || !bool::try_from(open.any())? {
+                    return Ok((Tensor::stack(&tokens, 1), Tensor::stack(&masks, 1)));
+                }
+                answering.push(&next);
+            }
+        })
+    }
+
+    /// Log-probabilities of answers to questions that are given as ids.
+    pub fn score(
+        &self,
+        phi: &Phi,
+        images: &Images,
+        questions: &[Vec<i64>],
+        answers: &Answers,
+    ) -> Result<TokenLogp> {
+        let lengths = answers.mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
+        let lengths = Vec::<i64>::try_from(lengths)?;
+        let mut rows = Vec::with_capacity(questions.len());
+        let mut places = Vec::new(); // of the hidden rows that predict answer tokens, row by row
+        for (row, question) in questions.iter().enumerate() {
+            let before = self.prefix() + question.len() as i64 - 1;
+            places.push(before..before + lengths[row]);
+            let answer = Vec::<i64>::try_from(answers.tokens.get(row as i64).i(..lengths[row]))?;
+            rows.push([question.as_slice(), &answer].concat());
+        }
+        let (ids, _) = prompt::padded(&rows, self.special.pad, self.device);
+        let (hidden, _) = self.understand(phi, images, &ids);
+        let (length, width) = (hidden.size()[1], hidden.size()[2]);
+
+        // The head is wide: only the rows that predict an answer token go through it.
+        let flat: Vec<i64> =
+            places.into_iter().zip(0..).flat_map(|(at, row)| at.map(move |at| row * length + at)).collect();
+        let flat = Tensor::from_slice(&flat).to_device(self.device);
+        let logits = phi.logits(&hidden.reshape([-1, width]).index_select(0, &flat)).to_kind(Kind::Float);
+        let targets = answers.tokens.masked_select(&answers.mask).unsqueeze(1);
+        let picked = logits.log_softmax(-1, Kind::Float).gather(1, &targets, false).squeeze_dim(1);
+        let blank = Tensor::zeros(answers.mask.size(), (Kind::Float, self.device));
+        Ok(TokenLogp {
+            logp: blank.masked_scatter(&answers.mask, &picked),
+            mask: answers.mask.shallow_clone(),
+        })
+    }
+
+    /// Runs images and the text `ids [B,L]` behind them: hidden rows of both, and their cache.
+    fn understand(&self, phi: &Phi, images: &Images, ids: &Tensor) -> (Tensor, Cache) {
+        let x = Tensor::cat(&[self.embed_images(phi, images), phi.embed(ids)], 1);
+        let length = x.size()[1];
+        let columns = Tensor::arange(length, (Kind::Int64, self.device));
+        let visible =
+            mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix())).unsqueeze(0);
+        phi.forward(x, &columns.unsqueeze(0), &mask::additive(&visible), None)
+    }
+
+    /// Rows before the text of understanding: `<mmu> <soi> image <eoi>`.
+    fn prefix(&self) -> i64 {
+        self.card.image_tokens + 3
     }
 
     fn uniform(&self, shape: &[i64]) -> Tensor {
         Tensor::rand(shape, (Kind::Float, self.device))
     }
 
-    fn question_ids(&self, question: &str) -> Result<Vec<i64>> {
-        let text = self.config.question_template.replace("{question}", question);
-        Ok(self.prompting.question(&self.text.encode(&text)?))
+    fn question_ids(&self, questions: &[String]) -> Result<Vec<Vec<i64>>> {
+        let ids = |question: &String| -> Result<Vec<i64>> {
+            let text = self.config.question_template.replace("{question}", question);
+            Ok(self.prompting.question(&self.text.encode(&text)?))
+        };
+        questions.iter().map(ids).collect()
     }
 
     /// The rows `<mmu> <soi> image <eoi>`, embedded: `[B,N+3,D]`. Relaxed images carry gradient.
@@ -223,7 +423,8 @@ impl UnifiedModel for Showo {
     }
 
     fn freeze_reference(&mut self) -> Result<()> {
-        let copies = self.phi_weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect();
+        let copies =
+            self.phi_weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect();
         let mut store = Store::from_tensors("the reference policy".into(), copies, self.device);
         self.reference = Some(Phi::take(&mut store, &self.config)?);
         Ok(())
@@ -234,81 +435,29 @@ impl UnifiedModel for Showo {
             return Err(Error::usage(format!("drawing steps: expected at least 1, got {}", sampling.steps)));
         }
         tch::manual_seed(sampling.seed as i64);
-        tch::no_grad(|| {
-            let blocks = self.text_blocks(&self.phi, prompts)?;
-            let shape = [prompts.len() as i64, self.card.image_tokens];
-            let options = (Kind::Int64, self.device);
-            let mut codes = Tensor::full(shape, UNKNOWN, options);
-            let mut revealed_at = Tensor::full(shape, sampling.steps - 1, options);
-            let mut tokens = codes.shallow_clone();
-            let mut temperature = sampling.temperature;
-            for at in 0..sampling.steps {
-                let logits = self.guided_logits(&self.phi, &blocks, &blocks.index, &codes, sampling.guidance);
-                temperature = maskgit::cool(temperature, at, sampling.steps);
-                let (draws, noise) = (self.uniform(&shape), self.uniform(&shape));
-                let step = maskgit::step(&logits, &codes, (at, sampling.steps), temperature, &draws, &noise);
-                let settled = codes.eq(UNKNOWN).logical_and(&step.masked.logical_not());
-                revealed_at = revealed_at.full_like(at).where_self(&settled, &revealed_at);
-                (codes, tokens) = (step.codes, step.sampled);
-            }
-            Ok(Images { tokens, relaxed: None, revealed_at: Some(revealed_at) })
-        })
+        let shape = [prompts.len() as i64, self.card.image_tokens];
+        let codes = Tensor::full(shape, UNKNOWN, (Kind::Int64, self.device));
+        let uniforms = |_| (self.uniform(&shape), self.uniform(&shape));
+        Ok(self.draw(&self.prompt_ids(prompts)?, codes, sampling, uniforms))
     }
 
     fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
         self.check_same("questions", images, questions.len())?;
+        if sampling.max_tokens < 1 {
+            return Err(Error::usage(format!(
+                "answer tokens: expected at least 1, got {}",
+                sampling.max_tokens
+            )));
+        }
         tch::manual_seed(sampling.seed as i64);
-        tch::no_grad(|| {
-            let phi = &self.phi;
-            let device = self.device;
-            let batch = questions.len() as i64;
-            let rows = questions.iter().map(|q| self.question_ids(q)).collect::<Result<Vec<_>>>()?;
-            let lengths: Vec<i64> = rows.iter().map(|row| row.len() as i64).collect();
-            let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(1); // [B,1]
-            let (ids, there) = prompt::padded(&rows, self.special.pad, device);
-
-            // 1. Image and question in one pass; padding stands behind the question and is hidden from the answer.
-            let prefix = self.card.image_tokens + 3;
-            let width = ids.size()[1];
-            let x = Tensor::cat(&[self.embed_images(phi, images), phi.embed(&ids)], 1);
-            let columns = Tensor::arange(prefix + width, (Kind::Int64, device));
-            let visible = mask::causal(prefix + width, 0, device).logical_or(&columns.lt(prefix)).unsqueeze(0);
-            let (hidden, mut cache) = phi.forward(x, &columns.unsqueeze(0), &mask::additive(&visible), None);
-            let last = (&lengths - 1 + prefix).unsqueeze(-1).expand([-1, -1, hidden.size()[2]], false);
-            let mut hidden = hidden.gather(1, &last, false).squeeze_dim(1); // [B,D]
-            let mut visible =
-                Tensor::cat(&[Tensor::ones([batch, prefix], (Kind::Bool, device)), there], 1);
-
-            // 2. One token after the other, until every answer has ended.
-            let mut tokens: Vec<Tensor> = Vec::new();
-            let mut masks: Vec<Tensor> = Vec::new();
-            let mut open = Tensor::ones([batch], (Kind::Bool, device));
-            for at in 0..sampling.max_tokens {
-                let logits = phi.logits(&hidden);
-                let next = if sampling.temperature > 0.0 {
-                    (logits / sampling.temperature).softmax(-1, Kind::Float).multinomial(1, false).squeeze_dim(1)
-                } else {
-                    logits.argmax(-1, false)
-                };
-                tokens.push(next.where_self(&open, &next.full_like(self.special.pad)));
-                masks.push(open.shallow_clone());
-                open = open.logical_and(&next.ne(self.special.eos));
-                if at + 1 == sampling.max_tokens || !bool::try_from(open.any())? {
-                    break;
-                }
-                visible = Tensor::cat(&[visible, Tensor::ones([batch, 1], (Kind::Bool, device))], 1);
-                let positions = &lengths + prefix + at;
-                let added = mask::additive(&visible.unsqueeze(1));
-                let (row, grown) = phi.forward(phi.embed(&next.unsqueeze(1)), &positions, &added, Some(&cache));
-                (hidden, cache) = (row.squeeze_dim(1), grown);
-            }
-            let tokens = Tensor::stack(&tokens, 1);
-            let mask = Tensor::stack(&masks, 1);
-            let text = (0..batch)
-                .map(|row| self.text.decode(&Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?))
-                .collect::<Result<_>>()?;
-            Ok(Answers { text, tokens, mask })
-        })
+        let (tokens, mask) =
+            self.write(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
+        let text = (0..images.len())
+            .map(|row| {
+                self.text.decode(&Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Answers { text, tokens, mask })
     }
 
     fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
@@ -332,31 +481,26 @@ impl UnifiedModel for Showo {
         replay: &Replay,
     ) -> Result<ImageLogits> {
         self.check_same("prompts", images, prompts.len())?;
-        let phi = self.policy(policy)?;
         let tokens = &images.tokens;
-        let hide = |hidden: &Tensor| tokens.full_like(UNKNOWN).where_self(hidden, tokens);
-        match replay {
+        let mut prompts = self.prompt_ids(prompts)?;
+        self.under(policy, |phi| match replay {
             Replay::Remask { seed } => {
                 tch::manual_seed(*seed as i64);
                 let t = self.uniform(&[1]);
                 let targets = maskgit::remask(&self.uniform(&tokens.size()), &t);
-                let blocks = self.text_blocks(phi, prompts)?;
-                let logits = self.code_logits(phi, &blocks, &blocks.index, &hide(&targets));
-                Ok(ImageLogits { logits, targets })
+                Ok(self.masked_logits(phi, &prompts, tokens, targets))
             }
             Replay::Pretrain { seed } => {
                 tch::manual_seed(*seed as i64);
                 let t = self.uniform(&[images.len()]);
                 let targets = maskgit::remask(&self.uniform(&tokens.size()), &t);
                 let dropped = Vec::<bool>::try_from(self.uniform(&[images.len()]).lt(DROPPED_PROMPTS))?;
-                let kept: Vec<String> = prompts
-                    .iter()
+                prompts
+                    .iter_mut()
                     .zip(dropped)
-                    .map(|(prompt, dropped)| if dropped { String::new() } else { prompt.clone() })
-                    .collect();
-                let blocks = self.text_blocks(phi, &kept)?;
-                let logits = self.code_logits(phi, &blocks, &blocks.index, &hide(&targets));
-                Ok(ImageLogits { logits, targets })
+                    .filter(|(_, dropped)| *dropped)
+                    .for_each(|(ids, _)| ids.clear());
+                Ok(self.masked_logits(phi, &prompts, tokens, targets))
             }
             Replay::Reveal { steps, guidance } => {
                 let revealed_at = images.revealed_at.as_ref().ok_or_else(|| {
@@ -366,8 +510,9 @@ impl UnifiedModel for Showo {
                 if steps.is_empty() {
                     return Err(Error::usage("no reveal step to replay"));
                 }
-                let blocks = self.text_blocks(phi, prompts)?;
-                let states: Vec<Tensor> = steps.iter().map(|step| hide(&revealed_at.ge(*step))).collect();
+                let blocks = self.text_blocks(phi, &prompts);
+                let states: Vec<Tensor> =
+                    steps.iter().map(|step| hide(tokens, &revealed_at.ge(*step))).collect();
                 let index: Vec<i64> = steps.iter().flat_map(|_| blocks.index.iter().copied()).collect();
                 let logits = self.guided_logits(phi, &blocks, &index, &Tensor::cat(&states, 0), *guidance);
                 let batch = images.len();
@@ -375,12 +520,13 @@ impl UnifiedModel for Showo {
                 let mut targets = revealed_at.eq(steps[0]);
                 for (at, step) in steps.iter().enumerate().skip(1) {
                     let here = revealed_at.eq(*step);
-                    chosen = logits.narrow(0, at as i64 * batch, batch).where_self(&here.unsqueeze(-1), &chosen);
+                    chosen =
+                        logits.narrow(0, at as i64 * batch, batch).where_self(&here.unsqueeze(-1), &chosen);
                     targets = targets.logical_or(&here);
                 }
                 Ok(ImageLogits { logits: chosen, targets })
             }
-        }
+        })
     }
 
     fn answer_logp(
@@ -391,37 +537,8 @@ impl UnifiedModel for Showo {
         policy: Policy,
     ) -> Result<TokenLogp> {
         self.check_same("questions", images, questions.len())?;
-        let phi = self.policy(policy)?;
-        let prefix = self.card.image_tokens + 3;
-        let device = self.device;
-        let lengths = answers.mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
-        let lengths = Vec::<i64>::try_from(lengths)?;
-        let mut rows = Vec::with_capacity(questions.len());
-        let mut places = Vec::new(); // of the hidden rows that predict answer tokens, row by row
-        for (row, question) in questions.iter().enumerate() {
-            let mut ids = self.question_ids(question)?;
-            let before = prefix + ids.len() as i64 - 1;
-            places.push((before..before + lengths[row]).collect::<Vec<_>>());
-            ids.extend(Vec::<i64>::try_from(answers.tokens.get(row as i64).i(..lengths[row]))?);
-            rows.push(ids);
-        }
-        let (ids, _) = prompt::padded(&rows, self.special.pad, device);
-        let x = Tensor::cat(&[self.embed_images(phi, images), phi.embed(&ids)], 1);
-        let length = x.size()[1];
-        let columns = Tensor::arange(length, (Kind::Int64, device));
-        let visible = mask::causal(length, 0, device).logical_or(&columns.lt(prefix)).unsqueeze(0);
-        let (hidden, _) = phi.forward(x, &columns.unsqueeze(0), &mask::additive(&visible), None);
-
-        // The head is wide: only the rows that predict an answer token go through it.
-        let flat: Vec<i64> =
-            places.iter().enumerate().flat_map(|(row, at)| at.iter().map(move |at| row as i64 * length + at)).collect();
-        let flat = Tensor::from_slice(&flat).to_device(device);
-        let width = hidden.size()[2];
-        let logits = phi.logits(&hidden.reshape([-1, width]).index_select(0, &flat)).to_kind(Kind::Float); // [n,V]
-        let targets = answers.tokens.masked_select(&answers.mask).unsqueeze(1);
-        let picked = logits.log_softmax(-1, Kind::Float).gather(1, &targets, false).squeeze_dim(1);
-        let blank = Tensor::zeros(answers.mask.size(), (Kind::Float, device));
-        Ok(TokenLogp { logp: blank.masked_scatter(&answers.mask, &picked), mask: answers.mask.shallow_clone() })
+        let questions = self.question_ids(questions)?;
+        self.under(policy, |phi| self.score(phi, images, &questions, answers))
     }
 
     fn pixels(&self, images: &Images) -> Result<Tensor> {
@@ -447,6 +564,11 @@ impl UnifiedModel for Showo {
         magvit.extend(self.magvit.buffers());
         checkpoint::save(dir, &self.config, &self.magvit_config, &self.text, &self.phi_weights, &magvit)
     }
+}
+
+/// `tokens` with [`UNKNOWN`] where `hidden`.
+fn hide(tokens: &Tensor, hidden: &Tensor) -> Tensor {
+    tokens.full_like(UNKNOWN).where_self(hidden, tokens)
 }
 
 /// `Tensor` has no `Clone`: a copy of the handles, not of the weights.

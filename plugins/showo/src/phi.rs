@@ -1,5 +1,6 @@
-//! The transformer: Phi with qk-LayerNorm always on, one LayerNorm before parallel attention and feed-forward, partial
-//! rotary positions, an untied head with bias. Names are those of the checkpoint.
+//! The transformer: Phi with `LayerNorm` of queries and keys always on, one `LayerNorm` before parallel
+//! attention and feed-forward, partial rotary positions, an untied head with bias. Names are those of the
+//! checkpoint.
 
 use tch::{IndexOp, Kind, Tensor};
 use unirl::Result;
@@ -13,6 +14,7 @@ pub struct Cache(Vec<(Tensor, Tensor)>);
 
 impl Cache {
     /// The cache of rows `index` of the batch.
+    #[must_use]
     pub fn select(&self, index: &Tensor) -> Self {
         Self(self.0.iter().map(|(k, v)| (k.index_select(0, index), v.index_select(0, index))).collect())
     }
@@ -103,11 +105,13 @@ impl Rotary {
         Self { cos: angles.cos(), sin: angles.sin() }
     }
 
-    /// Rotates the first `rotary_dim` dimensions of `x [B,heads,L,head_dim]`, pairing `i` with `i + rotary_dim/2`.
+    /// Rotates the first `rotary_dim` dimensions of `x [B,heads,L,head_dim]`, pairing `i` with `i +
+    /// rotary_dim/2`.
     fn apply(&self, x: &Tensor) -> Tensor {
         let dim = self.cos.size()[3];
         let rotated = x.narrow(3, 0, dim);
-        let swapped = Tensor::cat(&[&-rotated.narrow(3, dim / 2, dim / 2), &rotated.narrow(3, 0, dim / 2)], 3);
+        let swapped =
+            Tensor::cat(&[&-rotated.narrow(3, dim / 2, dim / 2), &rotated.narrow(3, 0, dim / 2)], 3);
         let rotated = rotated * &self.cos + swapped * &self.sin;
         Tensor::cat(&[&rotated, &x.narrow(3, dim, x.size()[3] - dim)], 3)
     }
@@ -128,10 +132,15 @@ impl Phi {
     /// Takes its weights from `store`.
     pub fn take(store: &mut Store, config: &CheckpointConfig) -> Result<Self> {
         let phi = config.phi.clone();
-        let embed =
-            store.take("showo.model.embed_tokens.weight", &[config.vocab_size, phi.hidden_size], Init::Normal)?;
-        let layers = (0..phi.num_hidden_layers).map(|i| Layer::take(store, i, &phi)).collect::<Result<_>>()?;
-        let norm = LayerNorm::take(store, "showo.model.final_layernorm", phi.hidden_size, phi.layer_norm_eps)?;
+        let embed = store.take(
+            "showo.model.embed_tokens.weight",
+            &[config.vocab_size, phi.hidden_size],
+            Init::Normal,
+        )?;
+        let layers =
+            (0..phi.num_hidden_layers).map(|i| Layer::take(store, i, &phi)).collect::<Result<_>>()?;
+        let norm =
+            LayerNorm::take(store, "showo.model.final_layernorm", phi.hidden_size, phi.layer_norm_eps)?;
         let head = Linear::take(store, "showo.lm_head", phi.hidden_size, config.vocab_size)?;
         Ok(Self {
             embed,
@@ -154,9 +163,16 @@ impl Phi {
         relaxed.matmul(&self.embed.narrow(0, self.image, self.codes))
     }
 
-    /// Runs rows `x [B,L,D]` at `positions [B or 1,L]` behind those in `past`. `mask [B or 1,1,L,past + L]` is added to
-    /// the attention scores. Answers the final hidden rows `[B,L,D]`, normalised, and the cache of all rows.
-    pub fn forward(&self, x: Tensor, positions: &Tensor, mask: &Tensor, past: Option<&Cache>) -> (Tensor, Cache) {
+    /// Runs rows `x [B,L,D]` at `positions [B or 1,L]` behind those in `past`. `mask [B or 1,1,L,past + L]`
+    /// is added to the attention scores. Answers the final hidden rows `[B,L,D]`, normalised, and the cache
+    /// of all rows.
+    pub fn forward(
+        &self,
+        x: Tensor,
+        positions: &Tensor,
+        mask: &Tensor,
+        past: Option<&Cache>,
+    ) -> (Tensor, Cache) {
         let (batch, rows, width) = (x.size()[0], x.size()[1], x.size()[2]);
         let rotary = Rotary::new(positions, &self.config);
         let heads = |t: Tensor| t.view([batch, rows, self.config.num_attention_heads, -1]).transpose(1, 2);

@@ -28,7 +28,8 @@ impl Prompting {
         ids
     }
 
-    /// `[PAD]* <t2i> E text E`, left-padded to `M + 1`; what is too long keeps its first `M` tokens, then `E`.
+    /// `[PAD]* <t2i> E text E`, left-padded to `M + 1`; what is too long keeps its first `M` tokens, then
+    /// `E`.
     pub fn t2i_text(&self, text: &[i64]) -> Vec<i64> {
         let Special { eos, pad, t2i, .. } = self.special;
         let mut ids = vec![t2i];
@@ -51,7 +52,10 @@ impl Prompting {
 
     /// Labels of [`Prompting::t2i`]: everything but padding, with the image's labels in its place.
     pub fn t2i_labels(&self, text: &[i64], labels: &[i64]) -> Vec<i64> {
-        self.t2i(text, labels).into_iter().map(|id| if id == self.special.pad { IGNORE } else { id }).collect()
+        self.t2i(text, labels)
+            .into_iter()
+            .map(|id| if id == self.special.pad { IGNORE } else { id })
+            .collect()
     }
 
     /// `<mmu> <soi> image <eoi>`.
@@ -62,8 +66,8 @@ impl Prompting {
         ids
     }
 
-    /// The training layout of understanding: the prefix, `E text E`, right-padded to `M`; what is too long keeps its first
-    /// `M − 1` tokens, then `E`.
+    /// The training layout of understanding: the prefix, `E text E`, right-padded to `M`; what is too long
+    /// keeps its first `M − 1` tokens, then `E`.
     pub fn mmu(&self, image: &[i64], text: &[i64]) -> Vec<i64> {
         let mut block = self.led(text);
         block.truncate(self.max_text_len - 1);
@@ -117,5 +121,8 @@ pub fn padded(rows: &[Vec<i64>], pad: i64, device: Device) -> (Tensor, Tensor) {
         there.extend((0..length).map(|at| at < row.len()));
     }
     let shape = [rows.len() as i64, length as i64];
-    (Tensor::from_slice(&ids).view(shape).to_device(device), Tensor::from_slice(&there).view(shape).to_device(device))
+    (
+        Tensor::from_slice(&ids).view(shape).to_device(device),
+        Tensor::from_slice(&there).view(shape).to_device(device),
+    )
 }

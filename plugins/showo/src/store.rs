@@ -70,7 +70,8 @@ impl Store {
                 Init::Ones => Tensor::ones(shape, options),
             },
         };
-        let tensor = tensor.to_device(self.device).to_kind(Kind::Float).detach().copy().set_requires_grad(true);
+        let tensor =
+            tensor.to_device(self.device).to_kind(Kind::Float).detach().copy().set_requires_grad(true);
         self.taken.push((name.into(), tensor.shallow_clone()));
         Ok(tensor)
     }

@@ -35,7 +35,8 @@ impl Text {
     /// A tokenizer of whole words, unknown and end token behind them.
     pub fn of_words(words: &[String]) -> Result<Self> {
         let all = words.iter().map(String::as_str).chain([UNKNOWN, END]);
-        let vocab: serde_json::Map<_, _> = all.enumerate().map(|(id, word)| (word.into(), id.into())).collect();
+        let vocab: serde_json::Map<_, _> =
+            all.enumerate().map(|(id, word)| (word.into(), id.into())).collect();
         let eos = vocab.len() as i64 - 1;
         if vocab.len() != words.len() + 2 {
             return Err(Error::usage("`words` of the architecture: a word stands there twice"));
@@ -55,7 +56,7 @@ impl Text {
     }
 
     /// Text tokens, the end token included.
-    pub fn len(&self) -> i64 {
+    pub fn vocabulary_size(&self) -> i64 {
         self.tokenizer.get_vocab_size(true) as i64
     }
 

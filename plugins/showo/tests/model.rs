@@ -1,0 +1,405 @@
+//! What holds of any weights: checked on a small random model.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tch::{Device, Kind, Tensor};
+use unirl::Result;
+use unirl::model::{
+    Answers, Checkpoint, ImageSampling, Images, ModelSource, ParameterGroup, Policy, Replay, TextSampling,
+    UnifiedModel,
+};
+use unirl_plugin_showo::checkpoint::{self, Parts};
+use unirl_plugin_showo::config::{Architecture, CheckpointConfig, MagvitConfig, Pyramid, ShowoConfig};
+use unirl_plugin_showo::mask;
+use unirl_plugin_showo::maskgit::{self, UNKNOWN};
+use unirl_plugin_showo::model::Showo;
+use unirl_plugin_showo::prompt::{self, Prompting};
+
+/// Two ways to the same f32 value: cached or not, alone or in a batch.
+const SAME: f64 = 1e-4;
+
+/// libtorch has one stream of random numbers for all threads, and tests run in several.
+static RANDOM: Mutex<()> = Mutex::new(());
+
+struct Tiny {
+    showo: Showo,
+    config: CheckpointConfig,
+    _random: MutexGuard<'static, ()>,
+}
+
+fn parts(seed: u64) -> Parts {
+    let half = || Pyramid { ch: 8, ch_mult: vec![1, 2], num_res_blocks: vec![1, 1] };
+    let architecture = Architecture {
+        hidden_size: 32,
+        intermediate_size: 64,
+        layers: 2,
+        heads: 2,
+        max_text_len: 9,
+        grid: 4,
+        words: "a red blue car how many what is the".split(' ').map(String::from).collect(),
+        magvit: MagvitConfig {
+            z_channels: 4,
+            norm_groups: 4,
+            encoder: half(),
+            decoder: half(),
+            ..MagvitConfig::default()
+        },
+        ..Architecture::default()
+    };
+    let source = ModelSource { checkpoint: Checkpoint::Fresh, device: Device::Cpu, seed };
+    checkpoint::parts(ShowoConfig { architecture: Some(architecture) }, &source).unwrap()
+}
+
+/// A model that is sure enough of itself for differences to show: fresh weights, enlarged.
+fn tiny() -> Tiny {
+    let random = RANDOM.lock().unwrap_or_else(PoisonError::into_inner);
+    let parts = parts(1);
+    let config = parts.config.clone();
+    let showo = Showo::from_parts(parts, Device::Cpu).unwrap();
+    for mut parameter in showo.parameters().unwrap() {
+        if parameter.group == ParameterGroup::Shared && parameter.tensor.dim() == 2 {
+            tch::no_grad(|| parameter.tensor *= 8.0);
+        }
+    }
+    Tiny { showo, config, _random: random }
+}
+
+impl Tiny {
+    fn images(&self, batch: i64) -> Images {
+        tch::manual_seed(5);
+        let shape = [batch, self.config.num_vq_tokens];
+        Images::from_tokens(Tensor::randint(self.config.codebook_size, shape, (Kind::Int64, Device::Cpu)))
+    }
+}
+
+fn strings<const N: usize>(texts: [&str; N]) -> Vec<String> {
+    texts.map(String::from).to_vec()
+}
+
+#[track_caller]
+fn close(got: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(got.size(), expected.size());
+    let off = (got - expected).abs().max().double_value(&[]);
+    assert!(off <= tolerance, "off by {off}");
+}
+
+fn sampling(seed: u64) -> ImageSampling {
+    ImageSampling { steps: 5, seed, ..ImageSampling::default() }
+}
+
+const GREEDY: TextSampling = TextSampling { temperature: 0.0, max_tokens: 6, seed: 0 };
+
+#[test]
+fn images_behind_cached_text_are_as_in_the_whole_sequence() {
+    let Tiny { showo, config, _random } = &tiny();
+    let special = config.special();
+    let prompting = Prompting::new(config);
+    let prompts = [vec![1, 3], vec![], vec![0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2], vec![1, 3], vec![2]];
+    let shape = [prompts.len() as i64, config.num_vq_tokens];
+    let codes = Tensor::randint_low(UNKNOWN, config.codebook_size, shape, (Kind::Int64, Device::Cpu));
+
+    let image = (&codes + special.image).masked_fill(&codes.eq(UNKNOWN), special.mask);
+    let image: Vec<Vec<i64>> = image.try_into().unwrap();
+    let rows: Vec<_> =
+        prompts.iter().zip(&image).map(|(prompt, image)| prompting.t2i(prompt, image)).collect();
+    let ids = prompt::batch(&rows, Device::Cpu);
+    let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
+    let visible = mask::additive(&mask::t2i(&ids, &special, true));
+    let (hidden, _) = showo.phi().forward(showo.phi().embed(&ids), &positions, &visible, None);
+    let whole = showo.phi().code_logits(&hidden.narrow(1, config.max_text_len + 2, config.num_vq_tokens));
+
+    let blocks = showo.text_blocks(showo.phi(), &prompts);
+    close(&showo.code_logits(showo.phi(), &blocks, &blocks.index, &codes), &whole, SAME);
+    // Of short prompts alone, the padding that all have in common is left out.
+    let short = showo.text_blocks(showo.phi(), &prompts[..1]);
+    close(
+        &showo.code_logits(showo.phi(), &short, &short.index, &codes.narrow(0, 0, 1)),
+        &whole.narrow(0, 0, 1),
+        SAME,
+    );
+}
+
+#[test]
+fn an_answer_does_not_depend_on_the_rest_of_the_batch() {
+    let mut tiny = tiny();
+    let images = tiny.images(3);
+    let questions = strings(["what is the", "how many red car is a blue car", "what"]);
+    let together = tiny.showo.answer(&images, &questions, &GREEDY).unwrap();
+    let scored = tiny.showo.answer_logp(&images, &questions, &together, Policy::Current).unwrap();
+    for row in 0..3 {
+        let question = &questions[row as usize..][..1];
+        let alone = tiny.showo.answer(&images.narrow(row, 1), question, &GREEDY).unwrap();
+        let said = |answers: &Answers| answers.tokens.masked_select(&answers.mask);
+        assert!(said(&alone).equal(&said(&together.narrow(row, 1))), "{question:?}");
+        assert_eq!(alone.text[0], together.text[row as usize]);
+        let logp = tiny.showo.answer_logp(&images.narrow(row, 1), question, &alone, Policy::Current).unwrap();
+        close(
+            &logp.logp.masked_select(&logp.mask),
+            &scored.logp.get(row).masked_select(&scored.mask.get(row)),
+            SAME,
+        );
+    }
+}
+
+#[test]
+fn an_answer_is_scored_as_it_was_written() {
+    let tiny = tiny();
+    let (showo, images) = (&tiny.showo, tiny.images(2));
+    let questions = [vec![4, 5, 3], vec![6, 7, 8, 1, 3]];
+    let mut answering = showo.ask(showo.phi(), &images, &questions);
+    let (mut tokens, mut logp) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let (best, token) = answering.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
+        answering.push(&token);
+        tokens.push(token);
+        logp.push(best);
+    }
+    let tokens = Tensor::stack(&tokens, 1);
+    let sampling = TextSampling { max_tokens: 4, ..GREEDY };
+    assert!(showo.write(&images, &questions, &sampling, -1).unwrap().0.equal(&tokens));
+    let mask = tokens.ones_like().to_kind(Kind::Bool);
+    let answers = Answers { text: strings(["", ""]), tokens, mask };
+    let scored = showo.score(showo.phi(), &images, &questions, &answers).unwrap();
+    close(&scored.logp, &Tensor::stack(&logp, 1), SAME);
+}
+
+#[test]
+fn an_answer_ends_with_its_end_token() {
+    let tiny = tiny();
+    let images = tiny.images(1);
+    let question = [vec![4, 5]];
+    let written = |stop| -> Vec<i64> {
+        let (tokens, mask) = tiny.showo.write(&images, &question, &GREEDY, stop).unwrap();
+        tokens.masked_select(&mask).try_into().unwrap()
+    };
+    let endless = written(-1);
+    assert_eq!(endless.len() as i64, GREEDY.max_tokens);
+    let stop = endless[2];
+    let first = endless.iter().position(|token| *token == stop).unwrap();
+    assert_eq!(written(stop), endless[..=first]);
+}
+
+#[test]
+fn the_gradient_of_an_answer_reaches_the_relaxed_image() {
+    let mut tiny = tiny();
+    let hard = tiny.images(2);
+    let relaxed = hard.tokens.one_hot(tiny.config.codebook_size).to_kind(Kind::Float).set_requires_grad(true);
+    let images = Images {
+        tokens: hard.tokens.shallow_clone(),
+        relaxed: Some(relaxed.shallow_clone()),
+        revealed_at: None,
+    };
+    let questions = strings(["what is a", "how many"]);
+    let answers = tiny.showo.encode_answers(&strings(["red car", "blue"])).unwrap();
+    let scored = tiny.showo.answer_logp(&images, &questions, &answers, Policy::Current).unwrap();
+    let plain = tiny.showo.answer_logp(&hard, &questions, &answers, Policy::Current).unwrap();
+    close(&scored.logp, &plain.logp, SAME);
+    scored.logp.sum(Kind::Float).backward();
+    let reached = relaxed.grad().abs().sum_dim_intlist([2i64].as_slice(), false, Kind::Float);
+    assert!(reached.min().double_value(&[]) > 0.0, "every image token of every row");
+
+    assert!(tiny.showo.answer_logp(&images, &questions, &answers, Policy::Reference).is_err());
+    tiny.showo.freeze_reference().unwrap();
+    let known = tiny.showo.answer_logp(&images, &questions, &answers, Policy::Reference).unwrap();
+    assert!(!known.logp.requires_grad(), "the reference leaves no gradient");
+    close(&known.logp, &scored.logp, SAME);
+}
+
+#[test]
+fn drawings_follow_from_the_seed() {
+    let mut tiny = tiny();
+    let prompts = strings(["a red car", "blue"]);
+    let mut draw = |seed| tiny.showo.generate(&prompts, &sampling(seed)).unwrap();
+    let (one, again, other) = (draw(1), draw(1), draw(2));
+    assert!(one.tokens.equal(&again.tokens) && !one.tokens.equal(&other.tokens));
+    assert!(
+        one.tokens.ge(0).logical_and(&one.tokens.lt(tiny.config.codebook_size)).all() == Tensor::from(true)
+    );
+    let pixels = tiny.showo.pixels(&one).unwrap();
+    let edge = tiny.showo.card().resolution;
+    assert_eq!(pixels.size(), [2, 3, edge, edge]);
+    assert_eq!(tiny.showo.encode(&pixels).unwrap().tokens.size(), one.tokens.size());
+
+    let weights =
+        |seed| Showo::from_parts(parts(seed), Device::Cpu).unwrap().parameters().unwrap().remove(0).tensor;
+    assert!(weights(3).equal(&weights(3)) && !weights(3).equal(&weights(4)));
+}
+
+#[test]
+fn re_masking_follows_from_the_seed_with_one_ratio_for_all() {
+    let tiny = tiny();
+    let images = tiny.images(3);
+    let prompts = strings(["a", "red", "blue car"]);
+    let targets = |seed| {
+        let replay = Replay::Remask { seed };
+        tiny.showo.image_logits(&prompts, &images, Policy::Current, &replay).unwrap().targets
+    };
+    assert!(targets(7).equal(&targets(7)) && !targets(7).equal(&targets(8)));
+    let counts = targets(7).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
+    assert_eq!(counts.min(), counts.max());
+}
+
+#[test]
+fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
+    let tiny = tiny();
+    let showo = &tiny.showo;
+    let sampling = sampling(0);
+    let prompts = strings(["a red car", "blue"]);
+    let shape = [2, tiny.config.num_vq_tokens];
+    let uniforms: Vec<[Tensor; 2]> = (0..sampling.steps)
+        .map(|_| [(); 2].map(|()| Tensor::rand(shape, (Kind::Float, Device::Cpu))))
+        .collect();
+    let given =
+        |at: i64| (uniforms[at as usize][0].shallow_clone(), uniforms[at as usize][1].shallow_clone());
+    let unknown = Tensor::full(shape, UNKNOWN, (Kind::Int64, Device::Cpu));
+    let drawn = showo.draw(&[vec![0, 1, 3], vec![2]], unknown.shallow_clone(), &sampling, given);
+
+    let replay = |steps: Vec<i64>| {
+        let replay = Replay::Reveal { steps, guidance: sampling.guidance };
+        tch::no_grad(|| showo.image_logits(&prompts, &drawn, Policy::Current, &replay)).unwrap()
+    };
+    let all = replay((0..sampling.steps).collect());
+    assert!(all.targets.all() == Tensor::from(true));
+    let mut covered = Tensor::zeros(shape, (Kind::Int64, Device::Cpu));
+    for at in 0..sampling.steps {
+        let one = replay(vec![at]);
+        covered += one.targets.to_kind(Kind::Int64);
+        let here = one.targets.unsqueeze(-1);
+        close(&one.logits.masked_select(&here), &all.logits.masked_select(&here), SAME);
+        // The recorded draws choose the same tokens again.
+        let (draws, noise) = given(at);
+        let step = maskgit::step(&one.logits, &unknown, (at, sampling.steps), 0.0, &draws, &noise);
+        assert!(
+            step.sampled.masked_select(&one.targets).equal(&drawn.tokens.masked_select(&one.targets)),
+            "{at}"
+        );
+    }
+    assert!(covered.equal(&covered.ones_like()), "{covered}");
+}
+
+#[test]
+fn a_saved_model_opens_as_it_was() {
+    let mut tiny = tiny();
+    let dir = tempfile::tempdir().unwrap();
+    tiny.showo.save(dir.path()).unwrap();
+    let mut opened =
+        Showo::from_parts(checkpoint::open(dir.path(), Device::Cpu).unwrap(), Device::Cpu).unwrap();
+    assert_eq!(opened.card(), tiny.showo.card());
+    let images = tiny.images(2);
+    let prompts = strings(["a red car", "what is the blue"]);
+    let logits = |showo: &Showo| {
+        showo.image_logits(&prompts, &images, Policy::Current, &Replay::Remask { seed: 3 }).unwrap().logits
+    };
+    assert!(logits(&opened).equal(&logits(&tiny.showo)));
+    assert!(opened.pixels(&images).unwrap().equal(&tiny.showo.pixels(&images).unwrap()));
+    let said = |showo: &mut Showo| showo.answer(&images, &prompts, &GREEDY).unwrap();
+    let (before, after) = (said(&mut tiny.showo), said(&mut opened));
+    assert!(before.tokens.equal(&after.tokens));
+    assert_eq!(before.text, after.text);
+}
+
+#[test]
+fn a_packed_model_is_itself_in_half_precision() {
+    let tiny = tiny();
+    let dir = tempfile::tempdir().unwrap();
+    tiny.showo.save(dir.path()).unwrap();
+    let bytes = checkpoint::pack(dir.path()).unwrap();
+    let unpacked = Showo::from_parts(checkpoint::unpack(&bytes, Device::Cpu).unwrap(), Device::Cpu).unwrap();
+    assert_eq!(unpacked.card(), tiny.showo.card());
+    let (before, after) = (tiny.showo.parameters().unwrap(), unpacked.parameters().unwrap());
+    assert_eq!(before.len(), after.len());
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(before.name, after.name);
+        assert_eq!(after.tensor.kind(), Kind::Float);
+        // Ten bits behind the point, and a last step of 2⁻²⁴ near zero: half of either is rounding.
+        let allowed = before.tensor.abs() * 2f64.powi(-11) + 2f64.powi(-25);
+        let off = (&before.tensor - &after.tensor).abs();
+        assert!(off.le_tensor(&allowed).all() == Tensor::from(true), "{}", before.name);
+    }
+    assert!(checkpoint::unpack(&bytes[..bytes.len() / 2], Device::Cpu).is_err());
+}
+
+fn open(folder: &Path) -> Result<Showo> {
+    Showo::from_parts(checkpoint::open(folder, Device::Cpu)?, Device::Cpu)
+}
+
+/// A broken checkpoint: `spoil` a whole one, then the error's one line names all of `mentions`.
+#[track_caller]
+fn refused(tiny: &Tiny, spoil: impl FnOnce(&Path), mentions: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    tiny.showo.save(dir.path()).unwrap();
+    assert!(open(dir.path()).is_ok());
+    spoil(dir.path());
+    let error = open(dir.path()).err().expect("the folder is broken");
+    assert!(!error.message().contains('\n'), "{error}");
+    for mention in mentions {
+        assert!(error.to_string().contains(mention), "`{mention}` is not in: {error}");
+    }
+    assert!(error.message().contains(&dir.path().display().to_string()), "{error}");
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Vec<(String, Tensor)>)) {
+    let mut weights = Tensor::read_safetensors(path).unwrap();
+    change(&mut weights);
+    Tensor::write_safetensors(&weights, path).unwrap();
+}
+
+#[test]
+fn a_broken_checkpoint_is_refused_by_file_and_key() {
+    let tiny = &tiny();
+    let weights = "pytorch_model.safetensors";
+    for file in ["config.json", "magvit_config.json", "magvit.safetensors", "tokenizer.json", weights] {
+        refused(tiny, |dir| fs::remove_file(dir.join(file)).unwrap(), &[file]);
+    }
+    for file in ["config.json", "magvit_config.json", "tokenizer.json", "magvit.safetensors", weights] {
+        refused(tiny, |dir| fs::write(dir.join(file), "{\"broken").unwrap(), &[file]);
+    }
+    let key = "showo.model.layers.1.mlp.fc1.bias";
+    refused(
+        tiny,
+        |dir| edit(&dir.join(weights), |weights| weights.retain(|(name, _)| name != key)),
+        &[weights, key],
+    );
+    refused(
+        tiny,
+        |dir| {
+            edit(&dir.join(weights), |weights| {
+                let (_, weight) = weights.iter_mut().find(|(name, _)| name == key).unwrap();
+                *weight = Tensor::zeros([3], (Kind::Float, Device::Cpu));
+            });
+        },
+        &[weights, key, "expected shape [64], got [3]"],
+    );
+    let set = |file: &'static str, key: &'static str, value: serde_json::Value| {
+        move |dir: &Path| {
+            let path = dir.join(file);
+            let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            json[key] = value;
+            fs::write(path, json.to_string()).unwrap();
+        }
+    };
+    refused(tiny, set("config.json", "vocab_size", 7.into()), &["config.json", "`vocab_size`", "got 7"]);
+    refused(tiny, set("config.json", "num_vq_tokens", "many".into()), &["config.json", "many"]);
+    refused(tiny, set("config.json", "w_clip_vit", true.into()), &["config.json", "CLIP"]);
+    refused(tiny, set("magvit_config.json", "norm_groups", 3.into()), &["magvit_config.json", "groups"]);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused() {
+    let mut tiny = tiny();
+    let images = tiny.images(2);
+    let one = strings(["a"]);
+    let steps = ImageSampling { steps: 0, ..ImageSampling::default() };
+    assert!(tiny.showo.generate(&one, &steps).is_err());
+    assert!(tiny.showo.answer(&images, &one, &GREEDY).is_err(), "two images, one question");
+    assert!(
+        tiny.showo.answer(&images.narrow(0, 1), &one, &TextSampling { max_tokens: 0, ..GREEDY }).is_err()
+    );
+    let reveal = Replay::Reveal { steps: vec![0], guidance: 0.0 };
+    let refused = tiny.showo.image_logits(&one, &images.narrow(0, 1), Policy::Current, &reveal);
+    assert!(refused.is_err(), "these images do not know their steps");
+}

@@ -1,0 +1,541 @@
+//! Numerical parity with the public reference implementation: every number here was recorded from it.
+//!
+//! `UNIRL_SHOWO_FIXTURE=DIR` reads another folder of the same form; sizes, settings and expectations are the
+//! folder's.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "parity/fixture.rs"]
+mod fixture;
+
+use fixture::{
+    BYTES, Fixture, GUIDED, LOSSES, PROBABILITIES, VALUES, close, gradient, gradients, images, integers,
+    norm, number, rows, same,
+};
+use serde_json::Value;
+use tch::{Device, IndexOp, Kind, Reduction, Tensor};
+use unirl::model::{ImageSampling, Images, TextSampling, UnifiedModel};
+use unirl::optimizer::objective::{self, Weighting};
+use unirl_plugin_showo::maskgit::{self, UNKNOWN};
+use unirl_plugin_showo::model::Showo;
+use unirl_plugin_showo::{mask, prompt};
+
+/// Logits `[B,L,V]` of whole sequences under a visibility: the plain forward pass, no cache.
+fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
+    let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
+    let (hidden, _) = showo.phi().forward(showo.phi().embed(ids), &positions, &mask::additive(visible), None);
+    showo.phi().logits(&hidden)
+}
+
+/// The columns of image codes.
+fn code_columns(fixture: &Fixture, logits: &Tensor) -> Tensor {
+    logits.narrow(-1, fixture.special.image, fixture.config.codebook_size)
+}
+
+#[test]
+fn parity_0_prompts_and_labels() {
+    let f = Fixture::open();
+    let case = f.case("prompt_layouts");
+    let length = case.number("L_lm") as usize;
+    let texts = case.json["text_ids"].as_array().unwrap();
+    let image = rows(&case.tensor("image"));
+    let image_labels = rows(&case.tensor("image_labels"));
+    let check = |name: &str, build: &dyn Fn(usize, &[i64]) -> Vec<i64>| {
+        let built: Vec<_> = texts.iter().enumerate().map(|(i, text)| build(i, &integers(text))).collect();
+        same(name, &prompt::batch(&built, Device::Cpu), &case.tensor(name));
+    };
+    check("t2i_gen", &|i, text| f.prompting.t2i(text, &image[i]));
+    check("t2i", &|i, text| f.prompting.t2i(text, &image[i]));
+    check("t2i_labels", &|i, text| f.prompting.t2i_labels(text, &image_labels[i]));
+    check("mmu", &|i, text| f.prompting.mmu(&image[i], text));
+    check("mmu_labels", &|i, text| f.prompting.mmu_labels(&image[i], text));
+    check("lm", &|_, text| f.prompting.lm(text, length));
+    check("lm_labels", &|_, text| f.prompting.lm_labels(text, length));
+}
+
+#[test]
+fn parity_1_drawing_logits() {
+    let f = Fixture::open();
+    let case = f.case("t2i_forward");
+    let showo = f.policy();
+    let ids = case.tensor("input_ids");
+    let visible = mask::t2i(&ids, &f.special, true);
+    same("visible", &visible, &case.tensor("visible"));
+    close("logits", &full_logits(&showo, &ids, &visible), &case.tensor("logits"), VALUES);
+
+    // The same behind cached text blocks, in which equal prompts share one.
+    let blocks = showo.text_blocks(showo.phi(), &f.prompts(&ids));
+    let got = showo.code_logits(showo.phi(), &blocks, &blocks.index, &f.codes(&f.drawn(&ids)));
+    let expected = code_columns(&f, &case.tensor("logits").narrow(1, f.start() + 1, f.tokens()));
+    close("code logits behind cached text", &got, &expected, VALUES);
+}
+
+#[test]
+fn parity_2_understanding_logits() {
+    let f = Fixture::open();
+    let case = f.case("mmu_forward");
+    let showo = f.policy();
+    let ids = case.tensor("input_ids");
+    let visible = mask::mmu(&ids, &f.special);
+    same("visible", &visible, &case.tensor("visible"));
+    close("logits", &full_logits(&showo, &ids, &visible), &case.tensor("logits"), VALUES);
+
+    let text = |row: &Vec<i64>| -> Vec<i64> {
+        let text = &row[f.tokens() as usize + 3..];
+        let end = text.iter().position(|id| *id == f.special.pad).unwrap_or(text.len());
+        text[..end - 1].to_vec() // without the end token that the layout adds
+    };
+    let image = rows(&(f.read(&ids) + f.special.image));
+    let built: Vec<_> =
+        rows(&ids).iter().zip(&image).map(|(row, image)| f.prompting.mmu_labels(image, &text(row))).collect();
+    same("labels", &prompt::batch(&built, Device::Cpu), &case.tensor("labels"));
+
+    let (ids, expected) = (case.tensor("infer_input_ids"), case.tensor("infer_logits"));
+    close("unpadded", &full_logits(&showo, &ids, &mask::mmu(&ids, &f.special)), &expected, VALUES);
+    let questions: Vec<_> = rows(&ids).iter().map(|row| row[f.tokens() as usize + 3..].to_vec()).collect();
+    let asked = showo.ask(showo.phi(), &images(&f.read(&ids)), &questions);
+    close("as asked", &asked.logits(), &expected.select(1, -1), VALUES);
+}
+
+#[test]
+fn parity_3_masks() {
+    let f = Fixture::open();
+    let case = f.case("masks");
+    let ids = case.tensor("t2i_ids");
+    same("t2i", &mask::t2i(&ids, &f.special, true), &case.tensor("t2i_visible"));
+    same("t2i with pads", &mask::t2i(&ids, &f.special, false), &case.tensor("t2i_keep_pad_visible"));
+    same("mmu", &mask::mmu(&case.tensor("mmu_ids"), &f.special), &case.tensor("mmu_visible"));
+    same("lm", &mask::t2i(&case.tensor("lm_ids"), &f.special, false), &case.tensor("lm_visible"));
+    let hidden = mask::additive(&case.mask("lm_visible"))
+        .masked_select(&case.mask("lm_visible").logical_not().unsqueeze(1));
+    assert!(hidden.eq(-(2f64.powi(63))).all() == Tensor::from(true), "hidden scores get −2⁶³ added");
+}
+
+#[test]
+fn parity_4_maskgit() {
+    let f = Fixture::open();
+    let showo = f.policy();
+    for case in f.cases("maskgit") {
+        let named = |what: &str, at: i64| format!("{}, step {at}: {what}", case.prefix);
+        let (steps, guidance) = (case.number("timesteps") as i64, case.number("guidance"));
+        let values = if guidance > 0.0 { GUIDED } else { VALUES };
+        let ids = case.tensor("input_ids");
+        let prompts = f.prompts(&ids);
+        if let Some(uncond) = case.find("uncond_ids") {
+            let block = prompt::batch(&vec![f.prompting.t2i_text(&[]); prompts.len()], Device::Cpu);
+            same(&case.prefix, &block, &uncond.narrow(1, 0, f.start()));
+        }
+        let blocks = showo.text_blocks(showo.phi(), &prompts);
+        let mut temperature = 1.0;
+        for at in 0..steps {
+            let codes = f.codes(&case.tensor("ids_in").get(at));
+            let logits = showo.guided_logits(showo.phi(), &blocks, &blocks.index, &codes, guidance);
+            if let Some(expected) = case.find("code_logits") {
+                close(&named("logits", at), &logits, &expected.get(at), values);
+            }
+            temperature = maskgit::cool(temperature, at, steps);
+            number(
+                &named("temperature", at),
+                &case.tensor("temperature").get(at),
+                &Value::from(temperature),
+                PROBABILITIES,
+            );
+            let [draws, noise] = ["cat_uniforms", "gumbel_uniforms"].map(|name| case.tensor(name).get(at));
+            let step = maskgit::step(&logits, &codes, (at, steps), temperature, &draws, &noise);
+            let expected = |name: &str| case.tensor(name).get(at);
+            close(
+                &named("probabilities", at),
+                &logits.softmax(-1, Kind::Float),
+                &expected("probs"),
+                PROBABILITIES,
+            );
+            same(&named("sampled", at), &step.sampled, &expected("sampled"));
+            close(&named("confidence", at), &step.confidence, &expected("selected_conf"), PROBABILITIES);
+            close(&named("noisy", at), &step.noisy, &expected("conf_noisy"), values);
+            close(&named("cut", at), &step.cut, &expected("cut"), values);
+            same(&named("masked", at), &step.masked, &expected("masked"));
+            let unknown = codes.eq(UNKNOWN).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
+            same(
+                &named("count", at),
+                &maskgit::remaining(&unknown, f.tokens(), at, steps),
+                &expected("mask_len"),
+            );
+            same(&named("codes", at), &step.codes, &f.codes(&expected("ids_out")));
+        }
+
+        // The same once more, as one loop that feeds itself.
+        let sampling = ImageSampling { guidance, steps, ..ImageSampling::default() };
+        let uniforms = |at| (case.tensor("cat_uniforms").get(at), case.tensor("gumbel_uniforms").get(at));
+        let drawn = showo.draw(&prompts, f.codes(&f.drawn(&ids)), &sampling, uniforms);
+        same(&format!("{}: result", case.prefix), &drawn.tokens, &case.tensor("result"));
+    }
+}
+
+#[test]
+fn parity_4d_schedules() {
+    let f = Fixture::open();
+    for (sizes, expected) in f.case("schedules").json["mask_len"].as_object().unwrap() {
+        let (tokens, steps) = sizes.split_once('x').unwrap();
+        let (tokens, steps): (i64, i64) = (tokens.parse().unwrap(), steps.parse().unwrap());
+        let mut unknown = Tensor::from_slice(&[tokens]);
+        let counts = (0..steps).map(|at| {
+            unknown = maskgit::remaining(&unknown, tokens, at, steps);
+            unknown.int64_value(&[0])
+        });
+        assert_eq!(counts.collect::<Vec<_>>(), integers(expected), "{sizes}");
+    }
+}
+
+#[test]
+fn parity_5_greedy_answers() {
+    let f = Fixture::open();
+    let case = f.case("mmu_greedy");
+    let showo = f.policy();
+    let ids = case.tensor("input_ids");
+    let image = images(&f.read(&ids));
+    let questions: Vec<_> = rows(&ids).iter().map(|row| row[f.tokens() as usize + 3..].to_vec()).collect();
+    let sampling =
+        TextSampling { max_tokens: case.number("max_new_tokens") as i64, ..TextSampling::default() };
+
+    let tokens = case.tensor("tokens");
+    let mut answering = showo.ask(showo.phi(), &image, &questions);
+    for at in 0..tokens.size()[0] {
+        let expected = case.tensor("step_logits").get(at);
+        close(&format!("logits of token {at}"), &answering.logits().get(0), &expected, VALUES);
+        answering.push(&tokens.i(at..=at));
+    }
+    for (stop, expected) in
+        [(-1, tokens), (case.number("stop_token") as i64, case.tensor("tokens_with_stop"))]
+    {
+        let (tokens, mask) = showo.write(&image, &questions, &sampling, stop).unwrap();
+        same(&format!("tokens, stopping at {stop}"), &tokens.masked_select(&mask), &expected);
+    }
+}
+
+#[test]
+fn parity_6_random_masking() {
+    let f = Fixture::open();
+    let case = f.case("mask_or_random_replace");
+    let ids = case.tensor("image_ids");
+    close("ratio", &maskgit::mask_ratio(&case.tensor("t")), &case.tensor("mask_prob"), PROBABILITIES);
+    for shared in ["", "shared_"] {
+        let tensor = |name: &str| case.tensor(&format!("{shared}{name}"));
+        let hidden = maskgit::remask(&tensor("uniforms"), &tensor("t"));
+        same("input", &ids.masked_fill(&hidden, f.special.mask), &tensor("input_ids"));
+        same("labels", &ids.masked_fill(&hidden.logical_not(), prompt::IGNORE), &tensor("labels"));
+        if let Some(count) = case.find(&format!("{shared}n")) {
+            same("count", &hidden.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64), &count);
+        }
+    }
+}
+
+#[test]
+fn parity_7_image_tokenizer() {
+    let f = Fixture::open();
+    let case = f.case("magvit");
+    let showo = f.policy();
+    let magvit = showo.magvit();
+    let factor = f.magvit.factor();
+    let grid = |pixels: &Tensor| (pixels.size()[2] / factor, pixels.size()[3] / factor);
+    for shape in case.between("", "_pixels") {
+        let tensor = |name: &str| case.tensor(&format!("{shape}_{name}"));
+        let pixels = tensor("pixels");
+        let latents = magvit.latents(&pixels);
+        close(&format!("{shape}: latents"), &latents, &tensor("z"), VALUES);
+        same(&format!("{shape}: codes"), &magvit.codes(&latents), &tensor("indices"));
+        let decoded = magvit.decode(&tensor("indices"), grid(&pixels));
+        close(&format!("{shape}: pixels"), &decoded, &tensor("decoded"), VALUES);
+        if grid(&pixels) == f.config.grid() {
+            // What a user sees: pixels in 0..=1 on either side.
+            let encoded = showo.encode(&((pixels + 1.0) / 2.0)).unwrap();
+            same(&format!("{shape}: encoded"), &encoded.tokens, &tensor("indices"));
+        }
+        let seen = ((decoded + 1.0) / 2.0).clamp(0.0, 1.0);
+        if seen.size()[2..] == [f.config.grid().0 * factor, f.config.grid().1 * factor] {
+            let shown = showo.pixels(&images(&tensor("indices"))).unwrap();
+            close(&format!("{shape}: shown"), &shown, &seen, PROBABILITIES);
+        }
+        let bytes = (seen * 255.0).to_kind(Kind::Uint8).to_kind(Kind::Int64);
+        let off = (bytes - tensor("u8").to_kind(Kind::Int64)).abs();
+        assert!(off.max().int64_value(&[]) <= 1, "{shape}: a byte is off by more than 1");
+        assert!(
+            off.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]) <= BYTES,
+            "{shape}: bytes are off"
+        );
+    }
+    let relaxed = case.tensor("soft_onehot").set_requires_grad(true);
+    let expected = case.tensor("soft_decoded");
+    let decoded = magvit.decode_relaxed(&relaxed, grid(&expected));
+    close("soft pixels", &decoded, &expected, VALUES);
+    let loss = (decoded * case.tensor("soft_loss_weights")).sum(Kind::Float);
+    let found = Tensor::run_backward(&[loss], &[&relaxed], false, false);
+    gradient("gradient of soft codes", &found[0], &case.tensor("soft_onehot_grad"));
+    close("codebook", magvit.codebook(), &case.tensor("codebook"), 0.0);
+}
+
+#[test]
+fn parity_8_straight_through() {
+    let f = Fixture::open();
+    let case = f.case("st_gumbel_softmax");
+    let showo = f.policy();
+    let ids = case.tensor("input_ids_hard");
+    let (questions, answers) = f.dialogue(&ids, &case.tensor("answer_mask"));
+    let asked = case.number("question_len") as usize + 1; // and the end token before it
+    assert!(questions.iter().all(|question| question.len() == asked), "questions of {asked} tokens");
+    let mut hard_ids = 0;
+    for tau in case.between("tau", ".gumbel") {
+        let name = format!("tau{tau}");
+        let tensor = |part: &str| case.tensor(&format!("{name}.{part}"));
+        let scalars = &case.json["scalars"][&name];
+        let tau: f64 = tau.parse().unwrap();
+        let logits = case.tensor("logits").detach().set_requires_grad(true);
+        let soft = ((&logits + tensor("gumbel")) / tau).softmax(-1, Kind::Float);
+        close(&format!("{name}: soft"), &soft, &tensor("soft"), PROBABILITIES);
+        let relaxed = objective::straight_through(&logits, &tensor("gumbel"), tau);
+        close(&format!("{name}: hard"), &relaxed, &tensor("hard"), PROBABILITIES);
+        let tokens = relaxed.detach().argmax(-1, false);
+        same(&format!("{name}: codes"), &tokens, &tensor("hard").argmax(-1, false));
+        hard_ids += i64::from(tokens.equal(&f.read(&ids)));
+
+        let drawn = Images { tokens, relaxed: Some(relaxed), revealed_at: None };
+        let scored = showo.score(showo.phi(), &drawn, &questions, &answers).unwrap();
+        let expected = tensor("logp").masked_select(&case.mask("answer_mask"));
+        close(&format!("{name}: logp"), &scored.logp.masked_select(&scored.mask), &expected, VALUES);
+        let loss = -scored.logp.sum(Kind::Float);
+        number(&format!("{name}: loss"), &loss, &scalars["loss"], LOSSES);
+        let (others, weights) = gradients(&showo, &loss, &[&logits]);
+        gradient(&format!("{name}: gradient of logits"), &others[0], &tensor("grad_logits"));
+        case.gradients(&name, &scalars["grad_norms"], &weights);
+    }
+    assert!(hard_ids > 0, "the stored ids are those of one temperature");
+
+    let image = rows(&(f.read(&ids) + f.special.image));
+    let labelled = |((row, image), end): ((&Vec<i64>, &Vec<i64>), &Vec<i64>)| {
+        let last = end.iter().rposition(|there| *there != 0).unwrap(); // the closing end token
+        let text = &row[f.tokens() as usize + 3..last];
+        assert_eq!(&f.prompting.mmu(image, text), row);
+        f.prompting.mmu_labels(image, text)
+    };
+    let (ids, ends) = (rows(&ids), rows(&case.tensor("answer_mask")));
+    let labels: Vec<_> = ids.iter().zip(&image).zip(&ends).map(labelled).collect();
+    same("labels", &prompt::batch(&labels, Device::Cpu), &case.tensor("labels"));
+}
+
+#[test]
+fn parity_9_group_weights() {
+    let f = Fixture::open();
+    for (name, group) in f.case("unirl_step").json["group_weights"].as_object().unwrap() {
+        let list = |key: &str| -> Vec<f32> {
+            group[key].as_array().unwrap().iter().map(|value| value.as_f64().unwrap() as f32).collect()
+        };
+        let rewards = Tensor::from_slice(&list("rewards"));
+        let got = Weighting::Softmax.weights(&rewards, rewards.size()[0], group["tau_w"].as_f64().unwrap());
+        close(name, &got, &Tensor::from_slice(&list("weights")), PROBABILITIES);
+    }
+}
+
+#[test]
+fn parity_9_end_to_end_step() {
+    let f = Fixture::open();
+    let case = f.case("unirl_step");
+    let (showo, reference) = (f.policy(), f.reference());
+    let phi = showo.phi();
+    let group = case.number("G") as i64;
+
+    // 1. Draw.
+    let prompts = vec![case.ids("prompt"); group as usize];
+    let hidden = vec![f.special.mask; f.tokens() as usize];
+    let built: Vec<_> = prompts.iter().map(|prompt| f.prompting.t2i(prompt, &hidden)).collect();
+    same("rollout input", &prompt::batch(&built, Device::Cpu), &case.tensor("cond_ids"));
+    let blank: Vec<_> = prompts.iter().map(|_| f.prompting.t2i(&[], &hidden)).collect();
+    same("unconditional input", &prompt::batch(&blank, Device::Cpu), &case.tensor("uncond_ids"));
+    let sampling = ImageSampling {
+        guidance: case.number("guidance"),
+        steps: case.number("timesteps") as i64,
+        ..ImageSampling::default()
+    };
+    let uniforms = |at| (case.tensor("cat_uniforms").get(at), case.tensor("gumbel_uniforms").get(at));
+    let codes = Tensor::full([group, f.tokens()], UNKNOWN, (Kind::Int64, Device::Cpu));
+    let drawn = showo.draw(&prompts, codes, &sampling, uniforms).tokens;
+    same("rollout", &drawn, &case.tensor("codes"));
+
+    // 2. and 3. Hide some, predict them.
+    let targets = maskgit::remask(&case.tensor("mask_uniforms"), &case.tensor("t"));
+    same("masked", &targets, &case.tensor("masked"));
+    let replayed: Vec<_> = prompts.iter().zip(rows(&f.ids(&drawn, &targets))).collect();
+    let replayed: Vec<_> =
+        replayed.into_iter().map(|(prompt, image)| f.prompting.t2i(prompt, &image)).collect();
+    same("re-masked input", &prompt::batch(&replayed, Device::Cpu), &case.tensor("t2i_ids"));
+    let logits = showo.masked_logits(phi, &prompts, &drawn, targets.shallow_clone()).logits;
+    close("image logits", &logits, &case.tensor("image_logits"), VALUES);
+
+    // 4. Relax.
+    let sampled = objective::straight_through(&logits, &case.tensor("gumbel"), case.number("tau"));
+    let (relaxed, mixed) = objective::complete(&sampled, &drawn, &targets);
+    same("mixed codes", &mixed, &case.tensor("mixed_codes"));
+
+    // 5. Answer.
+    let sequence = |answer: &[i64], image: Vec<i64>| {
+        f.prompting.mmu(&image, &[case.ids("question").as_slice(), answer].concat())
+    };
+    let image = || rows(&(&mixed + f.special.image)).into_iter();
+    let said = case.json["scalars"]["answers"].as_array().unwrap();
+    let built: Vec<_> =
+        said.iter().zip(image()).map(|(said, image)| sequence(&integers(said), image)).collect();
+    same("dialogue", &prompt::batch(&built, Device::Cpu), &case.tensor("mmu_ids"));
+    let built: Vec<_> = image().map(|image| sequence(&case.ids("gt_answer"), image)).collect();
+    same("supervised dialogue", &prompt::batch(&built, Device::Cpu), &case.tensor("sft.mmu_ids"));
+
+    let completed =
+        Images { tokens: mixed.shallow_clone(), relaxed: Some(relaxed.shallow_clone()), revealed_at: None };
+    let (questions, answers) = f.dialogue(&case.tensor("mmu_ids"), &case.tensor("answer_mask"));
+    let scored = showo.score(phi, &completed, &questions, &answers).unwrap();
+    let known =
+        tch::no_grad(|| reference.score(reference.phi(), &images(&mixed), &questions, &answers)).unwrap();
+    let (k3, _) = objective::k3(&scored.logp, &known.logp);
+    let answer = case.mask("answer_mask");
+    for (name, got) in [("logp", &scored.logp), ("logp_ref", &known.logp), ("k3", &k3)] {
+        close(name, &got.masked_select(&scored.mask), &case.tensor(name).masked_select(&answer), VALUES);
+    }
+    let sums = |values: &Tensor| values.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+    let kl = objective::token_mean(&k3, &scored.mask);
+    let stored = &case.json["scalars"];
+    number("KL a token", &kl, &stored["kl_token_mean"], LOSSES);
+    number("KL a sequence", &sums(&k3).mean(Kind::Float), &stored["kl_seq"], LOSSES);
+    assert_eq!(scored.mask.sum(Kind::Int64).int64_value(&[]), case.number("n_answer_tokens") as i64);
+
+    let (questions, answers) = f.dialogue(&case.tensor("sft.mmu_ids"), &case.tensor("sft.answer_mask"));
+    let taught = showo.score(phi, &completed, &questions, &answers).unwrap();
+    let expected = case.tensor("sft.logp").masked_select(&case.mask("sft.answer_mask"));
+    close("supervised logp", &taught.logp.masked_select(&taught.mask), &expected, VALUES);
+
+    // 6. The losses.
+    let mut checked = Vec::new();
+    for (name, expected) in case.json["losses"].as_object().unwrap() {
+        let loss = match name.as_str() {
+            "sft_sum" => -sums(&taught.logp).mean(Kind::Float),
+            "sft_token" => -objective::token_mean(&taught.logp, &taught.mask),
+            _ => {
+                let (rule, temperature) = name.split_once("_tauw").unwrap();
+                let weighted = &case.json["group_weights"][format!("rewards_tauw{temperature}")]["weights"];
+                let weights: Vec<f32> = weighted
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|weight| weight.as_f64().unwrap() as f32)
+                    .collect();
+                let weights = Tensor::from_slice(&weights);
+                let policy = match rule {
+                    "grpo_sum" => -(sums(&scored.logp) * weights).sum(Kind::Float),
+                    "grpo_mean" => objective::weighted_loss(&scored.logp, &scored.mask, &weights, group),
+                    _ => panic!("an unknown loss `{name}`"),
+                };
+                number(&format!("{name}: policy"), &policy, &expected["policy"], LOSSES);
+                number(&format!("{name}: KL"), &kl, &expected["kl"], LOSSES);
+                policy + case.number("beta") * &kl
+            }
+        };
+        number(name, &loss, &expected["loss"], LOSSES);
+        let (others, weights) = gradients(&showo, &loss, &[&logits]);
+        norm(&format!("{name}: gradient of image logits"), &others[0], &expected["grad_norm_image_logits"]);
+        let tensors = name.trim_end_matches(".0"); // how the names of tensors spell a whole temperature
+        case.gradients(tensors, &expected["grad_norms"], &weights);
+        if let Some(expected) = case.find(&format!("{tensors}.grad_image_logits")) {
+            gradient(&format!("{name}: gradient of image logits"), &others[0], &expected);
+        }
+        checked.push(tensors);
+    }
+    let stored = case.between("", ".grad");
+    assert!(stored.iter().all(|name| checked.contains(&name.as_str())), "gradients of {stored:?}");
+}
+
+#[test]
+fn parity_10_split_losses() {
+    let f = Fixture::open();
+    let (case, drawing) = (f.case("split_losses"), f.case("unirl_step"));
+    let (showo, reference) = (f.policy(), f.reference());
+    let phi = showo.phi();
+    let weights = case.tensor("weights");
+    let (codes, targets) = (drawing.tensor("codes"), drawing.mask("masked"));
+    let prompts = f.prompts(&drawing.tensor("t2i_ids"));
+
+    let masked = |showo: &Showo| {
+        let scored = showo.masked_logits(showo.phi(), &prompts, &codes, targets.shallow_clone());
+        objective::image_logp(&scored.logits, &codes) * targets.to_kind(Kind::Float)
+    };
+    let logp = masked(&showo);
+    let known = tch::no_grad(|| masked(&reference));
+    close("image logp", &logp, &case.tensor("t2i_logp"), VALUES);
+    close("image logp of the reference", &known, &case.tensor("t2i_logp_ref"), VALUES);
+    let ids = drawing.tensor("t2i_ids");
+    let full =
+        full_logits(&showo, &ids, &mask::t2i(&ids, &f.special, true)).narrow(1, f.start() + 1, f.tokens());
+    let full = objective::image_logp(&full, &(&codes + f.special.image)) * targets.to_kind(Kind::Float);
+    close("image logp over the vocabulary", &full, &case.tensor("t2i_logp_full"), VALUES);
+
+    let (questions, answers) = f.dialogue(&case.tensor("mmu_ids"), &case.tensor("mmu_answer_mask"));
+    let scored = showo.score(phi, &images(&codes), &questions, &answers).unwrap();
+    let expected = case.tensor("mmu_logp").masked_select(&case.mask("mmu_answer_mask"));
+    close("answer logp", &scored.logp.masked_select(&scored.mask), &expected, VALUES);
+
+    let sums = |values: &Tensor| values.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+    let kl = objective::token_mean(&objective::k3(&logp, &known).0, &targets);
+    for (name, expected) in case.json["losses"].as_object().unwrap() {
+        let mean = || objective::weighted_loss(&logp, &targets, &weights, weights.size()[0]);
+        let loss = match name.as_str() {
+            "t2i_sum" => -(sums(&logp) * &weights).sum(Kind::Float),
+            "t2i_mean" => mean(),
+            "t2i_kl" => mean() + case.number("beta") * &kl,
+            "mmu" => -(sums(&scored.logp) * &weights).sum(Kind::Float),
+            _ => panic!("an unknown loss `{name}`"),
+        };
+        number(name, &loss, &expected["loss"], LOSSES);
+        if !expected["kl"].is_null() {
+            number(&format!("{name}: KL"), &kl, &expected["kl"], LOSSES);
+        }
+        case.gradients(name, &expected["grad_norms"], &gradients(&showo, &loss, &[]).1);
+    }
+}
+
+#[test]
+fn parity_11_training_losses() {
+    let f = Fixture::open();
+    let case = f.case("showo_training_losses");
+    let showo = f.policy();
+    let (ids, labels) = (case.tensor("input_ids"), case.tensor("labels"));
+    let batch = case.ids("batch");
+    let coefficients = case.json["scalars"]["coeff"].as_array().unwrap();
+    let length = ids.size()[1];
+    let mut total = Tensor::from(0.0f32);
+    let mut row = 0;
+    for (task, name) in ["t2i", "lm", "mmu"].into_iter().enumerate() {
+        let ids = ids.narrow(0, row, batch[task]);
+        let labels = labels.narrow(0, row, batch[task]);
+        row += batch[task];
+        let visible = if name == "mmu" {
+            mask::mmu(&ids, &f.special)
+        } else {
+            mask::t2i(&ids, &f.special, name == "t2i")
+        };
+        let logits = full_logits(&showo, &ids, &visible);
+        // An image position predicts itself, a text position the next one.
+        let (logits, labels) = if name == "t2i" {
+            (logits.narrow(1, f.start(), length - f.start()), labels.narrow(1, f.start(), length - f.start()))
+        } else {
+            (logits.narrow(1, 0, length - 1), labels.narrow(1, 1, length - 1))
+        };
+        let loss = logits.flatten(0, 1).cross_entropy_loss::<Tensor>(
+            &labels.flatten(0, 1),
+            None,
+            Reduction::Mean,
+            prompt::IGNORE,
+            0.0,
+        );
+        number(name, &loss, &case.json["scalars"][name], LOSSES);
+        total += loss * coefficients[task].as_f64().unwrap();
+    }
+    assert_eq!(row, ids.size()[0]);
+    number("total", &total, &case.json["scalars"]["total"], LOSSES);
+    let norms = &case.json["scalars"]["grad_norms"];
+    case.gradients("train", norms, &gradients(&showo, &total, &[]).1);
+}
