@@ -94,12 +94,17 @@ pub(crate) fn rules(plugins: &mut Plugins, rules: &[WeightedRule]) -> Result<Rul
 }
 
 fn device(name: &str) -> Result<Device> {
-    let wrong = || {
-        Error::usage(format!("unknown device `{name}`")).hint("known: `auto`, `cpu`, `cuda`, `cuda:N`")
-    };
+    let wrong =
+        || Error::usage(format!("unknown device `{name}`")).hint("known: `auto`, `cpu`, `cuda`, `cuda:N`");
     let index = match name {
         "cpu" => return Ok(Device::Cpu),
-        "auto" => return Ok(if load_cuda().is_ok() && Cuda::is_available() { Device::Cuda(0) } else { Device::Cpu }),
+        "auto" => {
+            return Ok(if load_cuda().is_ok() && Cuda::is_available() {
+                Device::Cuda(0)
+            } else {
+                Device::Cpu
+            });
+        }
         "cuda" => 0,
         _ => name.strip_prefix("cuda:").ok_or_else(wrong)?.parse().map_err(|_| wrong())?,
     };

@@ -11,7 +11,10 @@ pub(crate) fn run(args: &PluginsArgs) -> Result<()> {
     let mut plugins = Plugins::new(&args.search.plugin_dir);
     plugins.discover();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&describe(&mut plugins)).context(|| "cannot write the list")?);
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&describe(&mut plugins)).context(|| "cannot write the list")?
+        );
         return Ok(());
     }
     println!("libtorch {}", mapped_version().unwrap_or_else(|| "of an unknown version".into()));

@@ -18,7 +18,9 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     }
     let config = PretrainConfig::from_table(table)?;
     if args.out.exists() {
-        return Err(Error::usage(format!("`{}` exists", args.out.display())).hint("name another folder: `--out DIR`"));
+        return Err(
+            Error::usage(format!("`{}` exists", args.out.display())).hint("name another folder: `--out DIR`")
+        );
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     let mut model = build::model(&mut plugins, &config.model, true, config.seed)?;
@@ -34,7 +36,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
             bar.inc(1);
             let text: Vec<String> = losses.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
             let text = text.join("  ");
-            if bar.position() % 100 == 0 {
+            if bar.position().is_multiple_of(100) {
                 tracing::info!(step = bar.position(), "{text}");
             }
             bar.set_message(text);
@@ -50,9 +52,16 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     if config.eval.prompts > 0 {
         let tasks = eval::tasks(config.eval.prompts, config.eval.seed)?;
         let bar = progress::bar("eval", tasks.len() as u64);
-        let report = eval::evaluate(&mut *model, &tasks, &config.rollout, config.eval.batch, config.eval.seed, |done| {
-            bar.inc(done as u64);
-        })?;
+        let report = eval::evaluate(
+            &mut *model,
+            &tasks,
+            &config.rollout,
+            config.eval.batch,
+            config.eval.seed,
+            |done| {
+                bar.inc(done as u64);
+            },
+        )?;
         bar.finish_and_clear();
         println!("\n{}", eval::table(&report, None));
     }

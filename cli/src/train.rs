@@ -33,7 +33,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     drop(watcher);
 
     if let (Some(before), Some(after)) = (&report.before, &report.after) {
-        println!("base -> trained, {} prompts a category, {} steps\n", config.eval.prompts, config.train.steps);
+        println!(
+            "base -> trained, {} prompts a category, {} steps\n",
+            config.eval.prompts, config.train.steps
+        );
         println!("{}", eval::table(before, Some(after)));
     }
     println!("run         {}", run_dir.root().display());

@@ -190,8 +190,9 @@ pub fn preset(name: &str) -> Result<toml::Table> {
 
 /// Reads a TOML file.
 pub fn read_table(path: &Path) -> Result<toml::Table> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::usage(format!("cannot read the configuration `{}`", path.display())).cause(error))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Error::usage(format!("cannot read the configuration `{}`", path.display())).cause(error)
+    })?;
     text.parse::<toml::Table>().map_err(|error| {
         Error::usage(format!("`{}` is not valid TOML", path.display())).cause(error.to_string().trim_end())
     })

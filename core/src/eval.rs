@@ -111,10 +111,8 @@ pub fn evaluate(
     for (index, chunk) in tasks.chunks(batch).enumerate() {
         let prompts: Vec<String> = chunk.iter().map(|task| task.prompt.clone()).collect();
         let questions: Vec<String> = chunk.iter().map(|task| task.question.clone()).collect();
-        let sampling = ImageSampling {
-            seed: seed::derive(eval_seed, &[index as u64]),
-            ..rollout.images.clone()
-        };
+        let sampling =
+            ImageSampling { seed: seed::derive(eval_seed, &[index as u64]), ..rollout.images.clone() };
 
         let drawn = model.generate(&prompts, &sampling)?;
         let readings = judge::read(&model.pixels(&drawn)?)?;
@@ -216,7 +214,7 @@ mod tests {
         }
         let score = tally.score();
         assert_eq!(score.micro_mean, Some(0.5));
-        assert!((score.macro_mean.unwrap() - (1.0 + 1.0 / 3.0) / 2.0).abs() < 1e-12);
+        assert!((score.macro_mean.unwrap() - f64::midpoint(1.0, 1.0 / 3.0)).abs() < 1e-12);
         assert_eq!(score.by_category["position"], None);
     }
 

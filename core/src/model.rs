@@ -166,6 +166,7 @@ impl Images {
     }
 
     /// Rows `start..start + len` of every tensor.
+    #[must_use]
     pub fn narrow(&self, start: i64, len: i64) -> Self {
         let rows = |tensor: &Tensor| tensor.narrow(0, start, len);
         Self {
@@ -189,6 +190,7 @@ pub struct Answers {
 
 impl Answers {
     /// Rows `start..start + len`.
+    #[must_use]
     pub fn narrow(&self, start: i64, len: i64) -> Self {
         Self {
             text: self.text[start as usize..(start + len) as usize].to_vec(),

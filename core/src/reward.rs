@@ -87,8 +87,7 @@ impl RuleSet {
 
     /// The weighted sum of all rules; with several, parts are prefixed with their rule's name.
     pub fn score(&self, samples: &[Sample]) -> Result<Vec<Reward>> {
-        let mut totals =
-            vec![Reward { score: 0.0, max: 0.0, parts: BTreeMap::new() }; samples.len()];
+        let mut totals = vec![Reward { score: 0.0, max: 0.0, parts: BTreeMap::new() }; samples.len()];
         for (rule, function) in &self.rules {
             let rewards = function.score(samples)?;
             if rewards.len() != samples.len() {

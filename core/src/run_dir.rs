@@ -25,12 +25,15 @@ impl RunDir {
             Some(root) => {
                 let used = fs::read_dir(&root).is_ok_and(|mut entries| entries.next().is_some());
                 if used || root.is_file() {
-                    return Err(Error::usage(format!("`{}` exists and is not an empty folder", root.display()))
-                        .hint("name another one: `--out DIR`"));
+                    return Err(Error::usage(format!(
+                        "`{}` exists and is not an empty folder",
+                        root.display()
+                    ))
+                    .hint("name another one: `--out DIR`"));
                 }
                 root
             }
-            None => (1..)
+            None => (1..=u32::MAX)
                 .map(|number| PathBuf::from(format!("runs/{name}-{number:03}")))
                 .find(|path| !path.exists())
                 .unwrap_or_default(),
@@ -111,7 +114,9 @@ struct Line<'a> {
 pub fn save_whole(model: &dyn UnifiedModel, path: &Path) -> Result<()> {
     let place = || format!("cannot save a checkpoint to `{}`", path.display());
     if path.exists() {
-        return Err(Error::usage(format!("`{}` exists", path.display())).hint("name another folder: `--out DIR`"));
+        return Err(
+            Error::usage(format!("`{}` exists", path.display())).hint("name another folder: `--out DIR`")
+        );
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).context(place)?;

@@ -71,15 +71,15 @@ pub fn train(
     let source = TaskSource::new(options.tasks.as_deref())?;
     let judged = options.tasks.is_none() && eval::check_tiles(model.card()).is_ok();
 
-    let text = toml::to_string(config).map_err(|error| Error::failure("cannot write the configuration").cause(error))?;
+    let text = toml::to_string(config)
+        .map_err(|error| Error::failure("cannot write the configuration").cause(error))?;
     run_dir.write("config.toml", &text)?;
     let mut file = MetricsFile::create(&run_dir.root().join("metrics.jsonl"))?;
 
     let before = evaluate(model, config, "base", watch)?;
 
     model.freeze_reference()?;
-    let weights =
-        model.parameters()?.into_iter().filter(|p| p.group != ParameterGroup::Tokenizer).collect();
+    let weights = model.parameters()?.into_iter().filter(|p| p.group != ParameterGroup::Tokenizer).collect();
     let mut update = AdamW::new(weights, config.update.clone(), options.steps);
 
     watch(Event::TrainStarted(options.steps));
@@ -99,9 +99,8 @@ pub fn train(
             shuffle_rewards: options.shuffle_rewards,
             phases: Phases::default(),
         };
-        let outcome = algorithm
-            .accumulate(&mut iteration)
-            .map_err(|error| dump_batch(run_dir, step, &tasks, error))?;
+        let outcome =
+            algorithm.accumulate(&mut iteration).map_err(|error| dump_batch(run_dir, step, &tasks, error))?;
         let mut phases = iteration.phases;
 
         // 2. Update the weights.

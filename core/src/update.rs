@@ -176,7 +176,13 @@ mod tests {
         // Constant gradient 2: both corrected moments are exact, so each step is lr·2/(2+eps) after the decay.
         let p = parameter(&[1.0], Kind::Float);
         let weight = p.tensor.shallow_clone();
-        let options = UpdateOptions { learning_rate: 0.1, weight_decay: 0.5, clip: 0.0, warmup: 1, ..UpdateOptions::default() };
+        let options = UpdateOptions {
+            learning_rate: 0.1,
+            weight_decay: 0.5,
+            clip: 0.0,
+            warmup: 1,
+            ..UpdateOptions::default()
+        };
         let mut adam = AdamW::new(vec![p], options, 10);
         for _ in 0..2 {
             adam.zero_grad();
@@ -201,8 +207,11 @@ mod tests {
         let p = parameter(&[0.02], Kind::BFloat16);
         let weight = p.tensor.shallow_clone();
         let before = weight.double_value(&[0]);
-        let mut adam =
-            AdamW::new(vec![p], UpdateOptions { learning_rate: 1e-5, warmup: 1, ..UpdateOptions::default() }, 100);
+        let mut adam = AdamW::new(
+            vec![p],
+            UpdateOptions { learning_rate: 1e-5, warmup: 1, ..UpdateOptions::default() },
+            100,
+        );
         for _ in 0..100 {
             adam.zero_grad();
             weight.sum(Kind::Float).backward();

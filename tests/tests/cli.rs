@@ -51,7 +51,8 @@ impl Run {
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         );
-        let program = Path::new(env!("CARGO_BIN_EXE_unirl-under-test")).parent().unwrap().display().to_string();
+        let program =
+            Path::new(env!("CARGO_BIN_EXE_unirl-under-test")).parent().unwrap().display().to_string();
         let home = self.home.path().canonicalize().unwrap().display().to_string();
         let dir = dir.canonicalize().unwrap_or(dir.to_owned()).display().to_string();
         text.replace(&dir, "[PLUGINS]").replace(&home, "[HOME]").replace(&program, "[PROGRAM]")

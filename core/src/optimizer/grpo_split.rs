@@ -84,7 +84,7 @@ impl Optimizer for GrpoSplit {
             if let Some(kl) = term.kl {
                 metrics.insert("kl/answer", kl.mean.double_value(&[]));
                 metrics.insert("kl/answer_clamped", kl.clamped);
-                loss = loss + kl.mean * self.beta;
+                loss += kl.mean * self.beta;
             }
             backward(&(loss * self.answer_coefficient), "loss/answer")?;
         }

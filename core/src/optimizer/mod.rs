@@ -16,7 +16,8 @@ use tch::{Kind, Tensor};
 use crate::config::Rollout;
 use crate::error::{Error, Result, unknown_name};
 use crate::model::{
-    Answers, ImageLogits, ImageSampling, ImageSpace, Images, ModelCard, Policy, Replay, TextSampling, UnifiedModel,
+    Answers, ImageLogits, ImageSampling, ImageSpace, Images, ModelCard, Policy, Replay, TextSampling,
+    UnifiedModel,
 };
 use crate::reward::{Reward, RuleSet, Sample};
 use crate::scene::Task;
@@ -312,14 +313,13 @@ impl ImageTerm {
         let mut loss = objective::weighted_loss(&logp, &scored.targets, weights, iteration.group());
         metrics.insert("loss/image", loss.double_value(&[]));
         if self.beta > 0.0 {
-            let reference = tch::no_grad(|| {
-                iteration.model.image_logits(&prompts, images, Policy::Reference, &replay)
-            })?;
+            let reference =
+                tch::no_grad(|| iteration.model.image_logits(&prompts, images, Policy::Reference, &replay))?;
             let reference = objective::image_logp(&reference.logits, &images.tokens);
             let kl = Divergence::of(&logp, &reference, &scored.targets);
             metrics.insert("kl/image", kl.mean.double_value(&[]));
             metrics.insert("kl/image_clamped", kl.clamped);
-            loss = loss + kl.mean * self.beta;
+            loss += kl.mean * self.beta;
         }
         backward(&(loss * self.coefficient), "loss/image")
     }
@@ -361,7 +361,8 @@ pub(crate) fn reward_metrics(
     metrics: &mut BTreeMap<&'static str, f64>,
 ) {
     let share = |count: usize| count as f64 / rewards.len() as f64;
-    metrics.insert("reward/mean", rewards.iter().map(|r| r.score / r.max).sum::<f64>() / rewards.len() as f64);
+    metrics
+        .insert("reward/mean", rewards.iter().map(|r| r.score / r.max).sum::<f64>() / rewards.len() as f64);
     metrics.insert("reward/pass", share(rewards.iter().filter(|r| r.passes()).count()));
     let spread = Weighting::Advantage.weights(scores, group, 1.0).abs().gt(1e-6).to_kind(Kind::Float);
     metrics.insert("reward/informative", spread.mean(Kind::Float).double_value(&[]));

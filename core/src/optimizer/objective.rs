@@ -123,7 +123,7 @@ mod tests {
     fn softmax_weights_of_the_reference_table() {
         let rewards = Tensor::from_slice(&[0.0f32, 1.0, 2.0, 1.0, 1.0, 1.0]);
         let weights = Weighting::Softmax.weights(&rewards, 3, 0.5);
-        close(&weights, &[0.0158762, 0.1173104, 0.8668133, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0], F32);
+        close(&weights, &[0.015_876_2, 0.117_310_4, 0.866_813_3, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0], F32);
     }
 
     #[test]
@@ -167,7 +167,10 @@ mod tests {
         let weights = Weighting::Advantage.weights(&Tensor::from_slice(&[1.0f32, 0.0]), 2, 1.0);
         weighted_loss(&image_logp(&logits, &tokens), &mask, &weights, 2).backward();
         let gradient = values(&logits.grad());
-        assert!(gradient[0] < 0.0 && gradient[2] > 0.0, "descent raises the first, lowers the second: {gradient:?}");
+        assert!(
+            gradient[0] < 0.0 && gradient[2] > 0.0,
+            "descent raises the first, lowers the second: {gradient:?}"
+        );
     }
 
     #[test]
