@@ -1,6 +1,6 @@
 //! `unirl ask`.
 
-use unirl::error::Result;
+use unirl::error::{Error, Result};
 use unirl::picture;
 use unirl::plugin::Plugins;
 
@@ -9,6 +9,9 @@ use crate::build;
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &AskArgs) -> Result<()> {
+    if !args.image.is_file() {
+        return Err(Error::usage(format!("no picture at `{}`", args.image.display())));
+    }
     let config = build::inference(&args.model)?;
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     let mut model = build::model(&mut plugins, &config.model, false, config.train.seed)?;

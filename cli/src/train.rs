@@ -17,6 +17,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let entry = optimizer::find(&config.optimizer.name)?;
     (entry.build)(config.optimizer.table()?)?;
 
+    if let Some(out) = &args.out {
+        RunDir::check_free(out)?;
+    }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     plugins.load(&config.model.plugin)?;
     let rules = build::rules(&mut plugins, &config.reward.rules)?;

@@ -23,14 +23,7 @@ impl RunDir {
     pub fn create(root: Option<PathBuf>, name: &str) -> Result<Self> {
         let root = match root {
             Some(root) => {
-                let used = fs::read_dir(&root).is_ok_and(|mut entries| entries.next().is_some());
-                if used || root.is_file() {
-                    return Err(Error::usage(format!(
-                        "`{}` exists and is not an empty folder",
-                        root.display()
-                    ))
-                    .hint("name another one: `--out DIR`"));
-                }
+                Self::check_free(&root)?;
                 root
             }
             None => (1..=u32::MAX)
@@ -42,6 +35,16 @@ impl RunDir {
             fs::create_dir_all(&folder).context(|| format!("cannot create `{}`", folder.display()))?;
         }
         Ok(Self { root })
+    }
+
+    /// Refuses a folder that holds something: a run never writes over another.
+    pub fn check_free(root: &Path) -> Result<()> {
+        let used = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
+        if used || root.is_file() {
+            return Err(Error::usage(format!("`{}` exists and is not an empty folder", root.display()))
+                .hint("name another one: `--out DIR`"));
+        }
+        Ok(())
     }
 
     /// The folder itself.
