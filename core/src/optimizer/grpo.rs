@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::objective::Weighting;
 use super::{
-    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, answer_term, backward, options, reward_metrics,
+    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, accumulate_answers, options, reward_metrics,
 };
 use crate::error::Result;
 
@@ -93,15 +93,8 @@ impl Optimizer for Grpo {
             let (_, scores) = iteration.score(&answers)?;
             let started = Instant::now();
             let weights = self.weighting.weights(&scores, group, self.weight_temperature);
-            let term = answer_term(iteration, &completed, &answers, &weights, self.beta)?;
-            metrics.insert("loss/answer", term.loss.double_value(&[]));
-            let mut loss = term.loss;
-            if let Some(kl) = term.kl {
-                metrics.insert("kl/answer", kl.mean.double_value(&[]));
-                metrics.insert("kl/answer_clamped", kl.clamped);
-                loss += kl.mean * self.beta;
-            }
-            backward(&(loss * self.answer_coefficient), "loss/answer")?;
+            let factors = (self.answer_coefficient, self.beta);
+            accumulate_answers(iteration, &completed, &answers, &weights, factors, &mut metrics)?;
             iteration.phases.update += started.elapsed();
             if shown.is_none() {
                 // What is logged and shown are the drawings, so they are asked about too.

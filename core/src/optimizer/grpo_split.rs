@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::objective::Weighting;
 use super::{
-    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, answer_term, backward, options, reward_metrics,
+    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, accumulate_answers, options, reward_metrics,
 };
 use crate::error::Result;
 
@@ -78,15 +78,8 @@ impl Optimizer for GrpoSplit {
 
         // 3. Answering.
         if self.answer_coefficient > 0.0 {
-            let term = answer_term(iteration, &drawn, &answers, &weights, self.beta)?;
-            metrics.insert("loss/answer", term.loss.double_value(&[]));
-            let mut loss = term.loss;
-            if let Some(kl) = term.kl {
-                metrics.insert("kl/answer", kl.mean.double_value(&[]));
-                metrics.insert("kl/answer_clamped", kl.clamped);
-                loss += kl.mean * self.beta;
-            }
-            backward(&(loss * self.answer_coefficient), "loss/answer")?;
+            let factors = (self.answer_coefficient, self.beta);
+            accumulate_answers(iteration, &drawn, &answers, &weights, factors, &mut metrics)?;
         }
         iteration.phases.update += started.elapsed();
 

@@ -220,12 +220,6 @@ impl Iteration<'_> {
     }
 }
 
-/// Log-probabilities of answers with their divergence from the reference policy.
-pub(crate) struct AnswerTerm {
-    pub(crate) loss: Tensor,
-    pub(crate) kl: Option<Divergence>,
-}
-
 /// A divergence with the share of its tokens that had to be clamped.
 pub(crate) struct Divergence {
     pub(crate) mean: Tensor,
@@ -242,26 +236,30 @@ impl Divergence {
     }
 }
 
-/// `−Σ w_i · mean log p(answer_i | image_i)` and, where `beta` is positive, the k3 divergence of the answers.
-pub(crate) fn answer_term(
+/// Adds `coefficient · (−Σ w_i · mean log p(answer_i | image_i) + beta · KL)` to the gradients (eq. 5, A.3) and notes it in
+/// `metrics`. Relaxed images carry the gradient on; the reference policy reads their hard tokens.
+pub(crate) fn accumulate_answers(
     iteration: &Iteration<'_>,
     images: &Images,
     answers: &Answers,
     weights: &Tensor,
-    beta: f64,
-) -> Result<AnswerTerm> {
+    (coefficient, beta): (f64, f64),
+    metrics: &mut BTreeMap<&'static str, f64>,
+) -> Result<()> {
     let questions = iteration.questions();
     let scored = iteration.model.answer_logp(images, &questions, answers, Policy::Current)?;
-    let loss = objective::weighted_loss(&scored.logp, &scored.mask, weights, iteration.group());
-    let kl = if beta > 0.0 {
+    let mut loss = objective::weighted_loss(&scored.logp, &scored.mask, weights, iteration.group());
+    metrics.insert("loss/answer", loss.double_value(&[]));
+    if beta > 0.0 {
         let hard = Images::from_tokens(images.tokens.shallow_clone());
         let reference =
             tch::no_grad(|| iteration.model.answer_logp(&hard, &questions, answers, Policy::Reference))?;
-        Some(Divergence::of(&scored.logp, &reference.logp, &scored.mask))
-    } else {
-        None
-    };
-    Ok(AnswerTerm { loss, kl })
+        let kl = Divergence::of(&scored.logp, &reference.logp, &scored.mask);
+        metrics.insert("kl/answer", kl.mean.double_value(&[]));
+        metrics.insert("kl/answer_clamped", kl.clamped);
+        loss += kl.mean * beta;
+    }
+    backward(&(loss * coefficient), "loss/answer")
 }
 
 /// How the log-likelihood of a drawing is measured and weighted: the image side of `grpo-split`, and an addition to `grpo`.
