@@ -34,7 +34,7 @@ pub(crate) enum LogForm {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Trains a fresh model on drawn images: how the embedded checkpoints are made
+    /// Trains a fresh model, or one named by `--model`, on drawn images: how the embedded checkpoints are made
     Pretrain(PretrainArgs),
     /// Measures drawing, answering and their balance
     Eval(EvalArgs),
@@ -104,7 +104,7 @@ pub(crate) struct RunArgs {
     pub(crate) out: Option<PathBuf>,
 }
 
-/// Pretraining.
+/// Pretraining; with `--model` it goes on from there.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PretrainArgs {
     #[command(flatten)]

@@ -6,7 +6,7 @@ use tch::{Cuda, Device};
 use unirl::config::{self, ModelOptions, RunConfig};
 use unirl::error::{Error, Result};
 use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
-use unirl::plugin::{Plugins, load_cuda};
+use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
 use unirl::reward::{RuleSet, WeightedRule};
 
 use crate::args::ModelArgs;
@@ -98,18 +98,23 @@ fn device(name: &str) -> Result<Device> {
         || Error::usage(format!("unknown device `{name}`")).hint("known: `auto`, `cpu`, `cuda`, `cuda:N`");
     let index = match name {
         "cpu" => return Ok(Device::Cpu),
+        "auto" if !has_cuda_driver() => return Ok(Device::Cpu),
         "auto" => {
-            return Ok(if load_cuda().is_ok() && Cuda::is_available() {
-                Device::Cuda(0)
-            } else {
-                Device::Cpu
-            });
+            if let Err(error) = load_cuda() {
+                tracing::warn!("running on the CPU although a GPU driver is installed: {error}");
+                return Ok(Device::Cpu);
+            }
+            return Ok(Device::cuda_if_available());
         }
         "cuda" => 0,
         _ => name.strip_prefix("cuda:").ok_or_else(wrong)?.parse().map_err(|_| wrong())?,
     };
-    load_cuda()?;
-    let count = if Cuda::is_available() { Cuda::device_count() } else { 0 };
+    let count = if has_cuda_driver() {
+        load_cuda()?;
+        Cuda::device_count()
+    } else {
+        0
+    };
     if (index as i64) < count {
         return Ok(Device::Cuda(index));
     }

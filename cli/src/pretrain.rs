@@ -23,7 +23,8 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         );
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
-    let mut model = build::model(&mut plugins, &config.model, true, config.seed)?;
+    let fresh = args.model.model.is_none();
+    let mut model = build::model(&mut plugins, &config.model, fresh, config.seed)?;
 
     let mut bar = indicatif::ProgressBar::hidden();
     pretrain(&mut *model, &config, &mut |event| match event {
@@ -31,6 +32,9 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
             bar.finish_and_clear();
             bar = progress::bar(name, steps);
             tracing::info!("{name}: {steps} steps");
+        }
+        Event::Reproduced(share) => {
+            bar.suspend(|| tracing::info!("tokenizer: {:.1} % of the scenes reproduced", share * 100.0));
         }
         Event::Stepped(losses) => {
             bar.inc(1);

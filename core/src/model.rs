@@ -318,8 +318,9 @@ pub trait UnifiedModel: Send {
     fn encode(&self, pixels: &Tensor) -> Result<Images>;
 
     /// The loss that teaches the image tokenizer to reproduce `[B,3,H,W]` pixels: a scalar with gradient to the
-    /// parameters of [`ParameterGroup::Tokenizer`].
-    fn tokenizer_loss(&self, pixels: &Tensor) -> Result<Tensor>;
+    /// parameters of [`ParameterGroup::Tokenizer`]. `progress` in `0..=1` says how far training is, for a quantiser
+    /// that hardens on the way.
+    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor>;
 
     /// Writes the family's own checkpoint layout into an existing, empty folder, from which the plugin loads it again.
     fn save(&self, dir: &Path) -> Result<()>;

@@ -19,7 +19,7 @@ use crate::scene::rng::Rng;
 use crate::scene::{Category, Split, Task, sample};
 use crate::tiles::{self, Scene};
 use crate::update::{AdamW, UpdateOptions};
-use crate::{eval, seed};
+use crate::{eval, judge, seed};
 
 /// Everything that decides a pretraining run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -151,9 +151,15 @@ pub enum Event {
     Stage(&'static str, u64),
     /// A step is done; smoothed losses by name.
     Stepped(Vec<(&'static str, f64)>),
+    /// The tokenizer is trained: the share of scenes, of the kind that understanding learns from, of which it reproduces
+    /// every tile.
+    Reproduced(f64),
 }
 
-/// Trains a fresh model through both stages.
+/// How many scenes show how well the tokenizer reproduces them.
+const REPRODUCED: usize = 512;
+
+/// Trains a model through both stages.
 pub fn pretrain(
     model: &mut dyn UnifiedModel,
     config: &PretrainConfig,
@@ -188,12 +194,21 @@ fn train_tokenizer(
         };
         update.zero_grad();
         tch::manual_seed(step_seed as i64);
-        let loss = model.tokenizer_loss(&tiles::render(&scenes))?;
+        let loss = model.tokenizer_loss(&tiles::render(&scenes), step as f64 / stage.steps as f64)?;
         backward(&loss, "loss/tokenizer").map_err(|error| error.context(format!("tokenizer step {step}")))?;
         update.apply()?;
         watch(Event::Stepped(vec![("loss/tokenizer", smooth.add(loss.double_value(&[])))]));
     }
+    watch(Event::Reproduced(reproduced(model, config)?));
     Ok(())
+}
+
+fn reproduced(model: &dyn UnifiedModel, config: &PretrainConfig) -> Result<f64> {
+    let mut rng = Rng::new(seed::derive(config.seed, &[3]));
+    let (_, _, scenes) = questioned(&mut rng, REPRODUCED, &config.data)?;
+    let seen = judge::tiles::read(&model.pixels(&model.encode(&tiles::render(&scenes))?)?)?;
+    let same = scenes.iter().zip(&seen).filter(|(scene, reading)| reading.scene().as_ref() == Some(*scene)).count();
+    Ok(same as f64 / scenes.len() as f64)
 }
 
 fn train_jointly(

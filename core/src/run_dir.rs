@@ -1,4 +1,5 @@
-//! The folder of a run: `config.toml`, `metrics.jsonl`, `samples/`, `checkpoints/step-000100/` and `checkpoints/latest`.
+//! The folder of a run: `config.toml`, `metrics.jsonl`, `samples/`, `checkpoints/step-000100/` with `checkpoints/latest`
+//! pointing at the last, and at the end `report.json`, the evaluations before and after.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -151,7 +151,14 @@ pub fn train(
     }
     let checkpoint = run_dir.save_checkpoint(model, options.steps)?;
     let after = evaluate(model, config, "trained", watch)?;
-    Ok(RunReport { before, after, checkpoint, wall: started.elapsed() })
+    let wall = started.elapsed();
+    let report = serde_json::json!({
+        "base": before,
+        "trained": after,
+        "wall_seconds": wall.as_secs_f64(),
+    });
+    run_dir.write("report.json", &format!("{report:#}\n"))?;
+    Ok(RunReport { before, after, checkpoint, wall })
 }
 
 fn evaluate(

@@ -86,7 +86,7 @@ fn every_operation_crosses() -> Result<()> {
     assert_eq!(answers.text, questions);
     let logits = model.image_logits(&prompts, &images, Policy::Current, &Replay::Remask { seed: 0 })?;
     assert_eq!(logits.logits.size(), [2, 4, 6]);
-    assert!(model.tokenizer_loss(&pixels)?.requires_grad());
+    assert!(model.tokenizer_loss(&pixels, 0.5)?.requires_grad());
     let dir = tempfile::tempdir().unwrap();
     model.save(dir.path())?;
     assert!(dir.path().join("echo.pt").is_file());

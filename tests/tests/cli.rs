@@ -43,6 +43,7 @@ impl Run {
             .env_remove("UNIRL_PLUGIN_PATH")
             .env_remove("XDG_DATA_HOME")
             .env_remove("RUST_BACKTRACE")
+            .env("CUDA_VISIBLE_DEVICES", "") // what is said of GPUs is that there is none
             .output()
             .unwrap();
         let text = format!(

@@ -84,7 +84,10 @@ impl Answer for Box<dyn UnifiedModel> {
             }
             op::PIXELS => Ok(wire::pixels(&self.pixels(&wire::read_images(args)?)?)),
             op::ENCODE => Ok(wire::images(&self.encode(&wire::read_pixels(args)?)?)),
-            op::TOKENIZER_LOSS => Ok(wire::loss(&self.tokenizer_loss(&wire::read_pixels(args)?)?)),
+            op::TOKENIZER_LOSS => {
+                let (pixels, progress) = wire::read_tokenizer_loss(args)?;
+                Ok(wire::loss(&self.tokenizer_loss(&pixels, progress)?))
+            }
             op::SAVE => done(self.save(Path::new(&wire::read_save(args)?))),
             _ => Err(unsupported(op)),
         }

@@ -173,8 +173,8 @@ impl UnifiedModel for ForeignModel {
         })
     }
 
-    fn tokenizer_loss(&self, pixels: &Tensor) -> Result<Tensor> {
-        self.remote.call(op::TOKENIZER_LOSS, Ok(wire::pixels(pixels)), |reply| {
+    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
+        self.remote.call(op::TOKENIZER_LOSS, wire::tokenizer_loss(pixels, progress), |reply| {
             let loss = wire::read_loss(reply)?;
             shape("loss", &loss, &[], Kind::Float)?;
             finite("loss", &loss)?;

@@ -233,6 +233,14 @@ pub(crate) fn read_pixels(mut message: Message) -> Result<Tensor> {
     message.take("pixels")
 }
 
+pub(crate) fn tokenizer_loss(pixels: &Tensor, progress: f64) -> Result<Message> {
+    Message::default().tensor("pixels", pixels).with("progress", &progress)
+}
+
+pub(crate) fn read_tokenizer_loss(mut message: Message) -> Result<(Tensor, f64)> {
+    Ok((message.take("pixels")?, message.get("progress")?))
+}
+
 // ---- replies ----
 
 pub(crate) fn card(card: &ModelCard) -> Result<Message> {
@@ -423,6 +431,7 @@ mod tests {
             ("> answer_logp", answer_logp(&some, &texts, &reply, Policy::Current)?),
             ("> pixels", images(&bare)),
             ("> encode", pixels(&tokens())),
+            ("> tokenizer_loss", tokenizer_loss(&tokens(), 0.25)?),
             ("> save", save(Path::new("out/dir"))?),
             ("> score", score(&[sample()])?),
             ("< card", card(&the_card)?),

@@ -30,6 +30,11 @@ pub(super) fn check_mapped() -> Result<()> {
     .hint("run `./x setup` and build again, and see that `LD_LIBRARY_PATH` names no other libtorch"))
 }
 
+/// Whether this machine has the driver of an NVIDIA GPU: without it no libtorch finds one.
+pub fn has_cuda_driver() -> bool {
+    load::open(Path::new("libcuda.so.1"), RTLD_NOW).is_ok()
+}
+
 /// Opens `libtorch_cuda.so`, to which nothing is linked, for the whole process. To be called before the first
 /// tensor is made, when a GPU is asked for; without it `tch::Cuda::is_available()` is false.
 pub fn load_cuda() -> Result<()> {

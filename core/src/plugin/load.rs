@@ -19,7 +19,10 @@ use crate::error::{Context, Error, Result};
 /// Opens a library and keeps it for good.
 pub(super) fn open(path: &Path, flags: i32) -> Result<(), String> {
     // SAFETY: the constructors of a plugin link nodes of `inventory`, those of libtorch are libtorch's.
-    let library = unsafe { Library::open(Some(path), flags) }.map_err(|error| error.to_string())?;
+    let library = unsafe { Library::open(Some(path), flags) }.map_err(|error| {
+        // The linker's own words, which name the symbol or the library, are the cause of libloading's error.
+        std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
+    })?;
     std::mem::forget(library); // objects, tensors and log records point into it until the process ends
     Ok(())
 }

@@ -5,6 +5,10 @@ use crate::error::Result;
 use crate::scene::rng::Rng;
 use crate::scene::{Category, Facts, Relation, Task};
 
+/// How many of the scattered scenes are chess boards.
+const CHESS: f64 = 0.7;
+/// The most objects of the others.
+const SPARSE: usize = 8;
 /// How often a wrong drawing has a second mistake.
 const SECOND_MISTAKE: f64 = 0.2;
 
@@ -60,11 +64,18 @@ fn related(asked: Relation, rng: &mut Rng) -> Vec<usize> {
 }
 
 impl Scene {
-    /// Any tiles anywhere, between none and all: what an image tokenizer learns from.
+    /// Any tiles: what an image tokenizer learns from. A part has up to [`SPARSE`] anywhere; most fill the fields of one
+    /// colour of a chess board, since a convolutional decoder knows where in a tile it is by the neighbours that differ.
     pub fn scattered(rng: &mut Rng) -> Self {
         let mut scene = Self::default();
-        let count = rng.below(TILES + 1);
-        for place in rng.distinct(count, TILES) {
+        let places = if rng.chance(CHESS) {
+            let colour = rng.below(2);
+            (0..TILES).filter(|place| (place / GRID + place % GRID) % 2 == colour).collect()
+        } else {
+            let count = rng.below(SPARSE + 1);
+            rng.distinct(count, TILES)
+        };
+        for place in places {
             scene.tiles[place] = Some(random_tile(rng));
         }
         scene

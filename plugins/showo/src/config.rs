@@ -49,7 +49,7 @@ impl Default for Architecture {
             words: Vec::new(),
             question_template: "{question}".into(),
             magvit: MagvitConfig {
-                z_channels: 7,
+                z_channels: 10,
                 norm_groups: 8,
                 encoder: Pyramid { ch: 16, ch_mult: vec![1, 2, 2, 2], num_res_blocks: vec![1, 1, 1, 1] },
                 decoder: Pyramid { ch: 16, ch_mult: vec![1, 2, 2, 2], num_res_blocks: vec![1, 1, 1, 1] },

@@ -555,8 +555,8 @@ impl UnifiedModel for Showo {
         })
     }
 
-    fn tokenizer_loss(&self, pixels: &Tensor) -> Result<Tensor> {
-        Ok(self.magvit.loss(&(pixels.to_device(self.device) * 2.0 - 1.0)))
+    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
+        Ok(self.magvit.loss(&(pixels.to_device(self.device) * 2.0 - 1.0), progress))
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

@@ -157,7 +157,7 @@ impl UnifiedModel for Echo {
         Ok(Images::from_tokens(codes.view([-1, N])))
     }
 
-    fn tokenizer_loss(&self, pixels: &Tensor) -> Result<Tensor> {
+    fn tokenizer_loss(&self, pixels: &Tensor, _progress: f64) -> Result<Tensor> {
         Ok(pixels.mean(Kind::Float) * self.embed.mean(Kind::Float))
     }
 
