@@ -160,11 +160,14 @@ pub struct EvalOptions {
     pub batch: usize,
     /// The seed of the evaluation, independent of the run's.
     pub seed: u64,
+    /// In training, how often a prompt of each category is drawn for `samples/base.png` and `samples/trained.png`; 0 draws
+    /// none.
+    pub pictures: usize,
 }
 
 impl Default for EvalOptions {
     fn default() -> Self {
-        Self { prompts: 100, batch: 100, seed: 2505 }
+        Self { prompts: 100, batch: 100, seed: 2505, pictures: 8 }
     }
 }
 

@@ -105,13 +105,20 @@ pub struct DataOptions {
     pub caption_noise: f64,
     /// Share of drawings with mistakes among those that understanding learns from.
     pub mistakes: f64,
-    /// How often each category is drawn for understanding, relative to the others, by its name; 1 if it is not named.
+    /// How often each category is drawn for drawing, relative to the others, by its name; 1 if it is not named.
+    pub drawing_weights: BTreeMap<String, f64>,
+    /// The same for understanding.
     pub understanding_weights: BTreeMap<String, f64>,
 }
 
 impl Default for DataOptions {
     fn default() -> Self {
-        Self { caption_noise: 0.45, mistakes: 0.5, understanding_weights: BTreeMap::new() }
+        Self {
+            caption_noise: 0.45,
+            mistakes: 0.5,
+            drawing_weights: BTreeMap::new(),
+            understanding_weights: BTreeMap::new(),
+        }
     }
 }
 
@@ -134,7 +141,7 @@ impl PretrainConfig {
                 }
             }
         }
-        for name in config.data.understanding_weights.keys() {
+        for name in config.data.drawing_weights.keys().chain(config.data.understanding_weights.keys()) {
             if !Category::ALL.iter().any(|category| category.name() == name) {
                 let known = Category::ALL.map(Category::name);
                 return Err(unknown_name("category", name, &known));
@@ -226,7 +233,7 @@ fn train_jointly(
         update.zero_grad();
 
         // 1. Drawing, from captions that are not always right.
-        let (prompts, scenes) = captioned(&mut rng, stage.captions, config.data.caption_noise)?;
+        let (prompts, scenes) = captioned(&mut rng, stage.captions, &config.data)?;
         let images = tch::no_grad(|| model.encode(&tiles::render(&scenes)))?;
         let scored =
             model.image_logits(&prompts, &images, Policy::Current, &Replay::Pretrain { seed: step_seed })?;
@@ -250,13 +257,14 @@ fn train_jointly(
     Ok(())
 }
 
-/// Prompts with drawings; a share `noise` of the drawings follows another prompt that differs in one fact.
-fn captioned(rng: &mut Rng, batch: usize, noise: f64) -> Result<(Vec<String>, Vec<Scene>)> {
+/// Prompts with drawings; a share of the drawings follows another prompt that differs in one fact.
+fn captioned(rng: &mut Rng, batch: usize, data: &DataOptions) -> Result<(Vec<String>, Vec<Scene>)> {
     let list = tiles::object_list();
+    let weights = category_weights(&data.drawing_weights);
     let mut pairs = Vec::with_capacity(batch);
     for _ in 0..batch {
-        let task = sample(&list, Category::ALL[rng.below(6)], Split::All, rng)?;
-        let drawn: Task = if rng.chance(noise) { tiles::caption_noise(&task, rng)? } else { task.clone() };
+        let task = sample(&list, Category::ALL[weighted(rng, &weights)?], Split::All, rng)?;
+        let drawn: Task = if rng.chance(data.caption_noise) { tiles::caption_noise(&task, rng)? } else { task.clone() };
         pairs.push((task.prompt, Scene::draw(&drawn.facts, rng)?));
     }
     Ok(pairs.into_iter().unzip())
@@ -269,8 +277,7 @@ fn questioned(
     data: &DataOptions,
 ) -> Result<(Vec<String>, Vec<String>, Vec<Scene>)> {
     let list = tiles::object_list();
-    let weights =
-        Category::ALL.map(|category| data.understanding_weights.get(category.name()).copied().unwrap_or(1.0));
+    let weights = category_weights(&data.understanding_weights);
     let (mut questions, mut answers, mut scenes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..batch {
         let category = Category::ALL[weighted(rng, &weights)?];
@@ -287,11 +294,15 @@ fn questioned(
     Ok((questions, answers, scenes))
 }
 
+fn category_weights(named: &BTreeMap<String, f64>) -> [f64; 6] {
+    Category::ALL.map(|category| named.get(category.name()).copied().unwrap_or(1.0))
+}
+
 fn weighted(rng: &mut Rng, weights: &[f64]) -> Result<usize> {
     const RESOLUTION: usize = 1 << 20;
     let total: f64 = weights.iter().sum();
     if !(total.is_finite() && total > 0.0 && weights.iter().all(|weight| *weight >= 0.0)) {
-        return Err(Error::usage("`data.understanding_weights`: expected weights of at least 0, not all 0"));
+        return Err(Error::usage("the weights of categories in `data`: expected weights of at least 0, not all 0"));
     }
     let mut left = rng.below(RESOLUTION) as f64 / RESOLUTION as f64 * total;
     for (index, weight) in weights.iter().enumerate() {

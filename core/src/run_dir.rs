@@ -1,4 +1,5 @@
-//! The folder of a run: `config.toml`, `metrics.jsonl`, `samples/`, `checkpoints/step-000100/` with `checkpoints/latest`
+//! The folder of a run: `config.toml`, `metrics.jsonl`, `samples/` (`step-000020`, and `base` and `trained`, the same
+//! prompts from the same seed), `checkpoints/step-000100/` with `checkpoints/latest`
 //! pointing at the last, and at the end `report.json`, the evaluations before and after.
 
 use std::fs;
@@ -75,9 +76,9 @@ impl RunDir {
         Ok(path)
     }
 
-    /// Writes sample drawings with what was asked, answered and rewarded.
-    pub fn save_samples(&self, step: u64, samples: &Samples<'_>) -> Result<()> {
-        let name = format!("samples/step-{step:06}");
+    /// Writes sample drawings, and what was asked, answered and rewarded, as `samples/NAME.png` and `.jsonl`.
+    pub fn save_samples(&self, name: &str, samples: &Samples<'_>) -> Result<()> {
+        let name = format!("samples/{name}");
         let path = self.root.join(format!("{name}.png"));
         picture::write_grid(samples.pixels, samples.columns, &path)?;
         let lines: Vec<String> = samples

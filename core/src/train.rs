@@ -76,7 +76,7 @@ pub fn train(
     run_dir.write("config.toml", &text)?;
     let mut file = MetricsFile::create(&run_dir.root().join("metrics.jsonl"))?;
 
-    let before = evaluate(model, config, "base", watch)?;
+    let before = evaluate(model, rules, config, run_dir, "base", watch)?;
 
     model.freeze_reference()?;
     let weights = model.parameters()?.into_iter().filter(|p| p.group != ParameterGroup::Tokenizer).collect();
@@ -129,7 +129,7 @@ pub fn train(
                     answers: &outcome.answers,
                     rewards: &outcome.rewards,
                 };
-                run_dir.save_samples(step, &samples)?;
+                run_dir.save_samples(&format!("step-{step:06}"), &samples)?;
             }
         }
         for (name, time) in [
@@ -150,7 +150,7 @@ pub fn train(
         }
     }
     let checkpoint = run_dir.save_checkpoint(model, options.steps)?;
-    let after = evaluate(model, config, "trained", watch)?;
+    let after = evaluate(model, rules, config, run_dir, "trained", watch)?;
     let wall = started.elapsed();
     let report = serde_json::json!({
         "base": before,
@@ -163,7 +163,9 @@ pub fn train(
 
 fn evaluate(
     model: &mut dyn UnifiedModel,
+    rules: &RuleSet,
     config: &RunConfig,
+    run_dir: &RunDir,
     what: &'static str,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<Report>> {
@@ -179,7 +181,46 @@ fn evaluate(
             watch(Event::Evaluated(done));
         })
     })?;
+    if options.pictures > 0 {
+        save_pictures(model, rules, config, run_dir, what)?;
+    }
     Ok(Some(report))
+}
+
+/// Draws a prompt of each category a few times, the same for every model, so that base and trained can be compared.
+fn save_pictures(
+    model: &mut dyn UnifiedModel,
+    rules: &RuleSet,
+    config: &RunConfig,
+    run_dir: &RunDir,
+    name: &str,
+) -> Result<()> {
+    let columns = config.eval.pictures;
+    let tasks: Vec<Task> = eval::tasks(1, config.eval.seed)?
+        .into_iter()
+        .flat_map(|task| std::iter::repeat_n(task, columns))
+        .collect();
+    let mut iteration = Iteration {
+        model: &mut *model,
+        tasks: &tasks,
+        rules,
+        rollout: &config.rollout,
+        seed: config.eval.seed,
+        shuffle_rewards: false,
+        phases: Phases::default(),
+    };
+    let images = iteration.draw()?;
+    let answers = iteration.answer(&images)?;
+    let (rewards, _) = iteration.score(&answers)?;
+    let pixels = tch::no_grad(|| model.pixels(&images))?;
+    let samples = Samples {
+        pixels: &pixels,
+        columns: columns as i64,
+        tasks: &tasks,
+        answers: &answers.text,
+        rewards: &rewards,
+    };
+    run_dir.save_samples(name, &samples)
 }
 
 /// Measures what the judge thinks of the drawings beside what the model made of them. The judge never teaches.

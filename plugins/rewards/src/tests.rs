@@ -8,10 +8,14 @@ use unirl::scene::rng::Rng;
 use unirl::scene::{Category, Facts, Object, Relation, Split, Task, sample};
 use unirl::tiles::{Scene, object_list, truth};
 
-use super::{BoundConfig, PaperConfig, bound, paper};
+use super::{BoundConfig, ExactConfig, PaperConfig, bound, exact, paper};
 
-fn rules() -> [(&'static str, Box<dyn RewardFunction>); 2] {
-    [("paper", paper::new(PaperConfig {}).unwrap()), ("bound", bound::new(BoundConfig {}).unwrap())]
+fn rules() -> [(&'static str, Box<dyn RewardFunction>); 3] {
+    [
+        ("paper", paper::new(PaperConfig {}).unwrap()),
+        ("bound", bound::new(BoundConfig {}).unwrap()),
+        ("exact", exact::new(ExactConfig {}).unwrap()),
+    ]
 }
 
 fn score(rule: &dyn RewardFunction, task: &Task, answer: &str) -> Reward {
@@ -146,7 +150,7 @@ fn color_attr() {
 #[test]
 fn the_truth_has_full_marks_and_a_wrong_drawing_has_not() {
     let mut rng = Rng::new(17);
-    let [(_, paper), (_, bound)] = rules();
+    let [(_, paper), (_, bound), _] = rules();
     for category in Category::ALL {
         for _ in 0..2000 {
             let task = sample(&object_list(), category, Split::All, &mut rng).unwrap();
