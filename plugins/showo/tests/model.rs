@@ -210,6 +210,33 @@ fn the_gradient_of_an_answer_reaches_the_relaxed_image() {
 }
 
 #[test]
+fn the_image_tokenizer_ends_its_training_on_the_codes_it_is_used_with() {
+    let tiny = tiny();
+    let side = tiny.showo.card().resolution;
+    tch::manual_seed(6);
+    let pixels = Tensor::rand([2, 3, side, side], (Kind::Float, Device::Cpu));
+    let magvit = tiny.showo.magvit();
+    let signed = &pixels * 2.0 - 1.0;
+    let codes = magvit.codes(&magvit.latents(&signed));
+    let wrong = magvit.decode(&codes, tiny.config.grid()) - &signed;
+    let expected = wrong.square().mean(Kind::Float) + wrong.abs().mean(Kind::Float);
+    let loss = tiny.showo.tokenizer_loss(&pixels, 1.0).unwrap();
+    close(&loss, &expected, SAME);
+
+    loss.backward();
+    for parameter in tiny.showo.parameters().unwrap() {
+        let gradient = parameter.tensor.grad();
+        match parameter.name.as_str() {
+            "encoder.conv_in.weight" | "decoder.conv_in.weight" => {
+                assert!(gradient.abs().max().double_value(&[]) > 0.0, "{}", parameter.name);
+            }
+            _ if parameter.group == ParameterGroup::Shared => assert!(!gradient.defined(), "{}", parameter.name),
+            _ => {}
+        }
+    }
+}
+
+#[test]
 fn drawings_follow_from_the_seed() {
     let mut tiny = tiny();
     let prompts = strings(["a red car", "blue"]);
