@@ -214,7 +214,8 @@ fn reproduced(model: &dyn UnifiedModel, config: &PretrainConfig) -> Result<f64> 
     let mut rng = Rng::new(seed::derive(config.seed, &[3]));
     let (_, _, scenes) = questioned(&mut rng, REPRODUCED, &config.data)?;
     let seen = judge::tiles::read(&model.pixels(&model.encode(&tiles::render(&scenes))?)?)?;
-    let same = scenes.iter().zip(&seen).filter(|(scene, reading)| reading.scene().as_ref() == Some(*scene)).count();
+    let same =
+        scenes.iter().zip(&seen).filter(|(scene, reading)| reading.scene().as_ref() == Some(*scene)).count();
     Ok(same as f64 / scenes.len() as f64)
 }
 
@@ -264,7 +265,8 @@ fn captioned(rng: &mut Rng, batch: usize, data: &DataOptions) -> Result<(Vec<Str
     let mut pairs = Vec::with_capacity(batch);
     for _ in 0..batch {
         let task = sample(&list, Category::ALL[weighted(rng, &weights)?], Split::All, rng)?;
-        let drawn: Task = if rng.chance(data.caption_noise) { tiles::caption_noise(&task, rng)? } else { task.clone() };
+        let drawn: Task =
+            if rng.chance(data.caption_noise) { tiles::caption_noise(&task, rng)? } else { task.clone() };
         pairs.push((task.prompt, Scene::draw(&drawn.facts, rng)?));
     }
     Ok(pairs.into_iter().unzip())
@@ -302,7 +304,9 @@ fn weighted(rng: &mut Rng, weights: &[f64]) -> Result<usize> {
     const RESOLUTION: usize = 1 << 20;
     let total: f64 = weights.iter().sum();
     if !(total.is_finite() && total > 0.0 && weights.iter().all(|weight| *weight >= 0.0)) {
-        return Err(Error::usage("the weights of categories in `data`: expected weights of at least 0, not all 0"));
+        return Err(Error::usage(
+            "the weights of categories in `data`: expected weights of at least 0, not all 0",
+        ));
     }
     let mut left = rng.below(RESOLUTION) as f64 / RESOLUTION as f64 * total;
     for (index, weight) in weights.iter().enumerate() {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
 
+use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
@@ -35,4 +36,50 @@ fn the_embedded_base_draws_wrong_facts_and_sees_them() {
     }
     let passed = report["wrong_passed"]["micro"].as_f64().unwrap();
     assert!(passed <= 0.10, "wrong drawings that pass: {passed}");
+}
+
+/// Every optimizer runs to its end and leaves what the README promises; what it saves is the model that it evaluated.
+#[test]
+fn a_run_leaves_its_configuration_metrics_pictures_and_a_checkpoint_that_loads() {
+    for optimizer in ["sft", "grpo", "grpo-split"] {
+        let home = tempfile::tempdir().unwrap();
+        let out = home.path().join("run");
+        let small =
+            ["train.steps=2", "rollout.prompts=6", "rollout.group=2", "eval.prompts=2", "checkpoint.every=1"];
+        let mut arguments = vec!["--plugin", "showo", "--optimizer", optimizer, "--device", "cpu"];
+        arguments.extend(small.iter().flat_map(|setting| ["--set", setting]));
+        arguments.extend(["--out", out.to_str().unwrap()]);
+        let table = String::from_utf8(unirl(&arguments)).unwrap();
+        assert!(table.contains("MMU->T2I"), "{table}");
+
+        for file in ["config.toml", "samples/base.png", "samples/trained.png", "samples/step-000001.jsonl"] {
+            assert!(out.join(file).is_file(), "{optimizer}: {file}");
+        }
+        let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        for name in ["reward/mean", "judge/right", "judge/wrong_passed", "time/draw", "update/gradient_norm"]
+        {
+            assert!(lines[0][name].is_f64(), "{optimizer}: {name}");
+        }
+
+        assert!(out.join("checkpoints/step-000001").is_dir());
+        let latest = out.join("checkpoints/latest");
+        let again: Value = serde_json::from_slice(&unirl(&[
+            "eval",
+            "--plugin",
+            "showo",
+            "--device",
+            "cpu",
+            "--json",
+            "--prompts",
+            "2",
+            "--model",
+            latest.to_str().unwrap(),
+        ]))
+        .unwrap();
+        let report: Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
+        assert_eq!(again, report["trained"], "{optimizer}");
+        assert_ne!(report["base"], Value::Null);
+    }
 }
