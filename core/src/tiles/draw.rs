@@ -64,7 +64,7 @@ fn related(asked: Relation, rng: &mut Rng) -> Vec<usize> {
 }
 
 impl Scene {
-    /// Any tiles: what an image tokenizer learns from. A part has up to [`SPARSE`] anywhere; most fill the fields of one
+    /// Any tiles: what an image tokenizer learns from. A part has up to `SPARSE` anywhere; most fill the fields of one
     /// colour of a chess board, since a convolutional decoder knows where in a tile it is by the neighbours that differ.
     pub fn scattered(rng: &mut Rng) -> Self {
         let mut scene = Self::default();

@@ -7,6 +7,12 @@ use unirl::Result;
 use crate::config::MagvitConfig;
 use crate::store::{Init, Store};
 
+/// Until when no picture goes through hard bits, and from when all do, as shares of the training.
+const SOFT: f64 = 0.4;
+const HARD: f64 = 0.55;
+/// Standard deviation of the noise on soft latents.
+const NOISE: f64 = 0.1;
+
 struct Conv {
     weight: Tensor,
     bias: Tensor,
@@ -318,8 +324,8 @@ impl Magvit {
     }
 
     /// Reconstruction, mean squared plus mean absolute error, through a bottleneck that hardens with `progress` in
-    /// `0..=1`: `tanh` with a little noise up to [`SOFT`], then a growing share of the pictures goes through a
-    /// straight-through sign, from [`HARD`] on all of them. Behind a hard sign from the start, colours are learned
+    /// `0..=1`: `tanh` with a little noise up to `SOFT`, then a growing share of the pictures goes through a
+    /// straight-through sign, from `HARD` on all of them. Behind a hard sign from the start, colours are learned
     /// quickly and shapes hardly at all.
     pub fn loss(&self, pixels: &Tensor, progress: f64) -> Tensor {
         let soft = self.latents(pixels).tanh(); // [B,bits,h,w]
@@ -332,9 +338,3 @@ impl Magvit {
         wrong.square().mean(Kind::Float) + wrong.abs().mean(Kind::Float)
     }
 }
-
-/// Until when no picture goes through hard bits, and from when all do, as shares of the training.
-const SOFT: f64 = 0.4;
-const HARD: f64 = 0.55;
-/// Standard deviation of the noise on soft latents.
-const NOISE: f64 = 0.1;

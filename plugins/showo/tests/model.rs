@@ -231,7 +231,7 @@ fn the_image_tokenizer_ends_its_training_on_the_codes_it_is_used_with() {
                 assert!(gradient.abs().max().double_value(&[]) > 0.0, "{}", parameter.name);
             }
             _ if parameter.group == ParameterGroup::Shared => {
-                assert!(!gradient.defined(), "{}", parameter.name)
+                assert!(!gradient.defined(), "{}", parameter.name);
             }
             _ => {}
         }
