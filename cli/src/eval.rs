@@ -1,6 +1,6 @@
 //! `unirl eval`.
 
-use unirl::error::{Context, Result};
+use unirl::error::{Context, Error, Result};
 use unirl::eval;
 use unirl::plugin::Plugins;
 
@@ -11,7 +11,10 @@ use crate::{build, progress};
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let mut config = build::inference(&args.model)?;
     if let Some(prompts) = args.prompts {
-        config.eval.prompts = prompts.max(1);
+        config.eval.prompts = prompts;
+    }
+    if config.eval.prompts == 0 {
+        return Err(Error::usage("prompts a category: expected at least 1, got 0"));
     }
     if let Some(seed) = args.model.seed {
         config.eval.seed = seed;

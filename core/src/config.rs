@@ -295,11 +295,15 @@ impl RunConfig {
         at_least_one("eval.batch", self.eval.batch as u64)?;
         at_least_one("rollout.images.steps", self.rollout.images.steps.max(0) as u64)?;
         at_least_one("rollout.answers.max_tokens", self.rollout.answers.max_tokens.max(0) as u64)?;
-        let rate = self.update.learning_rate;
-        if !(rate.is_finite() && rate >= 0.0) {
-            return Err(Error::usage(format!(
-                "`update.learning_rate`: expected a number of at least 0, got {rate}"
-            )));
+        for (name, value) in [
+            ("update.learning_rate", self.update.learning_rate),
+            ("rollout.images.guidance", self.rollout.images.guidance),
+            ("rollout.images.temperature", self.rollout.images.temperature),
+            ("rollout.answers.temperature", self.rollout.answers.temperature),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::usage(format!("`{name}`: expected a number of at least 0, got {value}")));
+            }
         }
         Ok(())
     }

@@ -27,11 +27,13 @@ pub fn read(path: &Path, resolution: i64) -> Result<Tensor> {
     Ok(bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0)
 }
 
-/// Writes `[B,3,H,W]` pixels in `0..=1` as one PNG, `columns` a row, small images enlarged without smoothing.
+/// Writes `[B,3,H,W]` pixels in `0..=1` as one PNG: a single image as it is, so that [`read`] gives it back; several
+/// in a grid, `columns` a row, small ones enlarged without smoothing.
 pub fn write_grid(pixels: &Tensor, columns: i64, path: &Path) -> Result<()> {
     let (batch, _, height, width) = pixels.size4().context(|| "pictures to save")?;
-    let scale = (96 / height.max(1)).max(1);
-    let (gap, cell_h, cell_w) = (scale, height * scale, width * scale);
+    let enlarged = (96 / height.max(1)).max(1);
+    let (scale, gap) = if batch == 1 { (1, 0) } else { (enlarged, enlarged) };
+    let (cell_h, cell_w) = (height * scale, width * scale);
     let columns = columns.clamp(1, batch.max(1));
     let rows = (batch + columns - 1) / columns;
     let pixels = pixels.to_device(Device::Cpu).to_kind(Kind::Float).clamp(0.0, 1.0) * 255.0;
@@ -69,6 +71,18 @@ mod tests {
         let picture = image::open(&path).unwrap().to_rgb8();
         assert_eq!(picture.dimensions(), (2 * 99 + 3, 2 * 99 + 3));
         assert_eq!((picture.get_pixel(50, 50).0, picture.get_pixel(50, 150).0), ([0; 3], [255; 3]));
+    }
+
+    #[test]
+    fn a_single_picture_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("one.png");
+        let pixels =
+            Tensor::arange(3 * 32 * 32, (Kind::Int64, Device::Cpu)).remainder(256).view([1, 3, 32, 32]);
+        let pixels = pixels.to_kind(Kind::Float) / 255.0;
+        write_grid(&pixels, 1, &path).unwrap();
+        let off = (read(&path, 32).unwrap() - pixels).abs().max().double_value(&[]);
+        assert!(off <= 1.0 / 255.0 + 1e-6, "off by {off}"); // bytes are cut, not rounded: at most one step
     }
 
     #[test]

@@ -183,3 +183,13 @@ fn an_image_that_is_missing() {
     let arguments = ["ask", "--plugin", "showo", "--image", "nowhere.png", "--question", "what"];
     assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
 }
+
+#[test]
+fn a_temperature_below_zero() {
+    assert_snapshot!(Run::new().train(&["--set", "rollout.images.temperature=-1"]));
+}
+
+#[test]
+fn an_evaluation_of_nothing() {
+    assert_snapshot!(Run::new().run(&plugin_dir(), &["eval", "--plugin", "showo", "--prompts", "0"]));
+}
