@@ -105,7 +105,7 @@ pub struct DataOptions {
     pub caption_noise: f64,
     /// Share of drawings with mistakes among those that understanding learns from.
     pub mistakes: f64,
-    /// How often each category is drawn for drawing, relative to the others, by its name; 1 if it is not named.
+    /// How often a caption is of each category, relative to the others, by its name; 1 if it is not named.
     pub drawing_weights: BTreeMap<String, f64>,
     /// The same for understanding.
     pub understanding_weights: BTreeMap<String, f64>,

@@ -45,13 +45,6 @@ pub fn parts(config: ShowoConfig, source: &ModelSource) -> Result<Parts> {
     match &source.checkpoint {
         Checkpoint::Fresh => fresh(config, source),
         Checkpoint::Folder(folder) => open(folder, source.device),
-        Checkpoint::Builtin if BUILTIN.is_empty() => {
-            Err(Error::usage("this build of the plugin embeds no checkpoint")
-                .hint(
-                    "make one: `unirl pretrain --plugin showo --config examples/tiles/showo.toml --out DIR`",
-                )
-                .hint("then name it: `--model DIR`"))
-        }
         Checkpoint::Builtin => unpack(BUILTIN, source.device),
     }
 }
