@@ -1,19 +1,41 @@
-//! Makes what the plugin stamp states about this build known to the compiler: libtorch, rustc and target.
+//! Makes what the plugin stamp states about this build known to the compiler: libtorch, rustc and target. Compiles the
+//! one piece of C++, a node of libtorch's autograd graph.
 
-use std::{env, fs, path::Path, process::Command};
+use std::{env, fs, path::PathBuf, process::Command};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-env=UNIRL_TORCH={}", torch_version());
     println!("cargo:rustc-env=UNIRL_RUSTC={}", rustc_version());
     println!("cargo:rustc-env=UNIRL_TARGET={}", env::var("TARGET").unwrap_or_default());
+    compile("src/autograd/recompute.cpp");
+}
+
+/// Where the libraries lie that torch-sys links to.
+fn libtorch() -> PathBuf {
+    env::var_os("DEP_TCH_LIBTORCH_LIB")
+        .unwrap_or_else(|| panic!("torch-sys did not say where libtorch lies"))
+        .into()
+}
+
+fn compile(source: &str) {
+    println!("cargo:rerun-if-changed={source}");
+    let include = libtorch().join("../include");
+    cc::Build::new()
+        .cpp(true)
+        .pic(true)
+        .warnings(false) // of libtorch's headers
+        .std("c++17")
+        .define("_GLIBCXX_USE_CXX11_ABI", env::var("LIBTORCH_CXX11_ABI").as_deref().unwrap_or("1"))
+        .include(include.join("torch/csrc/api/include"))
+        .include(include)
+        .file(source)
+        .compile("unirl_autograd");
 }
 
 /// The version in the headers beside the libtorch that torch-sys links to.
 fn torch_version() -> String {
-    let lib = env::var("DEP_TCH_LIBTORCH_LIB")
-        .unwrap_or_else(|_| panic!("torch-sys did not say where libtorch lies"));
-    let header = Path::new(&lib).join("../include/torch/headeronly/version.h");
+    let header = libtorch().join("../include/torch/headeronly/version.h");
     println!("cargo:rerun-if-changed={}", header.display());
     let text = fs::read_to_string(&header).unwrap_or_else(|error| panic!("{}: {error}", header.display()));
     let number = |name: &str| {

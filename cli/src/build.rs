@@ -75,7 +75,7 @@ pub(crate) fn model(
             Checkpoint::Folder(folder)
         }
     };
-    let source = ModelSource { checkpoint, device: device(&options.device)?, seed };
+    let source = ModelSource { checkpoint, device: device(&options.device)?, seed, dry: false };
     let options_json = serde_json::to_value(&options.options)
         .map_err(|error| Error::usage("`model.options` cannot be written as JSON").cause(error))?;
     plugins.model(&options.plugin, options_json, &source)

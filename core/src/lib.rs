@@ -3,6 +3,7 @@
 //! A plugin author reads [`model`] or [`reward`]; a reader of the method starts at [`train`] and [`optimizer`].
 
 mod abi;
+pub mod autograd;
 pub mod config;
 pub mod error;
 pub mod eval;
@@ -20,6 +21,7 @@ pub mod seed;
 pub mod tiles;
 pub mod train;
 pub mod update;
+pub mod weights;
 
 pub use error::{Error, Result};
 

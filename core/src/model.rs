@@ -264,6 +264,9 @@ pub struct ModelSource {
     pub device: Device,
     /// Seed of fresh weights.
     pub seed: u64,
+    /// Sizes alone are asked for: the model reads no weights and answers `card` and `footprint`, and no other method is
+    /// called.
+    pub dry: bool,
 }
 
 /// One network that draws an image from a prompt and answers questions about an image.

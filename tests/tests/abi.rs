@@ -28,7 +28,7 @@ fn plugins() -> Plugins {
 }
 
 fn source() -> ModelSource {
-    ModelSource { checkpoint: Checkpoint::Fresh, device: Device::Cpu, seed: 0 }
+    ModelSource { checkpoint: Checkpoint::Fresh, device: Device::Cpu, seed: 0, dry: false }
 }
 
 fn model(entry: &str) -> Box<dyn UnifiedModel> {

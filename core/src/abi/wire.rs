@@ -329,6 +329,8 @@ struct WireSource {
     checkpoint: WireCheckpoint,
     device: String,
     seed: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    dry: bool,
 }
 
 /// The argument of `make`. The configuration is the user's own JSON: a `null` in it is an absent option.
@@ -347,7 +349,7 @@ pub(crate) fn make(config: Value, source: Option<&ModelSource>) -> Result<String
             other => return Err(Error::usage(format!("device {other:?} is not supported"))),
         };
         json = Message { json, tensors: Vec::new() }
-            .with("source", &WireSource { checkpoint, device, seed: source.seed })?
+            .with("source", &WireSource { checkpoint, device, seed: source.seed, dry: source.dry })?
             .json;
     }
     Ok(Value::Object(json).to_string())
@@ -370,7 +372,7 @@ pub(crate) fn read_make(json: &str) -> Result<(Value, Option<ModelSource>)> {
         None if source.device == "cpu" => Device::Cpu,
         _ => return Err(Error::failure(format!("unknown device `{}`", source.device))),
     };
-    Ok((config, Some(ModelSource { checkpoint, device, seed: source.seed })))
+    Ok((config, Some(ModelSource { checkpoint, device, seed: source.seed, dry: source.dry })))
 }
 
 fn utf8(path: &Path) -> Result<&str> {
@@ -451,7 +453,7 @@ mod tests {
             writeln!(text, "{title} {} {names:?}", record.json).expect("a String takes all");
         }
         let folder = Checkpoint::Folder("w".into());
-        let source = ModelSource { checkpoint: folder, device: Device::Cuda(1), seed: 3 };
+        let source = ModelSource { checkpoint: folder, device: Device::Cuda(1), seed: 3, dry: false };
         let made = make(serde_json::json!({"width": 8}), Some(&source))?;
         writeln!(text, "> make {made}").expect("a String takes all");
         assert_eq!(text, GOLDEN, "the wire form changed: that orphans built plugins");

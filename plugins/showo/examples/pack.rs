@@ -8,6 +8,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [folder, file] = arguments.as_slice() else {
         return Err("usage: pack DIR FILE".into());
     };
-    std::fs::write(file, unirl_plugin_showo::checkpoint::pack(Path::new(folder))?)?;
-    Ok(())
+    Ok(unirl_plugin_showo::checkpoint::pack(Path::new(folder), Path::new(file))?)
 }

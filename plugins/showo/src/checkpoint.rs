@@ -1,28 +1,35 @@
-//! Checkpoints: a folder in Show-o's layout, the embedded one, or fresh weights.
+//! Checkpoints: a folder in Show-o's layout, adapters beside one, the embedded one, or fresh weights.
 //!
-//! A folder holds `config.json`, `pytorch_model.safetensors` (or `weights.safetensors`),
-//! `magvit_config.json`, `magvit.safetensors` and `tokenizer.json`. The embedded one is the same folder
-//! packed into one safetensors file: weights as f16, the JSON files in its metadata.
+//! A folder holds `config.json` and the transformer's weights (`pytorch_model.safetensors` or any other name and form that
+//! [`Weights::find`] knows), and, in it or beside it, `magvitv2` with the image tokenizer and the text tokenizer's files.
+//! What is saved is complete. The embedded checkpoint is the same folder packed into one safetensors file: weights as
+//! f16, the JSON files in its header.
 
-use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use tch::{Device, Kind, Tensor};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::model::{Checkpoint, ModelSource};
+use unirl::weights::{self, Store, Weights};
 use unirl::{Error, Result};
 
 use crate::config::{CheckpointConfig, MagvitConfig, ShowoConfig};
-use crate::store::{Store, read_json};
-use crate::text::Text;
+use crate::lora::LoraConfig;
+use crate::magvit::Magvit;
+use crate::phi::Phi;
+use crate::text::{END, Text};
 
 const CONFIG: &str = "config.json";
-const WEIGHTS: [&str; 2] = ["pytorch_model.safetensors", "weights.safetensors"];
-const MAGVIT_CONFIG: &str = "magvit_config.json";
-const MAGVIT_WEIGHTS: &str = "magvit.safetensors";
+const WEIGHTS: &str = "pytorch_model.safetensors";
+const MAGVIT: &str = "magvitv2";
 const TOKENIZER: &str = "tokenizer.json";
+const PHI: &str = "phi-1_5";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+const EMBEDDED: &str = "builtin";
 
 const BUILTIN: &[u8] = include_bytes!("../builtin/tiles.safetensors");
 
@@ -32,149 +39,382 @@ pub struct Parts {
     pub config: CheckpointConfig,
     /// Sizes of the image tokenizer.
     pub magvit_config: MagvitConfig,
+    /// What is saved again beside the weights.
+    pub files: Files,
     /// The text tokenizer.
     pub text: Text,
     /// Weights of the transformer.
     pub phi_store: Store,
     /// Weights of the image tokenizer.
     pub magvit_store: Store,
+    /// The adapters, if there are any.
+    pub adapters: Option<(LoraConfig, Store)>,
+    /// Whether layers keep their inputs alone for the gradient.
+    pub gradient_checkpointing: bool,
+}
+
+/// The configuration files of a checkpoint, whose keys are kept, and where they come from.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// `config.json`.
+    pub config: Value,
+    /// `magvitv2/config.json`.
+    pub magvit: Value,
+    /// The folder, or `builtin`: what adapters name as their base.
+    pub origin: String,
 }
 
 /// The parts that `source` names.
-pub fn parts(config: ShowoConfig, source: &ModelSource) -> Result<Parts> {
-    match &source.checkpoint {
-        Checkpoint::Fresh => fresh(config, source),
-        Checkpoint::Folder(folder) => open(folder, source.device),
-        Checkpoint::Builtin => unpack(BUILTIN, source.device),
+pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+    if let Some(lora) = &options.lora {
+        lora.check()?;
     }
+    if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
+        return Err(Error::usage(
+            "`model.options.architecture`: expected none, a checkpoint brings its own sizes",
+        ));
+    }
+    let adapters = match &source.checkpoint {
+        Checkpoint::Folder(folder) if folder.join(ADAPTER_CONFIG).is_file() => Some(folder),
+        _ => None,
+    };
+    let mut parts = match (&source.checkpoint, adapters) {
+        (_, Some(folder)) => open_adapters(folder, options, source)?,
+        (Checkpoint::Fresh, _) => fresh(options, source)?,
+        (Checkpoint::Folder(folder), _) => open(folder, options, source)?,
+        (Checkpoint::Builtin, _) => unpack(BUILTIN, options, source)?,
+    };
+    if let Some(length) = options.max_text_len {
+        if length < 4 {
+            return Err(Error::usage(format!(
+                "`model.options.max_text_len`: expected at least 4, got {length}"
+            )));
+        }
+        parts.config.max_text_len = length;
+        parts.files.config["max_text_len"] = length.into();
+    }
+    if let (Some(lora), None) = (&options.lora, &parts.adapters) {
+        tch::manual_seed(source.seed as i64);
+        let store = Store::fresh(source.device, options.precision.kind(source.device));
+        parts.adapters = Some((lora.clone(), if source.dry { Store::plan() } else { store }));
+    }
+    if parts.adapters.is_some() {
+        parts.phi_store = parts.phi_store.frozen();
+        parts.magvit_store = parts.magvit_store.frozen();
+    }
+    Ok(parts)
 }
 
-fn fresh(config: ShowoConfig, source: &ModelSource) -> Result<Parts> {
-    let architecture = config.architecture.unwrap_or_default();
+fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+    let architecture = options.architecture.clone().unwrap_or_default();
     architecture.magvit.check()?;
     let words =
         if architecture.words.is_empty() { unirl::tiles::vocabulary() } else { architecture.words.clone() };
     let text = Text::of_words(&words)?;
     let config = CheckpointConfig::fresh(&architecture, text.vocabulary_size());
     config.check("model.options.architecture")?;
+    let magvit_config = architecture.magvit;
+    let write = |value: serde_json::Result<Value>, class: &str| {
+        let mut json = value.context(|| "cannot write the configuration")?;
+        json["_class_name"] = class.into();
+        Ok::<_, Error>(json)
+    };
+    let files = Files {
+        config: write(serde_json::to_value(&config), "Showo")?,
+        magvit: write(serde_json::to_value(&magvit_config), "MAGVITv2")?,
+        origin: "fresh".into(),
+    };
     tch::manual_seed(source.seed as i64);
+    let store = |kind| if source.dry { Store::plan() } else { Store::fresh(source.device, kind) };
     Ok(Parts {
-        config,
-        magvit_config: architecture.magvit,
-        text,
-        phi_store: Store::fresh(source.device),
-        magvit_store: Store::fresh(source.device),
-    })
-}
-
-/// Opens a checkpoint folder.
-pub fn open(folder: &Path, device: Device) -> Result<Parts> {
-    let path = folder.join(CONFIG);
-    let config: CheckpointConfig = read_json(&path)?;
-    config.check(&path.display().to_string())?;
-    let path = folder.join(MAGVIT_CONFIG);
-    let magvit_config: MagvitConfig = read_json(&path)?;
-    magvit_config.check().context(|| format!("cannot use `{}`", path.display()))?;
-    let weights =
-        WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
-            Error::failure(format!("no weights in `{}`", folder.display()))
-                .hint(format!("expected `{}`", WEIGHTS[0]))
-        })?;
-    Ok(Parts {
-        text: Text::open(&folder.join(TOKENIZER), config.ids.eos)?,
-        phi_store: Store::open(&weights, device)?,
-        magvit_store: Store::open(&folder.join(MAGVIT_WEIGHTS), device)?,
         config,
         magvit_config,
+        files,
+        text,
+        phi_store: store(options.precision.kind(source.device)),
+        magvit_store: store(Kind::Float),
+        adapters: None,
+        gradient_checkpointing: options.gradient_checkpointing,
     })
 }
 
-/// Writes a checkpoint folder.
-pub fn save(
-    folder: &Path,
-    config: &CheckpointConfig,
-    magvit_config: &MagvitConfig,
-    text: &Text,
-    phi: &[(String, Tensor)],
-    magvit: &[(String, Tensor)],
-) -> Result<()> {
-    let write = |name: &str, contents: &[u8]| {
-        let path = folder.join(name);
-        fs::write(&path, contents).context(|| format!("cannot write `{}`", path.display()))
+/// A checkpoint folder. Every name and shape is checked before a weight is read.
+fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+    let path = folder.join(CONFIG);
+    let json: Value = read_json(&path)?;
+    if let Some(class) = json.get("_class_name").and_then(Value::as_str).filter(|class| *class != "Showo") {
+        return Err(Error::failure(format!("`{}`: expected a `Showo`, got a `{class}`", path.display()))
+            .hint("the published ones are `showlab/show-o` and those whose names begin with it; Show-o2 is another model"));
+    }
+    let weights = Weights::find(folder)?;
+    let config = checkpoint_config(&json, &path.display().to_string(), &weights)?;
+
+    let places = places(folder, options.tokenizer.as_deref(), MAGVIT);
+    let magvit_folder = places.iter().find(|place| place.is_dir()).ok_or_else(|| {
+        Error::failure(format!("`{}` has no image tokenizer", folder.display()))
+            .cause(format!("looked at {}", listed(&places)))
+            .hint("`--tokenizer DIR` names the folder of `showlab/magvitv2`")
+    })?;
+    let path = magvit_folder.join(CONFIG);
+    let magvit_json: Value =
+        if path.is_file() { read_json(&path)? } else { Value::Object(serde_json::Map::new()) };
+    let magvit_weights = Weights::find(magvit_folder)?;
+    let magvit_config = magvit_config(&magvit_json, &path.display().to_string(), &magvit_weights)?;
+
+    let text = text_tokenizer(folder, options, &config)?;
+    let files = Files { config: json, magvit: magvit_json, origin: absolute(folder) };
+    assemble(config, magvit_config, files, text, weights, magvit_weights, options, source)
+}
+
+/// The embedded checkpoint, or another one that [`pack`] made.
+pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+    const LABEL: &str = "the embedded checkpoint";
+    let (mut weights, texts) = Weights::embedded(LABEL, bytes)?;
+    let (mut magvit_weights, _) = Weights::embedded(LABEL, bytes)?;
+    weights.retain(|name| name.starts_with("showo."));
+    magvit_weights.retain(|name| !name.starts_with("showo."));
+    let file = |name: &str| {
+        texts
+            .get(name)
+            .ok_or_else(|| Error::failure(format!("{LABEL} is broken")).cause(format!("no `{name}`")))
     };
-    let mut json = serde_json::to_value(config).context(|| "cannot write the configuration")?;
-    json["_class_name"] = "Showo".into();
-    write(CONFIG, &serde_json::to_vec_pretty(&json).context(|| "cannot write the configuration")?)?;
-    let mut json = serde_json::to_value(magvit_config).context(|| "cannot write the configuration")?;
-    json["_class_name"] = "MAGVITv2".into();
-    write(MAGVIT_CONFIG, &serde_json::to_vec_pretty(&json).context(|| "cannot write the configuration")?)?;
-    write(TOKENIZER, text.json())?;
-    for (name, weights) in [(WEIGHTS[0], phi), (MAGVIT_WEIGHTS, magvit)] {
-        let weights: Vec<(&str, Tensor)> = weights
-            .iter()
-            .map(|(name, tensor)| (name.as_str(), tensor.detach().to_device(Device::Cpu)))
-            .collect();
-        Tensor::write_safetensors(&weights, folder.join(name))
-            .context(|| format!("cannot write `{name}`"))?;
+    let json = |name: &str| -> Result<Value> {
+        serde_json::from_str(file(name)?).context(|| format!("{LABEL} is broken"))
+    };
+    let magvit_name = format!("{MAGVIT}/{CONFIG}");
+    let files = Files { config: json(CONFIG)?, magvit: json(&magvit_name)?, origin: EMBEDDED.into() };
+    let config = checkpoint_config(&files.config, CONFIG, &weights)?;
+    let magvit_config = magvit_config(&files.magvit, &magvit_name, &magvit_weights)?;
+    let text = Text::from_json(file(TOKENIZER)?.clone().into_bytes(), config.ids.eos, TOKENIZER)?;
+    assemble(config, magvit_config, files, text, weights, magvit_weights, options, source)
+}
+
+#[expect(clippy::too_many_arguments, reason = "what a checkpoint is made of")]
+fn assemble(
+    config: CheckpointConfig,
+    magvit_config: MagvitConfig,
+    files: Files,
+    text: Text,
+    weights: Weights,
+    magvit_weights: Weights,
+    options: &ShowoConfig,
+    source: &ModelSource,
+) -> Result<Parts> {
+    weights.check(&Phi::expected(&config)?)?;
+    magvit_weights.check(&Magvit::expected(&magvit_config)?)?;
+    let store = |weights, kind| match source.dry {
+        true => Store::plan(),
+        false => Store::open(weights, source.device, kind),
+    };
+    Ok(Parts {
+        config,
+        magvit_config,
+        files,
+        text,
+        phi_store: store(weights, options.precision.kind(source.device)),
+        magvit_store: store(magvit_weights, Kind::Float), // as in the original, whatever the transformer's type
+        adapters: None,
+        gradient_checkpointing: options.gradient_checkpointing,
+    })
+}
+
+/// A folder of adapters, and the checkpoint that they name.
+fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+    let path = folder.join(ADAPTER_CONFIG);
+    let place = || format!("cannot read `{}`", path.display());
+    let (mut lora, base) = fs::read_to_string(&path).context(place).and_then(|json| {
+        LoraConfig::from_peft(&json).map_err(|error| Error::failure(place()).cause(error))
+    })?;
+    lora.check().map_err(|error| error.context(format!("cannot use `{}`", path.display())))?;
+    if let Some(wanted) = &options.lora {
+        if (wanted.rank, wanted.alpha, &wanted.targets) != (lora.rank, lora.alpha, &lora.targets) {
+            return Err(Error::usage(format!(
+                "`model.options.lora`: `{}` has rank {}, alpha {} and targets {:?}",
+                folder.display(),
+                lora.rank,
+                lora.alpha,
+                lora.targets
+            ))
+            .hint("leave `rank`, `alpha` and `targets` to the checkpoint, or merge the adapters first"));
+        }
+        lora.merge = wanted.merge;
+    }
+    let mut parts = if base == EMBEDDED {
+        unpack(BUILTIN, options, source)?
+    } else {
+        let base = folder.join(&base); // an absolute one stands for itself
+        if !base.is_dir() {
+            return Err(Error::failure(format!(
+                "`{}`: no base model at `{}`",
+                path.display(),
+                base.display()
+            ))
+            .hint(
+                "`base_model_name_or_path` in that file names the folder of the weights that were adapted",
+            ));
+        }
+        open(&base, options, source)?
+    };
+    let weights = Weights::open(&folder.join(ADAPTER_WEIGHTS))?;
+    let mut plan = Store::plan();
+    Phi::take(&mut Store::plan(), &parts.config)?.attach(&mut plan, &lora)?;
+    weights.check(&plan.expected())?;
+    let kind = options.precision.kind(source.device);
+    let store = if source.dry { Store::plan() } else { Store::open(weights, source.device, kind) };
+    parts.adapters = Some((lora, store));
+    Ok(parts)
+}
+
+fn checkpoint_config(json: &Value, file: &str, weights: &Weights) -> Result<CheckpointConfig> {
+    let mut config: CheckpointConfig = read_value(json, file)?;
+    if json.get("phi").is_none() {
+        config.phi = crate::config::PhiConfig::of(weights);
+    }
+    config.check(file)?;
+    Ok(config)
+}
+
+fn magvit_config(json: &Value, file: &str, weights: &Weights) -> Result<MagvitConfig> {
+    let config: MagvitConfig = match json.get("encoder") {
+        Some(_) => read_value(json, file)?,
+        None => MagvitConfig::of(weights),
+    };
+    config.check().context(|| format!("cannot use `{file}`"))?;
+    Ok(config)
+}
+
+/// Where a part of the checkpoint may lie: where the user says, or in its folder or beside it.
+fn places(folder: &Path, named: Option<&str>, name: &str) -> Vec<PathBuf> {
+    match named {
+        Some(path) => vec![path.into()],
+        None => vec![folder.join(name), folder.join("..").join(name)],
+    }
+}
+
+fn listed(places: &[PathBuf]) -> String {
+    places.iter().map(|place| format!("`{}`", place.display())).collect::<Vec<_>>().join(", ")
+}
+
+fn text_tokenizer(folder: &Path, options: &ShowoConfig, config: &CheckpointConfig) -> Result<Text> {
+    let named = options.text_tokenizer.as_deref();
+    let mut places = places(folder, named, PHI);
+    if named.is_none() {
+        places.insert(0, folder.to_owned());
+    }
+    let place = places.iter().find(|place| Text::is_in(place)).ok_or_else(|| {
+        Error::failure(format!("`{}` has no text tokenizer", folder.display()))
+            .cause(format!(
+                "looked for `{TOKENIZER}`, or `vocab.json` and `merges.txt`, in {}",
+                listed(&places)
+            ))
+            .hint("`--set model.options.text_tokenizer=DIR` names the folder of `microsoft/phi-1_5`'s files")
+    })?;
+    let text = Text::open_folder(place, config.ids.eos)?;
+    check_vocabulary(&text, config)
+        .context(|| format!("cannot use the text tokenizer in `{}`", place.display()))?;
+    Ok(text)
+}
+
+/// The tokenizer and the configuration have to mean the same tokens by the same ids.
+fn check_vocabulary(text: &Text, config: &CheckpointConfig) -> Result<()> {
+    let hint = "Show-o uses the tokenizer of `microsoft/phi-1_5`, added tokens included";
+    let special = config.special();
+    let (base, all) = (config.llm_vocab_size, special.image);
+    let got = text.vocabulary_size();
+    if got != base && got != all {
+        return Err(Error::failure(format!(
+            "expected {base} tokens, as `llm_vocab_size` says, or {all} with Show-o's own, got {got}"
+        ))
+        .hint(hint));
+    }
+    let own = [
+        ("[PAD]", special.pad),
+        ("<|soi|>", special.soi),
+        ("<|eoi|>", special.eoi),
+        ("<|t2i|>", special.t2i),
+        ("<|mmu|>", special.mmu),
+    ];
+    let tokens = [(END, special.eos)].into_iter().chain(own.into_iter().filter(|_| got == all));
+    for (token, expected) in tokens {
+        let got = text.id(token);
+        if got != Some(expected) {
+            let got = got.map_or("none".into(), |id| id.to_string());
+            return Err(
+                Error::failure(format!("token `{token}`: expected id {expected}, got {got}")).hint(hint)
+            );
+        }
     }
     Ok(())
 }
 
-/// Packs a checkpoint folder into one file for embedding: weights as f16.
-pub fn pack(folder: &Path) -> Result<Vec<u8>> {
-    let mut metadata = HashMap::new();
-    for name in [CONFIG, MAGVIT_CONFIG, TOKENIZER] {
-        let path = folder.join(name);
-        let text = fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()))?;
-        metadata.insert(name.to_string(), text);
-    }
-    let mut halves = Vec::new();
-    for name in [WEIGHTS[0], MAGVIT_WEIGHTS] {
-        for (weight, tensor) in
-            Tensor::read_safetensors(folder.join(name)).context(|| format!("cannot read `{name}`"))?
-        {
-            if weight.starts_with("quantize.") {
-                continue;
-            }
-            let shape: Vec<usize> = tensor.size().iter().map(|size| *size as usize).collect();
-            let half = tensor.to_kind(Kind::Half).contiguous();
-            let mut bytes = vec![0u8; half.numel() * 2];
-            half.f_copy_data_u8(&mut bytes, half.numel())?;
-            halves.push((weight, shape, bytes));
-        }
-    }
-    let views = halves
-        .iter()
-        .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F16, shape.clone(), bytes)?)))
-        .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(|error| Error::failure("cannot pack the weights").cause(error))?;
-    safetensors::serialize(views, Some(metadata))
-        .map_err(|error| Error::failure("cannot pack the weights").cause(error))
+fn absolute(folder: &Path) -> String {
+    folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string()
 }
 
-/// The parts of a packed checkpoint.
-pub fn unpack(bytes: &[u8], device: Device) -> Result<Parts> {
-    let broken =
-        |error: &dyn std::fmt::Display| Error::failure("the embedded checkpoint is broken").cause(error);
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| broken(&error))?;
-    let files = header.metadata().clone().unwrap_or_default();
-    let file = |name: &str| files.get(name).ok_or_else(|| broken(&format!("no `{name}`")));
-    let config: CheckpointConfig = serde_json::from_str(file(CONFIG)?).map_err(|error| broken(&error))?;
-    let magvit_config: MagvitConfig =
-        serde_json::from_str(file(MAGVIT_CONFIG)?).map_err(|error| broken(&error))?;
-    config.check(CONFIG)?;
-    let text = Text::from_json(file(TOKENIZER)?.clone().into_bytes(), config.ids.eos, TOKENIZER)?;
-    let [mut phi, mut magvit] = [Vec::new(), Vec::new()];
-    for (name, view) in SafeTensors::deserialize(bytes).map_err(|error| broken(&error))?.tensors() {
-        let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
-        let tensor = Tensor::f_from_data_size(view.data(), &shape, Kind::Half)?;
-        if name.starts_with("showo.") { &mut phi } else { &mut magvit }.push((name, tensor));
+/// Writes a checkpoint folder that is complete.
+pub fn save(
+    folder: &Path,
+    files: &Files,
+    text: &Text,
+    phi: &[(String, Tensor)],
+    magvit: &[(String, Tensor)],
+) -> Result<()> {
+    let magvit_folder = folder.join(MAGVIT);
+    fs::create_dir_all(&magvit_folder).context(|| format!("cannot create `{}`", magvit_folder.display()))?;
+    write(&folder.join(CONFIG), pretty(&files.config))?;
+    write(&magvit_folder.join(CONFIG), pretty(&files.magvit))?;
+    write(&folder.join(TOKENIZER), text.json())?;
+    weights::write(&folder.join(WEIGHTS), phi, &[])?;
+    weights::write(&magvit_folder.join(WEIGHTS), magvit, &[])
+}
+
+/// Writes a folder of adapters in PEFT's layout.
+pub fn save_adapters(
+    folder: &Path,
+    files: &Files,
+    lora: &LoraConfig,
+    adapters: &[(String, Tensor)],
+) -> Result<()> {
+    write(&folder.join(ADAPTER_CONFIG), pretty(&lora.to_peft(&files.origin)))?;
+    weights::write(&folder.join(ADAPTER_WEIGHTS), adapters, &[])
+}
+
+fn pretty(json: &Value) -> String {
+    format!("{json:#}\n")
+}
+
+fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+    fs::write(path, contents).context(|| format!("cannot write `{}`", path.display()))
+}
+
+/// Packs a checkpoint folder into one file for embedding: weights as f16.
+pub fn pack(folder: &Path, file: &Path) -> Result<()> {
+    let magvit = folder.join(MAGVIT);
+    let read =
+        |path: PathBuf| fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()));
+    let (config, magvit_config, tokenizer) =
+        (read(folder.join(CONFIG))?, read(magvit.join(CONFIG))?, read(folder.join(TOKENIZER))?);
+    let mut halves = Vec::new();
+    for folder in [folder, &magvit] {
+        let weights = Weights::find(folder)?;
+        for name in weights.names().filter(|name| !name.starts_with("quantize.")) {
+            halves.push((name.to_string(), weights.read(name)?.to_kind(Kind::Half)));
+        }
     }
-    Ok(Parts {
-        text,
-        config,
-        magvit_config,
-        phi_store: Store::from_tensors("the embedded checkpoint".into(), phi, device),
-        magvit_store: Store::from_tensors("the embedded checkpoint".into(), magvit, device),
-    })
+    let magvit_name = format!("{MAGVIT}/{CONFIG}");
+    weights::write(
+        file,
+        &halves,
+        &[(CONFIG, &config), (&magvit_name, &magvit_config), (TOKENIZER, &tokenizer)],
+    )
+}
+
+/// Reads a JSON file of a checkpoint.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let place = || format!("cannot read `{}`", path.display());
+    serde_json::from_slice(&fs::read(path).context(place)?).context(place)
+}
+
+fn read_value<T: DeserializeOwned>(json: &Value, file: &str) -> Result<T> {
+    T::deserialize(json).context(|| format!("cannot read `{file}`"))
 }

@@ -2,7 +2,11 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tch::{Device, Kind};
+use unirl::weights::Weights;
 use unirl::{Error, Result};
+
+use crate::lora::LoraConfig;
 
 /// Options of the plugin.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -11,6 +15,49 @@ pub struct ShowoConfig {
     /// The sizes of a fresh model; a checkpoint brings its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Architecture>,
+    /// The folder of the image tokenizer (`showlab/magvitv2`); `magvitv2` in the checkpoint's folder or beside it
+    /// without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// The folder of the text tokenizer (`microsoft/phi-1_5`: `tokenizer.json`, or `vocab.json` and `merges.txt`); the
+    /// checkpoint's own, or `phi-1_5` in it or beside it, without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_tokenizer: Option<String>,
+    /// The type of the transformer's weights.
+    pub precision: Precision,
+    /// `M`, text tokens of a prompt, where it is to differ from the checkpoint's (128 where that says nothing).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_text_len: Option<i64>,
+    /// Learn low-rank adapters instead of the weights themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
+    /// Remember only the input of each layer and compute the rest again on the way back: a third more arithmetic for
+    /// a fraction of the memory.
+    pub gradient_checkpointing: bool,
+}
+
+/// The type of weights. The update keeps f32 masters of shorter ones.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// bf16 on a GPU, f32 on the CPU.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits, 8 of them of the exponent.
+    Bf16,
+}
+
+impl Precision {
+    /// The type on `device`.
+    pub fn kind(self, device: Device) -> Kind {
+        match self {
+            Self::Auto if device.is_cuda() => Kind::BFloat16,
+            Self::Auto | Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
 }
 
 /// The sizes of a fresh model.
@@ -59,8 +106,8 @@ impl Default for Architecture {
     }
 }
 
-/// `config.json` of a checkpoint. Published ones lack what follows `mask_token_id`: their values are the
-/// defaults.
+/// `config.json` of a checkpoint. Published ones lack what follows `w_clip_vit`: sizes of the transformer are then those
+/// of its weights, the rest are the defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointConfig {
     /// `K`, image codes.
@@ -89,16 +136,12 @@ pub struct CheckpointConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_grid: Option<[i64; 2]>,
     /// What the model reads before its answer.
-    #[serde(default = "default_template")]
-    pub question_template: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub question_template: Option<String>,
 }
 
 fn default_max_text_len() -> i64 {
     128
-}
-
-fn default_template() -> String {
-    "USER: \n{question} ASSISTANT:".into()
 }
 
 /// The one text token that is begin, end and separator.
@@ -149,9 +192,27 @@ impl Default for PhiConfig {
 }
 
 impl PhiConfig {
+    /// The sizes of weights; where a weight is missing, those of Phi-1.5.
+    pub fn of(weights: &Weights) -> Self {
+        let default = Self::default();
+        let size = |name: &str, at: usize| {
+            weights.shape(&format!("showo.model.{name}")).and_then(|shape| shape.get(at)).copied()
+        };
+        let layers = (0..).take_while(|i| size(&format!("layers.{i}.mlp.fc1.weight"), 0).is_some()).count();
+        let hidden_size = size("embed_tokens.weight", 1).unwrap_or(default.hidden_size);
+        let head_dim = size("layers.0.self_attn.q_layernorm.weight", 0).unwrap_or(default.head_dim()).max(1);
+        Self {
+            hidden_size,
+            intermediate_size: size("layers.0.mlp.fc1.weight", 0).unwrap_or(default.intermediate_size),
+            num_hidden_layers: if layers == 0 { default.num_hidden_layers } else { layers as i64 },
+            num_attention_heads: hidden_size / head_dim,
+            ..default
+        }
+    }
+
     /// Width of a head.
     pub fn head_dim(&self) -> i64 {
-        self.hidden_size / self.num_attention_heads
+        self.hidden_size / self.num_attention_heads.max(1)
     }
 
     /// The dimensions of a head that are rotated.
@@ -201,6 +262,38 @@ impl Default for MagvitConfig {
 }
 
 impl MagvitConfig {
+    /// The sizes of weights; where a weight is missing, the published ones.
+    pub fn of(weights: &Weights) -> Self {
+        let default = Self::default();
+        let size = |name: &str| weights.shape(name).and_then(|shape| shape.first()).copied();
+        let pyramid = |path: &str, ch: i64| {
+            let block =
+                |level: usize, block: usize| size(&format!("{path}.{level}.block.{block}.conv1.weight"));
+            let levels = (0..).take_while(|level| block(*level, 0).is_some()).count();
+            Pyramid {
+                ch,
+                ch_mult: (0..levels)
+                    .filter_map(|level| block(level, 0))
+                    .map(|width| width / ch.max(1))
+                    .collect(),
+                num_res_blocks: (0..levels)
+                    .map(|level| (0..).take_while(|j| block(level, *j).is_some()).count() as i64)
+                    .collect(),
+            }
+        };
+        let known = |found: Pyramid, default: Pyramid| if found.ch_mult.is_empty() { default } else { found };
+        // The narrowest level is the one at the resolution of the pixels.
+        let narrow = |name: &str, default: &Pyramid| size(name).unwrap_or(default.ch);
+        let encoder = pyramid("encoder.down", narrow("encoder.conv_in.weight", &default.encoder));
+        let decoder = pyramid("decoder.up", narrow("decoder.norm_out.weight", &default.decoder));
+        Self {
+            z_channels: size("encoder.quant_conv.weight").unwrap_or(default.z_channels),
+            encoder: known(encoder, default.encoder),
+            decoder: known(decoder, default.decoder),
+            ..Self::default()
+        }
+    }
+
     /// `K`.
     pub fn codebook_size(&self) -> i64 {
         1 << self.z_channels
@@ -282,7 +375,7 @@ impl CheckpointConfig {
             ids: EndToken { eos: words - 1 },
             max_text_len: architecture.max_text_len,
             image_grid: Some([architecture.grid; 2]),
-            question_template: architecture.question_template.clone(),
+            question_template: Some(architecture.question_template.clone()),
         }
     }
 
@@ -301,6 +394,14 @@ impl CheckpointConfig {
         }
     }
 
+    /// What the model reads before its answer; `{question}` stands for the question. Behind CLIP features the original
+    /// leaves out the line break.
+    pub fn question_template(&self) -> &str {
+        let default =
+            if self.w_clip_vit { "USER: {question} ASSISTANT:" } else { "USER: \n{question} ASSISTANT:" };
+        self.question_template.as_deref().unwrap_or(default)
+    }
+
     /// Rows and columns of image tokens.
     pub fn grid(&self) -> (i64, i64) {
         let edge = (self.num_vq_tokens as f64).sqrt().round() as i64;
@@ -315,16 +416,16 @@ impl CheckpointConfig {
             }
             Err(Error::failure(format!("`{file}`: `{name}`: expected {expected}, got {got}")))
         };
-        if self.w_clip_vit {
-            return Err(Error::failure(format!(
-                "`{file}`: checkpoints that read CLIP features are not supported"
-            ))
-            .hint("use one without `w-clip-vit` in its name"));
-        }
         let (rows, columns) = self.grid();
         expect("num_vq_tokens", rows * columns, self.num_vq_tokens)?;
         expect("vocab_size", self.special().image + self.codebook_size + 1, self.vocab_size)?;
         expect("mask_token_id", self.vocab_size - 1, self.mask_token_id)?;
+        let phi = &self.phi;
+        let positive =
+            [phi.hidden_size, phi.intermediate_size, phi.num_hidden_layers, phi.num_attention_heads];
+        if positive.into_iter().chain([self.codebook_size, self.max_text_len]).any(|size| size < 1) {
+            return Err(Error::failure(format!("`{file}`: a size is not positive: {phi:?}")));
+        }
         expect("phi.hidden_size", self.phi.head_dim() * self.phi.num_attention_heads, self.phi.hidden_size)?;
         if self.phi.head_dim() % 2 != 0 || self.phi.rotary_dim() % 2 != 0 || self.phi.rotary_dim() == 0 {
             return Err(Error::failure(format!(

@@ -2,13 +2,13 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod lora;
 pub mod magvit;
 pub mod mask;
 pub mod maskgit;
 pub mod model;
 pub mod phi;
 pub mod prompt;
-pub mod store;
 pub mod text;
 
 use config::ShowoConfig;

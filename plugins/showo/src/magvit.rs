@@ -3,9 +3,9 @@
 
 use tch::{Kind, Tensor};
 use unirl::Result;
+use unirl::weights::{Expected, Init, Store};
 
 use crate::config::MagvitConfig;
-use crate::store::{Init, Store};
 
 /// Until when no picture goes through hard bits, and from when all do, as shares of the training.
 const SOFT: f64 = 0.4;
@@ -267,6 +267,8 @@ impl Magvit {
     /// Takes its weights from `store`. The codebook follows from the number of bits.
     pub fn take(store: &mut Store, config: &MagvitConfig, device: tch::Device) -> Result<Self> {
         let bits = config.z_channels;
+        store.computed("quantize.embedding", &[config.codebook_size(), bits]);
+        store.computed("quantize.power_vals", &[bits]);
         let powers: Vec<i64> = (0..bits).map(|bit| 1 << (bits - 1 - bit)).collect();
         let powers = Tensor::from_slice(&powers).to_device(device);
         let codes = Tensor::arange(config.codebook_size(), (Kind::Int64, device)).unsqueeze(-1);
@@ -277,6 +279,13 @@ impl Magvit {
             codebook,
             powers,
         })
+    }
+
+    /// The weights of a checkpoint of these sizes.
+    pub fn expected(config: &MagvitConfig) -> Result<Vec<Expected>> {
+        let mut plan = Store::plan();
+        Self::take(&mut plan, config, tch::Device::Cpu)?;
+        Ok(plan.expected())
     }
 
     /// `quantize.*`, which published files carry beside the weights.

@@ -8,16 +8,17 @@ use unirl::model::{
     Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, ModelSource,
     Parameter, ParameterGroup, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
 };
+use unirl::weights::Store;
 use unirl::{Error, Result};
 
-use crate::checkpoint::{self, Parts};
-use crate::config::{CheckpointConfig, MagvitConfig, ShowoConfig, Special};
+use crate::checkpoint::{self, Files, Parts};
+use crate::config::{CheckpointConfig, ShowoConfig, Special};
+use crate::lora::LoraConfig;
 use crate::magvit::Magvit;
 use crate::mask;
 use crate::maskgit::{self, UNKNOWN};
 use crate::phi::{Cache, Phi};
 use crate::prompt::{self, Prompting};
-use crate::store::Store;
 use crate::text::Text;
 
 /// The share of images whose prompt is dropped in pretraining, from which guidance learns its other branch.
@@ -27,7 +28,7 @@ const DROPPED_PROMPTS: f64 = 0.1;
 pub struct Showo {
     card: ModelCard,
     config: CheckpointConfig,
-    magvit_config: MagvitConfig,
+    files: Files,
     special: Special,
     prompting: Prompting,
     text: Text,
@@ -36,7 +37,14 @@ pub struct Showo {
     magvit: Magvit,
     phi_weights: Vec<(String, Tensor)>,
     magvit_weights: Vec<(String, Tensor)>,
+    adapters: Option<Adapters>,
     device: Device,
+}
+
+/// Low-rank adapters, which learn in the place of the transformer's weights.
+struct Adapters {
+    config: LoraConfig,
+    weights: Vec<(String, Tensor)>,
 }
 
 /// Text blocks of distinct prompts, run through the transformer once. Text never sees the image, so the image
@@ -74,28 +82,36 @@ impl Answering<'_> {
     }
 
     /// Appends a token `[B]` to the answers.
-    pub fn push(&mut self, tokens: &Tensor) {
+    pub fn push(&mut self, tokens: &Tensor) -> Result<()> {
         let there = self.visible.narrow(1, 0, 1).ones_like();
         self.visible = Tensor::cat(&[&self.visible, &there], 1);
         let added = mask::additive(&self.visible.unsqueeze(1));
         let row = self.phi.embed(&tokens.unsqueeze(1));
-        let (hidden, cache) = self.phi.forward(row, &self.position, &added, Some(&self.cache));
+        let (hidden, cache) = self.phi.forward(row, &self.position, &added, Some(&self.cache))?;
         (self.hidden, self.cache) = (hidden.squeeze_dim(1), cache);
         self.position = &self.position + 1;
+        Ok(())
     }
 }
 
 impl Showo {
     /// Loads or makes a model.
-    #[expect(clippy::new_ret_no_self, reason = "the constructor that the plugin registers")]
+    #[expect(
+        clippy::new_ret_no_self,
+        clippy::needless_pass_by_value,
+        reason = "the constructor that the plugin registers"
+    )]
     pub fn new(config: ShowoConfig, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
-        Ok(Box::new(Self::from_parts(checkpoint::parts(config, source)?, source.device)?))
+        Ok(Box::new(Self::from_parts(checkpoint::parts(&config, source)?, source.device)?))
     }
 
     /// Puts a model together from the parts of a checkpoint.
     pub fn from_parts(parts: Parts, device: Device) -> Result<Self> {
-        let Parts { config, magvit_config, text, mut phi_store, mut magvit_store } = parts;
-        let phi = Phi::take(&mut phi_store, &config)?;
+        let gradient_checkpointing = parts.gradient_checkpointing;
+        let Parts { config, magvit_config, files, text, mut phi_store, mut magvit_store, adapters, .. } =
+            parts;
+        let mut phi = Phi::take(&mut phi_store, &config)?;
+        phi.set_checkpointing(gradient_checkpointing);
         let magvit = Magvit::take(&mut magvit_store, &magvit_config, device)?;
         if config.codebook_size != magvit_config.codebook_size() {
             return Err(Error::failure(format!(
@@ -104,6 +120,12 @@ impl Showo {
                 config.codebook_size
             )));
         }
+        let adapters = adapters
+            .map(|(config, mut store)| {
+                phi.attach(&mut store, &config)?;
+                Ok::<_, Error>(Adapters { config, weights: store.finish() })
+            })
+            .transpose()?;
         let (rows, _) = config.grid();
         let card = ModelCard {
             name: "showo".into(),
@@ -123,8 +145,9 @@ impl Showo {
             magvit,
             phi_weights: phi_store.finish(),
             magvit_weights: magvit_store.finish(),
+            adapters,
             config,
-            magvit_config,
+            files,
             device,
         })
     }
@@ -155,7 +178,7 @@ impl Showo {
     }
 
     /// Runs the text blocks of prompts, given as ids, and that of the empty prompt.
-    pub fn text_blocks(&self, phi: &Phi, prompts: &[Vec<i64>]) -> TextBlocks {
+    pub fn text_blocks(&self, phi: &Phi, prompts: &[Vec<i64>]) -> Result<TextBlocks> {
         let mut places: BTreeMap<&[i64], i64> = BTreeMap::from([(&[][..], TextBlocks::EMPTY)]);
         let mut rows = vec![self.prompting.t2i_text(&[])];
         let mut index = Vec::with_capacity(prompts.len());
@@ -174,13 +197,19 @@ impl Showo {
         let length = ids.size()[1];
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0) + skipped as i64;
         let visible = mask::t2i(&ids, &self.special, true);
-        let (_, cache) = phi.forward(phi.embed(&ids), &positions, &mask::additive(&visible), None);
-        TextBlocks { cache, visible: ids.ne(self.special.pad), index }
+        let (_, cache) = phi.forward(phi.embed(&ids), &positions, &mask::additive(&visible), None)?;
+        Ok(TextBlocks { cache, visible: ids.ne(self.special.pad), index })
     }
 
     /// Code logits `[rows,N,K]` of images `codes [rows,N]` (hidden where [`UNKNOWN`]), each behind its text
     /// block.
-    pub fn code_logits(&self, phi: &Phi, blocks: &TextBlocks, index: &[i64], codes: &Tensor) -> Tensor {
+    pub fn code_logits(
+        &self,
+        phi: &Phi,
+        blocks: &TextBlocks,
+        index: &[i64],
+        codes: &Tensor,
+    ) -> Result<Tensor> {
         let (rows, tokens) = (codes.size()[0], codes.size()[1]);
         let hidden = codes.full_like(self.special.mask);
         let ids = hidden.where_self(&codes.eq(UNKNOWN), &(codes + self.special.image));
@@ -194,8 +223,8 @@ impl Showo {
         let visible = Tensor::cat(&[blocks.visible.index_select(0, &index), image], 1).unsqueeze(1);
         let visible = visible.expand([-1, tokens + 2, -1], false);
         let past = blocks.cache.select(&index);
-        let (h, _) = phi.forward(phi.embed(&ids), &positions, &mask::additive(&visible), Some(&past));
-        phi.code_logits(&h.narrow(1, 1, tokens))
+        let (h, _) = phi.forward(phi.embed(&ids), &positions, &mask::additive(&visible), Some(&past))?;
+        Ok(phi.code_logits(&h.narrow(1, 1, tokens)))
     }
 
     /// [`Self::code_logits`] with guidance; both branches in one pass.
@@ -206,14 +235,14 @@ impl Showo {
         index: &[i64],
         codes: &Tensor,
         guidance: f64,
-    ) -> Tensor {
+    ) -> Result<Tensor> {
         if guidance <= 0.0 {
             return self.code_logits(phi, blocks, index, codes);
         }
         let mut both = index.to_vec();
         both.resize(index.len() * 2, TextBlocks::EMPTY);
-        let logits = self.code_logits(phi, blocks, &both, &Tensor::cat(&[codes, codes], 0)).chunk(2, 0);
-        maskgit::guided(&logits[0], &logits[1], guidance)
+        let logits = self.code_logits(phi, blocks, &both, &Tensor::cat(&[codes, codes], 0))?.chunk(2, 0);
+        Ok(maskgit::guided(&logits[0], &logits[1], guidance))
     }
 
     /// Code logits of images `tokens [B,N]` with the `targets [B,N]` hidden.
@@ -223,10 +252,10 @@ impl Showo {
         prompts: &[Vec<i64>],
         tokens: &Tensor,
         targets: Tensor,
-    ) -> ImageLogits {
-        let blocks = self.text_blocks(phi, prompts);
-        let logits = self.code_logits(phi, &blocks, &blocks.index, &hide(tokens, &targets));
-        ImageLogits { logits, targets }
+    ) -> Result<ImageLogits> {
+        let blocks = self.text_blocks(phi, prompts)?;
+        let logits = self.code_logits(phi, &blocks, &blocks.index, &hide(tokens, &targets))?;
+        Ok(ImageLogits { logits, targets })
     }
 
     /// Draws what is [`UNKNOWN`] in `codes [B,N]`. `uniforms` answers the draws and the noise of a step, each
@@ -237,14 +266,15 @@ impl Showo {
         codes: Tensor,
         sampling: &ImageSampling,
         uniforms: impl Fn(i64) -> (Tensor, Tensor),
-    ) -> Images {
+    ) -> Result<Images> {
         tch::no_grad(|| {
-            let blocks = self.text_blocks(&self.phi, prompts);
+            let blocks = self.text_blocks(&self.phi, prompts)?;
             let mut revealed_at = codes.full_like(sampling.steps - 1);
             let (mut tokens, mut codes) = (codes.shallow_clone(), codes);
             let mut temperature = sampling.temperature;
             for at in 0..sampling.steps {
-                let logits = self.guided_logits(&self.phi, &blocks, &blocks.index, &codes, sampling.guidance);
+                let logits =
+                    self.guided_logits(&self.phi, &blocks, &blocks.index, &codes, sampling.guidance)?;
                 temperature = maskgit::cool(temperature, at, sampling.steps);
                 let (draws, noise) = uniforms(at);
                 let step = maskgit::step(&logits, &codes, (at, sampling.steps), temperature, &draws, &noise);
@@ -252,28 +282,28 @@ impl Showo {
                 revealed_at = revealed_at.full_like(at).where_self(&settled, &revealed_at);
                 (codes, tokens) = (step.codes, step.sampled);
             }
-            Images { tokens, relaxed: None, revealed_at: Some(revealed_at) }
+            Ok(Images { tokens, relaxed: None, revealed_at: Some(revealed_at) })
         })
     }
 
     /// Reads images and questions, given as ids, in one pass: padding stands behind a question, hidden from
     /// the answer.
-    pub fn ask<'a>(&self, phi: &'a Phi, images: &Images, questions: &[Vec<i64>]) -> Answering<'a> {
+    pub fn ask<'a>(&self, phi: &'a Phi, images: &Images, questions: &[Vec<i64>]) -> Result<Answering<'a>> {
         let device = self.device;
         let lengths: Vec<i64> = questions.iter().map(|row| row.len() as i64).collect();
         let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(1); // [B,1]
         let (ids, there) = prompt::padded(questions, self.special.pad, device);
-        let (hidden, cache) = self.understand(phi, images, &ids);
+        let (hidden, cache) = self.understand(phi, images, &ids)?;
         let prefix = self.prefix();
         let last = (&lengths - 1 + prefix).unsqueeze(-1).expand([-1, -1, hidden.size()[2]], false);
         let image = Tensor::ones([images.len(), prefix], (Kind::Bool, device));
-        Answering {
+        Ok(Answering {
             phi,
             cache,
             visible: Tensor::cat(&[image, there], 1),
             position: lengths + prefix,
             hidden: hidden.gather(1, &last, false).squeeze_dim(1),
-        }
+        })
     }
 
     /// Writes answers to questions, given as ids, until each has emitted `stop`: tokens and mask `[B,T]`.
@@ -285,7 +315,7 @@ impl Showo {
         stop: i64,
     ) -> Result<(Tensor, Tensor)> {
         tch::no_grad(|| {
-            let mut answering = self.ask(&self.phi, images, questions);
+            let mut answering = self.ask(&self.phi, images, questions)?;
             let mut open = Tensor::ones([images.len()], (Kind::Bool, self.device));
             let (mut tokens, mut masks) = (Vec::new(), Vec::new());
             loop {
@@ -304,7 +334,7 @@ impl Showo {
                 if tokens.len() as i64 >= sampling.max_tokens || !bool::try_from(open.any())? {
                     return Ok((Tensor::stack(&tokens, 1), Tensor::stack(&masks, 1)));
                 }
-                answering.push(&next);
+                answering.push(&next)?;
             }
         })
     }
@@ -328,16 +358,15 @@ impl Showo {
             rows.push([question.as_slice(), &answer].concat());
         }
         let (ids, _) = prompt::padded(&rows, self.special.pad, self.device);
-        let (hidden, _) = self.understand(phi, images, &ids);
+        let (hidden, _) = self.understand(phi, images, &ids)?;
         let (length, width) = (hidden.size()[1], hidden.size()[2]);
 
         // The head is wide: only the rows that predict an answer token go through it.
         let flat: Vec<i64> =
             places.into_iter().zip(0..).flat_map(|(at, row)| at.map(move |at| row * length + at)).collect();
         let flat = Tensor::from_slice(&flat).to_device(self.device);
-        let logits = phi.logits(&hidden.reshape([-1, width]).index_select(0, &flat)).to_kind(Kind::Float);
-        let targets = answers.tokens.masked_select(&answers.mask).unsqueeze(1);
-        let picked = logits.log_softmax(-1, Kind::Float).gather(1, &targets, false).squeeze_dim(1);
+        let targets = answers.tokens.masked_select(&answers.mask);
+        let picked = phi.logp(&hidden.reshape([-1, width]).index_select(0, &flat), &targets)?;
         let blank = Tensor::zeros(answers.mask.size(), (Kind::Float, self.device));
         Ok(TokenLogp {
             logp: blank.masked_scatter(&answers.mask, &picked),
@@ -346,7 +375,7 @@ impl Showo {
     }
 
     /// Runs images and the text `ids [B,L]` behind them: hidden rows of both, and their cache.
-    fn understand(&self, phi: &Phi, images: &Images, ids: &Tensor) -> (Tensor, Cache) {
+    fn understand(&self, phi: &Phi, images: &Images, ids: &Tensor) -> Result<(Tensor, Cache)> {
         let x = Tensor::cat(&[self.embed_images(phi, images), phi.embed(ids)], 1);
         let length = x.size()[1];
         let columns = Tensor::arange(length, (Kind::Int64, self.device));
@@ -366,7 +395,7 @@ impl Showo {
 
     fn question_ids(&self, questions: &[String]) -> Result<Vec<Vec<i64>>> {
         let ids = |question: &String| -> Result<Vec<i64>> {
-            let text = self.config.question_template.replace("{question}", question);
+            let text = self.config.question_template().replace("{question}", question);
             Ok(self.prompting.question(&self.text.encode(&text)?))
         };
         questions.iter().map(ids).collect()
@@ -412,6 +441,9 @@ impl UnifiedModel for Showo {
             };
             weights.iter().map(parameter).collect()
         };
+        if let Some(adapters) = &self.adapters {
+            return Ok(of(&adapters.weights, ParameterGroup::Shared));
+        }
         let mut all = of(&self.phi_weights, ParameterGroup::Shared);
         all.extend(of(&self.magvit_weights, ParameterGroup::Tokenizer));
         Ok(all)
@@ -423,10 +455,19 @@ impl UnifiedModel for Showo {
     }
 
     fn freeze_reference(&mut self) -> Result<()> {
-        let copies =
-            self.phi_weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect();
-        let mut store = Store::from_tensors("the reference policy".into(), copies, self.device);
-        self.reference = Some(Phi::take(&mut store, &self.config)?);
+        let copied = |weights: &[(String, Tensor)]| -> Vec<(String, Tensor)> {
+            weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
+        };
+        let weights = match &self.adapters {
+            Some(_) => self.phi_weights.clone_handles(), // they do not learn
+            None => copied(&self.phi_weights),
+        };
+        let mut reference = Phi::take(&mut Store::of_tensors("the reference policy", weights), &self.config)?;
+        if let Some(adapters) = &self.adapters {
+            let mut store = Store::of_tensors("the reference policy", copied(&adapters.weights));
+            reference.attach(&mut store, &adapters.config)?;
+        }
+        self.reference = Some(reference);
         Ok(())
     }
 
@@ -438,7 +479,7 @@ impl UnifiedModel for Showo {
         let shape = [prompts.len() as i64, self.card.image_tokens];
         let codes = Tensor::full(shape, UNKNOWN, (Kind::Int64, self.device));
         let uniforms = |_| (self.uniform(&shape), self.uniform(&shape));
-        Ok(self.draw(&self.prompt_ids(prompts)?, codes, sampling, uniforms))
+        self.draw(&self.prompt_ids(prompts)?, codes, sampling, uniforms)
     }
 
     fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
@@ -488,7 +529,7 @@ impl UnifiedModel for Showo {
                 tch::manual_seed(*seed as i64);
                 let t = self.uniform(&[1]);
                 let targets = maskgit::remask(&self.uniform(&tokens.size()), &t);
-                Ok(self.masked_logits(phi, &prompts, tokens, targets))
+                self.masked_logits(phi, &prompts, tokens, targets)
             }
             Replay::Pretrain { seed } => {
                 tch::manual_seed(*seed as i64);
@@ -500,7 +541,7 @@ impl UnifiedModel for Showo {
                     .zip(dropped)
                     .filter(|(_, dropped)| *dropped)
                     .for_each(|(ids, _)| ids.clear());
-                Ok(self.masked_logits(phi, &prompts, tokens, targets))
+                self.masked_logits(phi, &prompts, tokens, targets)
             }
             Replay::Reveal { steps, guidance } => {
                 let revealed_at = images.revealed_at.as_ref().ok_or_else(|| {
@@ -510,11 +551,11 @@ impl UnifiedModel for Showo {
                 if steps.is_empty() {
                     return Err(Error::usage("no reveal step to replay"));
                 }
-                let blocks = self.text_blocks(phi, &prompts);
+                let blocks = self.text_blocks(phi, &prompts)?;
                 let states: Vec<Tensor> =
                     steps.iter().map(|step| hide(tokens, &revealed_at.ge(*step))).collect();
                 let index: Vec<i64> = steps.iter().flat_map(|_| blocks.index.iter().copied()).collect();
-                let logits = self.guided_logits(phi, &blocks, &index, &Tensor::cat(&states, 0), *guidance);
+                let logits = self.guided_logits(phi, &blocks, &index, &Tensor::cat(&states, 0), *guidance)?;
                 let batch = images.len();
                 let mut chosen = logits.narrow(0, 0, batch);
                 let mut targets = revealed_at.eq(steps[0]);
@@ -562,7 +603,20 @@ impl UnifiedModel for Showo {
     fn save(&self, dir: &Path) -> Result<()> {
         let mut magvit = self.magvit_weights.clone_handles();
         magvit.extend(self.magvit.buffers());
-        checkpoint::save(dir, &self.config, &self.magvit_config, &self.text, &self.phi_weights, &magvit)
+        let mut phi = self.phi_weights.clone_handles();
+        if let Some(adapters) = &self.adapters {
+            if !adapters.config.merge {
+                return checkpoint::save_adapters(dir, &self.files, &adapters.config, &adapters.weights);
+            }
+            tch::no_grad(|| {
+                for (name, added) in self.phi.adapted() {
+                    if let Some((_, weight)) = phi.iter_mut().find(|(known, _)| *known == name) {
+                        *weight = &*weight + added;
+                    }
+                }
+            });
+        }
+        checkpoint::save(dir, &self.files, &self.text, &phi, &magvit)
     }
 }
 

@@ -3,10 +3,15 @@
 //! checkpoint.
 
 use tch::{IndexOp, Kind, Tensor};
-use unirl::Result;
+use unirl::autograd::{checkpoint, gradient_enabled};
+use unirl::weights::{Expected, Init, Store};
+use unirl::{Error, Result};
 
 use crate::config::{CheckpointConfig, PhiConfig};
-use crate::store::{Init, Store};
+use crate::lora::{Adapter, LoraConfig};
+
+/// Logits that the head makes at once when tokens are scored: 64 MiB in f32.
+const HEAD_LOGITS: i64 = 1 << 24;
 
 /// Keys and values of the rows seen so far, a pair a layer, each `[B,heads,rows,head_dim]`.
 #[derive(Debug)]
@@ -21,20 +26,37 @@ impl Cache {
 }
 
 struct Linear {
+    name: String,
     weight: Tensor,
     bias: Tensor,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
     fn take(store: &mut Store, name: &str, inputs: i64, outputs: i64) -> Result<Self> {
         Ok(Self {
+            name: name.into(),
             weight: store.take(&format!("{name}.weight"), &[outputs, inputs], Init::Normal)?,
             bias: store.take(&format!("{name}.bias"), &[outputs], Init::Zeros)?,
+            adapter: None,
         })
     }
 
     fn apply(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias))
+        let y = x.linear(&self.weight, Some(&self.bias));
+        match &self.adapter {
+            Some(adapter) => y + adapter.apply(x),
+            None => y,
+        }
+    }
+
+    fn handle(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+            adapter: self.adapter.as_ref().map(Adapter::handle),
+        }
     }
 }
 
@@ -56,6 +78,10 @@ impl LayerNorm {
     fn apply(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
     }
+
+    fn handle(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
+    }
 }
 
 struct Layer {
@@ -68,6 +94,7 @@ struct Layer {
     key_norm: LayerNorm,
     fc1: Linear,
     fc2: Linear,
+    heads: i64,
 }
 
 impl Layer {
@@ -84,7 +111,47 @@ impl Layer {
             fc1: Linear::take(store, &name("mlp.fc1"), width, config.intermediate_size)?,
             fc2: Linear::take(store, &name("mlp.fc2"), config.intermediate_size, width)?,
             norm: LayerNorm::take(store, &name("input_layernorm"), width, eps)?,
+            heads: config.num_attention_heads,
         })
+    }
+
+    /// Runs rows `x [B,L,D]` behind the keys and values in `past`: the rows after the layer, and the keys and values of
+    /// all.
+    fn run(&self, x: &Tensor, past: Option<[&Tensor; 2]>, rotary: &Rotary, mask: &Tensor) -> [Tensor; 3] {
+        let size = x.size();
+        let heads = |t: Tensor| t.view([size[0], size[1], self.heads, -1]).transpose(1, 2);
+        let h = self.norm.apply(x);
+        let q = rotary.apply(&self.query_norm.apply(&heads(self.query.apply(&h))));
+        let mut k = rotary.apply(&self.key_norm.apply(&heads(self.key.apply(&h))));
+        let mut v = heads(self.value.apply(&h));
+        if let Some([keys, values]) = past {
+            k = Tensor::cat(&[keys, &k], 2);
+            v = Tensor::cat(&[values, &v], 2);
+        }
+        let attended =
+            Tensor::scaled_dot_product_attention(&q, &k, &v, Some(mask), 0.0, false, None::<f64>, false);
+        let attended = attended.transpose(1, 2).reshape(&size);
+        let fed = self.fc2.apply(&self.fc1.apply(&h).gelu("tanh"));
+        [x + self.dense.apply(&attended) + fed, k, v]
+    }
+
+    fn products(&mut self) -> [&mut Linear; 6] {
+        [&mut self.query, &mut self.key, &mut self.value, &mut self.dense, &mut self.fc1, &mut self.fc2]
+    }
+
+    fn handle(&self) -> Self {
+        Self {
+            norm: self.norm.handle(),
+            query: self.query.handle(),
+            key: self.key.handle(),
+            value: self.value.handle(),
+            dense: self.dense.handle(),
+            query_norm: self.query_norm.handle(),
+            key_norm: self.key_norm.handle(),
+            fc1: self.fc1.handle(),
+            fc2: self.fc2.handle(),
+            heads: self.heads,
+        }
     }
 }
 
@@ -95,14 +162,18 @@ struct Rotary {
 }
 
 impl Rotary {
-    /// For `positions [B or 1,L]`.
-    fn new(positions: &Tensor, config: &PhiConfig) -> Self {
+    /// For `positions [B or 1,L]`; computed in f32, then of type `kind`.
+    fn new(positions: &Tensor, config: &PhiConfig, kind: Kind) -> Self {
         let dim = config.rotary_dim();
         let steps = Tensor::arange(dim / 2, (Kind::Float, positions.device())) * (2.0 / dim as f64);
         let frequencies = (steps * -config.rope_theta.ln()).exp(); // θ^(−2i/dim)
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * frequencies; // [B,L,dim/2]
         let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
-        Self { cos: angles.cos(), sin: angles.sin() }
+        Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
+    }
+
+    fn handle(&self) -> Self {
+        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
     }
 
     /// Rotates the first `rotary_dim` dimensions of `x [B,heads,L,head_dim]`, pairing `i` with `i +
@@ -126,6 +197,8 @@ pub struct Phi {
     head: Linear,
     image: i64,
     codes: i64,
+    /// Whether layers keep their inputs alone for the gradient.
+    checkpointing: bool,
 }
 
 impl Phi {
@@ -150,7 +223,51 @@ impl Phi {
             image: config.special().image,
             codes: config.codebook_size,
             config: phi,
+            checkpointing: false,
         })
+    }
+
+    /// The weights of a checkpoint of these sizes.
+    pub fn expected(config: &CheckpointConfig) -> Result<Vec<Expected>> {
+        let mut plan = Store::plan();
+        Self::take(&mut plan, config)?;
+        Ok(plan.expected())
+    }
+
+    /// Puts adapters from `store` beside the products that `lora` targets.
+    pub fn attach(&mut self, store: &mut Store, lora: &LoraConfig) -> Result<()> {
+        let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        for linear in self.layers.iter_mut().flat_map(Layer::products) {
+            let target = linear.name.rsplit('.').next().unwrap_or_default();
+            let size = match target {
+                "fc1" => (inner, width),
+                "fc2" => (width, inner),
+                _ => (width, width),
+            };
+            if lora.targets.iter().any(|wanted| wanted == target) {
+                linear.adapter = Some(Adapter::take(store, &linear.name, size, lora)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the adapters add, by the name of the weight.
+    pub fn adapted(&self) -> Vec<(String, Tensor)> {
+        let products =
+            self.layers.iter().flat_map(|l| [&l.query, &l.key, &l.value, &l.dense, &l.fc1, &l.fc2]);
+        products
+            .filter_map(|linear| Some((format!("{}.weight", linear.name), linear.adapter.as_ref()?.weight())))
+            .collect()
+    }
+
+    /// Keeps only the inputs of layers for the gradient, and computes the rest again.
+    pub fn set_checkpointing(&mut self, checkpointing: bool) {
+        self.checkpointing = checkpointing;
+    }
+
+    /// The type of its weights.
+    pub fn kind(&self) -> Kind {
+        self.embed.kind()
     }
 
     /// Embeds `ids [B,L]`: `[B,L,D]`.
@@ -160,7 +277,7 @@ impl Phi {
 
     /// Embeds relaxed image codes `[B,N,K]`, each row a mixture of codes: `[B,N,D]`.
     pub fn embed_codes(&self, relaxed: &Tensor) -> Tensor {
-        relaxed.matmul(&self.embed.narrow(0, self.image, self.codes))
+        relaxed.to_kind(self.kind()).matmul(&self.embed.narrow(0, self.image, self.codes))
     }
 
     /// Runs rows `x [B,L,D]` at `positions [B or 1,L]` behind those in `past`. `mask [B or 1,1,L,past + L]`
@@ -172,39 +289,71 @@ impl Phi {
         positions: &Tensor,
         mask: &Tensor,
         past: Option<&Cache>,
-    ) -> (Tensor, Cache) {
-        let (batch, rows, width) = (x.size()[0], x.size()[1], x.size()[2]);
-        let rotary = Rotary::new(positions, &self.config);
-        let heads = |t: Tensor| t.view([batch, rows, self.config.num_attention_heads, -1]).transpose(1, 2);
+    ) -> Result<(Tensor, Cache)> {
+        let rotary = Rotary::new(positions, &self.config, x.kind());
+        let mask = mask.to_kind(x.kind()); // −2⁶³ is exact in bf16, too
         let mut x = x;
         let mut cache = Vec::with_capacity(self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
-            let h = layer.norm.apply(&x);
-            let q = rotary.apply(&layer.query_norm.apply(&heads(layer.query.apply(&h))));
-            let mut k = rotary.apply(&layer.key_norm.apply(&heads(layer.key.apply(&h))));
-            let mut v = heads(layer.value.apply(&h));
-            if let Some(Cache(past)) = past {
-                k = Tensor::cat(&[&past[index].0, &k], 2);
-                v = Tensor::cat(&[&past[index].1, &v], 2);
-            }
-            let attended =
-                Tensor::scaled_dot_product_attention(&q, &k, &v, Some(mask), 0.0, false, None::<f64>, false);
-            let attended = attended.transpose(1, 2).reshape([batch, rows, width]);
-            let fed = layer.fc2.apply(&layer.fc1.apply(&h).gelu("tanh"));
-            x = x + layer.dense.apply(&attended) + fed;
+            let past = past.map(|Cache(past)| [&past[index].0, &past[index].1]);
+            let [after, k, v] = if self.checkpointing && gradient_enabled() {
+                recomputed(layer, &x, past, &rotary, &mask)?
+            } else {
+                layer.run(&x, past, &rotary, &mask)
+            };
+            x = after;
             cache.push((k, v));
         }
-        (self.norm.apply(&x), Cache(cache))
+        Ok((self.norm.apply(&x), Cache(cache)))
     }
 
-    /// Logits over all tokens of hidden rows `[..,D]`: `[..,V]`.
+    /// Logits over all tokens of hidden rows `[..,D]`: `[..,V]` f32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        self.head.apply(hidden)
+        self.head.apply(hidden).to_kind(Kind::Float)
     }
 
-    /// Logits over the image codes of hidden rows `[..,D]`: `[..,K]`.
+    /// Log-probabilities of the tokens `targets [R]` that hidden rows `[R,D]` predict: `[R]` f32. The head is wide, so
+    /// that a few rows at a time go through it, and with a gradient once more on the way back.
+    pub fn logp(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        let rows = (HEAD_LOGITS / self.head.bias.size()[0]).max(1);
+        let score = |head: &Linear, hidden: &Tensor, targets: &Tensor| {
+            let logp = head.apply(hidden).to_kind(Kind::Float).log_softmax(-1, Kind::Float);
+            logp.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1)
+        };
+        if hidden.size()[0] <= rows {
+            return Ok(score(&self.head, hidden, targets));
+        }
+        let mut parts = Vec::new();
+        for (hidden, targets) in hidden.split(rows, 0).into_iter().zip(targets.split(rows, 0)) {
+            let head = self.head.handle();
+            parts.extend(checkpoint(&[hidden], move |inputs| vec![score(&head, &inputs[0], &targets)])?);
+        }
+        Ok(Tensor::cat(&parts, 0))
+    }
+
+    /// Logits over the image codes of hidden rows `[..,D]`: `[..,K]` f32.
     pub fn code_logits(&self, hidden: &Tensor) -> Tensor {
         let rows = self.image..self.image + self.codes;
-        hidden.linear(&self.head.weight.i(rows.clone()), Some(&self.head.bias.i(rows)))
+        let logits = hidden.linear(&self.head.weight.i(rows.clone()), Some(&self.head.bias.i(rows)));
+        logits.to_kind(Kind::Float)
     }
+}
+
+/// A layer that is run again for its gradient.
+fn recomputed(
+    layer: &Layer,
+    x: &Tensor,
+    past: Option<[&Tensor; 2]>,
+    rotary: &Rotary,
+    mask: &Tensor,
+) -> Result<[Tensor; 3]> {
+    let (layer, rotary, mask) = (layer.handle(), rotary.handle(), mask.shallow_clone());
+    let inputs: Vec<Tensor> =
+        std::iter::once(x).chain(past.into_iter().flatten()).map(Tensor::shallow_clone).collect();
+    let run = move |inputs: &[Tensor]| match inputs {
+        [x, keys, values] => layer.run(x, Some([keys, values]), &rotary, &mask).into(),
+        inputs => layer.run(&inputs[0], None, &rotary, &mask).into(),
+    };
+    let outputs = checkpoint(&inputs, run)?;
+    outputs.try_into().map_err(|_| Error::failure("a layer has three outputs"))
 }

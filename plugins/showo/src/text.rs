@@ -7,7 +7,8 @@ use tokenizers::Tokenizer;
 use unirl::{Error, Result};
 
 const UNKNOWN: &str = "<unk>";
-const END: &str = "<|endoftext|>";
+/// The one token that is begin, end and separator of text.
+pub const END: &str = "<|endoftext|>";
 
 /// Text to ids and back.
 #[derive(Clone)]
@@ -23,6 +24,16 @@ impl Text {
         let json = std::fs::read(path)
             .map_err(|error| Error::failure(format!("cannot read `{}`", path.display())).cause(error))?;
         Self::from_json(json, eos, &path.display().to_string())
+    }
+
+    /// Whether `folder` holds a tokenizer.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join("tokenizer.json").is_file() || folder.join("vocab.json").is_file()
+    }
+
+    /// TEMPORARY
+    pub fn open_folder(folder: &Path, eos: i64) -> Result<Self> {
+        Self::open(&folder.join("tokenizer.json"), eos)
     }
 
     /// Parses the contents of a `tokenizer.json`; `file` is what errors call it.
@@ -58,6 +69,11 @@ impl Text {
     /// Text tokens, the end token included.
     pub fn vocabulary_size(&self) -> i64 {
         self.tokenizer.get_vocab_size(true) as i64
+    }
+
+    /// The id of a token.
+    pub fn id(&self, token: &str) -> Option<i64> {
+        self.tokenizer.token_to_id(token).map(i64::from)
     }
 
     /// The contents of `tokenizer.json`.

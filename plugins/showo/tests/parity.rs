@@ -23,7 +23,8 @@ use unirl_plugin_showo::{mask, prompt};
 /// Logits `[B,L,V]` of whole sequences under a visibility: the plain forward pass, no cache.
 fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
-    let (hidden, _) = showo.phi().forward(showo.phi().embed(ids), &positions, &mask::additive(visible), None);
+    let (hidden, _) =
+        showo.phi().forward(showo.phi().embed(ids), &positions, &mask::additive(visible), None).unwrap();
     showo.phi().logits(&hidden)
 }
 
@@ -64,8 +65,8 @@ fn parity_1_drawing_logits() {
     close("logits", &full_logits(&showo, &ids, &visible), &case.tensor("logits"), VALUES);
 
     // The same behind cached text blocks, in which equal prompts share one.
-    let blocks = showo.text_blocks(showo.phi(), &f.prompts(&ids));
-    let got = showo.code_logits(showo.phi(), &blocks, &blocks.index, &f.codes(&f.drawn(&ids)));
+    let blocks = showo.text_blocks(showo.phi(), &f.prompts(&ids)).unwrap();
+    let got = showo.code_logits(showo.phi(), &blocks, &blocks.index, &f.codes(&f.drawn(&ids))).unwrap();
     let expected = code_columns(&f, &case.tensor("logits").narrow(1, f.start() + 1, f.tokens()));
     close("code logits behind cached text", &got, &expected, VALUES);
 }
@@ -93,7 +94,7 @@ fn parity_2_understanding_logits() {
     let (ids, expected) = (case.tensor("infer_input_ids"), case.tensor("infer_logits"));
     close("unpadded", &full_logits(&showo, &ids, &mask::mmu(&ids, &f.special)), &expected, VALUES);
     let questions: Vec<_> = rows(&ids).iter().map(|row| row[f.tokens() as usize + 3..].to_vec()).collect();
-    let asked = showo.ask(showo.phi(), &images(&f.read(&ids)), &questions);
+    let asked = showo.ask(showo.phi(), &images(&f.read(&ids)), &questions).unwrap();
     close("as asked", &asked.logits(), &expected.select(1, -1), VALUES);
 }
 
@@ -125,11 +126,11 @@ fn parity_4_maskgit() {
             let block = prompt::batch(&vec![f.prompting.t2i_text(&[]); prompts.len()], Device::Cpu);
             same(&case.prefix, &block, &uncond.narrow(1, 0, f.start()));
         }
-        let blocks = showo.text_blocks(showo.phi(), &prompts);
+        let blocks = showo.text_blocks(showo.phi(), &prompts).unwrap();
         let mut temperature = 1.0;
         for at in 0..steps {
             let codes = f.codes(&case.tensor("ids_in").get(at));
-            let logits = showo.guided_logits(showo.phi(), &blocks, &blocks.index, &codes, guidance);
+            let logits = showo.guided_logits(showo.phi(), &blocks, &blocks.index, &codes, guidance).unwrap();
             if let Some(expected) = case.find("code_logits") {
                 close(&named("logits", at), &logits, &expected.get(at), values);
             }
@@ -166,7 +167,7 @@ fn parity_4_maskgit() {
         // The same once more, as one loop that feeds itself.
         let sampling = ImageSampling { guidance, steps, ..ImageSampling::default() };
         let uniforms = |at| (case.tensor("cat_uniforms").get(at), case.tensor("gumbel_uniforms").get(at));
-        let drawn = showo.draw(&prompts, f.codes(&f.drawn(&ids)), &sampling, uniforms);
+        let drawn = showo.draw(&prompts, f.codes(&f.drawn(&ids)), &sampling, uniforms).unwrap();
         same(&format!("{}: result", case.prefix), &drawn.tokens, &case.tensor("result"));
     }
 }
@@ -198,11 +199,11 @@ fn parity_5_greedy_answers() {
         TextSampling { max_tokens: case.number("max_new_tokens") as i64, ..TextSampling::default() };
 
     let tokens = case.tensor("tokens");
-    let mut answering = showo.ask(showo.phi(), &image, &questions);
+    let mut answering = showo.ask(showo.phi(), &image, &questions).unwrap();
     for at in 0..tokens.size()[0] {
         let expected = case.tensor("step_logits").get(at);
         close(&format!("logits of token {at}"), &answering.logits().get(0), &expected, VALUES);
-        answering.push(&tokens.i(at..=at));
+        answering.push(&tokens.i(at..=at)).unwrap();
     }
     for (stop, expected) in
         [(-1, tokens), (case.number("stop_token") as i64, case.tensor("tokens_with_stop"))]
@@ -356,7 +357,7 @@ fn parity_9_end_to_end_step() {
     };
     let uniforms = |at| (case.tensor("cat_uniforms").get(at), case.tensor("gumbel_uniforms").get(at));
     let codes = Tensor::full([group, f.tokens()], UNKNOWN, (Kind::Int64, Device::Cpu));
-    let drawn = showo.draw(&prompts, codes, &sampling, uniforms).tokens;
+    let drawn = showo.draw(&prompts, codes, &sampling, uniforms).unwrap().tokens;
     same("rollout", &drawn, &case.tensor("codes"));
 
     // 2. and 3. Hide some, predict them.
@@ -366,7 +367,7 @@ fn parity_9_end_to_end_step() {
     let replayed: Vec<_> =
         replayed.into_iter().map(|(prompt, image)| f.prompting.t2i(prompt, &image)).collect();
     same("re-masked input", &prompt::batch(&replayed, Device::Cpu), &case.tensor("t2i_ids"));
-    let logits = showo.masked_logits(phi, &prompts, &drawn, targets.shallow_clone()).logits;
+    let logits = showo.masked_logits(phi, &prompts, &drawn, targets.shallow_clone()).unwrap().logits;
     close("image logits", &logits, &case.tensor("image_logits"), VALUES);
 
     // 4. Relax.
@@ -460,7 +461,7 @@ fn parity_10_split_losses() {
     let prompts = f.prompts(&drawing.tensor("t2i_ids"));
 
     let masked = |showo: &Showo| {
-        let scored = showo.masked_logits(showo.phi(), &prompts, &codes, targets.shallow_clone());
+        let scored = showo.masked_logits(showo.phi(), &prompts, &codes, targets.shallow_clone()).unwrap();
         objective::image_logp(&scored.logits, &codes) * targets.to_kind(Kind::Float)
     };
     let logp = masked(&showo);

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Images, ParameterGroup, UnifiedModel};
-use unirl_plugin_showo::checkpoint::Parts;
+use unirl::weights::{Store, Weights};
+use unirl_plugin_showo::checkpoint::{Files, Parts, read_json};
 use unirl_plugin_showo::config::{CheckpointConfig, MagvitConfig, Special};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::prompt::{self, Prompting};
-use unirl_plugin_showo::store::{Store, read_json};
 use unirl_plugin_showo::text::Text;
 
 /// Hidden rows, logits, log-probabilities, latents, pixels, absolute: f32 through a few layers errs by some
@@ -76,10 +76,15 @@ impl Fixture {
 
     /// The model, with the weights of one file. There is no tokenizer: all cases are told in ids.
     fn model(&self, weights: &str) -> Showo {
-        let store = |name: &str| Store::open(&self.folder.join(name), Device::Cpu).unwrap();
+        let store = |name: &str| {
+            Store::open(Weights::open(&self.folder.join(name)).unwrap(), Device::Cpu, Kind::Float)
+        };
         let parts = Parts {
             config: self.config.clone(),
             magvit_config: self.magvit.clone(),
+            files: Files { config: Value::Null, magvit: Value::Null, origin: String::new() },
+            adapters: None,
+            gradient_checkpointing: false,
             text: Text::of_words(&[]).unwrap(),
             phi_store: store(weights),
             magvit_store: store("magvit.safetensors"),

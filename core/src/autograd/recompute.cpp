@@ -1,0 +1,91 @@
+// A node of libtorch's autograd graph that keeps its inputs and computes its function again on the way back.
+// The function is a Rust closure behind `call`; `mod.rs` holds the other side.
+
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+using torch::autograd::variable_list;
+
+// Reads `n` inputs, writes `m` outputs that the caller owns; not 0 when it failed.
+using Call = int (*)(void* closure, at::Tensor** inputs, size_t n, at::Tensor** outputs, size_t m);
+using Drop = void (*)(void* closure);
+
+struct Recompute : public torch::autograd::Node {
+    variable_list inputs;
+    std::vector<bool> wanted;
+    size_t outputs = 0;
+    void* closure = nullptr;
+    Call call = nullptr;
+    Drop drop = nullptr;
+
+    ~Recompute() override { release_variables(); }
+
+    void release_variables() override {
+        inputs.clear();
+        if (closure != nullptr) drop(closure);
+        closure = nullptr;
+    }
+
+    variable_list apply(variable_list&& gradients) override {
+        TORCH_CHECK(closure != nullptr, "a checkpointed graph can be walked back once");
+        at::AutoGradMode with_gradient(true);
+        variable_list leaves;
+        std::vector<at::Tensor*> pointers;
+        for (size_t i = 0; i < inputs.size(); ++i) leaves.push_back(inputs[i].detach().requires_grad_(wanted[i]));
+        for (auto& leaf : leaves) pointers.push_back(&leaf);
+        std::vector<at::Tensor*> results(outputs, nullptr);
+        TORCH_CHECK(call(closure, pointers.data(), pointers.size(), results.data(), outputs) == 0,
+                    "the recomputation failed");
+
+        variable_list roots, seeds;
+        for (size_t i = 0; i < outputs; ++i) {
+            at::Tensor result = std::move(*results[i]);
+            delete results[i];
+            if (gradients[i].defined() && result.requires_grad()) {
+                roots.push_back(std::move(result));
+                seeds.push_back(gradients[i]);
+            }
+        }
+        if (!roots.empty()) torch::autograd::backward(roots, seeds);
+
+        variable_list answer;
+        for (size_t i = 0; i < leaves.size(); ++i) answer.push_back(wanted[i] ? leaves[i].grad() : at::Tensor());
+        return answer;
+    }
+};
+
+}  // namespace
+
+// Puts `values`, computed without gradient from `inputs`, into the graph. Takes the closure in any case; answers an error
+// text to be freed, or null.
+extern "C" char* unirl_recompute(at::Tensor** inputs, size_t n, at::Tensor** values, size_t m, void* closure, Call call,
+                                 Drop drop) {
+    try {
+        std::shared_ptr<Recompute> node(new Recompute(), torch::autograd::deleteNode);
+        node->closure = closure;
+        node->call = call;
+        node->drop = drop;
+        node->outputs = m;
+        variable_list variables;
+        for (size_t i = 0; i < n; ++i) variables.push_back(*inputs[i]);
+        node->set_next_edges(torch::autograd::collect_next_edges(variables));
+        for (const auto& variable : variables) {
+            node->inputs.push_back(variable.detach());
+            node->wanted.push_back(variable.requires_grad());
+        }
+        for (size_t i = 0; i < m; ++i) torch::autograd::set_history(*values[i], node);
+        return nullptr;
+    } catch (const std::exception& error) {
+        return strdup(error.what());
+    }
+}
+
+extern "C" int unirl_gradient_enabled() { return at::GradMode::is_enabled() ? 1 : 0; }

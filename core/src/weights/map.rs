@@ -1,0 +1,47 @@
+//! A file mapped into memory: pages are read when they are touched, and given back when they are no longer needed.
+#![allow(unsafe_code, reason = "memory maps")]
+
+use std::fs::File;
+use std::ops::{Deref, Range};
+use std::path::Path;
+
+use memmap2::{Mmap, UncheckedAdvice};
+
+use crate::error::{Context, Result};
+
+/// The bytes of a file, or of the program itself.
+pub(super) enum Bytes {
+    Mapped(Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl Bytes {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let place = || format!("cannot read `{}`", path.display());
+        let file = File::open(path).context(place)?;
+        // SAFETY: the map is only read. Another process that shortens the file while it is being loaded would end this
+        // one; checkpoints appear under their names when they are whole and do not change.
+        let map = unsafe { Mmap::map(&file) }.context(place)?;
+        Ok(Self::Mapped(map))
+    }
+
+    /// Lets go of the memory behind a range that has been copied.
+    pub(super) fn release(&self, range: &Range<usize>) {
+        if let Self::Mapped(map) = self {
+            // SAFETY: the map is backed by a file and never written to, so a page that is dropped is read again.
+            let _ =
+                unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
+}

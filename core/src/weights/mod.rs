@@ -1,0 +1,325 @@
+//! The weights of a checkpoint: safetensors, in one file or in shards, and torch pickles. Files are mapped into memory and
+//! read tensor by tensor, so that loading needs little more memory than the weights themselves.
+//!
+//! A plugin writes its constructor once over a [`Store`]: with [`Store::plan`] it tells which weights it wants, with
+//! [`Store::open`] it gets them, with [`Store::fresh`] it draws new ones.
+
+mod map;
+mod pickle;
+mod store;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, View};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Context, Error, Result};
+use map::Bytes;
+pub use store::{Init, Store};
+
+/// What weight files are called, before `.safetensors`, `.safetensors.index.json`, `.bin`, `.bin.index.json` or `.pt`.
+const STEMS: [&str; 3] = ["model", "pytorch_model", "diffusion_pytorch_model"];
+
+/// How many names an error lists of a kind.
+const LISTED: usize = 20;
+
+/// The types that a file can hold and their names in libtorch.
+const TYPES: [(Dtype, Kind); 10] = [
+    (Dtype::F32, Kind::Float),
+    (Dtype::F16, Kind::Half),
+    (Dtype::BF16, Kind::BFloat16),
+    (Dtype::F64, Kind::Double),
+    (Dtype::I64, Kind::Int64),
+    (Dtype::I32, Kind::Int),
+    (Dtype::I16, Kind::Int16),
+    (Dtype::I8, Kind::Int8),
+    (Dtype::U8, Kind::Uint8),
+    (Dtype::BOOL, Kind::Bool),
+];
+
+/// A weight that a model wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<i64>,
+    /// Whether it has to be there; a buffer that the model computes itself need not.
+    pub required: bool,
+}
+
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<i64>,
+    data: Range<usize>,
+}
+
+/// The named weights of a file or a set of shards. Opening reads the tables alone.
+pub struct Weights {
+    label: String,
+    files: Vec<Bytes>,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Weights {
+    /// The weights in `folder`, under the names that the field gives them; safetensors before pickles.
+    pub fn find(folder: &Path) -> Result<Self> {
+        let endings = ["safetensors.index.json", "safetensors", "bin.index.json", "bin", "pt"];
+        let named = |ending: &str| STEMS.map(|stem| folder.join(format!("{stem}.{ending}")));
+        let found = endings.iter().flat_map(|ending| named(ending)).find(|path| path.is_file());
+        let path = found.ok_or_else(|| {
+            Error::failure(format!("no weights in `{}`", folder.display())).hint(format!(
+                "expected `{}.safetensors`, its shards with `.safetensors.index.json`, or `.bin`",
+                STEMS.join("`, `")
+            ))
+        })?;
+        Self::open(&path)
+    }
+
+    /// The weights of one file, or of the shards that an index names.
+    pub fn open(path: &Path) -> Result<Self> {
+        let label = path.display().to_string();
+        let mut weights = Self { label, files: Vec::new(), entries: BTreeMap::new() };
+        if path.to_string_lossy().ends_with(".index.json") {
+            weights.add_shards(path)?;
+        } else {
+            weights.add_file(path)?;
+        }
+        Ok(weights)
+    }
+
+    /// Weights in safetensors form that are part of the program, and the texts beside them; `label` is what errors call
+    /// them.
+    pub fn embedded(label: &str, bytes: &'static [u8]) -> Result<(Self, HashMap<String, String>)> {
+        let (table, texts) = read_table(bytes).map_err(|error| broken(label, error))?;
+        let mut weights = Self { label: label.into(), files: Vec::new(), entries: BTreeMap::new() };
+        weights.add(Bytes::Embedded(bytes), table)?;
+        Ok((weights, texts))
+    }
+
+    fn add_shards(&mut self, index: &Path) -> Result<()> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let place = || format!("cannot read `{}`", index.display());
+        let Index { weight_map } =
+            serde_json::from_slice(&std::fs::read(index).context(place)?).context(place)?;
+        let mut shards: Vec<&String> = weight_map.values().collect();
+        shards.sort();
+        shards.dedup();
+        for shard in shards {
+            if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
+                return Err(broken(&self.label, format!("`{shard}` is not the name of a file beside it")));
+            }
+            self.add_file(&index.with_file_name(shard))?;
+        }
+        match weight_map.iter().find(|(name, _)| !self.entries.contains_key(*name)) {
+            None => Ok(()),
+            Some((name, shard)) => Err(broken(&self.label, format!("no `{name}` in `{shard}`"))),
+        }
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let label = path.display().to_string();
+        let bytes = Bytes::open(path)?;
+        let table = if path.extension().is_some_and(|ending| ending == "safetensors") {
+            read_table(&bytes).map_err(|error| broken(&label, error))?.0
+        } else {
+            let entries = pickle::read(&bytes).map_err(|error| broken(&label, error))?;
+            entries.into_iter().map(|e| (e.name, e.dtype, e.shape, e.data)).collect()
+        };
+        self.add(bytes, table)
+    }
+
+    fn add(&mut self, bytes: Bytes, table: Table) -> Result<()> {
+        let file = self.files.len();
+        self.files.push(bytes);
+        for (name, dtype, shape, data) in table {
+            let shape = shape.into_iter().map(|size| size as i64).collect();
+            if self.entries.insert(name.clone(), Entry { file, dtype, shape, data }).is_some() {
+                return Err(broken(&self.label, format!("weight `{name}` comes twice")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What errors call them.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// The shape of a weight, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// Forgets the weights that `keep` does not want.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.entries.retain(|name, _| keep(name));
+    }
+
+    /// Refuses weights that are not exactly `expected`, in one error that lists what is missing, unknown, of another shape
+    /// or of a type that holds no weights. Reads no weight.
+    pub fn check(&self, expected: &[Expected]) -> Result<()> {
+        let wanted: HashMap<&str, &Expected> = expected.iter().map(|e| (e.name.as_str(), e)).collect();
+        let missing: Vec<String> = expected
+            .iter()
+            .filter(|e| e.required && !self.entries.contains_key(&e.name))
+            .map(|e| format!("`{}`", e.name))
+            .collect();
+        let mut unknown = Vec::new();
+        let mut misshapen = Vec::new();
+        let mut mistyped = Vec::new();
+        for (name, entry) in &self.entries {
+            match wanted.get(name.as_str()) {
+                None => unknown.push(format!("`{name}`")),
+                Some(e) if e.shape != entry.shape => {
+                    misshapen.push(format!("`{name}` expected {:?}, got {:?}", e.shape, entry.shape));
+                }
+                Some(e) if e.required && !holds_weights(entry.dtype) => {
+                    mistyped.push(format!("`{name}` expected f32, f16, bf16 or f64, got {:?}", entry.dtype));
+                }
+                Some(_) => {}
+            }
+        }
+        let faults = [
+            ("missing", missing),
+            ("unknown", unknown),
+            ("other shape", misshapen),
+            ("other type", mistyped),
+        ];
+        let counts: Vec<String> = faults
+            .iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(fault, names)| format!("{} {fault}", names.len()))
+            .collect();
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let error = Error::failure(format!(
+            "`{}`: these are not the model's weights: {}",
+            self.label,
+            counts.join(", ")
+        ));
+        let error =
+            faults.iter().filter(|(_, names)| !names.is_empty()).fold(error, |error, (fault, names)| {
+                let more = match names.len().saturating_sub(LISTED) {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                error.cause(format!("{fault}: {}{more}", names[..names.len().min(LISTED)].join(", ")))
+            });
+        Err(error
+            .hint("is it a checkpoint of this family, whole, and are its sizes those of its configuration?"))
+    }
+
+    /// Copies a weight into memory, on the CPU and of its own type.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let fail = |cause: String| broken(&self.label, cause);
+        let entry = self.entries.get(name).ok_or_else(|| fail(format!("no weight `{name}`")))?;
+        let file = &self.files[entry.file];
+        let (_, kind) = TYPES
+            .into_iter()
+            .find(|(dtype, _)| *dtype == entry.dtype)
+            .ok_or_else(|| fail(format!("weight `{name}`: type {:?} is not supported", entry.dtype)))?;
+        let bytes = file.get(entry.data.clone()).ok_or_else(|| fail(format!("`{name}` ends early")))?;
+        let tensor = Tensor::f_from_data_size(bytes, &entry.shape, kind)?;
+        file.release(&entry.data);
+        Ok(tensor)
+    }
+}
+
+fn holds_weights(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)
+}
+
+fn broken(label: &str, cause: impl std::fmt::Display) -> Error {
+    Error::failure(format!("cannot read the weights `{label}`"))
+        .cause(cause.to_string().lines().next().unwrap_or_default())
+}
+
+/// Name, type, shape and place of each tensor.
+type Table = Vec<(String, Dtype, Vec<usize>, Range<usize>)>;
+
+/// The table of a safetensors file, checked against its length, and the texts in its header.
+fn read_table(
+    bytes: &[u8],
+) -> std::result::Result<(Table, HashMap<String, String>), safetensors::SafeTensorError> {
+    SafeTensors::deserialize(bytes)?;
+    let (header, metadata): (usize, Metadata) = SafeTensors::read_metadata(bytes)?;
+    let start = header + 8; // behind the length of the header, and the header
+    let table = metadata
+        .tensors()
+        .into_iter()
+        .map(|(name, info)| {
+            let (from, to) = info.data_offsets;
+            (name, info.dtype, info.shape.clone(), start + from..start + to)
+        })
+        .collect();
+    Ok((table, metadata.metadata().clone().unwrap_or_default()))
+}
+
+/// Writes weights as one safetensors file, tensor by tensor, with `texts` in its header.
+pub fn write(path: &Path, weights: &[(String, Tensor)], texts: &[(&str, &str)]) -> Result<()> {
+    let place = || format!("cannot write `{}`", path.display());
+    let views: Vec<(&str, Saved)> = weights
+        .iter()
+        .map(|(name, tensor)| {
+            let kind = tensor.kind();
+            let (dtype, _) = TYPES
+                .into_iter()
+                .find(|(_, known)| *known == kind)
+                .ok_or_else(|| Error::failure(format!("weight `{name}`: {kind:?} cannot be saved")))?;
+            let shape = tensor.size().iter().map(|size| *size as usize).collect();
+            Ok((name.as_str(), Saved { tensor: tensor.detach(), dtype, shape }))
+        })
+        .collect::<Result<_>>()
+        .context(place)?;
+    // What Python's readers ask for: whose tensors these are.
+    let texts = std::iter::once(&("format", "pt"))
+        .chain(texts)
+        .map(|(key, text)| ((*key).to_string(), (*text).to_string()))
+        .collect();
+    safetensors::serialize_to_file(views, Some(texts), path)
+        .map_err(|error| Error::failure(place()).cause(error))
+}
+
+struct Saved {
+    tensor: Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl View for Saved {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let tensor = self.tensor.to_device(Device::Cpu).contiguous();
+        let mut bytes = vec![0; self.data_len()];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests;
