@@ -92,6 +92,9 @@ pub struct Rollout {
     pub prompts: usize,
     /// `G`, images a prompt.
     pub group: usize,
+    /// Images that go through the model at once; 0 for all of an iteration. Fewer take less memory, and, where the
+    /// gradient passes through images (`sft`, `grpo`), one more forward pass; the result is the same.
+    pub micro_batch: usize,
     /// How images are drawn.
     pub images: ImageSampling,
     /// How answers are drawn.
@@ -100,7 +103,13 @@ pub struct Rollout {
 
 impl Default for Rollout {
     fn default() -> Self {
-        Self { prompts: 1, group: 3, images: ImageSampling::default(), answers: TextSampling::default() }
+        Self {
+            prompts: 1,
+            group: 3,
+            micro_batch: 0,
+            images: ImageSampling::default(),
+            answers: TextSampling::default(),
+        }
     }
 }
 

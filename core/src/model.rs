@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 
 /// Whether a model reads images through the same tokens that it draws (§3.5 of the paper).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,9 @@ pub struct ModelCard {
     pub codebook_size: i64,
     /// Height and width of an image in pixels.
     pub resolution: i64,
+    /// Height and width of the pictures that [`UnifiedModel::encode`] is given, where it is not `resolution`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads_at: Option<i64>,
 }
 
 /// Which task a parameter serves.
@@ -92,6 +95,26 @@ pub enum Policy {
     Reference,
 }
 
+/// The place of some rows in a larger batch. Random numbers are drawn for the whole batch, so that a batch in parts is
+/// the batch in one, whatever the parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// The first of the rows.
+    pub first: i64,
+    /// `B` of the whole batch.
+    pub of: i64,
+}
+
+impl Part {
+    /// Of `all`, which answers for a whole batch of the given size, the rows of a part of `rows` rows.
+    pub fn rows(part: Option<Self>, rows: i64, all: impl FnOnce(i64) -> Tensor) -> Tensor {
+        match part {
+            None => all(rows),
+            Some(Self { first, of }) => all(of).narrow(0, first, rows),
+        }
+    }
+}
+
 /// How images are drawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -105,6 +128,10 @@ pub struct ImageSampling {
     /// The only source of randomness.
     #[serde(skip_serializing_if = "is_zero")]
     pub seed: u64,
+    /// Which rows of a larger batch these are; none for a whole one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub part: Option<Part>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
@@ -112,10 +139,15 @@ fn is_zero(seed: &u64) -> bool {
     *seed == 0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_none(count: &i64) -> bool {
+    *count == 0
+}
+
 impl Default for ImageSampling {
     /// The paper's setting (§4.1): guidance 2, 16 steps.
     fn default() -> Self {
-        Self { guidance: 2.0, steps: 16, temperature: 1.0, seed: 0 }
+        Self { guidance: 2.0, steps: 16, temperature: 1.0, seed: 0, part: None }
     }
 }
 
@@ -125,16 +157,23 @@ impl Default for ImageSampling {
 pub struct TextSampling {
     /// 0 is greedy; 1 samples from the model's distribution.
     pub temperature: f64,
+    /// Samples among the most likely tokens, so many; 0 among all.
+    #[serde(skip_serializing_if = "is_none")]
+    pub top_k: i64,
     /// Most tokens of an answer, its end token counted.
     pub max_tokens: i64,
     /// The only source of randomness.
     #[serde(skip_serializing_if = "is_zero")]
     pub seed: u64,
+    /// Which rows of a larger batch these are; none for a whole one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub part: Option<Part>,
 }
 
 impl Default for TextSampling {
     fn default() -> Self {
-        Self { temperature: 0.0, max_tokens: 32, seed: 0 }
+        Self { temperature: 0.0, top_k: 0, max_tokens: 32, seed: 0, part: None }
     }
 }
 
@@ -147,12 +186,15 @@ pub struct Images {
     pub relaxed: Option<Tensor>,
     /// `[B,N]` i64: the decoding step at which a masked model settled the token.
     pub revealed_at: Option<Tensor>,
+    /// `[B,3,H,W]` f32 in `0..=1`: the pictures themselves where they were read and not drawn, for a model that
+    /// understands pixels.
+    pub pixels: Option<Tensor>,
 }
 
 impl Images {
     /// Images known by their tokens `[B,N]` alone.
     pub fn from_tokens(tokens: Tensor) -> Self {
-        Self { tokens, relaxed: None, revealed_at: None }
+        Self { tokens, relaxed: None, revealed_at: None, pixels: None }
     }
 
     /// `B`.
@@ -165,6 +207,23 @@ impl Images {
         self.len() == 0
     }
 
+    /// All rows of `parts`, which have the same tensors, in order.
+    pub fn cat(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let all = |of: fn(&Self) -> Option<&Tensor>| {
+            let tensors: Option<Vec<&Tensor>> = parts.iter().map(of).collect();
+            tensors.filter(|tensors| !tensors.is_empty()).map(|tensors| Tensor::cat(&tensors, 0))
+        };
+        Self {
+            tokens: all(|part| Some(&part.tokens)).unwrap_or_default(),
+            relaxed: all(|part| part.relaxed.as_ref()),
+            revealed_at: all(|part| part.revealed_at.as_ref()),
+            pixels: all(|part| part.pixels.as_ref()),
+        }
+    }
+
     /// Rows `start..start + len` of every tensor.
     #[must_use]
     pub fn narrow(&self, start: i64, len: i64) -> Self {
@@ -173,6 +232,7 @@ impl Images {
             tokens: rows(&self.tokens),
             relaxed: self.relaxed.as_ref().map(rows),
             revealed_at: self.revealed_at.as_ref().map(rows),
+            pixels: self.pixels.as_ref().map(rows),
         }
     }
 }
@@ -189,6 +249,23 @@ pub struct Answers {
 }
 
 impl Answers {
+    /// All rows of `parts` in order, as long as the longest.
+    pub fn cat(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let length = parts.iter().filter_map(|part| part.tokens.size().get(1).copied()).max().unwrap_or(0);
+        let all = |of: fn(&Self) -> &Tensor| {
+            let padded = parts.iter().map(|part| {
+                let missing = length - of(part).size()[1];
+                of(part).constant_pad_nd([0, missing])
+            });
+            Tensor::cat(&padded.collect::<Vec<_>>(), 0)
+        };
+        let (tokens, mask) = (all(|part| &part.tokens), all(|part| &part.mask));
+        Self { text: parts.into_iter().flat_map(|part| part.text).collect(), tokens, mask }
+    }
+
     /// Rows `start..start + len`.
     #[must_use]
     pub fn narrow(&self, start: i64, len: i64) -> Self {
@@ -209,6 +286,9 @@ pub enum Replay {
     Remask {
         /// The only source of randomness.
         seed: u64,
+        /// Which rows of a larger batch these are; none for a whole one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        part: Option<Part>,
     },
     /// Every token is scored in the state in which it was drawn: before the step that `revealed_at` names, with the
     /// guidance that drew it. Targets are the tokens revealed at one of `steps`.
@@ -242,6 +322,49 @@ pub struct TokenLogp {
     pub logp: Tensor,
     /// `[B,T]` bool, true where there is a token.
     pub mask: Tensor,
+}
+
+/// What is asked of a model at once, for its [`Footprint`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Workload {
+    /// How images are drawn.
+    pub images: ImageSampling,
+    /// How answers are drawn.
+    pub answers: TextSampling,
+    /// States of an image that are scored together: reveal steps, or 1 for a re-masking.
+    pub states: i64,
+}
+
+/// Memory of one kind of call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Bytes an image for keys and values.
+    pub cache: i64,
+    /// Bytes an image for everything else, what is kept for a gradient included.
+    pub activations: i64,
+}
+
+/// The memory of a model in bytes, as its plugin reckons it from sizes alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Values of all weights.
+    pub values: i64,
+    /// Bytes of all weights.
+    pub weights: i64,
+    /// Values of the weights that learn in post-training.
+    pub trainable: i64,
+    /// Bytes of these.
+    pub trainable_weights: i64,
+    /// Bytes that [`UnifiedModel::freeze_reference`] takes.
+    pub reference: i64,
+    /// [`UnifiedModel::generate`].
+    pub generate: Cost,
+    /// [`UnifiedModel::answer`].
+    pub answer: Cost,
+    /// [`UnifiedModel::image_logits`] with gradient.
+    pub image_logits: Cost,
+    /// [`UnifiedModel::answer_logp`] with gradient.
+    pub answer_logp: Cost,
 }
 
 /// Where a model's weights come from.
@@ -285,6 +408,11 @@ pub trait UnifiedModel: Send {
 
     /// Remembers the weights of now as [`Policy::Reference`].
     fn freeze_reference(&mut self) -> Result<()>;
+
+    /// Reckons the memory that a workload takes, without doing it. A model that cannot say leaves this as it is.
+    fn footprint(&self, _workload: &Workload) -> Result<Footprint> {
+        Err(Error::new(Code::Unsupported, format!("model `{}` does not reckon its memory", self.card().name)))
+    }
 
     /// Draws one image a prompt, without gradient. A masked model fills `revealed_at`.
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images>;

@@ -84,7 +84,8 @@ fn every_operation_crosses() -> Result<()> {
     assert_eq!(model.encode(&pixels)?.tokens, images.tokens);
     let answers = model.answer(&images, &questions, &TextSampling::default())?;
     assert_eq!(answers.text, questions);
-    let logits = model.image_logits(&prompts, &images, Policy::Current, &Replay::Remask { seed: 0 })?;
+    let logits =
+        model.image_logits(&prompts, &images, Policy::Current, &Replay::Remask { seed: 0, part: None })?;
     assert_eq!(logits.logits.size(), [2, 4, 6]);
     assert!(model.tokenizer_loss(&pixels, 0.5)?.requires_grad());
     let dir = tempfile::tempdir().unwrap();
@@ -105,7 +106,7 @@ fn autograd_crosses_and_no_grad_is_obeyed() -> Result<()> {
     let model = model("echo");
     let relaxed = Tensor::full([2, 4, 6], 1.0 / 6.0, (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let tokens = Tensor::zeros([2, 4], (Kind::Int64, Device::Cpu));
-    let images = Images { tokens, relaxed: Some(relaxed.shallow_clone()), revealed_at: None };
+    let images = Images { relaxed: Some(relaxed.shallow_clone()), ..Images::from_tokens(tokens) };
     let questions = texts(&["x", "y"]);
     let answers = model.encode_answers(&questions)?;
     let logp = || model.answer_logp(&images, &questions, &answers, Policy::Current);

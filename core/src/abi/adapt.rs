@@ -88,6 +88,7 @@ impl Answer for Box<dyn UnifiedModel> {
                 let (pixels, progress) = wire::read_tokenizer_loss(args)?;
                 Ok(wire::loss(&self.tokenizer_loss(&pixels, progress)?))
             }
+            op::FOOTPRINT => wire::memory(&self.footprint(&wire::read_footprint(args)?)?),
             op::SAVE => done(self.save(Path::new(&wire::read_save(args)?))),
             _ => Err(unsupported(op)),
         }

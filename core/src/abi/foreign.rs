@@ -11,8 +11,8 @@ use super::component::ComponentBox;
 use super::wire::{self, Message, op};
 use crate::error::{Code, Error, Result};
 use crate::model::{
-    Answers, ImageLogits, ImageSampling, Images, Mode, ModelCard, Parameter, Policy, Replay, TextSampling,
-    TokenLogp, UnifiedModel,
+    Answers, Footprint, ImageLogits, ImageSampling, Images, Mode, ModelCard, Parameter, Policy, Replay,
+    TextSampling, TokenLogp, UnifiedModel, Workload,
 };
 use crate::reward::{Reward, RewardFunction, Sample};
 
@@ -68,6 +68,12 @@ impl ForeignModel {
         if let Some(revealed_at) = &images.revealed_at {
             shape("images.revealed_at", revealed_at, &[batch, n], Kind::Int64)?;
         }
+        if let Some(pixels) = &images.pixels {
+            let size = pixels.size();
+            let square = size.len() == 4 && size[0] == batch && size[1] == 3 && size[2] == size[3];
+            check(square, || format!("`images.pixels`: expected [{batch},3,H,H], got {size:?}"))?;
+            finite("images.pixels", pixels)?;
+        }
         Ok(images)
     }
 }
@@ -101,6 +107,10 @@ impl UnifiedModel for ForeignModel {
 
     fn freeze_reference(&mut self) -> Result<()> {
         self.remote.call(op::FREEZE_REFERENCE, Ok(Message::default()), |_| Ok(()))
+    }
+
+    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
+        self.remote.call(op::FOOTPRINT, wire::footprint(workload), wire::read_memory)
     }
 
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {

@@ -15,8 +15,8 @@ use tch::{Device, Tensor};
 use super::component::FfiRecord;
 use crate::error::{Code, Context, Error, Result};
 use crate::model::{
-    Answers, Checkpoint, ImageLogits, ImageSampling, Images, Mode, ModelCard, ModelSource, Parameter,
-    ParameterGroup, Policy, Replay, TextSampling, TokenLogp,
+    Answers, Checkpoint, Footprint, ImageLogits, ImageSampling, Images, Mode, ModelCard, ModelSource,
+    Parameter, ParameterGroup, Policy, Replay, TextSampling, TokenLogp, Workload,
 };
 use crate::reward::{Reward, Sample};
 
@@ -45,9 +45,11 @@ impl Message {
 
     fn images(self, images: &Images) -> Self {
         let mut message = self.tensor("images.tokens", &images.tokens);
-        for (key, tensor) in
-            [("images.relaxed", &images.relaxed), ("images.revealed_at", &images.revealed_at)]
-        {
+        for (key, tensor) in [
+            ("images.relaxed", &images.relaxed),
+            ("images.revealed_at", &images.revealed_at),
+            ("images.pixels", &images.pixels),
+        ] {
             if let Some(tensor) = tensor {
                 message = message.tensor(key, tensor);
             }
@@ -79,6 +81,7 @@ impl Message {
             tokens: self.take("images.tokens")?,
             relaxed: self.take_if_there("images.relaxed"),
             revealed_at: self.take_if_there("images.revealed_at"),
+            pixels: self.take_if_there("images.pixels"),
         })
     }
 
@@ -133,6 +136,7 @@ pub(crate) mod op {
     pub(crate) const ENCODE: &str = "encode";
     pub(crate) const TOKENIZER_LOSS: &str = "tokenizer_loss";
     pub(crate) const SAVE: &str = "save";
+    pub(crate) const FOOTPRINT: &str = "footprint";
     pub(crate) const SCORE: &str = "score";
 }
 
@@ -241,7 +245,23 @@ pub(crate) fn read_tokenizer_loss(mut message: Message) -> Result<(Tensor, f64)>
     Ok((message.take("pixels")?, message.get("progress")?))
 }
 
+pub(crate) fn footprint(workload: &Workload) -> Result<Message> {
+    Message::default().with("workload", workload)
+}
+
+pub(crate) fn read_footprint(mut message: Message) -> Result<Workload> {
+    message.get("workload")
+}
+
 // ---- replies ----
+
+pub(crate) fn memory(footprint: &Footprint) -> Result<Message> {
+    Message::default().with("footprint", footprint)
+}
+
+pub(crate) fn read_memory(mut message: Message) -> Result<Footprint> {
+    message.get("footprint")
+}
 
 pub(crate) fn card(card: &ModelCard) -> Result<Message> {
     Message::default().with("card", card)
@@ -406,10 +426,17 @@ mod tests {
     #[test]
     fn the_form_of_every_message_is_fixed() -> Result<()> {
         let tokens = || Tensor::zeros([1, 2], (Kind::Int64, Device::Cpu));
-        let some = Images { tokens: tokens(), relaxed: Some(tokens()), revealed_at: Some(tokens()) };
+        let some =
+            Images { tokens: tokens(), relaxed: Some(tokens()), revealed_at: Some(tokens()), pixels: None };
         let bare = Images::from_tokens(tokens());
         let reply = Answers { text: vec!["two".into()], tokens: tokens(), mask: tokens() };
         let texts = ["a \"cat\"".to_owned()];
+        let part = Some(Part { first: 2, of: 4 });
+        let workload = Workload {
+            images: ImageSampling { part, ..ImageSampling::default() },
+            answers: TextSampling { part, ..TextSampling::default() },
+            states: 1,
+        };
         let the_card = ModelCard {
             name: "echo".into(),
             image_space: ImageSpace::Shared,
@@ -417,6 +444,7 @@ mod tests {
             image_tokens: 2,
             codebook_size: 3,
             resolution: 4,
+            reads_at: None,
         };
         let leaf = Parameter { name: "w".into(), tensor: tokens(), group: ParameterGroup::Shared };
         let reward = Reward { score: 0.1 + 0.2, max: 1.0, parts: BTreeMap::from([("noun".into(), 1.0)]) };
@@ -427,13 +455,17 @@ mod tests {
             ("> generate", generate(&texts, &seeded)?),
             ("> answer", answer(&some, &texts, &TextSampling::default())?),
             ("> encode_answers", encode_answers(&texts)?),
-            ("> image_logits", image_logits(&texts, &bare, Policy::Current, &Replay::Remask { seed: 1 })?),
+            (
+                "> image_logits",
+                image_logits(&texts, &bare, Policy::Current, &Replay::Remask { seed: 1, part: None })?,
+            ),
             ("> image_logits", image_logits(&texts, &some, Policy::Reference, &reveal)?),
             ("> image_logits", image_logits(&texts, &bare, Policy::Current, &Replay::Pretrain { seed: 2 })?),
             ("> answer_logp", answer_logp(&some, &texts, &reply, Policy::Current)?),
             ("> pixels", images(&bare)),
             ("> encode", pixels(&tokens())),
             ("> tokenizer_loss", tokenizer_loss(&tokens(), 0.25)?),
+            ("> footprint", footprint(&workload)?),
             ("> save", save(Path::new("out/dir"))?),
             ("> score", score(&[sample()])?),
             ("< card", card(&the_card)?),
@@ -444,6 +476,7 @@ mod tests {
             ("< answer_logp", logp(&TokenLogp { logp: tokens(), mask: tokens() })),
             ("< pixels", pixels(&tokens())),
             ("< tokenizer_loss", loss(&tokens())),
+            ("< footprint", memory(&Footprint::default())?),
             ("< score", rewards(&[reward])?),
         ];
         let mut text = String::new();

@@ -12,6 +12,7 @@
 //!    The preset `paper` leaves 3 and 4 off.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Instant;
 
 use schemars::JsonSchema;
@@ -88,13 +89,18 @@ impl Optimizer for Grpo {
 
         // 3. Complete the re-masked drawings; answers and rewards belong to the completed images.
         if self.answer_coefficient > 0.0 {
-            let (completed, _) = iteration.complete(&drawn, self.gumbel_temperature)?;
+            let completed = iteration.complete_all(&drawn, self.gumbel_temperature)?;
             let answers = iteration.answer(&completed)?;
             let (_, scores) = iteration.score(&answers)?;
             let started = Instant::now();
             let weights = self.weighting.weights(&scores, group, self.weight_temperature);
             let factors = (self.answer_coefficient, self.beta);
-            accumulate_answers(iteration, &completed, &answers, &weights, factors, &mut metrics)?;
+            let mut whole = completed.relaxed.is_some().then_some(completed);
+            let images = |iteration: &mut Iteration<'_>, rows: &Range<usize>| match whole.take() {
+                Some(images) => Ok(images),
+                None => iteration.complete(&drawn, rows, self.gumbel_temperature),
+            };
+            accumulate_answers(iteration, images, &answers, &weights, factors, &mut metrics)?;
             iteration.phases.update += started.elapsed();
             if shown.is_none() {
                 // What is logged and shown are the drawings, so they are asked about too.

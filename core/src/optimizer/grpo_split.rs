@@ -9,6 +9,7 @@
 //! and the replay of the reveal steps are additions.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Instant;
 
 use schemars::JsonSchema;
@@ -79,7 +80,10 @@ impl Optimizer for GrpoSplit {
         // 3. Answering.
         if self.answer_coefficient > 0.0 {
             let factors = (self.answer_coefficient, self.beta);
-            accumulate_answers(iteration, &drawn, &answers, &weights, factors, &mut metrics)?;
+            let images = |_: &mut Iteration<'_>, rows: &Range<usize>| {
+                Ok(drawn.narrow(rows.start as i64, rows.len() as i64))
+            };
+            accumulate_answers(iteration, images, &answers, &weights, factors, &mut metrics)?;
         }
         iteration.phases.update += started.elapsed();
 

@@ -7,6 +7,7 @@ pub mod objective;
 pub mod sft;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use schemars::Schema;
@@ -16,8 +17,7 @@ use tch::{Kind, Tensor};
 use crate::config::Rollout;
 use crate::error::{Error, Result, unknown_name};
 use crate::model::{
-    Answers, ImageLogits, ImageSampling, ImageSpace, Images, ModelCard, Policy, Replay, TextSampling,
-    UnifiedModel,
+    Answers, ImageSampling, ImageSpace, Images, ModelCard, Part, Policy, Replay, TextSampling, UnifiedModel,
 };
 use crate::reward::{Reward, RuleSet, Sample};
 use crate::scene::Task;
@@ -161,22 +161,51 @@ impl Iteration<'_> {
         self.tasks.iter().map(|task| task.question.clone()).collect()
     }
 
+    /// The rows that go through the model at once.
+    pub(crate) fn parts(&self) -> Vec<Range<usize>> {
+        let batch = self.tasks.len();
+        let size = if self.rollout.micro_batch == 0 { batch } else { self.rollout.micro_batch };
+        (0..batch).step_by(size.max(1)).map(|first| first..(first + size).min(batch)).collect()
+    }
+
+    /// The place of some rows in the batch; none where they are all of it.
+    fn part(&self, rows: &Range<usize>) -> Option<Part> {
+        let of = self.tasks.len();
+        (rows.len() < of).then_some(Part { first: rows.start as i64, of: of as i64 })
+    }
+
+    /// What share of the batch some rows are.
+    fn share(&self, rows: &Range<usize>) -> f64 {
+        rows.len() as f64 / self.tasks.len() as f64
+    }
+
     /// Draws one image a task, without gradient.
     pub fn draw(&mut self) -> Result<Images> {
         let started = Instant::now();
-        let sampling = ImageSampling { seed: self.stream(Stream::Draw), ..self.rollout.images.clone() };
-        let images = tch::no_grad(|| self.model.generate(&self.prompts(), &sampling))?;
+        let (prompts, seed) = (self.prompts(), self.stream(Stream::Draw));
+        let mut images = Vec::new();
+        for rows in self.parts() {
+            let part = self.part(&rows);
+            let sampling = ImageSampling { seed, part, ..self.rollout.images.clone() };
+            images.push(tch::no_grad(|| self.model.generate(&prompts[rows], &sampling))?);
+        }
         self.phases.draw += started.elapsed();
-        Ok(images)
+        Ok(Images::cat(images))
     }
 
     /// Asks the model about every image, without gradient.
     pub fn answer(&mut self, images: &Images) -> Result<Answers> {
         let started = Instant::now();
-        let sampling = TextSampling { seed: self.stream(Stream::Answer), ..self.rollout.answers.clone() };
-        let answers = tch::no_grad(|| self.model.answer(images, &self.questions(), &sampling))?;
+        let (questions, seed) = (self.questions(), self.stream(Stream::Answer));
+        let mut answers = Vec::new();
+        for rows in self.parts() {
+            let part = self.part(&rows);
+            let sampling = TextSampling { seed, part, ..self.rollout.answers.clone() };
+            let images = images.narrow(rows.start as i64, rows.len() as i64);
+            answers.push(tch::no_grad(|| self.model.answer(&images, &questions[rows], &sampling))?);
+        }
         self.phases.answer += started.elapsed();
-        Ok(answers)
+        Ok(Answers::cat(answers))
     }
 
     /// The worth of every answer, and the rewards `[B]` to learn from (permuted in the shuffled control).
@@ -206,24 +235,56 @@ impl Iteration<'_> {
         Ok((rewards, scores))
     }
 
-    /// Feeds the drawings back re-masked and completes them by the straight-through Gumbel-softmax (§3.3, eq. 3).
-    pub fn complete(&mut self, images: &Images, temperature: f64) -> Result<(Images, ImageLogits)> {
-        let started = Instant::now();
-        let replay = Replay::Remask { seed: self.stream(Stream::Replay) };
-        let logits = self.model.image_logits(&self.prompts(), images, Policy::Current, &replay)?;
+    /// Feeds the drawings of some `rows` back re-masked and completes them by the straight-through Gumbel-softmax (§3.3,
+    /// eq. 3).
+    pub(crate) fn complete(
+        &mut self,
+        drawn: &Images,
+        rows: &Range<usize>,
+        temperature: f64,
+    ) -> Result<Images> {
+        let images = drawn.narrow(rows.start as i64, rows.len() as i64);
+        let replay = Replay::Remask { seed: self.stream(Stream::Replay), part: self.part(rows) };
+        let prompts = &self.prompts()[rows.clone()];
+        let logits = self.model.image_logits(prompts, &images, Policy::Current, &replay)?;
         tch::manual_seed(self.stream(Stream::Gumbel) as i64);
-        let noise = objective::gumbel(&logits.logits.detach().rand_like()); // [B,N,K]
+        let one = logits.logits.get(0).detach(); // [N,K]
+        // An image at a time from the start of the batch: an image gets the same noise in any part.
+        let noise: Vec<Tensor> = (0..rows.end)
+            .map(|_| one.rand_like())
+            .enumerate()
+            .filter(|(row, _)| *row >= rows.start)
+            .map(|(_, noise)| noise)
+            .collect();
+        let noise = objective::gumbel(&Tensor::stack(&noise, 0)); // [B,N,K]
         let sampled = objective::straight_through(&logits.logits, &noise, temperature);
         let (relaxed, tokens) = objective::complete(&sampled, &images.tokens, &logits.targets);
+        Ok(Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) })
+    }
+
+    /// All drawings, completed. Only a batch of one part keeps its gradient: of several, each is completed again when
+    /// its gradient is due.
+    pub(crate) fn complete_all(&mut self, drawn: &Images, temperature: f64) -> Result<Images> {
+        let started = Instant::now();
+        let parts = self.parts();
+        let completed = if let [all] = &parts[..] {
+            self.complete(drawn, all, temperature)?
+        } else {
+            let mut tokens = Vec::new();
+            for rows in &parts {
+                tokens.push(tch::no_grad(|| self.complete(drawn, rows, temperature))?.tokens);
+            }
+            Images::from_tokens(Tensor::cat(&tokens, 0))
+        };
         self.phases.update += started.elapsed();
-        Ok((Images { tokens, relaxed: Some(relaxed), revealed_at: None }, logits))
+        Ok(completed)
     }
 }
 
 /// A divergence with the share of its tokens that had to be clamped.
 pub(crate) struct Divergence {
     pub(crate) mean: Tensor,
-    pub(crate) clamped: f64,
+    pub(crate) clamped: Tensor,
 }
 
 impl Divergence {
@@ -231,35 +292,55 @@ impl Divergence {
         let (k3, clamped) = objective::k3(logp, reference);
         Self {
             mean: objective::token_mean(&k3, mask),
-            clamped: objective::token_mean(&clamped.to_kind(Kind::Float), mask).double_value(&[]),
+            clamped: objective::token_mean(&clamped.to_kind(Kind::Float), mask),
         }
     }
 }
 
-/// Adds `coefficient · (−Σ w_i · mean log p(answer_i | image_i) + beta · KL)` to the gradients (eq. 5, A.3) and notes it in
-/// `metrics`. Relaxed images carry the gradient on; the reference policy reads their hard tokens.
+/// Adds `coefficient · (−Σ w_i · mean log p(answer_i | image_i) + beta · KL)` to the gradients (eq. 5, A.3), part by part,
+/// and notes it in `metrics`. `images` answers for the rows of a part; relaxed ones carry the gradient on, the reference
+/// policy reads their hard tokens.
 pub(crate) fn accumulate_answers(
-    iteration: &Iteration<'_>,
-    images: &Images,
+    iteration: &mut Iteration<'_>,
+    mut images: impl FnMut(&mut Iteration<'_>, &Range<usize>) -> Result<Images>,
     answers: &Answers,
     weights: &Tensor,
     (coefficient, beta): (f64, f64),
     metrics: &mut BTreeMap<&'static str, f64>,
 ) -> Result<()> {
     let questions = iteration.questions();
-    let scored = iteration.model.answer_logp(images, &questions, answers, Policy::Current)?;
-    let mut loss = objective::weighted_loss(&scored.logp, &scored.mask, weights, iteration.group());
-    metrics.insert("loss/answer", loss.double_value(&[]));
-    if beta > 0.0 {
-        let hard = Images::from_tokens(images.tokens.shallow_clone());
-        let reference =
-            tch::no_grad(|| iteration.model.answer_logp(&hard, &questions, answers, Policy::Reference))?;
-        let kl = Divergence::of(&scored.logp, &reference.logp, &scored.mask);
-        metrics.insert("kl/answer", kl.mean.double_value(&[]));
-        metrics.insert("kl/answer_clamped", kl.clamped);
-        loss += kl.mean * beta;
+    let tokens = count(&answers.mask);
+    for rows in iteration.parts() {
+        let images = images(iteration, &rows)?;
+        let (first, len) = (rows.start as i64, rows.len() as i64);
+        let (answers, weights) = (answers.narrow(first, len), weights.narrow(0, first, len));
+        let (share, token_share) = (iteration.share(&rows), count(&answers.mask) / tokens);
+        let questions = &questions[rows];
+        let scored = iteration.model.answer_logp(&images, questions, &answers, Policy::Current)?;
+        let mut loss =
+            objective::weighted_loss(&scored.logp, &scored.mask, &weights, iteration.group()) * share;
+        add(metrics, "loss/answer", &loss);
+        if beta > 0.0 {
+            let hard = Images::from_tokens(images.tokens.shallow_clone());
+            let reference =
+                tch::no_grad(|| iteration.model.answer_logp(&hard, questions, &answers, Policy::Reference))?;
+            let kl = Divergence::of(&scored.logp, &reference.logp, &scored.mask);
+            add(metrics, "kl/answer", &(&kl.mean * token_share));
+            add(metrics, "kl/answer_clamped", &(kl.clamped * token_share));
+            loss += kl.mean * (beta * token_share);
+        }
+        backward(&(loss * coefficient), "loss/answer")?;
     }
-    backward(&(loss * coefficient), "loss/answer")
+    Ok(())
+}
+
+/// True positions.
+fn count(mask: &Tensor) -> f64 {
+    mask.to_kind(Kind::Float).sum(Kind::Float).double_value(&[]).max(1.0)
+}
+
+fn add(metrics: &mut BTreeMap<&'static str, f64>, name: &'static str, value: &Tensor) {
+    *metrics.entry(name).or_default() += value.double_value(&[]);
 }
 
 /// How the log-likelihood of a drawing is measured and weighted: the image side of `grpo-split`, and an addition to `grpo`.
@@ -296,7 +377,8 @@ impl Default for ImageTerm {
 }
 
 impl ImageTerm {
-    /// Adds `coefficient · (−Σ w_i · mean log p(u_i | prompt) + beta · KL)` to the gradients (A.3) and notes it in `metrics`.
+    /// Adds `coefficient · (−Σ w_i · mean log p(u_i | prompt) + beta · KL)` to the gradients (A.3), part by part, and notes
+    /// it in `metrics`. Every image of a replay has as many targets.
     pub(crate) fn accumulate(
         &self,
         iteration: &Iteration<'_>,
@@ -304,27 +386,38 @@ impl ImageTerm {
         weights: &Tensor,
         metrics: &mut BTreeMap<&'static str, f64>,
     ) -> Result<()> {
-        let replay = self.replay(iteration);
         let prompts = iteration.prompts();
-        let scored = iteration.model.image_logits(&prompts, images, Policy::Current, &replay)?;
-        let logp = objective::image_logp(&scored.logits, &images.tokens); // [B,N]
-        let mut loss = objective::weighted_loss(&logp, &scored.targets, weights, iteration.group());
-        metrics.insert("loss/image", loss.double_value(&[]));
-        if self.beta > 0.0 {
-            let reference =
-                tch::no_grad(|| iteration.model.image_logits(&prompts, images, Policy::Reference, &replay))?;
-            let reference = objective::image_logp(&reference.logits, &images.tokens);
-            let kl = Divergence::of(&logp, &reference, &scored.targets);
-            metrics.insert("kl/image", kl.mean.double_value(&[]));
-            metrics.insert("kl/image_clamped", kl.clamped);
-            loss += kl.mean * self.beta;
+        for rows in iteration.parts() {
+            let replay = self.replay(iteration, &rows);
+            let (first, len) = (rows.start as i64, rows.len() as i64);
+            let (images, weights) = (images.narrow(first, len), weights.narrow(0, first, len));
+            let share = iteration.share(&rows);
+            let prompts = &prompts[rows];
+            let scored = iteration.model.image_logits(prompts, &images, Policy::Current, &replay)?;
+            let logp = objective::image_logp(&scored.logits, &images.tokens); // [B,N]
+            let mut loss =
+                objective::weighted_loss(&logp, &scored.targets, &weights, iteration.group()) * share;
+            add(metrics, "loss/image", &loss);
+            if self.beta > 0.0 {
+                let reference = tch::no_grad(|| {
+                    iteration.model.image_logits(prompts, &images, Policy::Reference, &replay)
+                })?;
+                let reference = objective::image_logp(&reference.logits, &images.tokens);
+                let kl = Divergence::of(&logp, &reference, &scored.targets);
+                add(metrics, "kl/image", &(&kl.mean * share));
+                add(metrics, "kl/image_clamped", &(kl.clamped * share));
+                loss += kl.mean * (self.beta * share);
+            }
+            backward(&(loss * self.coefficient), "loss/image")?;
         }
-        backward(&(loss * self.coefficient), "loss/image")
+        Ok(())
     }
 
-    fn replay(&self, iteration: &Iteration<'_>) -> Replay {
+    fn replay(&self, iteration: &Iteration<'_>, rows: &Range<usize>) -> Replay {
         match self.replay {
-            ReplayKind::Remask => Replay::Remask { seed: iteration.stream(Stream::Replay) },
+            ReplayKind::Remask => {
+                Replay::Remask { seed: iteration.stream(Stream::Replay), part: iteration.part(rows) }
+            }
             ReplayKind::Reveal => {
                 let total = iteration.rollout.images.steps;
                 let mut steps: Vec<i64> = (0..total).collect();

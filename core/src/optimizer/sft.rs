@@ -12,7 +12,9 @@ use std::time::Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Iteration, Optimizer, OptimizerEntry, Outcome, backward, objective, options, reward_metrics};
+use super::{
+    Iteration, Optimizer, OptimizerEntry, Outcome, add, backward, count, objective, options, reward_metrics,
+};
 use crate::error::Result;
 use crate::model::Policy;
 
@@ -50,18 +52,21 @@ impl Optimizer for Sft {
         let (rewards, scores) = iteration.score(&answers)?;
         reward_metrics(&rewards, &scores, iteration.group(), &mut metrics);
 
-        // 2. Complete the re-masked drawings.
-        let (completed, _) = iteration.complete(&drawn, self.gumbel_temperature)?;
-
-        // 3. The right answer about the completed image.
+        // 2. Complete the re-masked drawings, and score the right answer about the completed image.
         let started = Instant::now();
         let truths: Vec<String> = iteration.tasks.iter().map(|task| task.truth.clone()).collect();
+        let questions = iteration.questions();
         let truths = iteration.model.encode_answers(&truths)?;
-        let scored =
-            iteration.model.answer_logp(&completed, &iteration.questions(), &truths, Policy::Current)?;
-        let loss = -objective::token_mean(&scored.logp, &scored.mask);
-        metrics.insert("loss/answer", loss.double_value(&[]));
-        backward(&loss, "loss/answer")?;
+        let tokens = count(&truths.mask);
+        for rows in iteration.parts() {
+            let completed = iteration.complete(&drawn, &rows, self.gumbel_temperature)?;
+            let truths = truths.narrow(rows.start as i64, rows.len() as i64);
+            let scored =
+                iteration.model.answer_logp(&completed, &questions[rows], &truths, Policy::Current)?;
+            let loss = -objective::token_mean(&scored.logp, &scored.mask) * (count(&truths.mask) / tokens);
+            add(&mut metrics, "loss/answer", &loss);
+            backward(&loss, "loss/answer")?;
+        }
         iteration.phases.update += started.elapsed();
 
         Ok(Outcome { metrics, images: drawn, answers: answers.text, rewards })

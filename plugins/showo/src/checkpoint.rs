@@ -16,9 +16,11 @@ use unirl::model::{Checkpoint, ModelSource};
 use unirl::weights::{self, Store, Weights};
 use unirl::{Error, Result};
 
-use crate::config::{CheckpointConfig, MagvitConfig, ShowoConfig};
+use crate::clip::{Clip, ClipConfig};
+use crate::config::{CheckpointConfig, MagvitConfig, PhiConfig, ShowoConfig};
 use crate::lora::LoraConfig;
 use crate::magvit::Magvit;
+use crate::maskgit::Schedule;
 use crate::phi::Phi;
 use crate::text::{END, Text};
 
@@ -27,6 +29,7 @@ const WEIGHTS: &str = "pytorch_model.safetensors";
 const MAGVIT: &str = "magvitv2";
 const TOKENIZER: &str = "tokenizer.json";
 const PHI: &str = "phi-1_5";
+const CLIP: &str = "clip-vit-large-patch14-336";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 const EMBEDDED: &str = "builtin";
@@ -47,10 +50,14 @@ pub struct Parts {
     pub phi_store: Store,
     /// Weights of the image tokenizer.
     pub magvit_store: Store,
+    /// The vision tower, where understanding reads its features, and its folder.
+    pub clip: Option<(ClipConfig, Store, PathBuf)>,
     /// The adapters, if there are any.
     pub adapters: Option<(LoraConfig, Store)>,
     /// Whether layers keep their inputs alone for the gradient.
     pub gradient_checkpointing: bool,
+    /// How many tokens stay hidden from step to step, and in training.
+    pub schedule: Schedule,
 }
 
 /// The configuration files of a checkpoint, whose keys are kept, and where they come from.
@@ -84,6 +91,9 @@ pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
         (Checkpoint::Folder(folder), _) => open(folder, options, source)?,
         (Checkpoint::Builtin, _) => unpack(BUILTIN, options, source)?,
     };
+    if let Some(schedule) = &options.mask_schedule {
+        parts.schedule = Schedule::parse(schedule).context(|| "`model.options.mask_schedule`")?;
+    }
     if let Some(length) = options.max_text_len {
         if length < 4 {
             return Err(Error::usage(format!(
@@ -133,8 +143,10 @@ fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
         text,
         phi_store: store(options.precision.kind(source.device)),
         magvit_store: store(Kind::Float),
+        clip: None,
         adapters: None,
         gradient_checkpointing: options.gradient_checkpointing,
+        schedule: Schedule::Cosine,
     })
 }
 
@@ -163,7 +175,42 @@ fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Pa
 
     let text = text_tokenizer(folder, options, &config)?;
     let files = Files { config: json, magvit: magvit_json, origin: absolute(folder) };
-    assemble(config, magvit_config, files, text, weights, magvit_weights, options, source)
+    let clip = if config.w_clip_vit { Some(vision_tower(folder, options, &config, source)?) } else { None };
+    let parts = assemble(config, magvit_config, files, text, weights, magvit_weights, options, source)?;
+    Ok(Parts { clip, ..parts })
+}
+
+fn vision_tower(
+    folder: &Path,
+    options: &ShowoConfig,
+    config: &CheckpointConfig,
+    source: &ModelSource,
+) -> Result<(ClipConfig, Store, PathBuf)> {
+    let places = places(folder, options.clip.as_deref(), CLIP);
+    let place = places.iter().find(|place| place.is_dir()).ok_or_else(|| {
+        Error::failure(format!("`{}` reads CLIP features and has no vision tower", folder.display()))
+            .cause(format!("looked at {}", listed(&places)))
+            .hint(format!("`--set model.options.clip=DIR` names the folder of `openai/{CLIP}`"))
+    })?;
+    let path = place.join(CONFIG);
+    let clip = ClipConfig::read(&path)?;
+    if clip.hidden_size != config.clip_width {
+        return Err(Error::failure(format!(
+            "`{}`: `hidden_size`: expected {}, the width that the projector reads, got {}",
+            path.display(),
+            config.clip_width,
+            clip.hidden_size
+        )));
+    }
+    let mut weights = Weights::find(place)?;
+    let mut plan = Store::plan();
+    Clip::take(&mut plan, clip.clone())?;
+    let expected = plan.expected();
+    // The file also holds the text tower, and a last layer whose output nobody reads.
+    weights.retain(|name| expected.iter().any(|wanted| wanted.name == name));
+    weights.check(&expected)?;
+    let store = if source.dry { Store::plan() } else { Store::open(weights, source.device, Kind::Float) };
+    Ok((clip, store.frozen(), place.canonicalize().unwrap_or_else(|_| place.clone())))
 }
 
 /// The embedded checkpoint, or another one that [`pack`] made.
@@ -213,8 +260,10 @@ fn assemble(
         text,
         phi_store: store(weights, options.precision.kind(source.device)),
         magvit_store: store(magvit_weights, Kind::Float), // as in the original, whatever the transformer's type
+        clip: None,
         adapters: None,
         gradient_checkpointing: options.gradient_checkpointing,
+        schedule: Schedule::Cosine,
     })
 }
 
@@ -268,7 +317,10 @@ fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> 
 fn checkpoint_config(json: &Value, file: &str, weights: &Weights) -> Result<CheckpointConfig> {
     let mut config: CheckpointConfig = read_value(json, file)?;
     if json.get("phi").is_none() {
-        config.phi = crate::config::PhiConfig::of(weights);
+        config.phi = PhiConfig::of(weights);
+    }
+    if let Some([_, width]) = weights.shape("mm_projector.0.weight") {
+        config.clip_width = *width;
     }
     config.check(file)?;
     Ok(config)
@@ -351,19 +403,24 @@ fn absolute(folder: &Path) -> String {
     folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string()
 }
 
-/// Writes a checkpoint folder that is complete.
+/// Writes a checkpoint folder that is complete but for the vision tower, which never changes: a link leads to it.
 pub fn save(
     folder: &Path,
     files: &Files,
     text: &Text,
     phi: &[(String, Tensor)],
     magvit: &[(String, Tensor)],
+    clip: Option<&Path>,
 ) -> Result<()> {
     let magvit_folder = folder.join(MAGVIT);
     fs::create_dir_all(&magvit_folder).context(|| format!("cannot create `{}`", magvit_folder.display()))?;
     write(&folder.join(CONFIG), pretty(&files.config))?;
     write(&magvit_folder.join(CONFIG), pretty(&files.magvit))?;
     write(&folder.join(TOKENIZER), text.json())?;
+    if let Some(clip) = clip {
+        let link = folder.join(CLIP);
+        std::os::unix::fs::symlink(clip, &link).context(|| format!("cannot write `{}`", link.display()))?;
+    }
     weights::write(&folder.join(WEIGHTS), phi, &[])?;
     weights::write(&magvit_folder.join(WEIGHTS), magvit, &[])
 }

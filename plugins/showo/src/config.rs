@@ -23,6 +23,14 @@ pub struct ShowoConfig {
     /// checkpoint's own, or `phi-1_5` in it or beside it, without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_tokenizer: Option<String>,
+    /// The folder of the vision tower of a `w_clip_vit` checkpoint (`openai/clip-vit-large-patch14-336`); a folder of
+    /// that name in the checkpoint's or beside it without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<String>,
+    /// How the share of hidden tokens falls while an image is drawn: `cosine` (the original's), `linear`, `sigmoid`, or
+    /// `pow` with an exponent, as in `pow2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_schedule: Option<String>,
     /// The type of the transformer's weights.
     pub precision: Precision,
     /// `M`, text tokens of a prompt, where it is to differ from the checkpoint's (128 where that says nothing).
@@ -123,6 +131,9 @@ pub struct CheckpointConfig {
     /// Whether understanding reads CLIP features instead of image tokens.
     #[serde(default)]
     pub w_clip_vit: bool,
+    /// Width of these features.
+    #[serde(default = "default_clip_width")]
+    pub clip_width: i64,
     /// Sizes of the transformer.
     #[serde(default)]
     pub phi: PhiConfig,
@@ -138,6 +149,10 @@ pub struct CheckpointConfig {
     /// What the model reads before its answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub question_template: Option<String>,
+}
+
+fn default_clip_width() -> i64 {
+    1024
 }
 
 fn default_max_text_len() -> i64 {
@@ -365,6 +380,7 @@ impl CheckpointConfig {
             vocab_size,
             mask_token_id: vocab_size - 1,
             w_clip_vit: false,
+            clip_width: default_clip_width(),
             phi: PhiConfig {
                 hidden_size: architecture.hidden_size,
                 intermediate_size: architecture.intermediate_size,

@@ -1,7 +1,9 @@
 //! Show-o (Phi and MAGVIT-v2) as a plugin of unirl.
 
 pub mod checkpoint;
+pub mod clip;
 pub mod config;
+mod layers;
 pub mod lora;
 pub mod magvit;
 pub mod mask;

@@ -48,3 +48,13 @@ pub fn mmu(ids: &Tensor, special: &Special) -> Tensor {
     let prefix = Tensor::arange(length, (Kind::Int64, ids.device())).le_tensor(&eoi).unsqueeze(0);
     causal(length, 0, ids.device()).logical_or(&prefix).unsqueeze(0).expand([rows, -1, -1], false)
 }
+
+/// Understanding by features, `[1,L,L]` for sequences of `length` rows, all alike: `<mmu>`, `system` rows of the
+/// system prompt, `<soi>`, `features` rows, `<eoi>`, text. Causal, and the features visible to all.
+/// UniRL's copy, as Show-o once did, also shows to all what is before the features.
+pub fn mmu_clip(length: i64, system: i64, features: i64, device: tch::Device) -> Tensor {
+    let start = system + 2;
+    let column = Tensor::arange(length, (Kind::Int64, device));
+    let shown = column.ge(start).logical_and(&column.lt(start + features)).unsqueeze(0);
+    causal(length, 0, device).logical_or(&shown).unsqueeze(0)
+}

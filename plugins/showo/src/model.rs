@@ -1,28 +1,33 @@
 //! Show-o behind the framework's trait.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tch::{Device, IndexOp, Kind, Tensor};
 use unirl::model::{
     Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, ModelSource,
-    Parameter, ParameterGroup, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    Parameter, ParameterGroup, Part, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
 };
 use unirl::weights::Store;
 use unirl::{Error, Result};
 
 use crate::checkpoint::{self, Files, Parts};
+use crate::clip::{self, Clip};
 use crate::config::{CheckpointConfig, ShowoConfig, Special};
 use crate::lora::LoraConfig;
 use crate::magvit::Magvit;
 use crate::mask;
-use crate::maskgit::{self, UNKNOWN};
+use crate::maskgit::{self, Schedule, UNKNOWN};
 use crate::phi::{Cache, Phi};
 use crate::prompt::{self, Prompting};
 use crate::text::Text;
 
 /// The share of images whose prompt is dropped in pretraining, from which guidance learns its other branch.
 const DROPPED_PROMPTS: f64 = 0.1;
+
+/// What stands before the picture where understanding reads CLIP features.
+const SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
+                      detailed, and polite answers to the user's questions.";
 
 /// A Show-o model.
 pub struct Showo {
@@ -35,10 +40,21 @@ pub struct Showo {
     phi: Phi,
     reference: Option<Phi>,
     magvit: Magvit,
+    schedule: Schedule,
+    /// Reads pictures for understanding; without it, understanding reads image tokens.
+    eyes: Option<Eyes>,
     phi_weights: Vec<(String, Tensor)>,
     magvit_weights: Vec<(String, Tensor)>,
     adapters: Option<Adapters>,
     device: Device,
+}
+
+/// The vision tower, and what stands between it and the text.
+struct Eyes {
+    tower: Clip,
+    folder: PathBuf,
+    /// The system prompt, as ids.
+    system: Vec<i64>,
 }
 
 /// Low-rank adapters, which learn in the place of the transformer's weights.
@@ -107,9 +123,10 @@ impl Showo {
 
     /// Puts a model together from the parts of a checkpoint.
     pub fn from_parts(parts: Parts, device: Device) -> Result<Self> {
-        let gradient_checkpointing = parts.gradient_checkpointing;
-        let Parts { config, magvit_config, files, text, mut phi_store, mut magvit_store, adapters, .. } =
-            parts;
+        let (gradient_checkpointing, schedule) = (parts.gradient_checkpointing, parts.schedule);
+        let Parts {
+            config, magvit_config, files, text, mut phi_store, mut magvit_store, clip, adapters, ..
+        } = parts;
         let mut phi = Phi::take(&mut phi_store, &config)?;
         phi.set_checkpointing(gradient_checkpointing);
         let magvit = Magvit::take(&mut magvit_store, &magvit_config, device)?;
@@ -126,6 +143,15 @@ impl Showo {
                 Ok::<_, Error>(Adapters { config, weights: store.finish() })
             })
             .transpose()?;
+        let eyes = clip
+            .map(|(sizes, mut store, folder)| {
+                Ok::<_, Error>(Eyes {
+                    tower: Clip::take(&mut store, sizes)?,
+                    folder,
+                    system: text.encode(SYSTEM)?,
+                })
+            })
+            .transpose()?;
         let (rows, _) = config.grid();
         let card = ModelCard {
             name: "showo".into(),
@@ -134,6 +160,7 @@ impl Showo {
             image_tokens: config.num_vq_tokens,
             codebook_size: config.codebook_size,
             resolution: rows * magvit_config.factor(),
+            reads_at: eyes.as_ref().map(|eyes| eyes.tower.config().image_size),
         };
         Ok(Self {
             card,
@@ -143,6 +170,8 @@ impl Showo {
             phi,
             reference: None,
             magvit,
+            schedule,
+            eyes,
             phi_weights: phi_store.finish(),
             magvit_weights: magvit_store.finish(),
             adapters,
@@ -277,12 +306,20 @@ impl Showo {
                     self.guided_logits(&self.phi, &blocks, &blocks.index, &codes, sampling.guidance)?;
                 temperature = maskgit::cool(temperature, at, sampling.steps);
                 let (draws, noise) = uniforms(at);
-                let step = maskgit::step(&logits, &codes, (at, sampling.steps), temperature, &draws, &noise);
+                let step = maskgit::step(
+                    self.schedule,
+                    &logits,
+                    &codes,
+                    (at, sampling.steps),
+                    temperature,
+                    &draws,
+                    &noise,
+                );
                 let settled = codes.eq(UNKNOWN).logical_and(&step.masked.logical_not());
                 revealed_at = revealed_at.full_like(at).where_self(&settled, &revealed_at);
                 (codes, tokens) = (step.codes, step.sampled);
             }
-            Ok(Images { tokens, relaxed: None, revealed_at: Some(revealed_at) })
+            Ok(Images { revealed_at: Some(revealed_at), ..Images::from_tokens(tokens) })
         })
     }
 
@@ -319,15 +356,7 @@ impl Showo {
             let mut open = Tensor::ones([images.len()], (Kind::Bool, self.device));
             let (mut tokens, mut masks) = (Vec::new(), Vec::new());
             loop {
-                let logits = answering.logits();
-                let next = if sampling.temperature > 0.0 {
-                    (logits / sampling.temperature)
-                        .softmax(-1, Kind::Float)
-                        .multinomial(1, false)
-                        .squeeze_dim(1)
-                } else {
-                    logits.argmax(-1, false)
-                };
+                let next = self.choose(&answering.logits(), sampling);
                 tokens.push(next.where_self(&open, &next.full_like(self.special.pad)));
                 masks.push(open.shallow_clone());
                 open = open.logical_and(&next.ne(stop));
@@ -337,6 +366,24 @@ impl Showo {
                 answering.push(&next)?;
             }
         })
+    }
+
+    /// The next token `[B]` from `logits [B,V]`: the likeliest, or a draw by the inverse of the cumulative distribution.
+    fn choose(&self, logits: &Tensor, sampling: &TextSampling) -> Tensor {
+        if sampling.temperature <= 0.0 || sampling.top_k == 1 {
+            return logits.argmax(-1, false);
+        }
+        let size = logits.size(); // [B,V]
+        let mut logits = logits / sampling.temperature;
+        if (1..size[1]).contains(&sampling.top_k) {
+            let (best, _) = logits.topk(sampling.top_k, -1, true, true);
+            let least = best.narrow(1, sampling.top_k - 1, 1); // all that equal it stay
+            logits = logits.masked_fill(&logits.lt_tensor(&least), f64::NEG_INFINITY);
+        }
+        let draws = Part::rows(sampling.part, size[0], |of| self.uniform(&[of, 1])).to_kind(Kind::Double);
+        let cumulative = logits.softmax(-1, Kind::Double).cumsum(-1, Kind::Double);
+        let drawn = cumulative.le_tensor(&draws).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
+        drawn.clamp_max(size[1] - 1) // a sum just below 1 and a draw above it
     }
 
     /// Log-probabilities of answers to questions that are given as ids.
@@ -376,17 +423,26 @@ impl Showo {
 
     /// Runs images and the text `ids [B,L]` behind them: hidden rows of both, and their cache.
     fn understand(&self, phi: &Phi, images: &Images, ids: &Tensor) -> Result<(Tensor, Cache)> {
-        let x = Tensor::cat(&[self.embed_images(phi, images), phi.embed(ids)], 1);
+        let x = Tensor::cat(&[self.embed_images(phi, images)?, phi.embed(ids)], 1);
         let length = x.size()[1];
         let columns = Tensor::arange(length, (Kind::Int64, self.device));
-        let visible =
-            mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix())).unsqueeze(0);
+        let visible = match &self.eyes {
+            Some(eyes) => {
+                let features = eyes.tower.config().patches();
+                mask::mmu_clip(length, eyes.system.len() as i64, features, self.device)
+            }
+            None => mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix())).unsqueeze(0),
+        };
         phi.forward(x, &columns.unsqueeze(0), &mask::additive(&visible), None)
     }
 
-    /// Rows before the text of understanding: `<mmu> <soi> image <eoi>`.
+    /// Rows before the text of understanding: `<mmu> <soi> image <eoi>`, or with the system prompt behind `<mmu>` and
+    /// features for the image.
     fn prefix(&self) -> i64 {
-        self.card.image_tokens + 3
+        match &self.eyes {
+            Some(eyes) => eyes.system.len() as i64 + eyes.tower.config().patches() + 3,
+            None => self.card.image_tokens + 3,
+        }
     }
 
     fn uniform(&self, shape: &[i64]) -> Tensor {
@@ -396,23 +452,42 @@ impl Showo {
     fn question_ids(&self, questions: &[String]) -> Result<Vec<Vec<i64>>> {
         let ids = |question: &String| -> Result<Vec<i64>> {
             let text = self.config.question_template().replace("{question}", question);
-            Ok(self.prompting.question(&self.text.encode(&text)?))
+            let ids = self.text.encode(&text)?;
+            Ok(if self.eyes.is_some() { ids } else { self.prompting.question(&ids) })
         };
         questions.iter().map(ids).collect()
     }
 
-    /// The rows `<mmu> <soi> image <eoi>`, embedded: `[B,N+3,D]`. Relaxed images carry gradient.
-    fn embed_images(&self, phi: &Phi, images: &Images) -> Tensor {
-        let rows = images.tokens.size()[0];
+    /// The rows before the text, embedded: `[B,prefix,D]`. Relaxed images carry gradient.
+    fn embed_images(&self, phi: &Phi, images: &Images) -> Result<Tensor> {
+        let rows = images.len();
         let edge = |ids: &[i64]| {
             let ids = Tensor::from_slice(ids).to_device(self.device).unsqueeze(0);
             phi.embed(&ids.expand([rows, -1], false))
         };
-        let image = match &images.relaxed {
-            Some(relaxed) => phi.embed_codes(relaxed),
-            None => phi.embed(&(&images.tokens + self.special.image)),
+        let Special { mmu, soi, eoi, image, .. } = self.special;
+        let mut before = vec![mmu];
+        let image = match (&self.eyes, &images.relaxed) {
+            (Some(eyes), _) => {
+                before.extend(&eyes.system);
+                phi.embed_features(&eyes.tower.features(&self.seen(images)))?
+            }
+            (None, Some(relaxed)) => phi.embed_codes(relaxed),
+            (None, None) => phi.embed(&(&images.tokens + image)),
         };
-        Tensor::cat(&[edge(&[self.special.mmu, self.special.soi]), image, edge(&[self.special.eoi])], 1)
+        before.push(soi);
+        Ok(Tensor::cat(&[edge(&before), image, edge(&[eoi])], 1))
+    }
+
+    /// The pictures that understanding looks at, `[B,3,H,W]` in `0..=1`: those that were read, or drawings, decoded with
+    /// gradient where they are relaxed.
+    fn seen(&self, images: &Images) -> Tensor {
+        let decoded = match (&images.pixels, &images.relaxed) {
+            (Some(pixels), _) => return pixels.to_device(self.device),
+            (None, Some(relaxed)) => self.magvit.decode_relaxed(relaxed, self.config.grid()),
+            (None, None) => self.magvit.decode(&images.tokens, self.config.grid()),
+        };
+        ((decoded + 1.0) / 2.0).clamp(0.0, 1.0)
     }
 
     fn check_same(&self, what: &str, images: &Images, texts: usize) -> Result<()> {
@@ -478,7 +553,8 @@ impl UnifiedModel for Showo {
         tch::manual_seed(sampling.seed as i64);
         let shape = [prompts.len() as i64, self.card.image_tokens];
         let codes = Tensor::full(shape, UNKNOWN, (Kind::Int64, self.device));
-        let uniforms = |_| (self.uniform(&shape), self.uniform(&shape));
+        let uniform = || Part::rows(sampling.part, shape[0], |of| self.uniform(&[of, shape[1]]));
+        let uniforms = |_| (uniform(), uniform());
         self.draw(&self.prompt_ids(prompts)?, codes, sampling, uniforms)
     }
 
@@ -525,16 +601,18 @@ impl UnifiedModel for Showo {
         let tokens = &images.tokens;
         let mut prompts = self.prompt_ids(prompts)?;
         self.under(policy, |phi| match replay {
-            Replay::Remask { seed } => {
+            Replay::Remask { seed, part } => {
                 tch::manual_seed(*seed as i64);
                 let t = self.uniform(&[1]);
-                let targets = maskgit::remask(&self.uniform(&tokens.size()), &t);
+                let size = tokens.size(); // [B,N]
+                let uniforms = Part::rows(*part, size[0], |of| self.uniform(&[of, size[1]]));
+                let targets = maskgit::remask(self.schedule, &uniforms, &t);
                 self.masked_logits(phi, &prompts, tokens, targets)
             }
             Replay::Pretrain { seed } => {
                 tch::manual_seed(*seed as i64);
                 let t = self.uniform(&[images.len()]);
-                let targets = maskgit::remask(&self.uniform(&tokens.size()), &t);
+                let targets = maskgit::remask(self.schedule, &self.uniform(&tokens.size()), &t);
                 let dropped = Vec::<bool>::try_from(self.uniform(&[images.len()]).lt(DROPPED_PROMPTS))?;
                 prompts
                     .iter_mut()
@@ -583,16 +661,24 @@ impl UnifiedModel for Showo {
     }
 
     fn pixels(&self, images: &Images) -> Result<Tensor> {
-        tch::no_grad(|| {
-            let decoded = self.magvit.decode(&images.tokens, self.config.grid());
-            Ok(((decoded + 1.0) / 2.0).clamp(0.0, 1.0))
-        })
+        let drawn = Images::from_tokens(images.tokens.shallow_clone());
+        Ok(tch::no_grad(|| self.seen(&drawn)))
     }
 
     fn encode(&self, pixels: &Tensor) -> Result<Images> {
         tch::no_grad(|| {
-            let latents = self.magvit.latents(&(pixels.to_device(self.device) * 2.0 - 1.0));
-            Ok(Images::from_tokens(self.magvit.codes(&latents)))
+            let pixels = pixels.to_device(self.device);
+            let (rows, columns) = self.config.grid();
+            let size = pixels.size();
+            if size[2..] != [self.card.resolution; 2] && size.get(2).copied() != self.card.reads_at {
+                let expected = self.card.reads_at.unwrap_or(self.card.resolution);
+                return Err(Error::usage(format!(
+                    "pictures: expected [B,3,{expected},{expected}] for {rows}x{columns} tokens, got {size:?}"
+                )));
+            }
+            let fitting = clip::resize(&pixels, self.card.resolution);
+            let tokens = self.magvit.codes(&self.magvit.latents(&(fitting * 2.0 - 1.0)));
+            Ok(Images { pixels: self.eyes.is_some().then_some(pixels), ..Images::from_tokens(tokens) })
         })
     }
 
@@ -616,7 +702,8 @@ impl UnifiedModel for Showo {
                 }
             });
         }
-        checkpoint::save(dir, &self.files, &self.text, &phi, &magvit)
+        let eyes = self.eyes.as_ref().map(|eyes| eyes.folder.as_path());
+        checkpoint::save(dir, &self.files, &self.text, &phi, &magvit, eyes)
     }
 }
 

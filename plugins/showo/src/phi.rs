@@ -7,7 +7,9 @@ use unirl::autograd::{checkpoint, gradient_enabled};
 use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
 
+use crate::clip::Projector;
 use crate::config::{CheckpointConfig, PhiConfig};
+use crate::layers::{LayerNorm, Linear};
 use crate::lora::{Adapter, LoraConfig};
 
 /// Logits that the head makes at once when tokens are scored: 64 MiB in f32.
@@ -22,65 +24,6 @@ impl Cache {
     #[must_use]
     pub fn select(&self, index: &Tensor) -> Self {
         Self(self.0.iter().map(|(k, v)| (k.index_select(0, index), v.index_select(0, index))).collect())
-    }
-}
-
-struct Linear {
-    name: String,
-    weight: Tensor,
-    bias: Tensor,
-    adapter: Option<Adapter>,
-}
-
-impl Linear {
-    fn take(store: &mut Store, name: &str, inputs: i64, outputs: i64) -> Result<Self> {
-        Ok(Self {
-            name: name.into(),
-            weight: store.take(&format!("{name}.weight"), &[outputs, inputs], Init::Normal)?,
-            bias: store.take(&format!("{name}.bias"), &[outputs], Init::Zeros)?,
-            adapter: None,
-        })
-    }
-
-    fn apply(&self, x: &Tensor) -> Tensor {
-        let y = x.linear(&self.weight, Some(&self.bias));
-        match &self.adapter {
-            Some(adapter) => y + adapter.apply(x),
-            None => y,
-        }
-    }
-
-    fn handle(&self) -> Self {
-        Self {
-            name: self.name.clone(),
-            weight: self.weight.shallow_clone(),
-            bias: self.bias.shallow_clone(),
-            adapter: self.adapter.as_ref().map(Adapter::handle),
-        }
-    }
-}
-
-struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
-impl LayerNorm {
-    fn take(store: &mut Store, name: &str, width: i64, eps: f64) -> Result<Self> {
-        Ok(Self {
-            weight: store.take(&format!("{name}.weight"), &[width], Init::Ones)?,
-            bias: store.take(&format!("{name}.bias"), &[width], Init::Zeros)?,
-            eps,
-        })
-    }
-
-    fn apply(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
-    }
-
-    fn handle(&self) -> Self {
-        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
     }
 }
 
@@ -195,6 +138,8 @@ pub struct Phi {
     layers: Vec<Layer>,
     norm: LayerNorm,
     head: Linear,
+    /// Where understanding reads features of pictures.
+    projector: Option<Projector>,
     image: i64,
     codes: i64,
     /// Whether layers keep their inputs alone for the gradient.
@@ -215,11 +160,16 @@ impl Phi {
         let norm =
             LayerNorm::take(store, "showo.model.final_layernorm", phi.hidden_size, phi.layer_norm_eps)?;
         let head = Linear::take(store, "showo.lm_head", phi.hidden_size, config.vocab_size)?;
+        let projector = config
+            .w_clip_vit
+            .then(|| Projector::take(store, config.clip_width, phi.hidden_size))
+            .transpose()?;
         Ok(Self {
             embed,
             layers,
             norm,
             head,
+            projector,
             image: config.special().image,
             codes: config.codebook_size,
             config: phi,
@@ -278,6 +228,13 @@ impl Phi {
     /// Embeds relaxed image codes `[B,N,K]`, each row a mixture of codes: `[B,N,D]`.
     pub fn embed_codes(&self, relaxed: &Tensor) -> Tensor {
         relaxed.to_kind(self.kind()).matmul(&self.embed.narrow(0, self.image, self.codes))
+    }
+
+    /// Features of pictures `[B,n,D of the tower]` as rows `[B,n,D]`.
+    pub fn embed_features(&self, features: &Tensor) -> Result<Tensor> {
+        let projector =
+            self.projector.as_ref().ok_or_else(|| Error::failure("the model has no projector"))?;
+        Ok(projector.apply(&features.to_kind(self.kind())))
     }
 
     /// Runs rows `x [B,L,D]` at `positions [B or 1,L]` behind those in `past`. `mask [B or 1,1,L,past + L]`

@@ -2,28 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs;
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod common;
 
+use std::fs;
+use std::sync::MutexGuard;
+
+use common::{GREEDY, SAME, alone, close, fresh, open, source, strings, sure};
 use tch::{Device, Kind, Tensor};
-use unirl::Result;
 use unirl::model::{
-    Answers, Checkpoint, ImageSampling, Images, ModelSource, ParameterGroup, Policy, Replay, TextSampling,
-    UnifiedModel,
+    Answers, Checkpoint, ImageSampling, Images, ParameterGroup, Policy, Replay, TextSampling, UnifiedModel,
 };
 use unirl_plugin_showo::checkpoint::{self, Parts};
-use unirl_plugin_showo::config::{Architecture, CheckpointConfig, MagvitConfig, Pyramid, ShowoConfig};
+use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
 use unirl_plugin_showo::mask;
-use unirl_plugin_showo::maskgit::{self, UNKNOWN};
+use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::prompt::{self, Prompting};
-
-/// Two ways to the same f32 value: cached or not, alone or in a batch.
-const SAME: f64 = 1e-4;
-
-/// libtorch has one stream of random numbers for all threads, and tests run in several.
-static RANDOM: Mutex<()> = Mutex::new(());
 
 struct Tiny {
     showo: Showo,
@@ -31,71 +25,26 @@ struct Tiny {
     _random: MutexGuard<'static, ()>,
 }
 
-fn source(checkpoint: Checkpoint, seed: u64) -> ModelSource {
-    ModelSource { checkpoint, device: Device::Cpu, seed, dry: false }
-}
-
 fn parts(seed: u64) -> Parts {
-    let half = || Pyramid { ch: 8, ch_mult: vec![1, 2], num_res_blocks: vec![1, 1] };
-    let architecture = Architecture {
-        hidden_size: 32,
-        intermediate_size: 64,
-        layers: 2,
-        heads: 2,
-        max_text_len: 9,
-        grid: 4,
-        words: "a red blue car how many what is the".split(' ').map(String::from).collect(),
-        magvit: MagvitConfig {
-            z_channels: 4,
-            norm_groups: 4,
-            encoder: half(),
-            decoder: half(),
-            ..MagvitConfig::default()
-        },
-        ..Architecture::default()
-    };
-    let options = ShowoConfig { architecture: Some(architecture), ..ShowoConfig::default() };
-    checkpoint::parts(&options, &source(Checkpoint::Fresh, seed)).unwrap()
+    fresh(ShowoConfig::default(), seed)
 }
 
-/// A model that is sure enough of itself for differences to show: fresh weights, enlarged.
 fn tiny() -> Tiny {
-    let random = RANDOM.lock().unwrap_or_else(PoisonError::into_inner);
+    let random = alone();
     let parts = parts(1);
     let config = parts.config.clone();
-    let showo = Showo::from_parts(parts, Device::Cpu).unwrap();
-    for mut parameter in showo.parameters().unwrap() {
-        if parameter.group == ParameterGroup::Shared && parameter.tensor.dim() == 2 {
-            tch::no_grad(|| parameter.tensor *= 8.0);
-        }
-    }
-    Tiny { showo, config, _random: random }
+    Tiny { showo: sure(parts), config, _random: random }
 }
 
 impl Tiny {
     fn images(&self, batch: i64) -> Images {
-        tch::manual_seed(5);
-        let shape = [batch, self.config.num_vq_tokens];
-        Images::from_tokens(Tensor::randint(self.config.codebook_size, shape, (Kind::Int64, Device::Cpu)))
+        common::images(&self.showo, batch)
     }
-}
-
-fn strings<const N: usize>(texts: [&str; N]) -> Vec<String> {
-    texts.map(String::from).to_vec()
-}
-
-#[track_caller]
-fn close(got: &Tensor, expected: &Tensor, tolerance: f64) {
-    assert_eq!(got.size(), expected.size());
-    let off = (got - expected).abs().max().double_value(&[]);
-    assert!(off <= tolerance, "off by {off}");
 }
 
 fn sampling(seed: u64) -> ImageSampling {
     ImageSampling { steps: 5, seed, ..ImageSampling::default() }
 }
-
-const GREEDY: TextSampling = TextSampling { temperature: 0.0, max_tokens: 6, seed: 0 };
 
 #[test]
 fn images_behind_cached_text_are_as_in_the_whole_sequence() {
@@ -192,11 +141,8 @@ fn the_gradient_of_an_answer_reaches_the_relaxed_image() {
     let mut tiny = tiny();
     let hard = tiny.images(2);
     let relaxed = hard.tokens.one_hot(tiny.config.codebook_size).to_kind(Kind::Float).set_requires_grad(true);
-    let images = Images {
-        tokens: hard.tokens.shallow_clone(),
-        relaxed: Some(relaxed.shallow_clone()),
-        revealed_at: None,
-    };
+    let images =
+        Images { relaxed: Some(relaxed.shallow_clone()), ..Images::from_tokens(hard.tokens.shallow_clone()) };
     let questions = strings(["what is a", "how many"]);
     let answers = tiny.showo.encode_answers(&strings(["red car", "blue"])).unwrap();
     let scored = tiny.showo.answer_logp(&images, &questions, &answers, Policy::Current).unwrap();
@@ -268,7 +214,7 @@ fn re_masking_follows_from_the_seed_with_one_ratio_for_all() {
     let images = tiny.images(3);
     let prompts = strings(["a", "red", "blue car"]);
     let targets = |seed| {
-        let replay = Replay::Remask { seed };
+        let replay = Replay::Remask { seed, part: None };
         tiny.showo.image_logits(&prompts, &images, Policy::Current, &replay).unwrap().targets
     };
     assert!(targets(7).equal(&targets(7)) && !targets(7).equal(&targets(8)));
@@ -305,7 +251,8 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
         close(&one.logits.masked_select(&here), &all.logits.masked_select(&here), SAME);
         // The recorded draws choose the same tokens again.
         let (draws, noise) = given(at);
-        let step = maskgit::step(&one.logits, &unknown, (at, sampling.steps), 0.0, &draws, &noise);
+        let step =
+            maskgit::step(Schedule::Cosine, &one.logits, &unknown, (at, sampling.steps), 0.0, &draws, &noise);
         assert!(
             step.sampled.masked_select(&one.targets).equal(&drawn.tokens.masked_select(&one.targets)),
             "{at}"
@@ -324,7 +271,10 @@ fn a_saved_model_opens_as_it_was() {
     let images = tiny.images(2);
     let prompts = strings(["a red car", "what is the blue"]);
     let logits = |showo: &Showo| {
-        showo.image_logits(&prompts, &images, Policy::Current, &Replay::Remask { seed: 3 }).unwrap().logits
+        showo
+            .image_logits(&prompts, &images, Policy::Current, &Replay::Remask { seed: 3, part: None })
+            .unwrap()
+            .logits
     };
     assert!(logits(&opened).equal(&logits(&tiny.showo)));
     assert!(opened.pixels(&images).unwrap().equal(&tiny.showo.pixels(&images).unwrap()));
@@ -356,11 +306,6 @@ fn a_packed_model_is_itself_in_half_precision() {
         assert!(off.le_tensor(&allowed).all() == Tensor::from(true), "{}", before.name);
     }
     assert!(unpack(&bytes[..bytes.len() / 2]).is_err());
-}
-
-fn open(folder: &Path) -> Result<Showo> {
-    let parts = checkpoint::parts(&ShowoConfig::default(), &source(Checkpoint::Folder(folder.into()), 0))?;
-    Showo::from_parts(parts, Device::Cpu)
 }
 
 #[test]

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tch::{Device, IndexOp, Kind, Reduction, Tensor};
 use unirl::model::{ImageSampling, Images, TextSampling, UnifiedModel};
 use unirl::optimizer::objective::{self, Weighting};
-use unirl_plugin_showo::maskgit::{self, UNKNOWN};
+use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::{mask, prompt};
 
@@ -142,7 +142,8 @@ fn parity_4_maskgit() {
                 PROBABILITIES,
             );
             let [draws, noise] = ["cat_uniforms", "gumbel_uniforms"].map(|name| case.tensor(name).get(at));
-            let step = maskgit::step(&logits, &codes, (at, steps), temperature, &draws, &noise);
+            let step =
+                maskgit::step(Schedule::Cosine, &logits, &codes, (at, steps), temperature, &draws, &noise);
             let expected = |name: &str| case.tensor(name).get(at);
             close(
                 &named("probabilities", at),
@@ -158,7 +159,7 @@ fn parity_4_maskgit() {
             let unknown = codes.eq(UNKNOWN).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
             same(
                 &named("count", at),
-                &maskgit::remaining(&unknown, f.tokens(), at, steps),
+                &maskgit::remaining(Schedule::Cosine, &unknown, f.tokens(), (at, steps)),
                 &expected("mask_len"),
             );
             same(&named("codes", at), &step.codes, &f.codes(&expected("ids_out")));
@@ -180,7 +181,7 @@ fn parity_4d_schedules() {
         let (tokens, steps): (i64, i64) = (tokens.parse().unwrap(), steps.parse().unwrap());
         let mut unknown = Tensor::from_slice(&[tokens]);
         let counts = (0..steps).map(|at| {
-            unknown = maskgit::remaining(&unknown, tokens, at, steps);
+            unknown = maskgit::remaining(Schedule::Cosine, &unknown, tokens, (at, steps));
             unknown.int64_value(&[0])
         });
         assert_eq!(counts.collect::<Vec<_>>(), integers(expected), "{sizes}");
@@ -218,10 +219,10 @@ fn parity_6_random_masking() {
     let f = Fixture::open();
     let case = f.case("mask_or_random_replace");
     let ids = case.tensor("image_ids");
-    close("ratio", &maskgit::mask_ratio(&case.tensor("t")), &case.tensor("mask_prob"), PROBABILITIES);
+    close("ratio", &Schedule::Cosine.share(&case.tensor("t")), &case.tensor("mask_prob"), PROBABILITIES);
     for shared in ["", "shared_"] {
         let tensor = |name: &str| case.tensor(&format!("{shared}{name}"));
-        let hidden = maskgit::remask(&tensor("uniforms"), &tensor("t"));
+        let hidden = maskgit::remask(Schedule::Cosine, &tensor("uniforms"), &tensor("t"));
         same("input", &ids.masked_fill(&hidden, f.special.mask), &tensor("input_ids"));
         same("labels", &ids.masked_fill(&hidden.logical_not(), prompt::IGNORE), &tensor("labels"));
         if let Some(count) = case.find(&format!("{shared}n")) {
@@ -298,7 +299,7 @@ fn parity_8_straight_through() {
         same(&format!("{name}: codes"), &tokens, &tensor("hard").argmax(-1, false));
         hard_ids += i64::from(tokens.equal(&f.read(&ids)));
 
-        let drawn = Images { tokens, relaxed: Some(relaxed), revealed_at: None };
+        let drawn = Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) };
         let scored = showo.score(showo.phi(), &drawn, &questions, &answers).unwrap();
         let expected = tensor("logp").masked_select(&case.mask("answer_mask"));
         close(&format!("{name}: logp"), &scored.logp.masked_select(&scored.mask), &expected, VALUES);
@@ -361,7 +362,7 @@ fn parity_9_end_to_end_step() {
     same("rollout", &drawn, &case.tensor("codes"));
 
     // 2. and 3. Hide some, predict them.
-    let targets = maskgit::remask(&case.tensor("mask_uniforms"), &case.tensor("t"));
+    let targets = maskgit::remask(Schedule::Cosine, &case.tensor("mask_uniforms"), &case.tensor("t"));
     same("masked", &targets, &case.tensor("masked"));
     let replayed: Vec<_> = prompts.iter().zip(rows(&f.ids(&drawn, &targets))).collect();
     let replayed: Vec<_> =
@@ -388,7 +389,7 @@ fn parity_9_end_to_end_step() {
     same("supervised dialogue", &prompt::batch(&built, Device::Cpu), &case.tensor("sft.mmu_ids"));
 
     let completed =
-        Images { tokens: mixed.shallow_clone(), relaxed: Some(relaxed.shallow_clone()), revealed_at: None };
+        Images { relaxed: Some(relaxed.shallow_clone()), ..Images::from_tokens(mixed.shallow_clone()) };
     let (questions, answers) = f.dialogue(&case.tensor("mmu_ids"), &case.tensor("answer_mask"));
     let scored = showo.score(phi, &completed, &questions, &answers).unwrap();
     let known =

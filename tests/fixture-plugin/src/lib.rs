@@ -69,6 +69,7 @@ impl Echo {
                 image_tokens: N,
                 codebook_size: K,
                 resolution: SIDE,
+                reads_at: None,
             },
             embed: weight(K, config.width),
             head: weight(config.width, WORDS),
@@ -117,7 +118,7 @@ impl UnifiedModel for Echo {
         let starts: Vec<i64> = prompts.iter().map(letters).collect();
         let columns = Tensor::arange(n, (Kind::Int64, self.device));
         let tokens = (Tensor::from_slice(&starts).to_device(self.device).unsqueeze(1) + columns).remainder(K);
-        Ok(Images { revealed_at: Some(tokens.zeros_like()), relaxed: None, tokens })
+        Ok(Images { revealed_at: Some(tokens.zeros_like()), ..Images::from_tokens(tokens) })
     }
 
     fn answer(&mut self, images: &Images, questions: &[String], _: &TextSampling) -> Result<Answers> {

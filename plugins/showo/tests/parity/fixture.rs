@@ -9,6 +9,7 @@ use unirl::model::{Answers, Images, ParameterGroup, UnifiedModel};
 use unirl::weights::{Store, Weights};
 use unirl_plugin_showo::checkpoint::{Files, Parts, read_json};
 use unirl_plugin_showo::config::{CheckpointConfig, MagvitConfig, Special};
+use unirl_plugin_showo::maskgit::Schedule;
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::prompt::{self, Prompting};
 use unirl_plugin_showo::text::Text;
@@ -85,6 +86,8 @@ impl Fixture {
             files: Files { config: Value::Null, magvit: Value::Null, origin: String::new() },
             adapters: None,
             gradient_checkpointing: false,
+            clip: None,
+            schedule: Schedule::Cosine,
             text: Text::of_words(&[]).unwrap(),
             phi_store: store(weights),
             magvit_store: store("magvit.safetensors"),

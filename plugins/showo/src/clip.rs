@@ -1,0 +1,256 @@
+//! CLIP's vision tower, and the projector from it to the transformer: what understanding sees of a picture in
+//! the `w_clip_vit` checkpoints. The tower is frozen; the projector is the transformer's, and trained with it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+use unirl::error::Context;
+use unirl::weights::{Init, Store};
+use unirl::{Error, Result};
+
+use crate::checkpoint::read_json;
+use crate::layers::{LayerNorm, Linear};
+
+/// Mean and standard deviation of the pixels that CLIP was trained on.
+const MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
+/// Sizes of the vision tower, under the names of transformers' `CLIPVisionConfig`; the default is
+/// `openai/clip-vit-large-patch14-336`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default = "ClipConfig::unsaid")]
+pub struct ClipConfig {
+    /// Width.
+    pub hidden_size: i64,
+    /// Width of the feed-forward layers.
+    pub intermediate_size: i64,
+    /// Layers, the last one included, which is not computed.
+    pub num_hidden_layers: i64,
+    /// Attention heads.
+    pub num_attention_heads: i64,
+    /// Pixels along the edge of a picture.
+    pub image_size: i64,
+    /// Pixels along the edge of a patch.
+    pub patch_size: i64,
+    /// Added to variances.
+    pub layer_norm_eps: f64,
+    /// Between the feed-forward layers.
+    pub hidden_act: Activation,
+}
+
+/// An approximation of GELU, or GELU itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x·σ(1.702·x)`.
+    QuickGelu,
+    /// By the error function.
+    Gelu,
+}
+
+impl Default for ClipConfig {
+    fn default() -> Self {
+        Self {
+            hidden_size: 1024,
+            intermediate_size: 4096,
+            num_hidden_layers: 24,
+            num_attention_heads: 16,
+            image_size: 336,
+            patch_size: 14,
+            layer_norm_eps: 1e-5,
+            hidden_act: Activation::QuickGelu,
+        }
+    }
+}
+
+impl ClipConfig {
+    /// What a published file means by fields that it lacks.
+    fn unsaid() -> Self {
+        Self {
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            image_size: 224,
+            patch_size: 32,
+            ..Self::default()
+        }
+    }
+
+    /// Reads the `config.json` of a published folder: of both towers, with this one's sizes under
+    /// `vision_config`, or of this one alone.
+    pub fn read(path: &Path) -> Result<Self> {
+        let json: serde_json::Value = read_json(path)?;
+        let vision = json.get("vision_config").unwrap_or(&json);
+        let config = Self::deserialize(vision).context(|| format!("cannot read `{}`", path.display()))?;
+        config.check(&path.display().to_string())?;
+        Ok(config)
+    }
+
+    /// `n`, patches of a picture, each of which is a feature.
+    pub fn patches(&self) -> i64 {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Refuses sizes that do not fit together, naming `file`.
+    pub fn check(&self, file: &str) -> Result<()> {
+        for (name, got) in [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("image_size", self.image_size),
+            ("patch_size", self.patch_size),
+        ] {
+            if got < 1 {
+                return Err(Error::failure(format!("`{file}`: `{name}`: expected 1 or more, got {got}")));
+            }
+        }
+        for (name, got, part, of) in [
+            ("hidden_size", self.hidden_size, self.num_attention_heads, "heads"),
+            ("image_size", self.image_size, self.patch_size, "pixels, the edge of a patch"),
+        ] {
+            if got % part != 0 {
+                return Err(Error::failure(format!(
+                    "`{file}`: `{name}`: expected a multiple of {part} {of}, got {got}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Layer {
+    norm1: LayerNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Layer {
+    fn take(store: &mut Store, index: i64, config: &ClipConfig) -> Result<Self> {
+        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let name = |part: &str| format!("vision_model.encoder.layers.{index}.{part}");
+        Ok(Self {
+            norm1: LayerNorm::take(store, &name("layer_norm1"), width, eps)?,
+            query: Linear::take(store, &name("self_attn.q_proj"), width, width)?,
+            key: Linear::take(store, &name("self_attn.k_proj"), width, width)?,
+            value: Linear::take(store, &name("self_attn.v_proj"), width, width)?,
+            out: Linear::take(store, &name("self_attn.out_proj"), width, width)?,
+            norm2: LayerNorm::take(store, &name("layer_norm2"), width, eps)?,
+            fc1: Linear::take(store, &name("mlp.fc1"), width, inner)?,
+            fc2: Linear::take(store, &name("mlp.fc2"), inner, width)?,
+        })
+    }
+
+    /// Rows `x [B,n+1,D]`, all of which see each other, to as many.
+    fn apply(&self, x: &Tensor, config: &ClipConfig) -> Tensor {
+        let heads = |t: Tensor| t.unflatten(2, [config.num_attention_heads, -1]).transpose(1, 2);
+        let h = self.norm1.apply(x);
+        let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| heads(linear.apply(&h)));
+        let attended =
+            Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None::<f64>, false);
+        let x = x + self.out.apply(&attended.transpose(1, 2).flatten(2, 3));
+        let h = self.fc1.apply(&self.norm2.apply(&x));
+        let h = match config.hidden_act {
+            Activation::QuickGelu => (&h * 1.702).sigmoid() * h,
+            Activation::Gelu => h.gelu("none"),
+        };
+        x + self.fc2.apply(&h)
+    }
+}
+
+/// The vision tower, up to the layer whose output is used: the last but one.
+pub struct Clip {
+    config: ClipConfig,
+    /// `[D]`, the row before the patches.
+    class: Tensor,
+    /// `[D,3,p,p]`.
+    patch: Tensor,
+    /// `[n+1,D]`.
+    position: Tensor,
+    norm: LayerNorm,
+    layers: Vec<Layer>,
+}
+
+impl Clip {
+    /// Takes its weights from a frozen `store`, and leaves the last layer and what is behind it.
+    pub fn take(store: &mut Store, config: ClipConfig) -> Result<Self> {
+        let (width, edge) = (config.hidden_size, config.patch_size);
+        let mut embedding = |part: &str, shape: &[i64]| -> Result<Tensor> {
+            let name = format!("vision_model.embeddings.{part}");
+            store.take(&name, shape, Init::Normal)
+        };
+        Ok(Self {
+            class: embedding("class_embedding", &[width])?,
+            patch: embedding("patch_embedding.weight", &[width, 3, edge, edge])?,
+            position: embedding("position_embedding.weight", &[config.patches() + 1, width])?,
+            // Spelt as it was published.
+            norm: LayerNorm::take(store, "vision_model.pre_layrnorm", width, config.layer_norm_eps)?,
+            layers: (0..config.num_hidden_layers - 1)
+                .map(|index| Layer::take(store, index, &config))
+                .collect::<Result<_>>()?,
+            config,
+        })
+    }
+
+    /// Its sizes.
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+
+    /// Features `[B,n,D]` of square pictures `pixels [B,3,H,W]` in `0..=1`, patches row by row, with gradient to
+    /// the pixels and none to the weights.
+    pub fn features(&self, pixels: &Tensor) -> Tensor {
+        let (batch, edge) = (pixels.size()[0], self.config.patch_size);
+        let [mean, std] = [MEAN, STD].map(|channels| {
+            Tensor::from_slice(&channels).to_kind(Kind::Float).view([3, 1, 1]).to_device(pixels.device())
+        });
+        let pixels = (resize(pixels, self.config.image_size) - mean) / std;
+        let patches = pixels
+            .conv2d(&self.patch, None::<&Tensor>, [edge, edge], [0, 0], [1, 1], 1)
+            .flatten(2, 3)
+            .transpose(1, 2); // [B,n,D]
+        let class = self.class.expand([batch, 1, -1], false);
+        let x = Tensor::cat(&[class, patches], 1) + &self.position;
+        let x = self.norm.apply(&x);
+        let x = self.layers.iter().fold(x, |x, layer| layer.apply(&x, &self.config));
+        x.narrow(1, 1, self.config.patches())
+    }
+}
+
+/// Pictures `[B,3,H,W]` at `edge` pixels, bicubic and antialiased, with gradient. Values may leave `0..=1` a
+/// little, where a picture resized in bytes would be clamped.
+pub fn resize(pixels: &Tensor, edge: i64) -> Tensor {
+    if pixels.size()[2..] == [edge, edge] {
+        return pixels.shallow_clone();
+    }
+    pixels.internal_upsample_bicubic2d_aa([edge, edge], false, None, None)
+}
+
+/// Features to rows that the transformer reads: two linear layers, GELU between them.
+pub struct Projector {
+    first: Linear,
+    second: Linear,
+}
+
+impl Projector {
+    /// Takes its weights from the transformer's `store`: from features of width `inputs` to rows of width
+    /// `outputs`.
+    pub fn take(store: &mut Store, inputs: i64, outputs: i64) -> Result<Self> {
+        Ok(Self {
+            first: Linear::take(store, "mm_projector.0", inputs, outputs)?,
+            second: Linear::take(store, "mm_projector.2", outputs, outputs)?,
+        })
+    }
+
+    /// Features `[B,n,inputs]` to rows `[B,n,outputs]`.
+    pub fn apply(&self, features: &Tensor) -> Tensor {
+        self.second.apply(&self.first.apply(features).gelu("none"))
+    }
+}

@@ -1,0 +1,69 @@
+//! The layers that the transformer and the vision tower are made of.
+
+use tch::Tensor;
+use unirl::Result;
+use unirl::weights::{Init, Store};
+
+use crate::lora::Adapter;
+
+pub(crate) struct Linear {
+    /// In the checkpoint, before `.weight` and `.bias`.
+    pub(crate) name: String,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) adapter: Option<Adapter>,
+}
+
+impl Linear {
+    pub(crate) fn take(store: &mut Store, name: &str, inputs: i64, outputs: i64) -> Result<Self> {
+        Ok(Self {
+            name: name.into(),
+            weight: store.take(&format!("{name}.weight"), &[outputs, inputs], Init::Normal)?,
+            bias: store.take(&format!("{name}.bias"), &[outputs], Init::Zeros)?,
+            adapter: None,
+        })
+    }
+
+    pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
+        let y = x.linear(&self.weight, Some(&self.bias));
+        match &self.adapter {
+            Some(adapter) => y + adapter.apply(x),
+            None => y,
+        }
+    }
+
+    /// Another handle of the same tensors.
+    pub(crate) fn handle(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+            adapter: self.adapter.as_ref().map(Adapter::handle),
+        }
+    }
+}
+
+pub(crate) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub(crate) fn take(store: &mut Store, name: &str, width: i64, eps: f64) -> Result<Self> {
+        Ok(Self {
+            weight: store.take(&format!("{name}.weight"), &[width], Init::Ones)?,
+            bias: store.take(&format!("{name}.bias"), &[width], Init::Zeros)?,
+            eps,
+        })
+    }
+
+    pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+
+    /// Another handle of the same tensors.
+    pub(crate) fn handle(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
+    }
+}

@@ -1,0 +1,531 @@
+//! Checkpoints: the published tables, round trips, adapters, precision, and broken files.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use common::{GREEDY, alone, architecture, close, fresh, images, open, open_with, source, strings, sure};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+use unirl::model::{Checkpoint, Policy, Replay, UnifiedModel};
+use unirl::weights::{self, Expected, Weights};
+use unirl_plugin_showo::checkpoint::{self, read_json};
+use unirl_plugin_showo::config::{
+    Architecture, CheckpointConfig, MagvitConfig, PhiConfig, Precision, Pyramid, ShowoConfig,
+};
+use unirl_plugin_showo::lora::LoraConfig;
+use unirl_plugin_showo::magvit::Magvit;
+use unirl_plugin_showo::model::Showo;
+use unirl_plugin_showo::phi::Phi;
+
+const WEIGHTS: &str = "pytorch_model.safetensors";
+
+/// What is asked of a model before and after.
+fn logits(showo: &Showo) -> Tensor {
+    let prompts = strings(["a red car", "what is the blue"]);
+    let replay = Replay::Remask { seed: 3, part: None };
+    tch::no_grad(|| showo.image_logits(&prompts, &images(showo, 2), Policy::Current, &replay)).unwrap().logits
+}
+
+/// A saved model that stays while the test runs.
+fn saved(options: ShowoConfig) -> (Showo, tempfile::TempDir) {
+    let showo = sure(fresh(options, 1));
+    let dir = tempfile::tempdir().unwrap();
+    showo.save(dir.path()).unwrap();
+    (showo, dir)
+}
+
+fn table(expected: Vec<Expected>) -> BTreeMap<String, Vec<i64>> {
+    expected.into_iter().map(|expected| (expected.name, expected.shape)).collect()
+}
+
+fn published(name: &str) -> BTreeMap<String, Vec<i64>> {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/keys"));
+    read_json(&folder.join(name)).unwrap()
+}
+
+/// `config.json` as `showlab/show-o-512x512` has it.
+fn published_config() -> Value {
+    json!({
+        "_class_name": "Showo", "_diffusers_version": "0.30.1", "codebook_size": 8192,
+        "llm_model_path": "microsoft/phi-1_5", "llm_vocab_size": 50295, "load_from_showo": true,
+        "mask_token_id": 58497, "num_vq_tokens": 1024, "vocab_size": 58498, "w_clip_vit": false,
+    })
+}
+
+#[test]
+fn the_published_checkpoints_have_exactly_the_expected_weights() {
+    let mut config: CheckpointConfig = serde_json::from_value(published_config()).unwrap();
+    config.check("config.json").unwrap();
+    let transformer = table(Phi::expected(&config).unwrap());
+    assert_eq!(transformer.len(), 437);
+    assert_eq!(transformer, published("showo_512.json"));
+    let values: i64 = transformer.values().map(|shape| shape.iter().product::<i64>()).sum();
+    assert_eq!(values, 1_448_176_770);
+
+    let tokenizer = table(Magvit::expected(&MagvitConfig::default()).unwrap());
+    assert_eq!(tokenizer.len(), 382);
+    assert_eq!(tokenizer, published("magvitv2.json"));
+
+    config.w_clip_vit = true;
+    let with_clip = table(Phi::expected(&config).unwrap());
+    let added: Vec<_> = with_clip
+        .iter()
+        .filter(|(name, _)| !transformer.contains_key(*name))
+        .map(|(n, s)| (n.as_str(), s.as_slice()))
+        .collect();
+    let projector: [(&str, &[i64]); 4] = [
+        ("mm_projector.0.bias", &[2048]),
+        ("mm_projector.0.weight", &[2048, 1024]),
+        ("mm_projector.2.bias", &[2048]),
+        ("mm_projector.2.weight", &[2048, 2048]),
+    ];
+    assert_eq!(added, projector);
+}
+
+#[test]
+fn a_saved_model_has_the_names_and_the_configuration_of_the_original() {
+    let _alone = alone();
+    let (showo, dir) = saved(ShowoConfig::default());
+    let names = |file: &str| -> Vec<String> {
+        Weights::open(&dir.path().join(file)).unwrap().names().map(String::from).collect()
+    };
+    let layers = |name: &&String| !name.contains(".layers.") || name.contains(".layers.0.");
+    let got: Vec<String> = names(WEIGHTS).iter().filter(layers).cloned().collect();
+    let original = published("showo_512.json");
+    let expected: Vec<String> = original.keys().filter(layers).cloned().collect();
+    assert_eq!(got, expected, "one layer, and what is around it");
+    let buffers: Vec<String> = names("magvitv2/pytorch_model.safetensors");
+    for buffer in ["quantize.embedding", "quantize.power_vals"] {
+        assert!(buffers.iter().any(|name| name == buffer), "a strict loader asks for `{buffer}`");
+    }
+
+    // Keys that the plugin does not know are handed back as they came.
+    let path = dir.path().join("config.json");
+    let mut config: Value = read_json(&path).unwrap();
+    config["llm_model_path"] = "microsoft/phi-1_5".into();
+    fs::write(&path, config.to_string()).unwrap();
+    let again = tempfile::tempdir().unwrap();
+    open(dir.path()).unwrap().save(again.path()).unwrap();
+    assert_eq!(read_json::<Value>(&again.path().join("config.json")).unwrap(), config);
+    assert!(logits(&open(again.path()).unwrap()).equal(&logits(&showo)));
+}
+
+#[test]
+fn sizes_are_read_from_the_weights_where_the_configuration_is_silent() {
+    let _alone = alone();
+    let (showo, dir) = saved(ShowoConfig::default());
+    let weights = Weights::find(dir.path()).unwrap();
+    let config: CheckpointConfig = read_json(&dir.path().join("config.json")).unwrap();
+    assert_eq!(PhiConfig::of(&weights), config.phi);
+    let tokenizer = Weights::find(&dir.path().join("magvitv2")).unwrap();
+    let found = MagvitConfig::of(&tokenizer);
+    let sizes = architecture().magvit;
+    assert_eq!(
+        (found.z_channels, &found.encoder, &found.decoder),
+        (sizes.z_channels, &sizes.encoder, &sizes.decoder)
+    );
+
+    let path = dir.path().join("config.json");
+    let mut config: Value = read_json(&path).unwrap();
+    config.as_object_mut().unwrap().remove("phi");
+    fs::write(&path, config.to_string()).unwrap();
+    assert!(logits(&open(dir.path()).unwrap()).equal(&logits(&showo)));
+}
+
+#[test]
+fn fifty_random_configurations_come_back_as_they_were() {
+    let _alone = alone();
+    let mut state = 7u64;
+    let mut pick = |choices: &[i64]| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        choices[(state >> 33) as usize % choices.len()]
+    };
+    for seed in 0..50 {
+        let (heads, head_dim) = (pick(&[1, 2, 3, 4]), pick(&[8, 12, 16]));
+        let levels = pick(&[1, 2, 3]) as usize;
+        let mut half = || Pyramid {
+            ch: 4 * pick(&[1, 2]),
+            ch_mult: (0..levels).map(|_| pick(&[1, 2, 3])).collect(),
+            num_res_blocks: (0..levels).map(|_| pick(&[1, 2])).collect(),
+        };
+        let (encoder, decoder) = (half(), half());
+        let architecture = Architecture {
+            hidden_size: heads * head_dim,
+            intermediate_size: pick(&[8, 24, 40]),
+            layers: pick(&[1, 2, 3]),
+            heads,
+            max_text_len: pick(&[6, 9, 20]),
+            grid: pick(&[1, 2, 3, 4]),
+            words: architecture().words,
+            question_template: "{question} :".into(),
+            magvit: MagvitConfig {
+                z_channels: pick(&[1, 2, 5, 8]),
+                norm_groups: pick(&[1, 2, 4]),
+                encoder,
+                decoder,
+                ..MagvitConfig::default()
+            },
+        };
+        let options = ShowoConfig { architecture: Some(architecture), ..ShowoConfig::default() };
+        let mut before = sure(checkpoint::parts(&options, &source(Checkpoint::Fresh, seed)).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        before.save(dir.path()).unwrap();
+        let mut after = open(dir.path()).unwrap();
+        assert_eq!(before.card(), after.card());
+        assert!(logits(&before).equal(&logits(&after)), "{options:?}");
+        let drawn = images(&before, 2);
+        assert!(before.pixels(&drawn).unwrap().equal(&after.pixels(&drawn).unwrap()), "{options:?}");
+        let questions = strings(["how many", "what is the red car"]);
+        let said = |showo: &mut Showo| showo.answer(&drawn, &questions, &GREEDY).unwrap().tokens;
+        assert!(said(&mut before).equal(&said(&mut after)), "{options:?}");
+    }
+}
+
+#[test]
+fn every_name_and_form_of_the_weights_is_found() {
+    let _alone = alone();
+    let (showo, dir) = saved(ShowoConfig::default());
+    let expected = logits(&showo);
+    let path = dir.path().join(WEIGHTS);
+    for name in ["model.safetensors", "diffusion_pytorch_model.safetensors", WEIGHTS] {
+        fs::rename(&path, dir.path().join("aside")).unwrap();
+        fs::rename(dir.path().join("aside"), dir.path().join(name)).unwrap();
+        assert!(logits(&open(dir.path()).unwrap()).equal(&expected), "{name}");
+        fs::rename(dir.path().join(name), &path).unwrap();
+    }
+
+    // In two shards, with an index.
+    let mut all = Tensor::read_safetensors(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let half = all.split_off(all.len() / 2);
+    let mut map = serde_json::Map::new();
+    for (shard, weights) in
+        [("model-00001-of-00002.safetensors", all), ("model-00002-of-00002.safetensors", half)]
+    {
+        weights::write(&dir.path().join(shard), &weights, &[]).unwrap();
+        map.extend(weights.iter().map(|(name, _)| (name.clone(), Value::from(shard))));
+    }
+    let index = dir.path().join("model.safetensors.index.json");
+    let write = |map: &serde_json::Map<String, Value>| {
+        fs::write(&index, json!({"metadata": {}, "weight_map": map}).to_string()).unwrap();
+    };
+    write(&map);
+    assert!(logits(&open(dir.path()).unwrap()).equal(&expected));
+
+    let (name, _) = map.iter().next().map(|(name, shard)| (name.clone(), shard.clone())).unwrap();
+    map[&name] = "../model-00001-of-00002.safetensors".into();
+    write(&map);
+    let error = open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("is not the name of a file beside it"), "{error}");
+    map[&name] = "model-00003-of-00003.safetensors".into();
+    write(&map);
+    let error = open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("model-00003-of-00003.safetensors"), "{error}");
+}
+
+#[test]
+fn parts_of_a_checkpoint_lie_in_it_beside_it_or_where_the_options_say() {
+    let _alone = alone();
+    let (showo, dir) = saved(ShowoConfig::default());
+    let expected = logits(&showo);
+    let root = tempfile::tempdir().unwrap();
+    let model = root.path().join("show-o");
+    fs::create_dir(&model).unwrap();
+    for file in ["config.json", WEIGHTS] {
+        fs::copy(dir.path().join(file), model.join(file)).unwrap();
+    }
+    let error = open(&model).err().unwrap().to_string();
+    assert!(error.contains("magvitv2") && error.contains("--tokenizer"), "{error}");
+
+    let tokenizer = dir.path().join("magvitv2").display().to_string();
+    let mut options = ShowoConfig { tokenizer: Some(tokenizer), ..ShowoConfig::default() };
+    let error = open_with(&model, &options).err().unwrap().to_string();
+    assert!(error.contains("text_tokenizer") && error.contains("phi-1_5"), "{error}");
+    options.text_tokenizer = Some(dir.path().display().to_string());
+    assert!(logits(&open_with(&model, &options).unwrap()).equal(&expected));
+
+    let beside = |name: &str| root.path().join(name);
+    fs::create_dir(beside("phi-1_5")).unwrap();
+    fs::copy(dir.path().join("tokenizer.json"), beside("phi-1_5").join("tokenizer.json")).unwrap();
+    fs::rename(dir.path().join("magvitv2"), beside("magvitv2")).unwrap();
+    assert!(logits(&open(&model).unwrap()).equal(&expected));
+    for part in ["phi-1_5", "magvitv2"] {
+        fs::rename(beside(part), model.join(part)).unwrap();
+    }
+    assert!(logits(&open(&model).unwrap()).equal(&expected));
+}
+
+/// A broken checkpoint: `spoil` a whole one, then the error names all of `mentions`.
+#[track_caller]
+fn refused(spoil: impl FnOnce(&Path), mentions: &[&str]) {
+    let (_, dir) = saved(ShowoConfig::default());
+    assert!(open(dir.path()).is_ok());
+    spoil(dir.path());
+    let error = open(dir.path()).err().expect("the folder is broken");
+    assert!(!error.message().contains('\n'), "{error}");
+    for mention in mentions {
+        assert!(error.to_string().contains(mention), "`{mention}` is not in: {error}");
+    }
+    assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Vec<(String, Tensor)>)) {
+    let mut weights = Tensor::read_safetensors(path).unwrap();
+    change(&mut weights);
+    weights::write(path, &weights, &[]).unwrap();
+}
+
+/// Replaces one weight.
+fn replace(name: &'static str, with: impl FnOnce(&Tensor) -> Tensor) -> impl FnOnce(&Path) {
+    move |dir| {
+        edit(&dir.join(WEIGHTS), |weights| {
+            let (_, weight) = weights.iter_mut().find(|(known, _)| known == name).unwrap();
+            *weight = with(weight);
+        });
+    }
+}
+
+#[test]
+fn a_broken_checkpoint_is_refused_by_file_and_key() {
+    let _alone = alone();
+    let key = "showo.model.layers.1.mlp.fc1.bias";
+    let files = ["config.json", "tokenizer.json", "magvitv2/pytorch_model.safetensors", WEIGHTS];
+    for file in files {
+        refused(|dir| fs::write(dir.join(file), "{\"broken").unwrap(), &[file]);
+        if file == "magvitv2/pytorch_model.safetensors" {
+            refused(|dir| fs::remove_file(dir.join(file)).unwrap(), &["no weights in", "magvitv2"]);
+        } else if file != WEIGHTS {
+            refused(|dir| fs::remove_file(dir.join(file)).unwrap(), &[file]);
+        }
+    }
+    refused(|dir| fs::remove_file(dir.join(WEIGHTS)).unwrap(), &["no weights in", "pytorch_model"]);
+    refused(|dir| fs::remove_dir_all(dir.join("magvitv2")).unwrap(), &["no image tokenizer", "--tokenizer"]);
+
+    // Cut anywhere: in the length of the header, in the header, in the weights.
+    for cut in [0, 5, 200, 20_000] {
+        let cut = move |dir: &Path| {
+            let bytes = fs::read(dir.join(WEIGHTS)).unwrap();
+            fs::write(dir.join(WEIGHTS), &bytes[..cut]).unwrap();
+        };
+        refused(cut, &[WEIGHTS]);
+    }
+    // A header that claims more than there is.
+    refused(
+        |dir| {
+            let mut bytes = fs::read(dir.join(WEIGHTS)).unwrap();
+            bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+            fs::write(dir.join(WEIGHTS), bytes).unwrap();
+        },
+        &[WEIGHTS],
+    );
+
+    // All faults of the table in one error.
+    refused(
+        |dir| {
+            edit(&dir.join(WEIGHTS), |weights| {
+                weights.retain(|(name, _)| name != key);
+                weights.push(("showo.model.extra".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu))));
+                for (name, weight) in weights {
+                    if name == "showo.lm_head.bias" {
+                        *weight = Tensor::zeros([3], (Kind::Float, Device::Cpu));
+                    }
+                }
+            });
+        },
+        &[
+            WEIGHTS,
+            "1 missing, 1 unknown, 1 other shape",
+            &format!("missing: `{key}`"),
+            "unknown: `showo.model.extra`",
+            "`showo.lm_head.bias` expected [38], got [3]",
+        ],
+    );
+    refused(
+        replace(key, |weight| weight.to_kind(Kind::Int64)),
+        &[key, "expected f32, f16, bf16 or f64, got I64"],
+    );
+    let set = |file: &'static str, key: &'static str, value: Value| {
+        move |dir: &Path| {
+            let path = dir.join(file);
+            let mut json: Value = read_json(&path).unwrap();
+            json[key] = value;
+            fs::write(path, json.to_string()).unwrap();
+        }
+    };
+    refused(set("config.json", "vocab_size", 7.into()), &["config.json", "`vocab_size`", "got 7"]);
+    refused(set("config.json", "num_vq_tokens", "many".into()), &["config.json", "many"]);
+    refused(
+        set("config.json", "_class_name", "JanusFlow".into()),
+        &["expected a `Showo`, got a `JanusFlow`"],
+    );
+    refused(set("config.json", "w_clip_vit", true.into()), &["no vision tower", "model.options.clip"]);
+    refused(set("magvitv2/config.json", "norm_groups", 3.into()), &["magvitv2/config.json", "groups"]);
+}
+
+#[test]
+fn a_pickle_that_would_run_something_is_refused() {
+    let _alone = alone();
+    let fixtures = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/pickle"));
+    let bad: Vec<_> = fs::read_dir(fixtures)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("bad_"))
+        .collect();
+    assert!(bad.len() > 10, "{bad:?}");
+    for path in bad {
+        refused(
+            |dir| {
+                fs::remove_file(dir.join(WEIGHTS)).unwrap();
+                fs::copy(&path, dir.join("pytorch_model.bin")).unwrap();
+            },
+            &["pytorch_model.bin"],
+        );
+    }
+}
+
+#[test]
+fn a_tokenizer_of_another_vocabulary_is_refused() {
+    let _alone = alone();
+    refused(
+        |dir| {
+            let path = dir.join("tokenizer.json");
+            let mut json: Value = read_json(&path).unwrap();
+            json["model"]["vocab"]["extra"] = 99.into();
+            fs::write(path, json.to_string()).unwrap();
+        },
+        &["expected 11 tokens, as `llm_vocab_size` says, or 21", "got 12", "microsoft/phi-1_5"],
+    );
+    refused(
+        |dir| {
+            let path = dir.join("tokenizer.json");
+            let mut json: Value = read_json(&path).unwrap();
+            let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+            vocab["a"] = 10.into();
+            vocab["<|endoftext|>"] = 0.into();
+            fs::write(path, json.to_string()).unwrap();
+        },
+        &["token `<|endoftext|>`: expected id 10, got 0"],
+    );
+}
+
+#[test]
+fn adapters_start_as_nothing_learn_alone_and_come_back() {
+    let _alone = alone();
+    let (plain, base) = saved(ShowoConfig::default());
+    let lora = LoraConfig { rank: 3, alpha: 6.0, ..LoraConfig::default() };
+    let options = ShowoConfig { lora: Some(lora.clone()), ..ShowoConfig::default() };
+    let mut adapted = open_with(base.path(), &options).unwrap();
+    assert!(logits(&adapted).equal(&logits(&plain)), "fresh adapters add nothing");
+
+    let parameters = adapted.parameters().unwrap();
+    assert_eq!(parameters.len(), 2 * 2 * 2, "A and B of two targets in two layers");
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"; // PEFT's
+    assert_eq!((parameters[0].name.as_str(), parameters[0].tensor.size()), (name, vec![3, 32]));
+    adapted.freeze_reference().unwrap();
+    tch::manual_seed(11);
+    for mut parameter in parameters {
+        tch::no_grad(|| parameter.tensor += parameter.tensor.randn_like() * 0.5);
+    }
+    let moved = logits(&adapted);
+    assert!(!moved.equal(&logits(&plain)));
+    let prompts = strings(["a red car", "what is the blue"]);
+    let replay = Replay::Remask { seed: 3, part: None };
+    let reference = adapted.image_logits(&prompts, &images(&adapted, 2), Policy::Reference, &replay).unwrap();
+    assert!(reference.logits.equal(&logits(&plain)), "the reference policy stays");
+
+    // Adapters alone, beside the base that they name.
+    let dir = tempfile::tempdir().unwrap();
+    adapted.save(dir.path()).unwrap();
+    let mut files: Vec<String> =
+        fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    files.sort();
+    assert_eq!(files, ["adapter_config.json", "adapter_model.safetensors"]);
+    let peft: Value = read_json(&dir.path().join("adapter_config.json")).unwrap();
+    assert_eq!(
+        (&peft["r"], &peft["peft_type"], &peft["lora_alpha"]),
+        (&json!(3), &json!("LORA"), &json!(6.0))
+    );
+    let again = open(dir.path()).unwrap();
+    assert!(logits(&again).equal(&moved));
+    assert_eq!(again.parameters().unwrap().len(), 8, "they go on learning");
+
+    // Merged, the same model to rounding: W·x + B·A·x against (W + B·A)·x.
+    let merging = ShowoConfig { lora: Some(LoraConfig { merge: true, ..lora }), ..ShowoConfig::default() };
+    let merged = tempfile::tempdir().unwrap();
+    open_with(dir.path(), &merging).unwrap().save(merged.path()).unwrap();
+    close(&logits(&open(merged.path()).unwrap()), &moved, common::SAME);
+
+    let other = LoraConfig { rank: 4, ..LoraConfig::default() };
+    let other = ShowoConfig { lora: Some(other), ..ShowoConfig::default() };
+    let error = open_with(dir.path(), &other).err().unwrap().to_string();
+    assert!(error.contains("has rank 3"), "{error}");
+    fs::remove_dir_all(base.path()).unwrap();
+    let error = open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("no base model at"), "{error}");
+}
+
+#[test]
+fn wrong_targets_of_adapters_are_refused() {
+    let options = |targets: &[&str]| ShowoConfig {
+        lora: Some(LoraConfig {
+            targets: targets.iter().map(|t| (*t).into()).collect(),
+            ..LoraConfig::default()
+        }),
+        ..ShowoConfig::default()
+    };
+    let error = |targets: &[&str]| {
+        checkpoint::parts(&options(targets), &source(Checkpoint::Builtin, 0)).err().unwrap().to_string()
+    };
+    assert!(error(&["q_prj"]).contains("did you mean `q_proj`"));
+    assert!(error(&[]).contains("a target"));
+}
+
+#[test]
+fn short_weights_answer_nearly_the_same() {
+    let _alone = alone();
+    let (plain, dir) = saved(ShowoConfig::default());
+    let options = ShowoConfig { precision: Precision::Bf16, ..ShowoConfig::default() };
+    let mut short = open_with(dir.path(), &options).unwrap();
+    let weight = &short.parameters().unwrap()[0];
+    assert_eq!(weight.tensor.kind(), Kind::BFloat16);
+    let (expected, got) = (logits(&plain), logits(&short));
+    assert_eq!(got.kind(), Kind::Float);
+    // 8 bits of mantissa, some 20 roundings on the way: a few percent of the spread of the logits.
+    let spread = expected.std(false).double_value(&[]);
+    close(&got, &expected, 0.2 * spread);
+    let apart = (&got - &expected).square().mean(Kind::Float).sqrt().double_value(&[]);
+    assert!(apart < 0.03 * spread, "{apart} of {spread}");
+
+    // Everything else runs in it, gradients included.
+    let drawn = images(&short, 2);
+    let questions = strings(["how many", "what is the red car"]);
+    let answers = short.answer(&drawn, &questions, &GREEDY).unwrap();
+    let scored = short.answer_logp(&drawn, &questions, &answers, Policy::Current).unwrap();
+    assert_eq!(scored.logp.kind(), Kind::Float);
+    scored.logp.sum(Kind::Float).backward();
+    assert_eq!(short.parameters().unwrap()[0].tensor.grad().kind(), Kind::BFloat16);
+    short.freeze_reference().unwrap();
+    assert!(short.answer_logp(&drawn, &questions, &answers, Policy::Reference).is_ok());
+
+    // What is saved is of the same type.
+    let again = tempfile::tempdir().unwrap();
+    short.save(again.path()).unwrap();
+    assert!(logits(&open_with(again.path(), &options).unwrap()).equal(&got));
+}
+
+#[test]
+fn the_length_of_prompts_can_be_set_and_is_kept() {
+    let _alone = alone();
+    let (_, dir) = saved(ShowoConfig::default());
+    let options = ShowoConfig { max_text_len: Some(5), ..ShowoConfig::default() };
+    let short = open_with(dir.path(), &options).unwrap();
+    let again = tempfile::tempdir().unwrap();
+    short.save(again.path()).unwrap();
+    assert!(logits(&open(again.path()).unwrap()).equal(&logits(&short)));
+    assert!(!logits(&open(dir.path()).unwrap()).equal(&logits(&short)), "images stand at other positions");
+}

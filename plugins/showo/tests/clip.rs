@@ -1,0 +1,213 @@
+//! Numerical parity of the vision tower with transformers, and of the projector with torch:
+//! `tests/fixtures/clip/make.py` recorded the numbers.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tch::{Device, Kind, Tensor};
+use unirl::weights::{Store, Weights};
+use unirl_plugin_showo::checkpoint::read_json;
+use unirl_plugin_showo::clip::{self, Activation, Clip, ClipConfig, Projector};
+use unirl_plugin_showo::mask;
+
+/// Features of up to 13, absolute: on one processor the same operations give the same bits, and f32 itself is off
+/// from f64 by up to 4e-5, which is what another processor may differ by.
+const FEATURES: f64 = 1e-4;
+/// Rows of the projector, of up to 1.2: two layers, off by 2e-7.
+const ROWS: f64 = 1e-5;
+/// Resized pixels, absolute: the same kernel in the same library, so that only another processor's rounding is left.
+const PIXELS: f64 = 1e-6;
+/// Gradients: `GRADIENTS + RELATIVE · max|g|`, as small entries inherit the rounding of large ones.
+const GRADIENTS: f64 = 1e-5;
+const RELATIVE: f64 = 1e-4;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/clip")).join(name)
+}
+
+struct Cases(BTreeMap<String, Tensor>);
+
+impl Cases {
+    fn open() -> Self {
+        Self(Tensor::read_safetensors(fixture("cases.safetensors")).unwrap().into_iter().collect())
+    }
+
+    fn get(&self, name: &str) -> Tensor {
+        self.0[name].shallow_clone()
+    }
+
+    /// A leaf.
+    fn pixels(&self, case: &str) -> Tensor {
+        (self.get(&format!("{case}.pixels")).to_kind(Kind::Float) / 255.0).set_requires_grad(true)
+    }
+}
+
+fn tower(activation: Activation) -> (Clip, Store) {
+    let config = ClipConfig::read(&fixture("config.json")).unwrap();
+    let mut store =
+        Store::open(Weights::open(&fixture("model.safetensors")).unwrap(), Device::Cpu, Kind::Float).frozen();
+    let clip = Clip::take(&mut store, ClipConfig { hidden_act: activation, ..config }).unwrap();
+    (clip, store)
+}
+
+#[track_caller]
+fn close(what: &str, got: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(got.size(), expected.size(), "{what}: shape");
+    let off = (got - expected).abs().max().double_value(&[]);
+    assert!(off <= tolerance, "{what}: off by {off}, more than {tolerance}");
+}
+
+#[track_caller]
+fn gradient(what: &str, got: &Tensor, expected: &Tensor) {
+    let largest = expected.abs().max().double_value(&[]);
+    close(what, got, expected, GRADIENTS + RELATIVE * largest);
+}
+
+#[test]
+fn features_and_their_gradient_are_those_of_transformers() {
+    let cases = Cases::open();
+    let (clip, store) = tower(Activation::QuickGelu);
+    for case in ["fits", "large", "small"] {
+        let pixels = cases.pixels(case);
+        let features = clip.features(&pixels);
+        close(&format!("{case}: features"), &features, &cases.get(&format!("{case}.features")), FEATURES);
+        (features * cases.get("all.weights")).sum(Kind::Float).backward();
+        gradient(&format!("{case}: gradient"), &pixels.grad(), &cases.get(&format!("{case}.gradient")));
+    }
+    for (name, weight) in store.finish() {
+        assert!(!weight.grad().defined(), "`{name}` is frozen");
+    }
+}
+
+#[test]
+fn the_other_activation_is_exact_gelu() {
+    let cases = Cases::open();
+    let features = tower(Activation::Gelu).0.features(&cases.pixels("large"));
+    close("features", &features, &cases.get("gelu.features"), FEATURES);
+    let off = (features - cases.get("large.features")).abs().max().double_value(&[]);
+    assert!(off > 100.0 * FEATURES, "the two activations can be told apart");
+}
+
+#[test]
+fn pictures_are_resized_as_by_torch() {
+    let cases = Cases::open();
+    close("resized", &clip::resize(&cases.pixels("large"), 28), &cases.get("large.resized"), PIXELS);
+    let pixels = cases.pixels("fits");
+    assert!(clip::resize(&pixels, 28).equal(&pixels), "nothing to do");
+}
+
+#[test]
+fn the_projector_is_linear_gelu_linear_and_trained() {
+    let cases = Cases::open();
+    let weights = cases.0.iter().filter_map(|(name, tensor)| {
+        let name = name.strip_prefix("projector.").filter(|name| name.starts_with("mm_projector."))?;
+        Some((name.to_string(), tensor.shallow_clone()))
+    });
+    let weights: Vec<(String, Tensor)> =
+        weights.map(|(name, tensor)| (name, tensor.set_requires_grad(true))).collect();
+    let mut store = Store::of_tensors("cases.safetensors", weights);
+    let projector = Projector::take(&mut store, 32, 24).unwrap();
+    let input = cases.get("projector.input").set_requires_grad(true);
+    let output = projector.apply(&input);
+    close("output", &output, &cases.get("projector.output"), ROWS);
+    output.square().sum(Kind::Float).backward();
+    gradient("input", &input.grad(), &cases.get("projector.gradient.input"));
+    let taken = store.finish();
+    assert_eq!(taken.len(), 4);
+    for (name, weight) in taken {
+        gradient(&name, &weight.grad(), &cases.get(&format!("projector.gradient.{name}")));
+    }
+}
+
+#[test]
+fn the_published_tower_is_taken_up_to_the_last_layer() {
+    let mut plan = Store::plan();
+    Clip::take(&mut plan, ClipConfig::default()).unwrap();
+    let taken: BTreeMap<String, Vec<i64>> =
+        plan.expected().into_iter().map(|expected| (expected.name, expected.shape)).collect();
+    let mut table: BTreeMap<String, Vec<i64>> =
+        read_json(&fixture("../keys/clip_vit_l_14_336.json")).unwrap();
+    let whole = table.len();
+    table.retain(|name, _| {
+        !name.starts_with("vision_model.encoder.layers.23.")
+            && !name.starts_with("vision_model.post_layernorm.")
+    });
+    assert_eq!(whole - table.len(), 16 + 2);
+    assert_eq!(taken, table);
+}
+
+#[test]
+fn a_configuration_is_read_from_either_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let read = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        ClipConfig::read(&path)
+    };
+    let fields = r#""hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768"#;
+    let large = ClipConfig::default();
+    assert_eq!(read(&format!("{{{fields}}}")).unwrap(), large);
+    let nested = format!(r#"{{"model_type": "clip", "image_size": 1, "vision_config": {{{fields}}}}}"#);
+    assert_eq!(read(&nested).unwrap(), large);
+    assert_eq!(read(&serde_json::to_string(&large).unwrap()).unwrap(), large);
+
+    // transformers leaves out what is as in ViT-B/32.
+    let base = ClipConfig {
+        hidden_size: 768,
+        intermediate_size: 3072,
+        num_hidden_layers: 12,
+        num_attention_heads: 12,
+        image_size: 224,
+        patch_size: 16,
+        layer_norm_eps: 1e-5,
+        hidden_act: Activation::Gelu,
+    };
+    assert_eq!(read(r#"{"vision_config": {"patch_size": 16, "hidden_act": "gelu"}}"#).unwrap(), base);
+
+    let error = read(r#"{"vision_config": {"hidden_act": "relu"}}"#).unwrap_err();
+    assert_eq!(error.message(), format!("cannot read `{}`", path.display()));
+    assert_eq!(error.causes(), ["unknown variant `relu`, expected `quick_gelu` or `gelu`"]);
+}
+
+#[test]
+fn sizes_that_do_not_fit_together_are_refused() {
+    let large = ClipConfig::default;
+    large().check("config.json").unwrap();
+    let refusals = [
+        (
+            ClipConfig { num_hidden_layers: 0, ..large() },
+            "`config.json`: `num_hidden_layers`: expected 1 or more, got 0",
+        ),
+        (
+            ClipConfig { hidden_size: 1000, ..large() },
+            "`config.json`: `hidden_size`: expected a multiple of 16 heads, got 1000",
+        ),
+        (
+            ClipConfig { image_size: 224, patch_size: 15, ..large() },
+            "`config.json`: `image_size`: expected a multiple of 15 pixels, the edge of a patch, got 224",
+        ),
+    ];
+    for (config, expected) in refusals {
+        assert_eq!(config.check("config.json").unwrap_err().message(), expected);
+    }
+}
+
+#[test]
+fn features_are_visible_to_all_and_the_rest_is_causal() {
+    // <mmu>, one row of a system prompt, <soi>, two features, <eoi>, two rows of text.
+    let expected: [[u8; 8]; 8] = [
+        [1, 0, 0, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+    ];
+    let expected = Tensor::from_slice2(&expected).to_kind(Kind::Bool).unsqueeze(0);
+    assert!(mask::mmu_clip(8, 1, 2, Device::Cpu).equal(&expected));
+}

@@ -1,0 +1,212 @@
+//! Less memory, the same result: batches in parts, and layers that are computed again for their gradient.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{alone, architecture, images, source, strings, sure};
+use tch::{Kind, Tensor};
+use unirl::config::Rollout;
+use unirl::model::{Checkpoint, ImageSampling, Part, Policy, Replay, TextSampling, UnifiedModel};
+use unirl::optimizer::{self, Iteration, Phases};
+use unirl::reward::{Reward, RewardFunction, RuleSet, Sample, WeightedRule};
+use unirl::{Result, eval};
+use unirl_plugin_showo::checkpoint;
+use unirl_plugin_showo::config::{Architecture, ShowoConfig};
+use unirl_plugin_showo::model::Showo;
+
+/// Two orders of the same sums in f32, relative to the largest gradient of a tensor.
+const SAME: f64 = 1e-5;
+
+/// The small model with the words of the drawn world.
+fn tiny(gradient_checkpointing: bool) -> Showo {
+    let architecture = Architecture { words: Vec::new(), max_text_len: 20, ..architecture() };
+    let options =
+        ShowoConfig { architecture: Some(architecture), gradient_checkpointing, ..ShowoConfig::default() };
+    sure(checkpoint::parts(&options, &source(Checkpoint::Fresh, 1)).unwrap())
+}
+
+/// Pays for the length of an answer: different answers, different rewards.
+struct Long;
+
+impl RewardFunction for Long {
+    fn score(&self, samples: &[Sample]) -> Result<Vec<Reward>> {
+        let score = |sample: &Sample| Reward {
+            score: (sample.answer.len() % 7) as f64,
+            max: 7.0,
+            parts: BTreeMap::new(),
+        };
+        Ok(samples.iter().map(score).collect())
+    }
+}
+
+struct Step {
+    tokens: Tensor,
+    answers: Vec<String>,
+    metrics: BTreeMap<&'static str, f64>,
+    gradients: Vec<(String, Tensor)>,
+}
+
+/// One step of an optimizer on two prompts with groups of three.
+fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: bool) -> Step {
+    let mut model = tiny(gradient_checkpointing);
+    model.freeze_reference().unwrap();
+    tch::manual_seed(4);
+    for mut parameter in model.parameters().unwrap() {
+        tch::no_grad(|| parameter.tensor += parameter.tensor.randn_like() * 1e-3); // a KL that is not 0
+    }
+    let rule = WeightedRule { name: "long".into(), weight: 1.0 };
+    let rules = RuleSet::new(vec![(rule, Box::new(Long))]).unwrap();
+    let tasks: Vec<_> = eval::tasks(1, 3).unwrap()[..2]
+        .iter()
+        .flat_map(|task| std::iter::repeat_n(task.clone(), 3))
+        .collect();
+    let rollout = Rollout {
+        prompts: 2,
+        group: 3,
+        micro_batch,
+        images: ImageSampling { guidance: 0.5, steps: 4, ..ImageSampling::default() },
+        answers: TextSampling { temperature: 1.0, max_tokens: 6, ..TextSampling::default() },
+    };
+    let mut iteration = Iteration {
+        model: &mut model,
+        tasks: &tasks,
+        rules: &rules,
+        rollout: &rollout,
+        seed: 9,
+        shuffle_rewards: false,
+        phases: Phases::default(),
+    };
+    let optimizer = (optimizer::find(name).unwrap().build)(options.parse().unwrap()).unwrap();
+    let outcome = optimizer.accumulate(&mut iteration).unwrap();
+    let gradients = model
+        .parameters()
+        .unwrap()
+        .into_iter()
+        .map(|parameter| (parameter.name, parameter.tensor.grad()))
+        .filter(|(_, gradient)| gradient.defined())
+        .collect();
+    Step { tokens: outcome.images.tokens, answers: outcome.answers, metrics: outcome.metrics, gradients }
+}
+
+#[track_caller]
+fn same(what: &str, plain: &Step, other: &Step) {
+    assert!(plain.tokens.equal(&other.tokens), "{what}: drawings");
+    assert_eq!(plain.answers, other.answers, "{what}");
+    assert_eq!(plain.metrics.keys().collect::<Vec<_>>(), other.metrics.keys().collect::<Vec<_>>());
+    for (name, value) in &plain.metrics {
+        let off = (value - other.metrics[name]).abs();
+        assert!(off <= SAME * (1.0 + value.abs()), "{what}: {name}: {value}, {}", other.metrics[name]);
+    }
+    assert_eq!(plain.gradients.len(), other.gradients.len(), "{what}");
+    for ((name, plain), (_, other)) in plain.gradients.iter().zip(&other.gradients) {
+        let largest = plain.abs().max().double_value(&[]);
+        let off = (plain - other).abs().max().double_value(&[]);
+        assert!(off <= SAME * (1.0 + largest), "{what}: `{name}` off by {off}, largest {largest}");
+    }
+}
+
+#[test]
+fn a_step_in_parts_is_the_step_in_one() {
+    let _alone = alone();
+    let image = r#"{ coefficient = 1.0, replay = "reveal", reveal_steps = 2, beta = 0.3 }"#;
+    let remask = r#"{ coefficient = 1.0, replay = "remask", beta = 0.3 }"#;
+    for (name, options) in [
+        ("sft", String::new()),
+        ("grpo", "weighting = \"advantage\"".into()),
+        ("grpo", format!("image = {image}")),
+        ("grpo-split", format!("weighting = \"advantage\"\nimage = {remask}")),
+    ] {
+        let plain = step(name, &options, 0, false);
+        assert!(plain.gradients.iter().any(|(_, gradient)| gradient.abs().max().double_value(&[]) > 1e-3));
+        for micro_batch in [1, 2, 4, 6] {
+            same(&format!("{name} by {micro_batch}"), &plain, &step(name, &options, micro_batch, false));
+        }
+        same(&format!("{name} recomputed"), &plain, &step(name, &options, 0, true));
+        same(&format!("{name} recomputed by 1"), &plain, &step(name, &options, 1, true));
+    }
+}
+
+#[test]
+fn a_batch_in_parts_is_drawn_and_answered_as_in_one() {
+    let _alone = alone();
+    let mut showo = tiny(false);
+    let prompts = strings(["a red circle", "two blue squares", "a star", "a photo of a green heart"]);
+    let sampling = ImageSampling { seed: 3, steps: 4, ..ImageSampling::default() };
+    let whole = showo.generate(&prompts, &sampling).unwrap();
+    let spoken = TextSampling { temperature: 1.0, max_tokens: 8, seed: 5, ..TextSampling::default() };
+    let answers = showo.answer(&whole, &prompts, &spoken).unwrap();
+    for first in 0..prompts.len() {
+        let one = &prompts[first..=first];
+        let part = Some(Part { first: first as i64, of: 4 });
+        let image = showo.generate(one, &ImageSampling { part, ..sampling.clone() }).unwrap();
+        assert!(image.tokens.equal(&whole.narrow(first as i64, 1).tokens));
+        let answer = showo.answer(&image, one, &TextSampling { part, ..spoken.clone() }).unwrap();
+        assert_eq!(answer.text[0], answers.text[first]);
+    }
+}
+
+#[test]
+fn the_choice_among_the_likeliest_tokens_is_theirs() {
+    let _alone = alone();
+    let mut showo = tiny(false);
+    let drawn = images(&showo, 3);
+    let questions = strings(["what is this", "how many", "what color"]);
+    let mut say = |temperature, top_k, seed| {
+        let sampling = TextSampling { temperature, top_k, seed, max_tokens: 6, part: None };
+        showo.answer(&drawn, &questions, &sampling).unwrap().tokens
+    };
+    let greedy = say(0.0, 0, 0);
+    assert!(say(1.0, 1, 7).equal(&greedy), "the original's `top_k=1`");
+    assert!(!say(1.0, 0, 7).equal(&greedy));
+    assert!(say(1.0, 2, 7).equal(&say(1.0, 2, 7)) && !say(1.0, 2, 7).equal(&say(1.0, 2, 8)));
+    // A hair's breadth of temperature leaves only the best.
+    assert!(say(1e-4, 0, 7).equal(&greedy));
+}
+
+#[test]
+fn long_answers_are_scored_a_few_rows_at_a_time_to_the_same_gradient() {
+    let _alone = alone();
+    let showo = tiny(false);
+    let phi = showo.phi();
+    tch::manual_seed(2);
+    // As many rows as the head takes in three goes.
+    let rows = (1i64 << 24) / phi.logits(&Tensor::zeros([1, 32], tch::kind::FLOAT_CPU)).size()[1] * 2 + 5;
+    let hidden = Tensor::randn([rows, 32], tch::kind::FLOAT_CPU).set_requires_grad(true);
+    let targets = Tensor::randint(40, [rows], tch::kind::INT64_CPU);
+    let weights = Tensor::randn([rows], tch::kind::FLOAT_CPU);
+    let chunked = phi.logp(&hidden, &targets).unwrap();
+    (&chunked * &weights).sum(Kind::Float).backward();
+    let gradient = hidden.grad().copy();
+
+    let leaf = hidden.detach().set_requires_grad(true);
+    let plain = phi.logits(&leaf).log_softmax(-1, Kind::Float);
+    let plain = plain.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+    (&plain * &weights).sum(Kind::Float).backward();
+    for (chunked, plain) in [(chunked, plain), (gradient, leaf.grad())] {
+        let off = (&chunked - &plain).abs().max().double_value(&[]);
+        assert!(off <= SAME * (1.0 + plain.abs().max().double_value(&[])), "off by {off}");
+    }
+}
+
+#[test]
+fn a_replay_in_parts_hides_the_same_tokens() {
+    let _alone = alone();
+    let showo = tiny(false);
+    let drawn = images(&showo, 5);
+    let prompts = vec!["a star".to_string(); 5];
+    let targets = |rows: std::ops::Range<i64>, part| {
+        let (first, len) = (rows.start, rows.end - rows.start);
+        let replay = Replay::Remask { seed: 8, part };
+        let prompts = &prompts[first as usize..rows.end as usize];
+        showo.image_logits(prompts, &drawn.narrow(first, len), Policy::Current, &replay).unwrap().targets
+    };
+    let whole = targets(0..5, None);
+    for rows in [0..2, 2..3, 3..5] {
+        let part = Some(Part { first: rows.start, of: 5 });
+        let expected = whole.narrow(0, rows.start, rows.end - rows.start);
+        assert!(targets(rows, part).equal(&expected));
+    }
+}
