@@ -67,6 +67,9 @@ pub(crate) struct ModelArgs {
     /// `builtin`, or a checkpoint folder
     #[arg(long, value_name = "builtin|DIR")]
     pub(crate) model: Option<String>,
+    /// The folder of the image tokenizer, where the checkpoint's does not hold it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tokenizer: Option<String>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
@@ -90,7 +93,7 @@ pub(crate) struct RunArgs {
     /// The algorithm: `sft`, `grpo` or `grpo-split`
     #[arg(long, value_name = "NAME")]
     pub(crate) optimizer: Option<String>,
-    /// A shipped set of settings: `tiles` (the default for the builtin model) or `paper`
+    /// A shipped set of settings: `tiles` (the default for models of the drawn world) or `paper`
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
     /// The reward rule: a name, or the path of a plugin file
@@ -102,6 +105,9 @@ pub(crate) struct RunArgs {
     /// The folder of the run; the first free `runs/…` without it
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+    /// Checks the settings and prints what memory the run would take, without reading the weights
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Pretraining; with `--model` it goes on from there.
@@ -138,8 +144,17 @@ pub(crate) struct GenerateArgs {
     /// Images a prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) count: usize,
-    /// The picture to write: all images as one grid, a row a prompt
-    #[arg(long, value_name = "FILE.png", default_value = "generated.png")]
+    /// Classifier-free guidance, as the model's family counts it
+    #[arg(long, value_name = "G")]
+    pub(crate) guidance: Option<f64>,
+    /// Decoding steps of a masked model
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<i64>,
+    /// Images at once; as many as fit the memory without it
+    #[arg(long, value_name = "N")]
+    pub(crate) batch: Option<usize>,
+    /// The picture to write, all images as one grid, a row a prompt; or a folder for a picture each
+    #[arg(long, value_name = "FILE.png|DIR", default_value = "generated.png")]
     pub(crate) out: PathBuf,
 }
 
@@ -148,12 +163,24 @@ pub(crate) struct GenerateArgs {
 pub(crate) struct AskArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The image
-    #[arg(long, value_name = "FILE.png", required = true)]
-    pub(crate) image: PathBuf,
-    /// The question
+    /// The image, PNG or JPEG; may be repeated
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(crate) image: Vec<PathBuf>,
+    /// The question, asked about each image
     #[arg(long, value_name = "TEXT", required = true)]
     pub(crate) question: String,
+    /// 0 takes the likeliest token each time, 1 draws from the model's distribution
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f64>,
+    /// Draws among so many of the likeliest tokens; 0 among all
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<i64>,
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<i64>,
+    /// Images at once; as many as fit the memory without it
+    #[arg(long, value_name = "N")]
+    pub(crate) batch: Option<usize>,
 }
 
 /// Listing plugins.

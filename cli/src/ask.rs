@@ -1,23 +1,54 @@
 //! `unirl ask`.
 
+use tch::Tensor;
 use unirl::error::{Error, Result};
+use unirl::model::{Part, TextSampling};
 use unirl::picture;
 use unirl::plugin::Plugins;
 
 use crate::args::AskArgs;
-use crate::build;
+use crate::build::{self, Settings};
+use crate::{batch, progress};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &AskArgs) -> Result<()> {
-    if !args.image.is_file() {
-        return Err(Error::usage(format!("no picture at `{}`", args.image.display())));
+    if let Some(missing) = args.image.iter().find(|path| !path.is_file()) {
+        return Err(Error::usage(format!("no picture at `{}`", missing.display())));
     }
-    let config = build::inference(&args.model)?;
+    let mut settings = Settings::new(&args.model, None)?;
+    if let Some(temperature) = args.temperature {
+        settings.set("rollout.answers.temperature", temperature)?;
+    }
+    if let Some(top_k) = args.top_k {
+        settings.set("rollout.answers.top_k", top_k)?;
+    }
+    if let Some(max_tokens) = args.max_tokens {
+        settings.set("rollout.answers.max_tokens", max_tokens)?;
+    }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
-    let mut model = build::model(&mut plugins, &config.model, false, config.train.seed)?;
-    let pixels = picture::read(&args.image, model.card().resolution)?;
-    let images = model.encode(&pixels)?;
-    let answers = model.answer(&images, std::slice::from_ref(&args.question), &config.rollout.answers)?;
-    println!("{}", answers.text.join("\n"));
+    let (mut model, config) = build::inference(&settings, &mut plugins)?;
+    let side = model.card().reads_at.unwrap_or(model.card().resolution);
+
+    let size = batch::size(&*model, &config, args.batch, |footprint| footprint.answer)?;
+    let bar = progress::bar("answer", args.image.len() as u64);
+    let mut answers = Vec::new();
+    for (index, paths) in args.image.chunks(size).enumerate() {
+        let pixels: Vec<Tensor> =
+            paths.iter().map(|path| picture::read(path, side)).collect::<Result<_>>()?;
+        let images = model.encode(&Tensor::cat(&pixels, 0))?;
+        let questions = vec![args.question.clone(); paths.len()];
+        let part = Some(Part { first: (index * size) as i64, of: args.image.len() as i64 });
+        let seed = config.train.seed;
+        let sampling = TextSampling { seed, part, ..config.rollout.answers.clone() };
+        answers.extend(model.answer(&images, &questions, &sampling)?.text);
+        bar.inc(paths.len() as u64);
+    }
+    bar.finish_and_clear();
+    for (path, answer) in args.image.iter().zip(answers) {
+        match args.image.len() {
+            1 => println!("{answer}"),
+            _ => println!("{}: {answer}", path.display()),
+        }
+    }
     Ok(())
 }

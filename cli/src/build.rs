@@ -1,22 +1,66 @@
 //! From arguments to configurations, models and rule sets.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use tch::{Cuda, Device};
 use unirl::config::{self, ModelOptions, RunConfig};
 use unirl::error::{Error, Result};
-use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
+use unirl::eval;
+use unirl::model::{Checkpoint, ModelCard, ModelSource, UnifiedModel};
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
 use unirl::reward::{RuleSet, WeightedRule};
 
 use crate::args::ModelArgs;
+use crate::progress;
 
-/// The settings of a command: preset, file and `--set` in this order, then the flags for the model.
-pub(crate) fn table(args: &ModelArgs, preset: Option<&str>) -> Result<toml::Table> {
-    let mut table = toml::Table::new();
-    if let Some(name) = preset {
-        config::merge(&mut table, config::preset(name)?);
+/// The settings of a run, from preset, file and `--set` in this order, then flags. Which preset is laid under them where the
+/// user names none depends on the model: one that draws the drawn world has `tiles`, any other the paper's settings.
+pub(crate) struct Settings {
+    preset: Option<String>,
+    own: toml::Table,
+}
+
+impl Settings {
+    pub(crate) fn new(args: &ModelArgs, preset: Option<&str>) -> Result<Self> {
+        let mut settings = Self { preset: preset.map(String::from), own: own_settings(args)? };
+        if let Some(seed) = args.seed {
+            settings.put("train", "seed", seed as i64)?;
+        }
+        Ok(settings)
     }
+
+    /// Sets `section.key`.
+    pub(crate) fn put(&mut self, section: &str, key: &str, value: impl Into<toml::Value>) -> Result<()> {
+        put(&mut self.own, section, key, value)
+    }
+
+    /// Sets a setting by its dotted path.
+    pub(crate) fn set(&mut self, path: &str, value: impl Into<toml::Value>) -> Result<()> {
+        config::set(&mut self.own, &format!("{path}={}", value.into()))
+    }
+
+    /// The settings as far as they are known before the model: wrong ones are told before it is loaded.
+    pub(crate) fn early(&self) -> Result<RunConfig> {
+        self.over(self.preset.as_deref().or(Some("tiles")))
+    }
+
+    /// The settings for a model.
+    pub(crate) fn config(&self, card: &ModelCard) -> Result<RunConfig> {
+        let tiles = eval::check_tiles(card).is_ok().then_some("tiles");
+        self.over(self.preset.as_deref().or(tiles))
+    }
+
+    fn over(&self, preset: Option<&str>) -> Result<RunConfig> {
+        let mut table = preset.map_or_else(|| Ok(toml::Table::new()), config::preset)?;
+        config::merge(&mut table, self.own.clone());
+        RunConfig::from_table(table)
+    }
+}
+
+/// What the user says: file, `--set`, and flags.
+pub(crate) fn own_settings(args: &ModelArgs) -> Result<toml::Table> {
+    let mut table = toml::Table::new();
     if let Some(path) = &args.config {
         config::merge(&mut table, config::read_table(path)?);
     }
@@ -28,16 +72,17 @@ pub(crate) fn table(args: &ModelArgs, preset: Option<&str>) -> Result<toml::Tabl
             put(&mut table, "model", key, value.as_str())?;
         }
     }
+    if let Some(folder) = &args.tokenizer {
+        let model = table.entry("model").or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        let model =
+            model.as_table_mut().ok_or_else(|| Error::usage("configuration `model`: expected a table"))?;
+        put(model, "options", "tokenizer", folder.as_str())?;
+    }
     Ok(table)
 }
 
 /// Sets `section.key`.
-pub(crate) fn put(
-    table: &mut toml::Table,
-    section: &str,
-    key: &str,
-    value: impl Into<toml::Value>,
-) -> Result<()> {
+fn put(table: &mut toml::Table, section: &str, key: &str, value: impl Into<toml::Value>) -> Result<()> {
     table
         .entry(section)
         .or_insert_with(|| toml::Value::Table(toml::Table::new()))
@@ -47,24 +92,51 @@ pub(crate) fn put(
     Ok(())
 }
 
-/// A run configuration for commands that only use the model: evaluation, drawing, asking.
-pub(crate) fn inference(args: &ModelArgs) -> Result<RunConfig> {
-    let mut table = table(args, Some("tiles"))?;
-    if let Some(seed) = args.seed {
-        put(&mut table, "train", "seed", seed as i64)?;
-    }
-    RunConfig::from_table(table)
+/// The model and the settings of a command that only uses it: evaluation, drawing, asking.
+pub(crate) fn inference(
+    settings: &Settings,
+    plugins: &mut Plugins,
+) -> Result<(Box<dyn UnifiedModel>, RunConfig)> {
+    let early = settings.early()?;
+    let model = model(plugins, &early.model, early.train.seed)?;
+    let config = settings.config(model.card())?;
+    Ok((model, config))
 }
 
 /// Loads the model that the options name.
 pub(crate) fn model(
     plugins: &mut Plugins,
     options: &ModelOptions,
-    fresh: bool,
     seed: u64,
 ) -> Result<Box<dyn UnifiedModel>> {
+    let started = Instant::now();
+    let source = source(options, seed)?;
+    let model = construct(plugins, options, &source)?;
+    if let Checkpoint::Folder(folder) = &source.checkpoint {
+        progress::note(&format!(
+            "loaded {} from {} in {:.1} s",
+            model.card().name,
+            folder.display(),
+            started.elapsed().as_secs_f64()
+        ));
+    }
+    Ok(model)
+}
+
+/// Makes the model of a source.
+pub(crate) fn construct(
+    plugins: &mut Plugins,
+    options: &ModelOptions,
+    source: &ModelSource,
+) -> Result<Box<dyn UnifiedModel>> {
+    let json = serde_json::to_value(&options.options)
+        .map_err(|error| Error::usage("`model.options` cannot be written as JSON").cause(error))?;
+    plugins.model(&options.plugin, json, source)
+}
+
+/// Where the options say that the weights come from.
+pub(crate) fn source(options: &ModelOptions, seed: u64) -> Result<ModelSource> {
     let checkpoint = match options.checkpoint.as_str() {
-        _ if fresh => Checkpoint::Fresh,
         "builtin" => Checkpoint::Builtin,
         folder => {
             let folder = PathBuf::from(folder);
@@ -75,10 +147,7 @@ pub(crate) fn model(
             Checkpoint::Folder(folder)
         }
     };
-    let source = ModelSource { checkpoint, device: device(&options.device)?, seed, dry: false };
-    let options_json = serde_json::to_value(&options.options)
-        .map_err(|error| Error::usage("`model.options` cannot be written as JSON").cause(error))?;
-    plugins.model(&options.plugin, options_json, &source)
+    Ok(ModelSource { checkpoint, device: device(&options.device)?, seed, dry: false })
 }
 
 /// Loads the rules that the configuration names.
@@ -93,7 +162,8 @@ pub(crate) fn rules(plugins: &mut Plugins, rules: &[WeightedRule]) -> Result<Rul
     RuleSet::new(loaded)
 }
 
-fn device(name: &str) -> Result<Device> {
+/// The device of a name.
+pub(crate) fn device(name: &str) -> Result<Device> {
     let wrong =
         || Error::usage(format!("unknown device `{name}`")).hint("known: `auto`, `cpu`, `cuda`, `cuda:N`");
     let index = match name {
@@ -122,6 +192,14 @@ fn device(name: &str) -> Result<Device> {
         0 => "no GPU was found: use `--device cpu`".to_string(),
         count => format!("GPUs found: 0 to {}", count - 1),
     }))
+}
+
+/// The name of a device.
+pub(crate) fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".into(),
+    }
 }
 
 /// Refuses an output file whose folder is missing, before any work is done for it.

@@ -5,22 +5,23 @@ use unirl::eval;
 use unirl::plugin::Plugins;
 
 use crate::args::EvalArgs;
-use crate::{build, progress};
+use crate::build::{self, Settings};
+use crate::progress;
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
-    let mut config = build::inference(&args.model)?;
+    let mut settings = Settings::new(&args.model, None)?;
     if let Some(prompts) = args.prompts {
-        config.eval.prompts = prompts;
-    }
-    if config.eval.prompts == 0 {
-        return Err(Error::usage("prompts a category: expected at least 1, got 0"));
+        settings.put("eval", "prompts", prompts as i64)?;
     }
     if let Some(seed) = args.model.seed {
-        config.eval.seed = seed;
+        settings.put("eval", "seed", seed as i64)?;
+    }
+    if settings.early()?.eval.prompts == 0 {
+        return Err(Error::usage("prompts a category: expected at least 1, got 0"));
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
-    let mut model = build::model(&mut plugins, &config.model, false, config.train.seed)?;
+    let (mut model, config) = build::inference(&settings, &mut plugins)?;
     eval::check_tiles(model.card())?;
     let tasks = eval::tasks(config.eval.prompts, config.eval.seed)?;
     let bar = progress::bar("eval", tasks.len() as u64);

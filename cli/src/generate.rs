@@ -1,27 +1,94 @@
 //! `unirl generate`.
 
-use unirl::error::{Error, Result};
-use unirl::model::ImageSampling;
+use std::path::Path;
+
+use tch::Tensor;
+use unirl::config::RunConfig;
+use unirl::error::{Context, Error, Result};
+use unirl::model::{ImageSampling, Part};
 use unirl::picture;
 use unirl::plugin::Plugins;
 
 use crate::args::GenerateArgs;
-use crate::build;
+use crate::build::{self, Settings};
+use crate::{batch, progress};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     if args.count == 0 {
         return Err(Error::usage("`--count`: expected at least 1, got 0"));
     }
-    build::check_parent(&args.out)?;
-    let config = build::inference(&args.model)?;
+    let ending = args.out.extension();
+    if let Some(other) = ending.filter(|ending| ending.to_ascii_lowercase() != "png") {
+        let other = other.display();
+        return Err(Error::usage(format!(
+            "`--out`: expected a name that ends in `.png`, or a folder, got `.{other}`"
+        )));
+    }
+    let one_file = ending.is_some();
+    if one_file {
+        build::check_parent(&args.out)?;
+    }
+    let mut settings = Settings::new(&args.model, None)?;
+    if let Some(guidance) = args.guidance {
+        settings.set("rollout.images.guidance", guidance)?;
+    }
+    if let Some(steps) = args.steps {
+        settings.set("rollout.images.steps", steps)?;
+    }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
-    let mut model = build::model(&mut plugins, &config.model, false, config.train.seed)?;
+    let (mut model, config) = build::inference(&settings, &mut plugins)?;
     let prompts: Vec<String> =
         args.prompt.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.count)).collect();
-    let sampling = ImageSampling { seed: config.train.seed, ..config.rollout.images };
-    let images = model.generate(&prompts, &sampling)?;
-    picture::write_grid(&model.pixels(&images)?, args.count as i64, &args.out)?;
+
+    let size = batch::size(&*model, &config, args.batch, |footprint| footprint.generate)?;
+    let bar = progress::bar("draw", prompts.len() as u64);
+    let mut pictures: Vec<Tensor> = Vec::new();
+    for (index, rows) in prompts.chunks(size).enumerate() {
+        // The same pictures whatever fits at once.
+        let part = Some(Part { first: (index * size) as i64, of: prompts.len() as i64 });
+        let seed = config.train.seed;
+        let images = model.generate(rows, &ImageSampling { seed, part, ..config.rollout.images.clone() })?;
+        let pixels = model.pixels(&images)?.to_device(tch::Device::Cpu);
+        if one_file {
+            pictures.push(pixels);
+        } else {
+            for row in 0..rows.len() {
+                let at = index * size + row;
+                let name = format!("{:05}-{:02}.png", at / args.count, at % args.count);
+                let path = folder(&args.out)?.join(name);
+                let texts = texts(args, &config, &prompts[at], at);
+                picture::write_grid(&pixels.narrow(0, row as i64, 1), 1, &path, &texts)?;
+            }
+        }
+        bar.inc(rows.len() as u64);
+    }
+    bar.finish_and_clear();
+    if one_file {
+        let texts = texts(args, &config, &args.prompt.join("\n"), 0);
+        picture::write_grid(&Tensor::cat(&pictures, 0), args.count as i64, &args.out, &texts)?;
+    }
     println!("{}", args.out.display());
     Ok(())
+}
+
+fn folder(path: &Path) -> Result<&Path> {
+    std::fs::create_dir_all(path).context(|| format!("cannot create `{}`", path.display()))?;
+    Ok(path)
+}
+
+/// What goes into the metadata of a picture: enough to draw it again.
+fn texts(args: &GenerateArgs, config: &RunConfig, prompt: &str, index: usize) -> Vec<(&'static str, String)> {
+    let images = &config.rollout.images;
+    vec![
+        ("prompt", prompt.to_string()),
+        ("plugin", config.model.plugin.clone()),
+        ("model", config.model.checkpoint.clone()),
+        ("guidance", images.guidance.to_string()),
+        ("steps", images.steps.to_string()),
+        ("temperature", images.temperature.to_string()),
+        ("seed", config.train.seed.to_string()),
+        ("index", format!("{index} of {}", args.prompt.len() * args.count)),
+        ("Software", format!("unirl {}", env!("CARGO_PKG_VERSION"))),
+    ]
 }

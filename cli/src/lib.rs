@@ -2,6 +2,7 @@
 
 mod args;
 mod ask;
+mod batch;
 mod build;
 mod eval;
 mod generate;

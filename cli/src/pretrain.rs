@@ -3,6 +3,7 @@
 use std::fs;
 
 use unirl::error::{Context, Error, Result};
+use unirl::model::Checkpoint;
 use unirl::plugin::Plugins;
 use unirl::pretrain::{Event, PretrainConfig, pretrain};
 use unirl::{eval, run_dir};
@@ -12,7 +13,7 @@ use crate::{build, progress};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
-    let mut table = build::table(&args.model, None)?;
+    let mut table = build::own_settings(&args.model)?;
     if let Some(seed) = args.model.seed {
         table.insert("seed".into(), toml::Value::Integer(seed as i64));
     }
@@ -23,8 +24,11 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         );
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
-    let fresh = args.model.model.is_none();
-    let mut model = build::model(&mut plugins, &config.model, fresh, config.seed)?;
+    let mut source = build::source(&config.model, config.seed)?;
+    if args.model.model.is_none() {
+        source.checkpoint = Checkpoint::Fresh;
+    }
+    let mut model = build::construct(&mut plugins, &config.model, &source)?;
 
     let mut bar = indicatif::ProgressBar::hidden();
     pretrain(&mut *model, &config, &mut |event| match event {

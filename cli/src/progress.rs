@@ -14,6 +14,12 @@ pub(crate) fn bar(what: &'static str, length: u64) -> ProgressBar {
     bar
 }
 
+/// A line for people, beside the bars.
+#[expect(clippy::print_stderr, reason = "what happens, not what comes of it")]
+pub(crate) fn note(text: &str) {
+    eprintln!("{text}");
+}
+
 /// The bars of a training run.
 pub(crate) struct Watcher {
     bar: ProgressBar,

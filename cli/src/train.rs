@@ -1,29 +1,38 @@
 //! `unirl --plugin NAME --optimizer NAME`.
 
 use unirl::config::RunConfig;
-use unirl::error::Result;
+use unirl::error::{Error, Result};
+use unirl::memory::MemoryPlan;
+use unirl::model::ModelSource;
 use unirl::optimizer;
 use unirl::plugin::Plugins;
 use unirl::run_dir::RunDir;
 use unirl::{eval, train};
 
 use crate::args::RunArgs;
-use crate::build;
+use crate::build::{self, Settings};
 use crate::progress::Watcher;
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
-    let config = configuration(args)?;
-    let entry = optimizer::find(&config.optimizer.name)?;
-    (entry.build)(config.optimizer.table()?)?;
-
+    let settings = settings(args)?;
+    let early = settings.early()?;
+    let entry = optimizer::find(&early.optimizer.name)?;
+    (entry.build)(early.optimizer.table()?)?;
     if let Some(out) = &args.out {
         RunDir::check_free(out)?;
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
-    plugins.load(&config.model.plugin)?;
+    plugins.load(&early.model.plugin)?;
+    build::rules(&mut plugins, &early.reward.rules)?;
+    if args.dry_run {
+        return plan(&settings, &early, &mut plugins);
+    }
+
+    let mut model = build::model(&mut plugins, &early.model, early.train.seed)?;
+    let config = settings.config(model.card())?;
     let rules = build::rules(&mut plugins, &config.reward.rules)?;
-    let mut model = build::model(&mut plugins, &config.model, false, config.train.seed)?;
+    let entry = optimizer::find(&config.optimizer.name)?;
     optimizer::check_fits(entry, model.card())?;
     if config.eval.prompts > 0 {
         eval::check_tiles(model.card())?;
@@ -48,21 +57,41 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-fn configuration(args: &RunArgs) -> Result<RunConfig> {
-    let preset = args.preset.as_deref().unwrap_or("tiles");
-    let mut table = build::table(&args.model, Some(preset))?;
+/// `--dry-run`: what the run would take, from sizes alone.
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn plan(settings: &Settings, early: &RunConfig, plugins: &mut Plugins) -> Result<()> {
+    let source = ModelSource { dry: true, ..build::source(&early.model, early.train.seed)? };
+    let model = build::construct(plugins, &early.model, &source)?;
+    let config = settings.config(model.card())?;
+    let entry = optimizer::find(&config.optimizer.name)?;
+    optimizer::check_fits(entry, model.card())?;
+    let algorithm = (entry.build)(config.optimizer.table()?)?;
+    let plan = MemoryPlan::new(&*model, &*algorithm, &config, source.device)?;
+    println!("{} of {} on {}\n", entry.name, model.card().name, build::device_name(source.device));
+    print!("{}", plan.table());
+    match plan.fitting() {
+        Some(0) => Err(Error::failure("the run does not fit the device, not even an image at a time").hint(
+            "`--set model.options.lora={}` learns adapters alone; smaller images or a GPU with more memory are other ways",
+        )),
+        Some(fitting) if fitting < plan.micro_batch => {
+            Err(Error::failure(format!("{} images at once do not fit the device", plan.micro_batch))
+                .hint(format!("`--set rollout.micro_batch={fitting}`")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn settings(args: &RunArgs) -> Result<Settings> {
+    let mut settings = Settings::new(&args.model, args.preset.as_deref())?;
     if let Some(name) = &args.optimizer {
-        build::put(&mut table, "optimizer", "name", name.as_str())?;
+        settings.put("optimizer", "name", name.as_str())?;
     }
     if let Some(name) = &args.reward {
         let rule = toml::Table::from_iter([("name".to_string(), toml::Value::from(name.as_str()))]);
-        build::put(&mut table, "reward", "rules", vec![toml::Value::Table(rule)])?;
+        settings.put("reward", "rules", vec![toml::Value::Table(rule)])?;
     }
     if let Some(steps) = args.steps {
-        build::put(&mut table, "train", "steps", steps as i64)?;
+        settings.put("train", "steps", steps as i64)?;
     }
-    if let Some(seed) = args.model.seed {
-        build::put(&mut table, "train", "seed", seed as i64)?;
-    }
-    RunConfig::from_table(table)
+    Ok(settings)
 }

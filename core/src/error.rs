@@ -169,7 +169,7 @@ macro_rules! foreign_context {
         }
     )+};
 }
-foreign_context!(std::io::Error, serde_json::Error, toml::de::Error, toml::ser::Error, image::ImageError);
+foreign_context!(std::io::Error, serde_json::Error, toml::de::Error, toml::ser::Error, png::EncodingError);
 
 impl<T> Context<T> for std::result::Result<T, tch::TchError> {
     fn context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T> {

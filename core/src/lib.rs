@@ -8,6 +8,7 @@ pub mod config;
 pub mod error;
 pub mod eval;
 pub mod judge;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod optimizer;

@@ -355,6 +355,8 @@ pub struct Footprint {
     pub trainable: i64,
     /// Bytes of these.
     pub trainable_weights: i64,
+    /// Values of the largest of them: the update works tensor by tensor.
+    pub largest: i64,
     /// Bytes that [`UnifiedModel::freeze_reference`] takes.
     pub reference: i64,
     /// [`UnifiedModel::generate`].

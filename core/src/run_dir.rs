@@ -80,7 +80,7 @@ impl RunDir {
     pub fn save_samples(&self, name: &str, samples: &Samples<'_>) -> Result<()> {
         let name = format!("samples/{name}");
         let path = self.root.join(format!("{name}.png"));
-        picture::write_grid(samples.pixels, samples.columns, &path)?;
+        picture::write_grid(samples.pixels, samples.columns, &path, &[])?;
         let lines: Vec<String> = samples
             .tasks
             .iter()

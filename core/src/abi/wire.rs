@@ -431,7 +431,7 @@ mod tests {
         let bare = Images::from_tokens(tokens());
         let reply = Answers { text: vec!["two".into()], tokens: tokens(), mask: tokens() };
         let texts = ["a \"cat\"".to_owned()];
-        let part = Some(Part { first: 2, of: 4 });
+        let part = Some(crate::model::Part { first: 2, of: 4 });
         let workload = Workload {
             images: ImageSampling { part, ..ImageSampling::default() },
             answers: TextSampling { part, ..TextSampling::default() },

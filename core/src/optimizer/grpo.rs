@@ -20,8 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use super::objective::Weighting;
 use super::{
-    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, accumulate_answers, options, reward_metrics,
+    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, Pass, accumulate_answers, options,
+    reward_metrics,
 };
+use crate::config::Rollout;
 use crate::error::Result;
 
 /// Options of `grpo`.
@@ -113,5 +115,12 @@ impl Optimizer for Grpo {
 
         let (answers, rewards) = shown.unwrap_or_default();
         Ok(Outcome { metrics, images: drawn, answers, rewards })
+    }
+
+    fn passes(&self, rollout: &Rollout) -> Vec<Pass> {
+        let image = (self.image.coefficient > 0.0)
+            .then(|| Pass { states: self.image.states(rollout), answers: false });
+        let answer = (self.answer_coefficient > 0.0).then_some(Pass { states: 1, answers: true });
+        image.into_iter().chain(answer).collect()
     }
 }

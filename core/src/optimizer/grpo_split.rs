@@ -17,8 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use super::objective::Weighting;
 use super::{
-    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, accumulate_answers, options, reward_metrics,
+    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, Pass, accumulate_answers, options,
+    reward_metrics,
 };
+use crate::config::Rollout;
 use crate::error::Result;
 
 /// Options of `grpo-split`.
@@ -88,5 +90,12 @@ impl Optimizer for GrpoSplit {
         iteration.phases.update += started.elapsed();
 
         Ok(Outcome { metrics, images: drawn, answers: answers.text, rewards })
+    }
+
+    fn passes(&self, rollout: &Rollout) -> Vec<Pass> {
+        let image = (self.image.coefficient > 0.0)
+            .then(|| Pass { states: self.image.states(rollout), answers: false });
+        let answer = (self.answer_coefficient > 0.0).then_some(Pass { states: 0, answers: true });
+        image.into_iter().chain(answer).collect()
     }
 }

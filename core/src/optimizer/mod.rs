@@ -29,6 +29,18 @@ pub trait Optimizer {
     /// Runs the model on the iteration's tasks, calls `backward` on the loss and says what happened. The caller has zeroed
     /// the gradients and applies the update.
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome>;
+
+    /// Which passes with gradient it runs, one after the other, for the memory plan.
+    fn passes(&self, rollout: &Rollout) -> Vec<Pass>;
+}
+
+/// A pass with gradient, from its first forward to its backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pass {
+    /// States of each image that are scored, 0 where none is.
+    pub states: i64,
+    /// Whether answers are scored.
+    pub answers: bool,
 }
 
 /// What an iteration did, for the metrics and the sample pictures.
@@ -411,6 +423,17 @@ impl ImageTerm {
             backward(&(loss * self.coefficient), "loss/image")?;
         }
         Ok(())
+    }
+
+    /// States of an image that are scored together: the branches of guidance count apart.
+    pub(crate) fn states(&self, rollout: &Rollout) -> i64 {
+        let total = rollout.images.steps;
+        let steps = if self.reveal_steps > 0 { self.reveal_steps.min(total) } else { total };
+        match self.replay {
+            ReplayKind::Remask => 1,
+            ReplayKind::Reveal if self.guided && rollout.images.guidance > 0.0 => 2 * steps,
+            ReplayKind::Reveal => steps,
+        }
     }
 
     fn replay(&self, iteration: &Iteration<'_>, rows: &Range<usize>) -> Replay {

@@ -13,8 +13,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Iteration, Optimizer, OptimizerEntry, Outcome, add, backward, count, objective, options, reward_metrics,
+    Iteration, Optimizer, OptimizerEntry, Outcome, Pass, add, backward, count, objective, options,
+    reward_metrics,
 };
+use crate::config::Rollout;
 use crate::error::Result;
 use crate::model::Policy;
 
@@ -70,5 +72,9 @@ impl Optimizer for Sft {
         iteration.phases.update += started.elapsed();
 
         Ok(Outcome { metrics, images: drawn, answers: answers.text, rewards })
+    }
+
+    fn passes(&self, _rollout: &Rollout) -> Vec<Pass> {
+        vec![Pass { states: 1, answers: true }]
     }
 }

@@ -35,6 +35,11 @@ pub fn has_cuda_driver() -> bool {
     load::open(Path::new("libcuda.so.1"), RTLD_NOW).is_ok()
 }
 
+/// All memory of a GPU in bytes, as its driver tells it.
+pub fn cuda_memory(index: usize) -> Option<i64> {
+    has_cuda_driver().then(|| load::cuda_memory(index)).flatten()
+}
+
 /// Opens `libtorch_cuda.so`, to which nothing is linked, for the whole process. To be called before the first
 /// tensor is made, when a GPU is asked for; without it `tch::Cuda::is_available()` is false.
 pub fn load_cuda() -> Result<()> {

@@ -4,6 +4,7 @@
     reason = "opening a library runs its constructors, and calling into it trusts its symbols"
 )]
 
+use std::ffi::{c_int, c_uint};
 use std::path::Path;
 
 use abi_stable::library::{LibHeader, LibraryError, lib_header_from_path};
@@ -31,6 +32,26 @@ pub(super) fn open(path: &Path, flags: i32) -> Result<(), String> {
 pub(super) fn number_of_symbol(name: &str) -> Option<u64> {
     // SAFETY: the only name this is called with is libtorch's, which has had this signature since it exists.
     unsafe { Library::this().get::<unsafe extern "C" fn() -> u64>(name).ok().map(|function| function()) }
+}
+
+/// Asks the driver of the GPUs, which is open, for the memory of one.
+pub(super) fn cuda_memory(index: usize) -> Option<i64> {
+    type Init = unsafe extern "C" fn(c_uint) -> c_int;
+    type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+    type Total = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
+    // SAFETY: the signatures are those of CUDA's driver interface, unchanged since version 4; what is written to outlives
+    // the calls.
+    unsafe {
+        let driver = Library::new("libcuda.so.1").ok()?;
+        let init = driver.get::<Init>("cuInit").ok()?;
+        let get = driver.get::<Get>("cuDeviceGet").ok()?;
+        let total = driver.get::<Total>("cuDeviceTotalMem_v2").ok()?;
+        let (mut device, mut bytes) = (0, 0);
+        let worked = init(0) == 0
+            && get(&raw mut device, c_int::try_from(index).ok()?) == 0
+            && total(&raw mut bytes, device) == 0;
+        worked.then_some(bytes as i64)
+    }
 }
 
 /// The rungs after the stamp was read: nothing in the plugin is called before it is known to fit.

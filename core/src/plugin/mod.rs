@@ -20,7 +20,7 @@ use crate::error::{Error, Result, nearest, unknown_name};
 use crate::model::{ModelSource, UnifiedModel};
 use crate::reward::RewardFunction;
 
-pub use libtorch::{has_cuda_driver, load_cuda, mapped_version};
+pub use libtorch::{cuda_memory, has_cuda_driver, load_cuda, mapped_version};
 
 /// What an entry of a plugin makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

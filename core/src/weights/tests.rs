@@ -1,1 +1,88 @@
 use super::*;
+
+fn tensors() -> Vec<(String, Tensor)> {
+    let values = Tensor::arange(24, (Kind::Float, Device::Cpu)).view([4, 6]) - 5.5;
+    let kinds = [Kind::Float, Kind::Half, Kind::BFloat16, Kind::Double, Kind::Int64, Kind::Uint8];
+    kinds.iter().map(|kind| (format!("{kind:?}"), values.abs().to_kind(*kind))).collect()
+}
+
+#[test]
+fn what_is_written_is_read_again_with_its_texts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    write(&path, &tensors(), &[("note", "größer")]).unwrap();
+    let weights = Weights::find(dir.path()).unwrap();
+    for (name, tensor) in tensors() {
+        assert!(weights.read(&name).unwrap().equal(&tensor), "{name}");
+        assert!(
+            weights.read(&name).unwrap().equal(&tensor),
+            "{name}: once more, after its pages were let go"
+        );
+        assert_eq!(weights.shape(&name), Some([4, 6].as_slice()));
+    }
+    let bytes: &'static [u8] = Box::leak(std::fs::read(&path).unwrap().into_boxed_slice());
+    let (embedded, texts) = Weights::embedded("ours", bytes).unwrap();
+    assert_eq!((texts["note"].as_str(), texts["format"].as_str()), ("größer", "pt"));
+    assert!(embedded.read("Half").unwrap().equal(&weights.read("Half").unwrap()));
+}
+
+#[test]
+fn all_faults_of_a_table_are_one_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    write(&path, &tensors(), &[]).unwrap();
+    let weights = Weights::open(&path).unwrap();
+    let expect =
+        |name: &str, shape: &[i64], required| Expected { name: name.into(), shape: shape.into(), required };
+    let mut expected: Vec<Expected> = ["Float", "Half", "BFloat16", "Double", "Uint8"]
+        .iter()
+        .map(|name| expect(name, &[4, 6], *name != "Uint8"))
+        .collect();
+    expected.push(expect("Int64", &[4, 6], false));
+    expected.push(expect("computed", &[1], false));
+    weights.check(&expected).unwrap();
+
+    expected[0].shape = vec![6, 4];
+    expected.retain(|e| e.name != "Uint8");
+    expected.extend((0..30).map(|i| expect(&format!("layer.{i:02}"), &[1], true)));
+    expected.iter_mut().find(|e| e.name == "Int64").unwrap().required = true;
+    let error = weights.check(&expected).unwrap_err();
+    assert!(error.message().ends_with("30 missing, 1 unknown, 1 other shape, 1 other type"), "{error}");
+    assert!(
+        error.causes()[0].starts_with("missing: `layer.00`, ") && error.causes()[0].ends_with(" and 10 more")
+    );
+    assert_eq!(
+        error.causes()[1..],
+        [
+            "unknown: `Uint8`",
+            "other shape: `Float` expected [6, 4], got [4, 6]",
+            "other type: `Int64` expected f32, f16, bf16 or f64, got I64",
+        ]
+    );
+}
+
+#[test]
+fn a_folder_without_weights_says_what_was_expected() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Weights::find(dir.path()).err().unwrap();
+    assert!(error.hints()[0].contains("`diffusion_pytorch_model.safetensors`"), "{error}");
+}
+
+#[test]
+fn safetensors_come_before_pickles() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("pytorch_model.bin"), "no pickle").unwrap();
+    assert!(Weights::find(dir.path()).is_err());
+    write(&dir.path().join("pytorch_model.safetensors"), &tensors(), &[]).unwrap();
+    assert!(Weights::find(dir.path()).is_ok());
+}
+
+#[test]
+fn a_plan_takes_nothing_and_notes_everything() {
+    let mut plan = Store::plan();
+    assert!(!plan.take("a", &[1 << 40], Init::Normal).unwrap().defined());
+    plan.computed("b", &[2]);
+    let expected = plan.expected();
+    assert_eq!((expected[0].shape.as_slice(), expected[0].required), ([1i64 << 40].as_slice(), true));
+    assert_eq!((expected[1].name.as_str(), expected[1].required), ("b", false));
+}

@@ -58,6 +58,8 @@ pub struct Parts {
     pub gradient_checkpointing: bool,
     /// How many tokens stay hidden from step to step, and in training.
     pub schedule: Schedule,
+    /// The type of the transformer's weights.
+    pub precision: Kind,
 }
 
 /// The configuration files of a checkpoint, whose keys are kept, and where they come from.
@@ -147,6 +149,7 @@ fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
         adapters: None,
         gradient_checkpointing: options.gradient_checkpointing,
         schedule: Schedule::Cosine,
+        precision: options.precision.kind(source.device),
     })
 }
 
@@ -264,6 +267,7 @@ fn assemble(
         adapters: None,
         gradient_checkpointing: options.gradient_checkpointing,
         schedule: Schedule::Cosine,
+        precision: options.precision.kind(source.device),
     })
 }
 

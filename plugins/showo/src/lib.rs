@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod clip;
 pub mod config;
+mod footprint;
 mod layers;
 pub mod lora;
 pub mod magvit;

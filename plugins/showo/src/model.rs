@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, IndexOp, Kind, Tensor};
 use unirl::model::{
-    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, ModelSource,
-    Parameter, ParameterGroup, Part, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard,
+    ModelSource, Parameter, ParameterGroup, Part, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    Workload,
 };
-use unirl::weights::Store;
+use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
 
 use crate::checkpoint::{self, Files, Parts};
 use crate::clip::{self, Clip};
-use crate::config::{CheckpointConfig, ShowoConfig, Special};
+use crate::config::{CheckpointConfig, MagvitConfig, ShowoConfig, Special};
+use crate::footprint::Sizes;
 use crate::lora::LoraConfig;
 use crate::magvit::Magvit;
 use crate::mask;
@@ -41,6 +43,8 @@ pub struct Showo {
     reference: Option<Phi>,
     magvit: Magvit,
     schedule: Schedule,
+    precision: Kind,
+    magvit_config: MagvitConfig,
     /// Reads pictures for understanding; without it, understanding reads image tokens.
     eyes: Option<Eyes>,
     phi_weights: Vec<(String, Tensor)>,
@@ -123,7 +127,8 @@ impl Showo {
 
     /// Puts a model together from the parts of a checkpoint.
     pub fn from_parts(parts: Parts, device: Device) -> Result<Self> {
-        let (gradient_checkpointing, schedule) = (parts.gradient_checkpointing, parts.schedule);
+        let (gradient_checkpointing, schedule, precision) =
+            (parts.gradient_checkpointing, parts.schedule, parts.precision);
         let Parts {
             config, magvit_config, files, text, mut phi_store, mut magvit_store, clip, adapters, ..
         } = parts;
@@ -171,6 +176,8 @@ impl Showo {
             reference: None,
             magvit,
             schedule,
+            precision,
+            magvit_config,
             eyes,
             phi_weights: phi_store.finish(),
             magvit_weights: magvit_store.finish(),
@@ -252,7 +259,7 @@ impl Showo {
         let visible = Tensor::cat(&[blocks.visible.index_select(0, &index), image], 1).unsqueeze(1);
         let visible = visible.expand([-1, tokens + 2, -1], false);
         let past = blocks.cache.select(&index);
-        let (h, _) = phi.forward(phi.embed(&ids), &positions, &mask::additive(&visible), Some(&past))?;
+        let h = phi.hidden(phi.embed(&ids), &positions, &mask::additive(&visible), Some(&past))?;
         Ok(phi.code_logits(&h.narrow(1, 1, tokens)))
     }
 
@@ -330,7 +337,8 @@ impl Showo {
         let lengths: Vec<i64> = questions.iter().map(|row| row.len() as i64).collect();
         let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(1); // [B,1]
         let (ids, there) = prompt::padded(questions, self.special.pad, device);
-        let (hidden, cache) = self.understand(phi, images, &ids)?;
+        let (x, positions, mask) = self.understanding(phi, images, &ids)?;
+        let (hidden, cache) = phi.forward(x, &positions, &mask, None)?;
         let prefix = self.prefix();
         let last = (&lengths - 1 + prefix).unsqueeze(-1).expand([-1, -1, hidden.size()[2]], false);
         let image = Tensor::ones([images.len(), prefix], (Kind::Bool, device));
@@ -405,7 +413,8 @@ impl Showo {
             rows.push([question.as_slice(), &answer].concat());
         }
         let (ids, _) = prompt::padded(&rows, self.special.pad, self.device);
-        let (hidden, _) = self.understand(phi, images, &ids)?;
+        let (x, positions, mask) = self.understanding(phi, images, &ids)?;
+        let hidden = phi.hidden(x, &positions, &mask, None)?;
         let (length, width) = (hidden.size()[1], hidden.size()[2]);
 
         // The head is wide: only the rows that predict an answer token go through it.
@@ -421,8 +430,8 @@ impl Showo {
         })
     }
 
-    /// Runs images and the text `ids [B,L]` behind them: hidden rows of both, and their cache.
-    fn understand(&self, phi: &Phi, images: &Images, ids: &Tensor) -> Result<(Tensor, Cache)> {
+    /// Images and the text `ids [B,L]` behind them as rows, with their positions and who sees whom.
+    fn understanding(&self, phi: &Phi, images: &Images, ids: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
         let x = Tensor::cat(&[self.embed_images(phi, images)?, phi.embed(ids)], 1);
         let length = x.size()[1];
         let columns = Tensor::arange(length, (Kind::Int64, self.device));
@@ -433,7 +442,7 @@ impl Showo {
             }
             None => mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix())).unsqueeze(0),
         };
-        phi.forward(x, &columns.unsqueeze(0), &mask::additive(&visible), None)
+        Ok((x, columns.unsqueeze(0), mask::additive(&visible)))
     }
 
     /// Rows before the text of understanding: `<mmu> <soi> image <eoi>`, or with the system prompt behind `<mmu>` and
@@ -544,6 +553,54 @@ impl UnifiedModel for Showo {
         }
         self.reference = Some(reference);
         Ok(())
+    }
+
+    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
+        let sizes = Sizes {
+            config: &self.config,
+            bytes: self.precision.elt_size_in_bytes() as i64,
+            checkpointing: self.phi.checkpointing(),
+            prefix: self.prefix(),
+        };
+        let sizes_of = |of: &[Expected]| -> Vec<i64> {
+            of.iter().filter(|e| e.required).map(|e| e.shape.iter().product()).collect()
+        };
+        let values = |of: Vec<Expected>| -> i64 { sizes_of(&of).iter().sum() };
+        let weights = Phi::expected(&self.config)?;
+        let mut largest = sizes_of(&weights).into_iter().max().unwrap_or(0);
+        let transformer = values(weights);
+        let tokenizer = values(Magvit::expected(&self.magvit_config)?);
+        let tower = match &self.eyes {
+            Some(eyes) => {
+                let mut plan = Store::plan();
+                Clip::take(&mut plan, eyes.tower.config().clone())?;
+                values(plan.expected())
+            }
+            None => 0,
+        };
+        let adapters = match &self.adapters {
+            Some(adapters) => {
+                let mut plan = Store::plan();
+                Phi::take(&mut Store::plan(), &self.config)?.attach(&mut plan, &adapters.config)?;
+                let adapters = plan.expected();
+                largest = sizes_of(&adapters).into_iter().max().unwrap_or(0);
+                Some(values(adapters))
+            }
+            None => None,
+        };
+        let trainable = adapters.unwrap_or(transformer);
+        Ok(Footprint {
+            values: transformer + tokenizer + tower + adapters.unwrap_or(0),
+            weights: (transformer + adapters.unwrap_or(0)) * sizes.bytes + (tokenizer + tower) * 4,
+            trainable,
+            trainable_weights: trainable * sizes.bytes,
+            largest,
+            reference: trainable * sizes.bytes,
+            generate: sizes.generate(&workload.images),
+            answer: sizes.answer(&workload.answers),
+            image_logits: sizes.image_logits(workload.states),
+            answer_logp: sizes.answer_logp(&workload.answers),
+        })
     }
 
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {

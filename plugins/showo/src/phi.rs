@@ -215,6 +215,11 @@ impl Phi {
         self.checkpointing = checkpointing;
     }
 
+    /// Whether layers keep their inputs alone for the gradient.
+    pub fn checkpointing(&self) -> bool {
+        self.checkpointing
+    }
+
     /// The type of its weights.
     pub fn kind(&self) -> Kind {
         self.embed.kind()
@@ -247,21 +252,44 @@ impl Phi {
         mask: &Tensor,
         past: Option<&Cache>,
     ) -> Result<(Tensor, Cache)> {
+        let mut cache = Vec::with_capacity(self.layers.len());
+        let hidden = self.run(x, positions, mask, past, |keys, values| cache.push((keys, values)))?;
+        Ok((hidden, Cache(cache)))
+    }
+
+    /// [`Phi::forward`] for rows that nothing follows: their cache is let go layer by layer.
+    pub fn hidden(
+        &self,
+        x: Tensor,
+        positions: &Tensor,
+        mask: &Tensor,
+        past: Option<&Cache>,
+    ) -> Result<Tensor> {
+        self.run(x, positions, mask, past, |_, _| ())
+    }
+
+    fn run(
+        &self,
+        x: Tensor,
+        positions: &Tensor,
+        mask: &Tensor,
+        past: Option<&Cache>,
+        mut keep: impl FnMut(Tensor, Tensor),
+    ) -> Result<Tensor> {
         let rotary = Rotary::new(positions, &self.config, x.kind());
         let mask = mask.to_kind(x.kind()); // −2⁶³ is exact in bf16, too
         let mut x = x;
-        let mut cache = Vec::with_capacity(self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
             let past = past.map(|Cache(past)| [&past[index].0, &past[index].1]);
-            let [after, k, v] = if self.checkpointing && gradient_enabled() {
+            let [after, keys, values] = if self.checkpointing && gradient_enabled() {
                 recomputed(layer, &x, past, &rotary, &mask)?
             } else {
                 layer.run(&x, past, &rotary, &mask)
             };
             x = after;
-            cache.push((k, v));
+            keep(keys, values);
         }
-        Ok((self.norm.apply(&x), Cache(cache)))
+        Ok(self.norm.apply(&x))
     }
 
     /// Logits over all tokens of hidden rows `[..,D]`: `[..,V]` f32.

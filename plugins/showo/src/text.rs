@@ -1,10 +1,22 @@
-//! The text tokenizer: a `tokenizer.json` as checkpoints bring it, or one of whole words for a fresh model.
+//! The text tokenizer: a `tokenizer.json` or GPT-2's files as checkpoints bring them, or one of whole words for a fresh
+//! model.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use serde_json::json;
-use tokenizers::Tokenizer;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokenizers::{AddedToken, Tokenizer};
+use unirl::error::Context;
 use unirl::{Error, Result};
+
+use crate::checkpoint::read_json;
+
+const TOKENIZER: &str = "tokenizer.json";
+const VOCAB: &str = "vocab.json";
+const MERGES: &str = "merges.txt";
+/// The first has ids alone, the second the texts of special tokens, the third everything, in some checkpoints only.
+const ADDED: [&str; 3] = ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"];
 
 const UNKNOWN: &str = "<unk>";
 /// The one token that is begin, end and separator of text.
@@ -19,21 +31,56 @@ pub struct Text {
 }
 
 impl Text {
+    /// Whether `folder` holds files of a tokenizer.
+    pub fn is_in(folder: &Path) -> bool {
+        [TOKENIZER, VOCAB].iter().any(|name| folder.join(name).is_file())
+    }
+
+    /// Reads the tokenizer of a checkpoint folder: `tokenizer.json`, or else `vocab.json` and `merges.txt` with what is
+    /// there of added tokens, a byte-level BPE as of GPT-2 and Phi.
+    pub fn open_folder(folder: &Path, eos: i64) -> Result<Self> {
+        if folder.join(TOKENIZER).is_file() {
+            return Self::open(&folder.join(TOKENIZER), eos);
+        }
+        if let Some(missing) = [VOCAB, MERGES].into_iter().find(|name| !folder.join(name).is_file()) {
+            return Err(Error::failure(format!("no text tokenizer in `{}`", folder.display()))
+                .cause(format!("there is no `{TOKENIZER}`, and no `{missing}`"))
+                .hint(format!("expected `{TOKENIZER}`, or `{VOCAB}` and `{MERGES}`")));
+        }
+        let vocab: BTreeMap<String, u32> = read_json(&folder.join(VOCAB))?;
+        let path = folder.join(MERGES);
+        let merges =
+            std::fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()))?;
+        let merges: Vec<&str> = merges.lines().filter(|line| !line.starts_with("#version")).collect();
+        let added = added_tokens(folder, &vocab)?;
+        check_ids(folder, &vocab, &added)?;
+        let added: Vec<Value> = added
+            .iter()
+            .map(|(id, token)| {
+                let mut json = json!(token);
+                json["id"] = json!(id);
+                json
+            })
+            .collect();
+        let json = json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": added,
+            "normalizer": null,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
+            "post_processor": null,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
+            "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+        });
+        Self::from_json(json.to_string().into_bytes(), eos, &folder.display().to_string())
+    }
+
     /// Reads `tokenizer.json`.
     pub fn open(path: &Path, eos: i64) -> Result<Self> {
         let json = std::fs::read(path)
             .map_err(|error| Error::failure(format!("cannot read `{}`", path.display())).cause(error))?;
         Self::from_json(json, eos, &path.display().to_string())
-    }
-
-    /// Whether `folder` holds a tokenizer.
-    pub fn is_in(folder: &Path) -> bool {
-        folder.join("tokenizer.json").is_file() || folder.join("vocab.json").is_file()
-    }
-
-    /// TEMPORARY
-    pub fn open_folder(folder: &Path, eos: i64) -> Result<Self> {
-        Self::open(&folder.join("tokenizer.json"), eos)
     }
 
     /// Parses the contents of a `tokenizer.json`; `file` is what errors call it.
@@ -63,7 +110,7 @@ impl Text {
             "decoder": null,
             "model": {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN},
         });
-        Self::from_json(json.to_string().into_bytes(), eos, "tokenizer.json")
+        Self::from_json(json.to_string().into_bytes(), eos, TOKENIZER)
     }
 
     /// Text tokens, the end token included.
@@ -103,5 +150,231 @@ impl Text {
             .decode(&ids, true)
             .map_err(|error| Error::failure("cannot turn an answer into text").cause(error))?;
         Ok(text.trim().to_string())
+    }
+}
+
+/// The added tokens of a folder with GPT-2's files, by id; among them the special ones that the vocabulary holds.
+fn added_tokens(folder: &Path, vocab: &BTreeMap<String, u32>) -> Result<BTreeMap<u32, AddedToken>> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct TokenizerConfig {
+        added_tokens_decoder: BTreeMap<u32, AddedToken>,
+    }
+    let [ids, special, config] = ADDED.map(|name| folder.join(name));
+    let mut added = match config.is_file() {
+        true => read_json::<TokenizerConfig>(&config)?.added_tokens_decoder,
+        false => BTreeMap::new(),
+    };
+    // A special token stands there as its text, or as an object, or as a list of either.
+    let special: Value = if special.is_file() { read_json(&special)? } else { Value::Null };
+    let mut special: Vec<&str> = special
+        .as_object()
+        .into_iter()
+        .flat_map(|map| map.values())
+        .flat_map(|value| value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice))
+        .filter_map(|value| value.as_str().or_else(|| value["content"].as_str()))
+        .collect();
+    if vocab.contains_key(END) {
+        special.push(END); // GPT-2's own files say so nowhere
+    }
+    let listed: BTreeMap<String, u32> = if ids.is_file() { read_json(&ids)? } else { BTreeMap::new() };
+    for (content, id) in listed {
+        let token = AddedToken::from(content.as_str(), special.contains(&content.as_str()));
+        let known = added.entry(id).or_insert(token);
+        if known.content != content {
+            return Err(mixed(
+                folder,
+                format!("added token `{content}`: its id {id} is that of `{}`", known.content),
+            ));
+        }
+    }
+    for content in special {
+        if let Some(id) = vocab.get(content) {
+            added.entry(*id).or_insert_with(|| AddedToken::from(content, true));
+        } else if !added.values().any(|token| token.content == content) {
+            return Err(mixed(folder, format!("special token `{content}` has no id")));
+        }
+    }
+    Ok(added)
+}
+
+/// The crate gives the ids itself, one after the other behind the vocabulary: refuses files that say otherwise.
+fn check_ids(folder: &Path, vocab: &BTreeMap<String, u32>, added: &BTreeMap<u32, AddedToken>) -> Result<()> {
+    let by_id: HashMap<u32, &str> = vocab.iter().map(|(text, id)| (*id, text.as_str())).collect();
+    let mut by_text: HashMap<&str, u32> = vocab.iter().map(|(text, id)| (text.as_str(), *id)).collect();
+    let mut next = vocab.len() as u32;
+    for (id, token) in added {
+        let wrong = match (by_text.insert(&token.content, *id), by_id.get(id)) {
+            (Some(other), _) if other == *id => continue,
+            (Some(other), _) => format!("its id is {id}, and also {other}"),
+            (None, Some(other)) => format!("its id {id} is that of `{other}`"),
+            (None, None) if *id != next => format!("expected id {next}, the next one, got {id}"),
+            (None, None) => {
+                next += 1;
+                continue;
+            }
+        };
+        return Err(mixed(folder, format!("added token `{}`: {wrong}", token.content)));
+    }
+    Ok(())
+}
+
+fn mixed(folder: &Path, what: String) -> Error {
+    Error::failure(what)
+        .context(format!("cannot use the text tokenizer in `{}`", folder.display()))
+        .hint("see that all its files are there and of one tokenizer")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tokenizer");
+
+    #[derive(Deserialize)]
+    struct Reference {
+        eos: i64,
+        vocabulary: i64,
+        cases: Vec<Case>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        text: String,
+        ids: Vec<i64>,
+        decoded: String,
+    }
+
+    fn reference() -> Reference {
+        read_json(&Path::new(FIXTURE).join("cases.json")).unwrap()
+    }
+
+    /// A copy of GPT-2's files, to be spoilt.
+    fn files() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(Path::new(FIXTURE).join("files")).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        dir
+    }
+
+    fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+        let mut json: Value = read_json(path).unwrap();
+        change(&mut json);
+        fs::write(path, json.to_string()).unwrap();
+    }
+
+    #[track_caller]
+    fn agrees(text: &Text) {
+        let reference = reference();
+        assert_eq!(text.vocabulary_size(), reference.vocabulary);
+        for case in reference.cases {
+            assert_eq!(text.encode(&case.text).unwrap(), case.ids, "{:?}", case.text);
+            assert_eq!(text.decode(&case.ids).unwrap(), case.decoded, "{:?}", case.text);
+        }
+    }
+
+    #[track_caller]
+    fn refused(folder: &Path) -> Error {
+        Text::open_folder(folder, 0).err().expect("an error")
+    }
+
+    #[test]
+    fn both_forms_give_what_transformers_gives() {
+        let eos = reference().eos;
+        agrees(&Text::open_folder(&Path::new(FIXTURE).join("json"), eos).unwrap());
+        let text = Text::open_folder(&Path::new(FIXTURE).join("files"), eos).unwrap();
+        agrees(&text);
+        agrees(&Text::from_json(text.json().to_vec(), eos, "saved").unwrap());
+    }
+
+    #[test]
+    fn added_tokens_may_stand_in_the_configuration() {
+        let dir = files();
+        let eos = reference().eos;
+        // As with Phi: the end token is in the vocabulary, too.
+        edit(&dir.path().join(VOCAB), |vocab| vocab[END] = eos.into());
+        let added: BTreeMap<String, u32> = read_json(&dir.path().join(ADDED[0])).unwrap();
+        let decoder: BTreeMap<u32, AddedToken> = added
+            .into_iter()
+            .map(|(content, id)| (id, AddedToken::from(content.as_str(), content == END)))
+            .collect();
+        let config = json!({"tokenizer_class": "CodeGenTokenizer", "added_tokens_decoder": decoder});
+        fs::write(dir.path().join(ADDED[2]), config.to_string()).unwrap();
+        agrees(&Text::open_folder(dir.path(), eos).unwrap()); // beside `added_tokens.json`, as with Phi
+        fs::remove_file(dir.path().join(ADDED[0])).unwrap();
+        agrees(&Text::open_folder(dir.path(), eos).unwrap());
+    }
+
+    #[test]
+    fn special_tokens_may_stand_in_the_vocabulary_alone() {
+        let dir = files();
+        let eos = reference().eos;
+        edit(&dir.path().join(VOCAB), |vocab| vocab[END] = eos.into());
+        let listed = dir.path().join(ADDED[0]);
+        edit(&listed, |added| drop(added.as_object_mut().unwrap().remove(END)));
+        agrees(&Text::open_folder(dir.path(), eos).unwrap());
+        fs::remove_file(dir.path().join(ADDED[1])).unwrap();
+        agrees(&Text::open_folder(dir.path(), eos).unwrap());
+        fs::write(dir.path().join(ADDED[1]), r#"{"pad_token": {"content": "<pad>"}}"#).unwrap();
+        assert_eq!(refused(dir.path()).causes(), ["special token `<pad>` has no id"]);
+    }
+
+    #[test]
+    fn missing_merges_are_named() {
+        let dir = files();
+        fs::remove_file(dir.path().join(MERGES)).unwrap();
+        let error = refused(dir.path());
+        assert_eq!(error.message(), format!("no text tokenizer in `{}`", dir.path().display()));
+        assert_eq!(error.causes(), ["there is no `tokenizer.json`, and no `merges.txt`"]);
+        assert_eq!(error.hints(), ["expected `tokenizer.json`, or `vocab.json` and `merges.txt`"]);
+    }
+
+    #[test]
+    fn a_broken_vocabulary_is_named() {
+        let dir = files();
+        let path = dir.path().join(VOCAB);
+        fs::write(&path, "{\"a\": 0,").unwrap();
+        let error = refused(dir.path());
+        assert_eq!(error.message(), format!("cannot read `{}`", path.display()));
+        assert_eq!(error.causes(), ["EOF while parsing a value at line 1 column 8"]);
+    }
+
+    #[test]
+    fn a_merge_of_unknown_parts_is_refused() {
+        let dir = files();
+        fs::write(dir.path().join(MERGES), "#version: 0.2\nno such\n").unwrap();
+        let error = refused(dir.path());
+        assert_eq!(error.message(), format!("`{}` is not a tokenizer", dir.path().display()));
+    }
+
+    #[test]
+    fn an_id_must_be_free_and_the_next() {
+        let dir = files();
+        let path = dir.path().join(ADDED[0]);
+        edit(&path, |added| added["    "] = 64.into());
+        let error = refused(dir.path());
+        assert_eq!(error.message(), format!("cannot use the text tokenizer in `{}`", dir.path().display()));
+        assert_eq!(error.causes(), ["added token `    `: its id 64 is that of `a`"]);
+        assert_eq!(error.hints(), ["see that all its files are there and of one tokenizer"]);
+        edit(&path, |added| added["    "] = 402.into());
+        assert_eq!(refused(dir.path()).causes(), ["added token `    `: its id 402 is that of `   `"]);
+        edit(&path, |added| added["    "] = 409.into());
+        assert_eq!(
+            refused(dir.path()).causes(),
+            ["added token `   `: expected id 401, the next one, got 402"]
+        );
+        edit(&path, |added| {
+            added["    "] = 401.into();
+            added["a"] = 407.into();
+        });
+        assert_eq!(refused(dir.path()).causes(), ["added token `a`: its id is 407, and also 64"]);
+        edit(&path, |added| drop(added.as_object_mut().unwrap().remove("a")));
+        let twice = json!({"added_tokens_decoder": {"407": AddedToken::from("    ", false)}});
+        fs::write(dir.path().join(ADDED[2]), twice.to_string()).unwrap();
+        assert_eq!(refused(dir.path()).causes(), ["added token `    `: its id is 407, and also 401"]);
     }
 }

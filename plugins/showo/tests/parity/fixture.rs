@@ -88,6 +88,7 @@ impl Fixture {
             gradient_checkpointing: false,
             clip: None,
             schedule: Schedule::Cosine,
+            precision: Kind::Float,
             text: Text::of_words(&[]).unwrap(),
             phi_store: store(weights),
             magvit_store: store("magvit.safetensors"),

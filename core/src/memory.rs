@@ -1,0 +1,207 @@
+//! The memory plan of a run: what its parts take, and how many images go through the model at once on a device.
+
+use std::fmt::Write as _;
+
+use tch::Device;
+
+use crate::config::RunConfig;
+use crate::error::Result;
+use crate::model::{Cost, Footprint, UnifiedModel, Workload};
+use crate::optimizer::Optimizer;
+use crate::plugin::cuda_memory;
+
+/// What is left free of a device's memory, for fragmentation and whatever else runs there.
+const HEADROOM: f64 = 0.05;
+
+/// A run's memory in bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MemoryPlan {
+    /// What stays from the first step on: name and bytes.
+    pub held: Vec<(&'static str, i64)>,
+    /// What comes and goes, for one image: name, keys and values, everything else.
+    pub phases: Vec<(&'static str, Cost)>,
+    /// What the update of the weights needs on the way, whatever the batch.
+    pub update: i64,
+    /// Images of an iteration, and how many of them go through the model at once.
+    pub images: i64,
+    /// See `images`.
+    pub micro_batch: i64,
+    /// What the device has, where that is known.
+    pub available: Option<i64>,
+    /// Values of all weights, and of those that learn.
+    pub values: (i64, i64),
+}
+
+impl MemoryPlan {
+    /// The plan of training `model`, which may be a dry one.
+    pub fn new(
+        model: &dyn UnifiedModel,
+        optimizer: &dyn Optimizer,
+        config: &RunConfig,
+        device: Device,
+    ) -> Result<Self> {
+        let rollout = &config.rollout;
+        let footprint = |states: i64| -> Result<Footprint> {
+            let (images, answers) = (rollout.images.clone(), rollout.answers.clone());
+            model.footprint(&Workload { images, answers, states })
+        };
+        let of = footprint(1)?;
+        let mut phases = vec![("drawing", of.generate), ("answering", of.answer)];
+        for pass in optimizer.passes(rollout) {
+            let mut cost = Cost::default();
+            let mut add = |part: Cost| {
+                cost.cache += part.cache;
+                cost.activations += part.activations;
+            };
+            if pass.states > 0 {
+                add(footprint(pass.states)?.image_logits);
+            }
+            if pass.answers {
+                add(of.answer_logp);
+            }
+            phases.push((if pass.answers { "answer gradient" } else { "image gradient" }, cost));
+        }
+        // AdamW: two moments, and masters of weights that are not f32 themselves.
+        let short = of.trainable_weights < of.trainable * 4;
+        let copies = if short { 3 } else { 2 };
+        let images = (rollout.prompts * rollout.group) as i64;
+        Ok(Self {
+            held: vec![
+                ("weights", of.weights),
+                ("gradients", of.trainable_weights),
+                ("optimizer state", copies * 4 * of.trainable),
+                ("reference policy", of.reference),
+            ],
+            phases,
+            update: 5 * 4 * of.largest,
+            images,
+            micro_batch: if rollout.micro_batch == 0 {
+                images
+            } else {
+                (rollout.micro_batch as i64).min(images)
+            },
+            available: available(device),
+            values: (of.values, of.trainable),
+        })
+    }
+
+    fn held(&self) -> i64 {
+        self.held.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn an_image(&self) -> i64 {
+        self.phases.iter().map(|(_, cost)| cost.cache + cost.activations).max().unwrap_or(0)
+    }
+
+    /// The most that is alive at once with so many images in the model.
+    pub fn peak(&self, micro_batch: i64) -> i64 {
+        self.held() + self.update.max(self.an_image() * micro_batch)
+    }
+
+    /// The most images that fit at once: 0 if not even one does, none if the device does not tell its memory.
+    pub fn fitting(&self) -> Option<i64> {
+        let free = (self.available? as f64 * (1.0 - HEADROOM)) as i64 - self.held();
+        if free < self.update.max(self.an_image()) {
+            return Some(0);
+        }
+        Some((free / self.an_image().max(1)).min(self.images))
+    }
+
+    /// The plan as a table for people.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let (all, learning) = self.values;
+        let _ = writeln!(text, "{:<20}{:>16}", "weights", thousands(all));
+        let _ = writeln!(text, "{:<20}{:>16}\n", "of these learn", thousands(learning));
+        let _ = writeln!(text, "{:<20}{:>16}", "held throughout", "GB");
+        for (name, bytes) in &self.held {
+            let _ = writeln!(text, "  {name:<18}{:>16}", gigabytes(*bytes));
+        }
+        let _ = writeln!(text, "\n{:<20}{:>16}{:>16}", "for each image", "activations", "keys, values");
+        for (name, cost) in &self.phases {
+            let (activations, cache) = (gigabytes(cost.activations), gigabytes(cost.cache));
+            let _ = writeln!(text, "  {name:<18}{activations:>16}{cache:>16}");
+        }
+        let _ = writeln!(text, "\n  {:<18}{:>16}", "update of weights", gigabytes(self.update));
+        let _ = writeln!(text, "\n{:<20}{:>16}", "images at once", self.micro_batch);
+        let _ = writeln!(text, "{:<20}{:>16}", "peak", gigabytes(self.peak(self.micro_batch)));
+        if let (Some(available), Some(fitting)) = (self.available, self.fitting()) {
+            let _ = writeln!(text, "{:<20}{:>16}", "the device has", gigabytes(available));
+            let _ =
+                writeln!(text, "{:<20}{:>16}", "images that fit", format!("{fitting} of {}", self.images));
+        }
+        text
+    }
+}
+
+fn gigabytes(bytes: i64) -> String {
+    format!("{:.2}", bytes as f64 / 1e9)
+}
+
+fn thousands(number: i64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    groups.join(",")
+}
+
+/// The memory of a device in bytes: all of a GPU's, what is free of the machine's.
+pub fn available(device: Device) -> Option<i64> {
+    match device {
+        Device::Cuda(index) => cuda_memory(index),
+        _ => {
+            let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+            let kilobytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+            let free = kilobytes * 1024;
+            // A container may be given less than the machine has.
+            let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+            Some(limit.and_then(|text| text.trim().parse().ok()).map_or(free, |limit: i64| limit.min(free)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(available: Option<i64>) -> MemoryPlan {
+        MemoryPlan {
+            held: vec![("weights", 10), ("gradients", 10)],
+            phases: vec![
+                ("drawing", Cost { cache: 1, activations: 2 }),
+                ("answer gradient", Cost { cache: 0, activations: 7 }),
+            ],
+            update: 12,
+            images: 6,
+            micro_batch: 6,
+            available,
+            values: (1_234_567, 7),
+        }
+    }
+
+    #[test]
+    fn the_peak_is_the_largest_phase_above_what_is_held() {
+        let plan = plan(None);
+        assert_eq!((plan.peak(6), plan.peak(2), plan.peak(1)), (20 + 42, 20 + 14, 20 + 12));
+        assert_eq!(plan.fitting(), None);
+    }
+
+    #[test]
+    fn what_fits_leaves_some_room() {
+        // 95 % of 60 are 57: 37 above what is held, five images of 7 each.
+        assert_eq!(plan(Some(60)).fitting(), Some(5));
+        assert_eq!(plan(Some(1000)).fitting(), Some(6));
+        assert_eq!(plan(Some(33)).fitting(), Some(0), "31 are free, the update alone needs 32");
+    }
+
+    #[test]
+    fn the_machine_tells_its_memory() {
+        assert!(available(Device::Cpu).unwrap() > 1 << 28);
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!([7, 1_000, 1_448_176_770].map(thousands), ["7", "1,000", "1,448,176,770"]);
+    }
+}
