@@ -11,16 +11,19 @@ use std::path::Path;
 use common::{GREEDY, alone, architecture, close, fresh, images, open, open_with, source, strings, sure};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
-use unirl::model::{Checkpoint, Policy, Replay, UnifiedModel};
-use unirl::weights::{self, Expected, Weights};
+use unirl::model::{Answers, Checkpoint, Images, Policy, Replay, UnifiedModel};
+use unirl::weights::{self, Expected, Store, Weights};
 use unirl_plugin_showo::checkpoint::{self, read_json};
+use unirl_plugin_showo::clip::{Clip, ClipConfig};
 use unirl_plugin_showo::config::{
     Architecture, CheckpointConfig, MagvitConfig, PhiConfig, Precision, Pyramid, ShowoConfig,
 };
 use unirl_plugin_showo::lora::LoraConfig;
 use unirl_plugin_showo::magvit::Magvit;
+use unirl_plugin_showo::mask;
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::phi::Phi;
+use unirl_plugin_showo::text::Text;
 
 const WEIGHTS: &str = "pytorch_model.safetensors";
 
@@ -528,4 +531,130 @@ fn the_length_of_prompts_can_be_set_and_is_kept() {
     short.save(again.path()).unwrap();
     assert!(logits(&open(again.path()).unwrap()).equal(&logits(&short)));
     assert!(!logits(&open(dir.path()).unwrap()).equal(&logits(&short)), "images stand at other positions");
+}
+
+/// A small `w_clip_vit` checkpoint, with the vision tower of the fixtures in it.
+fn with_eyes() -> tempfile::TempDir {
+    let (_, dir) = saved(ShowoConfig::default());
+    let path = dir.path().join("config.json");
+    let mut config: Value = read_json(&path).unwrap();
+    config["w_clip_vit"] = true.into();
+    config.as_object_mut().unwrap().remove("question_template");
+    fs::write(&path, config.to_string()).unwrap();
+    tch::manual_seed(12);
+    edit(&dir.path().join(WEIGHTS), |weights| {
+        for (name, shape) in [
+            ("mm_projector.0.weight", vec![32, 32]),
+            ("mm_projector.0.bias", vec![32]),
+            ("mm_projector.2.weight", vec![32, 32]),
+            ("mm_projector.2.bias", vec![32]),
+        ] {
+            weights.push((name.into(), Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.3));
+        }
+    });
+    let tower = dir.path().join("clip-vit-large-patch14-336");
+    fs::create_dir(&tower).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        let fixture = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/clip")).join(file);
+        fs::copy(fixture, tower.join(file)).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn understanding_reads_pictures_where_the_checkpoint_has_a_vision_tower() {
+    let _alone = alone();
+    let dir = with_eyes();
+    let mut showo = open(dir.path()).unwrap();
+    let card = showo.card().clone();
+    assert_eq!((card.resolution, card.reads_at), (8, Some(28)), "drawn at one size, read at another");
+    let questions = strings(["what is the red", "how many"]);
+
+    // A picture that was read is looked at itself, not through the tokens that it would be drawn with.
+    tch::manual_seed(3);
+    let pixels = Tensor::rand([2, 3, 28, 28], (Kind::Float, Device::Cpu));
+    let read = showo.encode(&pixels).unwrap();
+    assert_eq!(read.tokens.size(), [2, card.image_tokens]);
+    let drawn = Images::from_tokens(read.tokens.shallow_clone());
+    let answers = said(&mut showo, &read, &questions);
+    let seen = showo.answer_logp(&read, &questions, &answers, Policy::Current).unwrap();
+    let other = showo.answer_logp(&drawn, &questions, &answers, Policy::Current).unwrap();
+    assert!(!seen.logp.equal(&other.logp));
+
+    // The gradient of an answer reaches a relaxed drawing through decoder, tower and projector.
+    let relaxed = drawn.tokens.one_hot(card.codebook_size).to_kind(Kind::Float).set_requires_grad(true);
+    let images = Images {
+        relaxed: Some(relaxed.shallow_clone()),
+        ..Images::from_tokens(drawn.tokens.shallow_clone())
+    };
+    let scored = showo.answer_logp(&images, &questions, &answers, Policy::Current).unwrap();
+    close(&scored.logp, &other.logp, common::SAME);
+    scored.logp.sum(Kind::Float).backward();
+    let reached = relaxed.grad().abs().sum_dim_intlist([2i64].as_slice(), false, Kind::Float);
+    assert!(reached.min().double_value(&[]) > 0.0);
+    let parameters = showo.parameters().unwrap();
+    let projector = parameters.iter().find(|p| p.name == "mm_projector.0.weight").unwrap();
+    assert!(projector.tensor.grad().defined(), "the projector learns");
+    assert!(parameters.iter().all(|p| !p.name.starts_with("vision_model")), "the tower does not");
+
+    // As it was written, word by word, and the same when it comes back.
+    let mut answering = showo.ask(showo.phi(), &read, &[vec![4, 5, 3], vec![6, 7]]).unwrap();
+    let (best, token) = answering.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
+    answering.push(&token).unwrap();
+    assert!(best.le(0.0).all() == Tensor::from(true));
+    let again = tempfile::tempdir().unwrap();
+    showo.save(again.path()).unwrap();
+    let mut back = open(again.path()).unwrap();
+    let same = said(&mut back, &read, &questions);
+    assert!(same.tokens.equal(&answers.tokens));
+
+    let wrong = showo.encode(&Tensor::zeros([1, 3, 20, 20], (Kind::Float, Device::Cpu))).err().unwrap();
+    assert!(wrong.message().contains("expected [B,3,28,28]"), "{wrong}");
+}
+
+fn said(showo: &mut Showo, images: &Images, questions: &[String]) -> Answers {
+    showo.answer(images, questions, &GREEDY).unwrap()
+}
+
+#[test]
+fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
+    let _alone = alone();
+    let dir = with_eyes();
+    let showo = open(dir.path()).unwrap();
+    let config: CheckpointConfig = read_json(&dir.path().join("config.json")).unwrap();
+    let special = config.special();
+    tch::manual_seed(3);
+    let pixels = Tensor::rand([1, 3, 28, 28], (Kind::Float, Device::Cpu));
+    let read = showo.encode(&pixels).unwrap();
+    let question = vec![4, 5, 3];
+    let asked = showo.ask(showo.phi(), &read, std::slice::from_ref(&question)).unwrap().logits();
+
+    // The whole sequence by hand: <mmu> system <soi> 16 features <eoi> question, without an end token before it.
+    let words = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
+                 detailed, and polite answers to the user's questions.";
+    let text = Text::open_folder(dir.path(), config.ids.eos).unwrap();
+    let system = text.encode(words).unwrap();
+    let before: Vec<i64> = [vec![special.mmu], system.clone(), vec![special.soi]].concat();
+    let after: Vec<i64> = [vec![special.eoi], question].concat();
+    let phi = showo.phi();
+    let row = |ids: &[i64]| phi.embed(&Tensor::from_slice(ids).unsqueeze(0));
+    let (sizes, mut store) = tower(dir.path());
+    let tower = Clip::take(&mut store, sizes).unwrap();
+    let features = phi.embed_features(&tower.features(&pixels)).unwrap();
+    let x = Tensor::cat(&[row(&before), features, row(&after)], 1);
+    let length = x.size()[1];
+    assert_eq!(length, 2 + system.len() as i64 + 16 + 4);
+    let columns = Tensor::arange(length, (Kind::Int64, Device::Cpu));
+    let first = before.len() as i64;
+    let image = columns.ge(first).logical_and(&columns.lt(first + 16)).unsqueeze(0);
+    let visible = columns.unsqueeze(0).le_tensor(&columns.unsqueeze(1)).logical_or(&image).unsqueeze(0);
+    let mask = mask::additive(&visible);
+    let (hidden, _) = phi.forward(x, &columns.unsqueeze(0), &mask, None).unwrap();
+    close(&asked, &phi.logits(&hidden.select(1, -1)), common::SAME);
+}
+
+fn tower(dir: &Path) -> (ClipConfig, Store) {
+    let folder = dir.join("clip-vit-large-patch14-336");
+    let config = ClipConfig::read(&folder.join("config.json")).unwrap();
+    (config, Store::open(Weights::find(&folder).unwrap(), Device::Cpu, Kind::Float))
 }

@@ -21,6 +21,7 @@ pub(crate) const GREEDY: TextSampling =
 /// libtorch has one stream of random numbers for all threads, and tests run in several.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static RANDOM: Mutex<()> = Mutex::new(());
+    tch::set_num_threads(1); // the work is small
     RANDOM.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
