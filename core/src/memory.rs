@@ -125,22 +125,22 @@ impl MemoryPlan {
         let (all, learning) = self.values;
         let _ = writeln!(text, "{:<20}{:>16}", "weights", thousands(all));
         let _ = writeln!(text, "{:<20}{:>16}\n", "of these learn", thousands(learning));
-        let _ = writeln!(text, "{:<20}{:>16}", "held throughout", "GB");
+        let _ = writeln!(text, "held throughout");
         for (name, bytes) in &self.held {
-            let _ = writeln!(text, "  {name:<18}{:>16}", gigabytes(*bytes));
+            let _ = writeln!(text, "  {name:<18}{:>16}", size(*bytes));
         }
         let _ = writeln!(text, "\n{:<20}{:>16}{:>16}", "for each image", "activations", "keys, values");
         for (name, cost) in &self.phases {
-            let (activations, cache) = (gigabytes(cost.activations), gigabytes(cost.cache));
+            let (activations, cache) = (size(cost.activations), size(cost.cache));
             let _ = writeln!(text, "  {name:<18}{activations:>16}{cache:>16}");
         }
         let _ = writeln!(text, "\nwhatever the batch");
-        let _ = writeln!(text, "  {:<18}{:>16}", "backward", gigabytes(self.backward));
-        let _ = writeln!(text, "  {:<18}{:>16}", "update", gigabytes(self.update));
+        let _ = writeln!(text, "  {:<18}{:>16}", "backward", size(self.backward));
+        let _ = writeln!(text, "  {:<18}{:>16}", "update", size(self.update));
         let _ = writeln!(text, "\n{:<20}{:>16}", "images at once", self.micro_batch);
-        let _ = writeln!(text, "{:<20}{:>16}", "peak", gigabytes(self.peak(self.micro_batch)));
+        let _ = writeln!(text, "{:<20}{:>16}", "peak", size(self.peak(self.micro_batch)));
         if let (Some(available), Some(fitting)) = (self.available, self.fitting()) {
-            let _ = writeln!(text, "{:<20}{:>16}", "the device has", gigabytes(available));
+            let _ = writeln!(text, "{:<20}{:>16}", "the device has", size(available));
             let _ =
                 writeln!(text, "{:<20}{:>16}", "images that fit", format!("{fitting} of {}", self.images));
         }
@@ -148,8 +148,9 @@ impl MemoryPlan {
     }
 }
 
-fn gigabytes(bytes: i64) -> String {
-    format!("{:.2}", bytes as f64 / 1e9)
+fn size(bytes: i64) -> String {
+    let bytes = bytes as f64;
+    if bytes < 1e9 { format!("{:.1} MB", bytes / 1e6) } else { format!("{:.2} GB", bytes / 1e9) }
 }
 
 fn thousands(number: i64) -> String {

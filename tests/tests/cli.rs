@@ -193,3 +193,110 @@ fn a_temperature_below_zero() {
 fn an_evaluation_of_nothing() {
     assert_snapshot!(Run::new().run(&plugin_dir(), &["eval", "--plugin", "showo", "--prompts", "0"]));
 }
+
+#[test]
+fn a_plan_instead_of_a_run() {
+    let run = Run::new();
+    let text = run.train(&["--optimizer", "grpo", "--dry-run"]);
+    // What the machine has differs from machine to machine.
+    let text: String = text
+        .lines()
+        .filter(|line| !line.starts_with("the device has"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_snapshot!(text);
+    assert!(!run.path("runs").exists(), "nothing is written");
+}
+
+#[test]
+fn a_plan_with_a_wrong_setting() {
+    assert_snapshot!(Run::new().train(&["--dry-run", "--set", "model.options.lora={rank=0}"]));
+}
+
+#[test]
+fn an_image_tokenizer_that_is_missing() {
+    let run = Run::new();
+    assert!(save_builtin(&run, "model").contains("exit: 0"));
+    assert_snapshot!(run.train(&["--model", "model", "--tokenizer", "nowhere"]));
+}
+
+/// Saves the embedded model as a checkpoint folder.
+fn save_builtin(run: &Run, name: &str) -> String {
+    let text = run.train(&[
+        "--steps",
+        "1",
+        "--out",
+        "run",
+        "--set",
+        "eval.prompts=0",
+        "--set",
+        "rollout.prompts=1",
+        "--set",
+        "rollout.group=2",
+        "--set",
+        "rollout.images.steps=1",
+        "--set",
+        "train.sample_every=0",
+    ]);
+    fs::rename(run.path("run/checkpoints/step-000001"), run.path(name)).unwrap();
+    text
+}
+
+#[test]
+fn a_checkpoint_with_a_weight_too_few() {
+    let run = Run::new();
+    save_builtin(&run, "model");
+    let path = run.path("model/pytorch_model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
+    assert_snapshot!(run.train(&["--model", "model"]));
+}
+
+#[test]
+fn a_drawing_of_another_form() {
+    let arguments = ["generate", "--plugin", "showo", "--prompt", "a star", "--out", "star.jpg"];
+    assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
+}
+
+#[test]
+fn drawings_one_by_one_are_those_of_the_batch() {
+    let run = Run::new();
+    let draw = |out: &str, batch: &str| {
+        let prompts = ["--prompt", "a photo of a star", "--prompt", "a photo of a red heart", "--count", "2"];
+        let mut arguments =
+            vec!["generate", "--plugin", "showo", "--out", out, "--batch", batch, "--seed", "4"];
+        arguments.extend(prompts);
+        let text = run.run(&plugin_dir(), &arguments);
+        assert!(text.contains("exit: 0"), "{text}");
+    };
+    draw("one", "1");
+    draw("all", "4");
+    for name in ["00000-00.png", "00000-01.png", "00001-00.png", "00001-01.png"] {
+        let [one, all] = ["one", "all"].map(|folder| fs::read(run.path(folder).join(name)).unwrap());
+        assert!(one == all, "{name}");
+    }
+    assert_ne!(
+        fs::read(run.path("all/00000-00.png")).unwrap(),
+        fs::read(run.path("all/00000-01.png")).unwrap()
+    );
+
+    let [first, second] = ["all/00000-00.png", "all/00001-01.png"];
+    let arguments = [
+        "ask",
+        "--plugin",
+        "showo",
+        "--image",
+        first,
+        "--image",
+        second,
+        "--question",
+        "what is the main object of the image",
+    ];
+    assert_snapshot!(run.run(&plugin_dir(), &arguments));
+}
+
+#[test]
+fn a_batch_of_nothing() {
+    let arguments = ["generate", "--plugin", "showo", "--prompt", "a star", "--batch", "0"];
+    assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
+}

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, View};
 use tch::{Device, Kind, Tensor};
 
@@ -246,17 +247,21 @@ fn holds_weights(dtype: Dtype) -> bool {
 fn broken(label: &str, cause: impl std::fmt::Display) -> Error {
     Error::failure(format!("cannot read the weights `{label}`"))
         .cause(cause.to_string().lines().next().unwrap_or_default())
+        .hint("a file that was cut off or changed on its way has to be fetched again")
 }
 
 /// Name, type, shape and place of each tensor.
 type Table = Vec<(String, Dtype, Vec<usize>, Range<usize>)>;
 
 /// The table of a safetensors file, checked against its length, and the texts in its header.
-fn read_table(
-    bytes: &[u8],
-) -> std::result::Result<(Table, HashMap<String, String>), safetensors::SafeTensorError> {
-    SafeTensors::deserialize(bytes)?;
-    let (header, metadata): (usize, Metadata) = SafeTensors::read_metadata(bytes)?;
+fn read_table(bytes: &[u8]) -> std::result::Result<(Table, HashMap<String, String>), String> {
+    let (header, metadata): (usize, Metadata) =
+        SafeTensors::read_metadata(bytes).map_err(|error| match error {
+            SafeTensorError::MetadataIncompleteBuffer => {
+                "the file is not as long as its header says".to_string()
+            }
+            other => format!("not safetensors: {other}"),
+        })?;
     let start = header + 8; // behind the length of the header, and the header
     let table = metadata
         .tensors()

@@ -164,7 +164,7 @@ fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Pa
     let weights = Weights::find(folder)?;
     let config = checkpoint_config(&json, &path.display().to_string(), &weights)?;
 
-    let places = places(folder, options.tokenizer.as_deref(), MAGVIT);
+    let places = places(folder, ("tokenizer", options.tokenizer.as_deref()), MAGVIT)?;
     let magvit_folder = places.iter().find(|place| place.is_dir()).ok_or_else(|| {
         Error::failure(format!("`{}` has no image tokenizer", folder.display()))
             .cause(format!("looked at {}", listed(&places)))
@@ -189,7 +189,7 @@ fn vision_tower(
     config: &CheckpointConfig,
     source: &ModelSource,
 ) -> Result<(ClipConfig, Store, PathBuf)> {
-    let places = places(folder, options.clip.as_deref(), CLIP);
+    let places = places(folder, ("clip", options.clip.as_deref()), CLIP)?;
     let place = places.iter().find(|place| place.is_dir()).ok_or_else(|| {
         Error::failure(format!("`{}` reads CLIP features and has no vision tower", folder.display()))
             .cause(format!("looked at {}", listed(&places)))
@@ -340,10 +340,13 @@ fn magvit_config(json: &Value, file: &str, weights: &Weights) -> Result<MagvitCo
 }
 
 /// Where a part of the checkpoint may lie: where the user says, or in its folder or beside it.
-fn places(folder: &Path, named: Option<&str>, name: &str) -> Vec<PathBuf> {
+fn places(folder: &Path, (option, named): (&str, Option<&str>), name: &str) -> Result<Vec<PathBuf>> {
     match named {
-        Some(path) => vec![path.into()],
-        None => vec![folder.join(name), folder.join("..").join(name)],
+        Some(path) if !Path::new(path).is_dir() => {
+            Err(Error::usage(format!("`model.options.{option}`: no folder at `{path}`")))
+        }
+        Some(path) => Ok(vec![path.into()]),
+        None => Ok(vec![folder.join(name), folder.join("..").join(name)]),
     }
 }
 
@@ -353,7 +356,7 @@ fn listed(places: &[PathBuf]) -> String {
 
 fn text_tokenizer(folder: &Path, options: &ShowoConfig, config: &CheckpointConfig) -> Result<Text> {
     let named = options.text_tokenizer.as_deref();
-    let mut places = places(folder, named, PHI);
+    let mut places = places(folder, ("text_tokenizer", named), PHI)?;
     if named.is_none() {
         places.insert(0, folder.to_owned());
     }

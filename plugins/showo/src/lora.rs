@@ -34,10 +34,17 @@ impl Default for LoraConfig {
 impl LoraConfig {
     /// Refuses what cannot be adapted.
     pub fn check(&self) -> Result<()> {
-        if self.rank < 1 || !self.alpha.is_finite() || self.targets.is_empty() {
-            return Err(Error::usage(format!(
-                "`model.options.lora`: expected a rank of at least 1, a finite alpha and a target, got {self:?}"
-            )));
+        let wrong = |key: &str, expected: &str, got: String| {
+            Err(Error::usage(format!("`model.options.lora.{key}`: expected {expected}, got {got}")))
+        };
+        if self.rank < 1 {
+            return wrong("rank", "at least 1", self.rank.to_string());
+        }
+        if !self.alpha.is_finite() {
+            return wrong("alpha", "a finite number", self.alpha.to_string());
+        }
+        if self.targets.is_empty() {
+            return wrong("targets", &format!("some of {}", TARGETS.join(", ")), "none".into());
         }
         match self.targets.iter().find(|target| !TARGETS.contains(&target.as_str())) {
             Some(wrong) => Err(unknown_name("target of `model.options.lora`", wrong, &TARGETS)),

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::config::Special;
 
-/// What is added to the score of a hidden key.
+/// What is added to the score of a hidden key. Kept from the original: not −∞, so that a row that sees nothing is uniform.
 const HIDDEN: f64 = -9_223_372_036_854_775_808.0;
 
 /// The additive mask `[B,1,query,key]` of visibility `[B,query,key]`.

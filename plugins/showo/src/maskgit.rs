@@ -60,8 +60,10 @@ pub fn guided(cond: &Tensor, uncond: &Tensor, guidance: f64) -> Tensor {
     cond * (1.0 + guidance) - uncond * guidance
 }
 
-/// How many of `tokens` tokens stay masked after step `step` of `steps`, before what is unknown limits it. It counts all
-/// tokens, also where some were known from the start.
+/// How many of `tokens` tokens stay masked after step `step` of `steps`, before what is unknown limits it.
+///
+/// Kept from the original: it counts all tokens, also where some were known from the start, and in f32, in which the cosine
+/// ends below 0 and falls short of a half.
 pub fn mask_len(schedule: Schedule, tokens: i64, step: i64, steps: i64) -> i64 {
     let share = schedule.share(&Tensor::from_slice(&[(step + 1) as f32 / steps as f32]));
     (tokens as f32 * share.double_value(&[0]) as f32).floor() as i64
@@ -73,7 +75,9 @@ pub fn remaining(schedule: Schedule, unknown: &Tensor, tokens: i64, (step, steps
     (unknown - 1).clamp_max(mask_len(schedule, tokens, step, steps)).clamp_min(1)
 }
 
-/// The noise temperature after step `step`, from that before it: it compounds.
+/// The noise temperature after step `step`, from that before it.
+///
+/// Kept from the original: it compounds, `Π (1 − j/T)`, where the schedule was meant to be `1 − k/T`.
 pub fn cool(temperature: f64, step: i64, steps: i64) -> f64 {
     temperature * (1.0 - (step + 1) as f64 / steps as f64)
 }
