@@ -7,6 +7,7 @@ use tch::{Cuda, Device};
 use unirl::config::{self, ModelOptions, RunConfig};
 use unirl::error::{Error, Result};
 use unirl::eval;
+use unirl::memory;
 use unirl::model::{Checkpoint, ModelCard, ModelSource, UnifiedModel};
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
 use unirl::reward::{RuleSet, WeightedRule};
@@ -112,6 +113,9 @@ pub(crate) fn model(
     let started = Instant::now();
     let source = source(options, seed)?;
     let model = construct(plugins, options, &source)?;
+    if source.device == Device::Cpu {
+        memory::spare_the_heap(&*model);
+    }
     if let Checkpoint::Folder(folder) = &source.checkpoint {
         progress::note(&format!(
             "loaded {} from {} in {:.1} s",

@@ -1,4 +1,5 @@
 //! The memory plan of a run: what its parts take, and how many images go through the model at once on a device.
+#![allow(unsafe_code, reason = "a setting of the allocator")]
 
 use std::fmt::Write as _;
 
@@ -6,7 +7,7 @@ use tch::Device;
 
 use crate::config::RunConfig;
 use crate::error::Result;
-use crate::model::{Cost, Footprint, UnifiedModel, Workload};
+use crate::model::{Cost, Footprint, ImageSampling, TextSampling, UnifiedModel, Workload};
 use crate::optimizer::Optimizer;
 use crate::plugin::cuda_memory;
 
@@ -175,6 +176,35 @@ pub fn available(device: Device) -> Option<i64> {
         }
     }
 }
+
+/// Weights from which [`spare_the_heap`] pays.
+const LARGE: i64 = 1 << 30;
+
+/// Gives large tensors of a large model memory of their own on the CPU, which goes back when they are gone. By itself
+/// glibc raises the size from which it does so to 32 MiB as the program runs, and activations of less then leave holes
+/// that cost a third of the peak; a small model is faster on the heap.
+pub fn spare_the_heap(model: &dyn UnifiedModel) {
+    let workload = Workload { images: ImageSampling::default(), answers: TextSampling::default(), states: 1 };
+    if model.footprint(&workload).is_ok_and(|footprint| footprint.weights >= LARGE) {
+        set_mmap_threshold(1 << 20);
+    }
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn set_mmap_threshold(bytes: i32) {
+    const M_MMAP_THRESHOLD: i32 = -3;
+    unsafe extern "C" {
+        fn mallopt(parameter: i32, value: i32) -> i32;
+    }
+    // SAFETY: glibc takes the setting at any time and from any thread.
+    let set = unsafe { mallopt(M_MMAP_THRESHOLD, bytes) };
+    if set == 0 {
+        tracing::debug!("the allocator keeps its own settings");
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn set_mmap_threshold(_bytes: i32) {}
 
 #[cfg(test)]
 mod tests {

@@ -18,6 +18,8 @@ pub(crate) struct Sizes<'a> {
     /// Of a weight or an activation.
     pub(crate) bytes: i64,
     pub(crate) checkpointing: bool,
+    /// Whether the weights stay as they are, beside adapters: then their products keep no inputs for a gradient.
+    pub(crate) frozen: bool,
     /// Rows before the text of understanding.
     pub(crate) prefix: i64,
 }
@@ -53,6 +55,9 @@ impl Sizes<'_> {
         let layers = self.config.phi.num_hidden_layers;
         let kept = match self.checkpointing {
             true => layers * self.config.phi.hidden_size * rows * self.bytes + self.layer(rows, past),
+            false if self.frozen => {
+                layers * (self.layer(rows, past) - self.config.phi.intermediate_size * rows * self.bytes)
+            }
             false => layers * self.layer(rows, past),
         };
         // On the way back, the gradients of one layer's are alive too.

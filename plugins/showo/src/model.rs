@@ -560,6 +560,7 @@ impl UnifiedModel for Showo {
             config: &self.config,
             bytes: self.precision.elt_size_in_bytes() as i64,
             checkpointing: self.phi.checkpointing(),
+            frozen: self.adapters.is_some(),
             prefix: self.prefix(),
         };
         let sizes_of = |of: &[Expected]| -> Vec<i64> {
