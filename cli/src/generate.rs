@@ -19,7 +19,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         return Err(Error::usage("`--count`: expected at least 1, got 0"));
     }
     let ending = args.out.extension();
-    if let Some(other) = ending.filter(|ending| ending.to_ascii_lowercase() != "png") {
+    if let Some(other) = ending.filter(|ending| !ending.eq_ignore_ascii_case("png")) {
         let other = other.display();
         return Err(Error::usage(format!(
             "`--out`: expected a name that ends in `.png`, or a folder, got `.{other}`"

@@ -14,8 +14,9 @@ use crate::plugin::cuda_memory;
 /// What is left free of a device's memory, for fragmentation and whatever else runs there.
 const HEADROOM: f64 = 0.05;
 
-/// Gradients of the embedding table that are alive at once: of drawing, of reading, and their sum.
-const LOOK_UPS: i64 = 3;
+/// Gradients of the embedding table that are alive at once when a backward pass ends there: of drawing, of reading, of
+/// the codes of relaxed images, and their sum.
+const LOOK_UPS: i64 = 4;
 
 /// Arrays of the size of a weight that AdamW makes on the way, in f32.
 const TEMPORARIES: i64 = 5;
@@ -27,10 +28,11 @@ pub struct MemoryPlan {
     pub held: Vec<(&'static str, i64)>,
     /// What comes and goes, for one image: name, keys and values, everything else.
     pub phases: Vec<(&'static str, Cost)>,
-    /// What a gradient needs on the way to the weights, whatever the batch: where gradients are there already, from another
-    /// part or pass, those of this one come beside them, as each waits for all uses of its weight; and the gradient of
-    /// the embedding table comes whole from each of its look-ups.
-    pub backward: i64,
+    /// The gradients of all weights that learn, and of the largest of them.
+    pub gradients: (i64, i64),
+    /// Whether there are gradients already when a pass begins, of another part or pass: those of this one then come beside
+    /// them, as each waits for all uses of its weight.
+    pub beside: bool,
     /// What the update of the weights needs on the way.
     pub update: i64,
     /// Images of an iteration, and how many of them go through the model at once.
@@ -80,7 +82,6 @@ impl MemoryPlan {
             if rollout.micro_batch == 0 { images } else { (rollout.micro_batch as i64).min(images) };
         let bytes = of.trainable_weights / of.trainable.max(1);
         let passes = phases.len() - 2;
-        let beside = if micro_batch < images || passes > 1 { of.trainable_weights } else { 0 };
         Ok(Self {
             held: vec![
                 ("weights", of.weights),
@@ -89,7 +90,8 @@ impl MemoryPlan {
                 ("reference policy", of.reference),
             ],
             phases,
-            backward: beside + LOOK_UPS * bytes * of.largest,
+            gradients: (of.trainable_weights, bytes * of.largest),
+            beside: micro_batch < images || passes > 1,
             update: TEMPORARIES * 4 * of.largest,
             images,
             micro_batch,
@@ -106,9 +108,18 @@ impl MemoryPlan {
         self.phases.iter().map(|(_, cost)| cost.cache + cost.activations).max().unwrap_or(0)
     }
 
-    /// The most that is alive at once with so many images in the model.
+    /// What is held while a pass with gradient runs.
+    fn in_a_pass(&self) -> i64 {
+        self.held() - if self.beside { 0 } else { self.gradients.0 }
+    }
+
+    /// The most that is alive at once with so many images in the model. A pass has one summit where it turns round, with
+    /// all activations and the first gradient, and one where it ends, with all gradients and no activations.
     pub fn peak(&self, micro_batch: i64) -> i64 {
-        self.held() + self.update.max(self.an_image() * micro_batch + self.backward)
+        let (all, largest) = self.gradients;
+        let turn = self.an_image() * micro_batch + largest;
+        let end = all + LOOK_UPS * largest;
+        (self.in_a_pass() + turn.max(end)).max(self.held() + self.update)
     }
 
     /// The most images that fit at once: 0 if not even one does, none if the device does not tell its memory.
@@ -117,7 +128,8 @@ impl MemoryPlan {
         if room < self.peak(1) {
             return Some(0);
         }
-        Some(((room - self.held() - self.backward) / self.an_image().max(1)).min(self.images))
+        let free = room - self.in_a_pass() - self.gradients.1;
+        Some((free / self.an_image().max(1)).min(self.images))
     }
 
     /// The plan as a table for people.
@@ -136,7 +148,10 @@ impl MemoryPlan {
             let _ = writeln!(text, "  {name:<18}{activations:>16}{cache:>16}");
         }
         let _ = writeln!(text, "\nwhatever the batch");
-        let _ = writeln!(text, "  {:<18}{:>16}", "backward", size(self.backward));
+        if self.beside {
+            let _ = writeln!(text, "  {:<18}{:>16}", "more gradients", size(self.gradients.0));
+        }
+        let _ = writeln!(text, "  {:<18}{:>16}", "end of backward", size(LOOK_UPS * self.gradients.1));
         let _ = writeln!(text, "  {:<18}{:>16}", "update", size(self.update));
         let _ = writeln!(text, "\n{:<20}{:>16}", "images at once", self.micro_batch);
         let _ = writeln!(text, "{:<20}{:>16}", "peak", size(self.peak(self.micro_batch)));
@@ -163,18 +178,16 @@ fn thousands(number: i64) -> String {
 
 /// The memory of a device in bytes: all of a GPU's, what is free of the machine's.
 pub fn available(device: Device) -> Option<i64> {
-    match device {
-        Device::Cuda(index) => cuda_memory(index),
-        _ => {
-            let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-            let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-            let kilobytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-            let free = kilobytes * 1024;
-            // A container may be given less than the machine has.
-            let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-            Some(limit.and_then(|text| text.trim().parse().ok()).map_or(free, |limit: i64| limit.min(free)))
-        }
+    if let Device::Cuda(index) = device {
+        return cuda_memory(index);
     }
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let free = kilobytes * 1024;
+    // A container may be given less than the machine has.
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    Some(limit.and_then(|text| text.trim().parse().ok()).map_or(free, |limit: i64| limit.min(free)))
 }
 
 /// Weights from which [`spare_the_heap`] pays.
@@ -217,7 +230,8 @@ mod tests {
                 ("drawing", Cost { cache: 1, activations: 2 }),
                 ("answer gradient", Cost { cache: 0, activations: 7 }),
             ],
-            backward: 3,
+            gradients: (10, 2),
+            beside: true,
             update: 12,
             images: 6,
             micro_batch: 6,
@@ -229,16 +243,18 @@ mod tests {
     #[test]
     fn the_peak_is_the_largest_phase_above_what_is_held() {
         let plan = plan(None);
-        assert_eq!((plan.peak(6), plan.peak(2), plan.peak(1)), (20 + 45, 20 + 17, 20 + 12));
-        assert_eq!(plan.fitting(), None);
+        // At the turn 7 an image and the largest gradient, at the end all gradients and four times the largest.
+        assert_eq!((plan.peak(6), plan.peak(2), plan.peak(1)), (20 + 44, 20 + 18, 20 + 18));
+        let once = MemoryPlan { beside: false, update: 0, ..plan };
+        assert_eq!((once.peak(6), once.peak(1)), (10 + 44, 10 + 18));
     }
 
     #[test]
     fn what_fits_leaves_some_room() {
-        // 95 % of 60 are 57: 34 above what is held and the backward, four images of 7 each.
-        assert_eq!(plan(Some(60)).fitting(), Some(4));
+        // 95 % of 60 are 57: 35 above what is held and the first gradient, five images of 7 each.
+        assert_eq!(plan(Some(60)).fitting(), Some(5));
         assert_eq!(plan(Some(1000)).fitting(), Some(6));
-        assert_eq!(plan(Some(33)).fitting(), Some(0), "31 are free, the update alone needs 32");
+        assert_eq!(plan(Some(39)).fitting(), Some(0), "37 are free, a pass alone ends with 38");
     }
 
     #[test]

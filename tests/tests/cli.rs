@@ -199,11 +199,8 @@ fn a_plan_instead_of_a_run() {
     let run = Run::new();
     let text = run.train(&["--optimizer", "grpo", "--dry-run"]);
     // What the machine has differs from machine to machine.
-    let text: String = text
-        .lines()
-        .filter(|line| !line.starts_with("the device has"))
-        .map(|line| format!("{line}\n"))
-        .collect();
+    let text: Vec<&str> = text.lines().filter(|line| !line.starts_with("the device has")).collect();
+    let text = text.join("\n");
     assert_snapshot!(text);
     assert!(!run.path("runs").exists(), "nothing is written");
 }

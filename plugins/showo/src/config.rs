@@ -213,13 +213,13 @@ impl PhiConfig {
         let size = |name: &str, at: usize| {
             weights.shape(&format!("showo.model.{name}")).and_then(|shape| shape.get(at)).copied()
         };
-        let layers = (0..).take_while(|i| size(&format!("layers.{i}.mlp.fc1.weight"), 0).is_some()).count();
+        let layers = counted(|i| size(&format!("layers.{i}.mlp.fc1.weight"), 0).is_some());
         let hidden_size = size("embed_tokens.weight", 1).unwrap_or(default.hidden_size);
         let head_dim = size("layers.0.self_attn.q_layernorm.weight", 0).unwrap_or(default.head_dim()).max(1);
         Self {
             hidden_size,
             intermediate_size: size("layers.0.mlp.fc1.weight", 0).unwrap_or(default.intermediate_size),
-            num_hidden_layers: if layers == 0 { default.num_hidden_layers } else { layers as i64 },
+            num_hidden_layers: if layers == 0 { default.num_hidden_layers } else { layers },
             num_attention_heads: hidden_size / head_dim,
             ..default
         }
@@ -276,24 +276,30 @@ impl Default for MagvitConfig {
     }
 }
 
+/// How many numbers from 0 on are there, one after the other.
+fn counted(there: impl Fn(i64) -> bool) -> i64 {
+    let mut count = 0;
+    while there(count) {
+        count += 1;
+    }
+    count
+}
+
 impl MagvitConfig {
     /// The sizes of weights; where a weight is missing, the published ones.
     pub fn of(weights: &Weights) -> Self {
         let default = Self::default();
         let size = |name: &str| weights.shape(name).and_then(|shape| shape.first()).copied();
         let pyramid = |path: &str, ch: i64| {
-            let block =
-                |level: usize, block: usize| size(&format!("{path}.{level}.block.{block}.conv1.weight"));
-            let levels = (0..).take_while(|level| block(*level, 0).is_some()).count();
+            let block = |level: i64, block: i64| size(&format!("{path}.{level}.block.{block}.conv1.weight"));
+            let levels = counted(|level| block(level, 0).is_some());
             Pyramid {
                 ch,
                 ch_mult: (0..levels)
                     .filter_map(|level| block(level, 0))
                     .map(|width| width / ch.max(1))
                     .collect(),
-                num_res_blocks: (0..levels)
-                    .map(|level| (0..).take_while(|j| block(level, *j).is_some()).count() as i64)
-                    .collect(),
+                num_res_blocks: (0..levels).map(|level| counted(|j| block(level, j).is_some())).collect(),
             }
         };
         let known = |found: Pyramid, default: Pyramid| if found.ch_mult.is_empty() { default } else { found };

@@ -72,15 +72,16 @@ impl LoraConfig {
     pub fn from_peft(json: &str) -> std::result::Result<(Self, String), String> {
         #[derive(Deserialize)]
         struct Peft {
-            peft_type: String,
+            #[serde(rename = "peft_type")]
+            kind: String,
             base_model_name_or_path: String,
             r: i64,
             lora_alpha: f64,
             target_modules: Vec<String>,
         }
         let peft: Peft = serde_json::from_str(json).map_err(|error| error.to_string())?;
-        if peft.peft_type != "LORA" {
-            return Err(format!("`peft_type`: expected LORA, got {}", peft.peft_type));
+        if peft.kind != "LORA" {
+            return Err(format!("`peft_type`: expected LORA, got {}", peft.kind));
         }
         let config =
             Self { rank: peft.r, alpha: peft.lora_alpha, targets: peft.target_modules, merge: false };

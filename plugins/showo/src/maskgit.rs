@@ -158,7 +158,7 @@ mod tests {
     fn every_schedule_falls_from_one_to_nothing() {
         let ratio = Tensor::from_slice(&[0.0f32, 0.25, 0.5, 1.0]);
         for (name, expected) in [
-            ("cosine", [1.0, 0.923_879_5, 0.707_106_8, 0.0]),
+            ("cosine", [1.0, 0.923_879_5, std::f64::consts::FRAC_1_SQRT_2, 0.0]),
             ("linear", [1.0, 0.75, 0.5, 1e-6]),
             ("pow2", [1.0, 0.9375, 0.75, 1e-6]),
             // σ(3) = 0.9525741, σ(−3) = 0.0474259; at a quarter (0.9525741 − 0.1824255) / 0.9051483
