@@ -20,6 +20,7 @@ fn peak(group: usize, micro_batch: usize) -> f64 {
         .arg(plugins)
         .current_dir(home.path())
         .env("OMP_NUM_THREADS", "1")
+        .env("MALLOC_MMAP_THRESHOLD_", "131072") // what is freed goes back, and is not counted again
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -45,7 +46,7 @@ fn peak(group: usize, micro_batch: usize) -> f64 {
 #[test]
 fn the_size_of_a_group_does_not_change_the_peak() {
     let (few, many, at_once) = (peak(8, 8), peak(96, 8), peak(96, 0));
-    // What grows with the group is a few hundred numbers an image; the allocator keeps some of what it had.
-    assert!(many < few + 60.0, "{few} MB for groups of 8, {many} MB for groups of 96");
+    // What grows with the group is a few hundred numbers an image, and small pieces that the heap keeps.
+    assert!(many < few + 40.0, "{few} MB for groups of 8, {many} MB for groups of 96");
     assert!(at_once > many + 200.0, "{at_once} MB for all at once: else the test shows nothing");
 }
