@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use tch::{Device, Tensor};
+
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::eval::{self, Report};
 use crate::judge::tiles as judge;
 use crate::metrics::MetricsFile;
-use crate::model::{Mode, ParameterGroup, UnifiedModel};
+use crate::model::{Images, Mode, ParameterGroup, UnifiedModel};
 use crate::optimizer::{self, Iteration, Outcome, Phases};
 use crate::reward::RuleSet;
 use crate::run_dir::{RunDir, Samples};
@@ -116,7 +118,7 @@ pub fn train(
         metrics.insert("update/learning_rate".into(), updated.learning_rate);
         let show = options.sample_every > 0 && (step == 1 || step % options.sample_every == 0);
         if judged || show {
-            let pixels = tch::no_grad(|| model.pixels(&outcome.images))?;
+            let pixels = pixels(model, &outcome.images, config.rollout.micro_batch)?;
             if judged {
                 judge_drawings(&pixels, &tasks, &outcome, &mut metrics)?;
             }
@@ -212,7 +214,7 @@ fn save_pictures(
     let images = iteration.draw()?;
     let answers = iteration.answer(&images)?;
     let (rewards, _) = iteration.score(&answers)?;
-    let pixels = tch::no_grad(|| model.pixels(&images))?;
+    let pixels = pixels(model, &images, config.rollout.micro_batch)?;
     let samples = Samples {
         pixels: &pixels,
         columns: columns as i64,
@@ -223,9 +225,20 @@ fn save_pictures(
     run_dir.save_samples(name, &samples)
 }
 
+/// Decodes images as many at once as go through the model otherwise: `[B,3,H,W]` on the CPU.
+fn pixels(model: &dyn UnifiedModel, images: &Images, micro_batch: usize) -> Result<Tensor> {
+    let batch = images.len();
+    let size = if micro_batch == 0 { batch.max(1) } else { micro_batch as i64 };
+    let parts = (0..batch).step_by(size as usize).map(|first| {
+        let part = images.narrow(first, size.min(batch - first));
+        Ok(tch::no_grad(|| model.pixels(&part))?.to_device(Device::Cpu))
+    });
+    Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0))
+}
+
 /// Measures what the judge thinks of the drawings beside what the model made of them. The judge never teaches.
 fn judge_drawings(
-    pixels: &tch::Tensor,
+    pixels: &Tensor,
     tasks: &[Task],
     outcome: &Outcome,
     metrics: &mut BTreeMap<String, f64>,
