@@ -7,7 +7,7 @@ use unirl::model::ModelSource;
 use unirl::optimizer;
 use unirl::plugin::Plugins;
 use unirl::run_dir::RunDir;
-use unirl::{eval, train};
+use unirl::{eval, scene, train};
 
 use crate::args::RunArgs;
 use crate::build::{self, Settings};
@@ -25,6 +25,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     plugins.load(&early.model.plugin)?;
     build::rules(&mut plugins, &early.reward.rules)?;
+    if let Some(tasks) = &early.train.tasks {
+        scene::read_jsonl(tasks.as_ref())?;
+    }
     if args.dry_run {
         return plan(&settings, &early, &mut plugins);
     }

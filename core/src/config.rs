@@ -304,6 +304,10 @@ impl RunConfig {
         at_least_one("eval.batch", self.eval.batch as u64)?;
         at_least_one("rollout.images.steps", self.rollout.images.steps.max(0) as u64)?;
         at_least_one("rollout.answers.max_tokens", self.rollout.answers.max_tokens.max(0) as u64)?;
+        if self.rollout.answers.top_k < 0 {
+            let got = self.rollout.answers.top_k;
+            return Err(Error::usage(format!("`rollout.answers.top_k`: expected at least 0, got {got}")));
+        }
         for (name, value) in [
             ("update.learning_rate", self.update.learning_rate),
             ("rollout.images.guidance", self.rollout.images.guidance),

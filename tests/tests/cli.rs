@@ -293,6 +293,18 @@ fn drawings_one_by_one_are_those_of_the_batch() {
 }
 
 #[test]
+fn tasks_that_are_missing() {
+    let run = Run::new();
+    assert_snapshot!(run.train(&["--set", "train.tasks=nowhere.jsonl"]));
+    assert!(!run.path("runs").exists(), "nothing is left behind");
+}
+
+#[test]
+fn a_choice_among_less_than_nothing() {
+    assert_snapshot!(Run::new().train(&["--set", "rollout.answers.top_k=-1"]));
+}
+
+#[test]
 fn a_batch_of_nothing() {
     let arguments = ["generate", "--plugin", "showo", "--prompt", "a star", "--batch", "0"];
     assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));

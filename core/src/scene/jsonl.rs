@@ -49,7 +49,8 @@ impl Facts {
 
 /// Reads tasks, skipping empty lines; an error names file and line.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Task>> {
-    let text = std::fs::read_to_string(path).context(|| format!("cannot read `{}`", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::usage(format!("cannot read the tasks `{}`", path.display())).cause(error))?;
     let mut tasks = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let at = || format!("`{}`, line {}: not a task", path.display(), index + 1);

@@ -21,6 +21,7 @@ use crate::config::{CheckpointConfig, MagvitConfig, PhiConfig, ShowoConfig};
 use crate::lora::LoraConfig;
 use crate::magvit::Magvit;
 use crate::maskgit::Schedule;
+use crate::model::SYSTEM;
 use crate::phi::Phi;
 use crate::text::{END, Text};
 
@@ -33,6 +34,10 @@ const CLIP: &str = "clip-vit-large-patch14-336";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 const EMBEDDED: &str = "builtin";
+
+/// Tokens of Phi-1.5's tokenizer, and how many the system prompt has with it.
+const PUBLISHED_VOCABULARY: i64 = 50_295;
+const PUBLISHED_SYSTEM: usize = 28;
 
 const BUILTIN: &[u8] = include_bytes!("../builtin/tiles.safetensors");
 
@@ -402,6 +407,13 @@ fn check_vocabulary(text: &Text, config: &CheckpointConfig) -> Result<()> {
                 Error::failure(format!("token `{token}`: expected id {expected}, got {got}")).hint(hint)
             );
         }
+    }
+    let length = text.encode(SYSTEM)?.len();
+    if config.w_clip_vit && base == PUBLISHED_VOCABULARY && length != PUBLISHED_SYSTEM {
+        return Err(Error::failure(format!(
+            "the system prompt: expected {PUBLISHED_SYSTEM} tokens before the picture, got {length}"
+        ))
+        .hint(hint));
     }
     Ok(())
 }

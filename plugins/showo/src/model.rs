@@ -28,7 +28,7 @@ use crate::text::Text;
 const DROPPED_PROMPTS: f64 = 0.1;
 
 /// What stands before the picture where understanding reads CLIP features.
-const SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
+pub(crate) const SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
                       detailed, and polite answers to the user's questions.";
 
 /// A Show-o model.
