@@ -143,7 +143,7 @@ impl Weights {
         for (name, dtype, shape, data) in table {
             let shape = shape.into_iter().map(|size| size as i64).collect();
             if self.entries.insert(name.clone(), Entry { file, dtype, shape, data }).is_some() {
-                return Err(broken(&self.label, format!("weight `{name}` comes twice")));
+                return Err(twice(&self.label, &name));
             }
         }
         Ok(())
@@ -167,6 +167,33 @@ impl Weights {
     /// Forgets the weights that `keep` does not want.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.entries.retain(|name, _| keep(name));
+    }
+
+    /// Gives a weight other names: `parts`, which follow one another in its rows, are weights of their own afterwards.
+    /// One part of as many values is a new name and shape.
+    pub fn split(&mut self, name: &str, parts: &[(String, Vec<i64>)]) -> Result<()> {
+        let entry = self.entries.remove(name).ok_or_else(|| no_weight(&self.label, name))?;
+        let values = |shape: &[i64]| shape.iter().product::<i64>() as usize;
+        let whole = values(&entry.shape);
+        let expected: usize = parts.iter().map(|(_, shape)| values(shape)).sum();
+        if whole != expected {
+            let cause = format!(
+                "weight `{name}`: expected {expected} values, got {whole}, of shape {:?}",
+                entry.shape
+            );
+            return Err(broken(&self.label, cause));
+        }
+        let size = entry.data.len() / whole.max(1);
+        let mut start = entry.data.start;
+        for (part, shape) in parts {
+            let data = start..start + values(shape) * size;
+            start = data.end;
+            let entry = Entry { file: entry.file, dtype: entry.dtype, shape: shape.clone(), data };
+            if self.entries.insert(part.clone(), entry).is_some() {
+                return Err(twice(&self.label, part));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses weights that are not exactly `expected`, in one error that lists what is missing, unknown, of another shape
@@ -227,7 +254,7 @@ impl Weights {
     /// Copies a weight into memory, on the CPU and of its own type.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let fail = |cause: String| broken(&self.label, cause);
-        let entry = self.entries.get(name).ok_or_else(|| fail(format!("no weight `{name}`")))?;
+        let entry = self.entries.get(name).ok_or_else(|| no_weight(&self.label, name))?;
         let file = &self.files[entry.file];
         let (_, kind) = TYPES
             .into_iter()
@@ -242,6 +269,14 @@ impl Weights {
 
 fn holds_weights(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)
+}
+
+fn no_weight(label: &str, name: &str) -> Error {
+    broken(label, format!("no weight `{name}`"))
+}
+
+fn twice(label: &str, name: &str) -> Error {
+    broken(label, format!("weight `{name}` comes twice"))
 }
 
 fn broken(label: &str, cause: impl std::fmt::Display) -> Error {

@@ -27,6 +27,26 @@ fn what_is_written_is_read_again_with_its_texts() {
 }
 
 #[test]
+fn a_weight_can_be_split_and_renamed_without_being_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    write(&path, &tensors(), &[]).unwrap();
+    let whole = Weights::open(&path).unwrap().read("BFloat16").unwrap();
+    let mut weights = Weights::open(&path).unwrap();
+    let part = |name: &str, shape: &[i64]| (name.to_string(), shape.to_vec());
+    weights.split("BFloat16", &[part("first", &[3, 6]), part("last", &[6])]).unwrap();
+    weights.split("first", &[part("renamed", &[1, 18])]).unwrap();
+    assert_eq!(weights.shape("BFloat16").or(weights.shape("first")), None);
+    assert!(weights.read("renamed").unwrap().equal(&whole.narrow(0, 0, 3).reshape([1, 18])));
+    assert!(weights.read("last").unwrap().equal(&whole.get(3)));
+
+    let error = weights.split("Float", &[part("less", &[4, 5])]).unwrap_err();
+    assert_eq!(error.causes(), ["weight `Float`: expected 20 values, got 24, of shape [4, 6]"]);
+    let error = weights.split("Half", &[part("last", &[4, 6])]).unwrap_err();
+    assert_eq!(error.causes(), ["weight `last` comes twice"]);
+}
+
+#[test]
 fn all_faults_of_a_table_are_one_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
