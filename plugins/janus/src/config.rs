@@ -1,0 +1,447 @@
+//! Sizes of the network, from either form of `config.json`: that of the original, whose `model_type` is
+//! `multi_modality`, or transformers' `janus`. What a file leaves out is what its classes mean by that, or, where they
+//! do not say, the size of a weight.
+
+use serde_json::{Value, json};
+use unirl::{Error, Result};
+
+const PUBLISHED: &str = "Janus-1.3B, Janus-Pro-1B and Janus-Pro-7B are the published models of this family";
+
+/// Sizes of the network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JanusConfig {
+    /// The language model.
+    pub language: LlamaConfig,
+    /// The vision tower.
+    pub vision: SiglipConfig,
+    /// Linear layers from the features of a picture to rows of the language model.
+    pub aligner_depth: i64,
+    /// Image codes, in and out of the language model.
+    pub generation: GenerationConfig,
+}
+
+/// Sizes of the language model, under the names of transformers' `LlamaConfig`, whose defaults these are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LlamaConfig {
+    /// Rows of the embedding; tokenizers have fewer tokens.
+    pub vocab_size: i64,
+    /// `D`, width.
+    pub hidden_size: i64,
+    /// Width of the feed-forward layers.
+    pub intermediate_size: i64,
+    /// Layers.
+    pub num_hidden_layers: i64,
+    /// Attention heads.
+    pub num_attention_heads: i64,
+    /// Heads of keys and values, each for as many query heads.
+    pub num_key_value_heads: i64,
+    /// Width of a head.
+    pub head_dim: i64,
+    /// Positions that the model was made for.
+    pub max_position_embeddings: i64,
+    /// Added to mean squares.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+}
+
+impl Default for LlamaConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 32_000,
+            hidden_size: 4096,
+            intermediate_size: 11_008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 32,
+            head_dim: 128,
+            max_position_embeddings: 2048,
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.0,
+        }
+    }
+}
+
+/// Sizes of the vision tower; the default is SigLIP-L/16 at 384 pixels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiglipConfig {
+    /// Width.
+    pub hidden_size: i64,
+    /// Width of the feed-forward layers.
+    pub intermediate_size: i64,
+    /// Layers that are there, after `select_layer`.
+    pub num_hidden_layers: i64,
+    /// Attention heads.
+    pub num_attention_heads: i64,
+    /// Pixels along the edge of a picture.
+    pub image_size: i64,
+    /// Pixels along the edge of a patch.
+    pub patch_size: i64,
+    /// Added to variances.
+    pub layer_norm_eps: f64,
+    /// Mean and standard deviation of the channels, where the tower itself normalises its pixels.
+    pub normalisation: Option<[[f64; 3]; 2]>,
+}
+
+impl Default for SiglipConfig {
+    fn default() -> Self {
+        Self {
+            hidden_size: 1024,
+            intermediate_size: 4096,
+            num_hidden_layers: 24,
+            num_attention_heads: 16,
+            image_size: 384,
+            patch_size: 16,
+            layer_norm_eps: 1e-6,
+            normalisation: None,
+        }
+    }
+}
+
+impl SiglipConfig {
+    /// Patches of a picture, each of which is a feature.
+    pub fn patches(&self) -> i64 {
+        (self.image_size / self.patch_size.max(1)).pow(2)
+    }
+
+    /// The layers that a tower of `depth` keeps: a negative `select_layer` counts from the end, −1 being all.
+    fn selected(depth: i64, select_layer: i64) -> i64 {
+        if select_layer <= 0 { depth.min(depth + select_layer + 1) } else { depth.min(select_layer) }
+    }
+}
+
+/// Sizes of what makes rows of image codes, and image codes of rows; the default is that of all published models but
+/// for `head_size`, which is their width.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationConfig {
+    /// `K`, image codes.
+    pub codebook_size: i64,
+    /// Width of the embedding of a code.
+    pub embed_dim: i64,
+    /// Linear layers from it to a row of the language model.
+    pub aligner_depth: i64,
+    /// Width between the two layers of the head.
+    pub head_size: i64,
+}
+
+impl JanusConfig {
+    /// Reads the contents of a `config.json`. `shape` knows the shapes of weights by transformers' names, and none where
+    /// there are no weights.
+    pub fn read(json: &Value, file: &str, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
+        let root = Section { place: format!("`{file}`"), json };
+        let config = match root.text("model_type")? {
+            Some("multi_modality") => Self::of_original(&root, shape)?,
+            Some("janus") => Self::of_transformers(&root, shape)?,
+            got => {
+                let got = got.map_or("none".into(), |got| format!("`{got}`"));
+                return Err(Error::failure(format!(
+                    "`{file}`: `model_type`: expected `multi_modality` or `janus`, got {got}"
+                ))
+                .hint(PUBLISHED));
+            }
+        };
+        config.check(file)?;
+        Ok(config)
+    }
+
+    fn of_original(root: &Section, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
+        let flow = ["vision_und_enc_config", "vision_gen_enc_config", "vision_gen_dec_config"];
+        if let Some(key) = flow.into_iter().find(|key| root.get(key).is_some()) {
+            return Err(
+                root.another_model("JanusFlow, which has no image codes", &format!("there is `{key}`"))
+            );
+        }
+        let generation = ["gen_vision_config", "gen_aligner_config", "gen_head_config"];
+        if let Some(key) = generation.into_iter().find(|key| root.get(key).is_none()) {
+            return Err(root.another_model("DeepSeek-VL, which does not draw", &format!("no `{key}`")));
+        }
+        let params = |name: &str| root.section(name)?.section("params");
+        let language = LlamaConfig::read(&root.section("language_config")?)?;
+
+        let tower = params("vision_config")?;
+        let size = known(shape);
+        let default = SiglipConfig::default();
+        tower.only("select_feature", &json!("same"))?;
+        // The tower's sizes are those of its name; towers smaller than any published one say so here.
+        let overrides = Section {
+            place: format!("{}: `_fixture_overrides.vision`", root.place),
+            json: &root.json["_fixture_overrides"]["vision"],
+        };
+        if overrides.json.is_null() {
+            tower.only("model_name", &json!("siglip_large_patch16_384"))?;
+        }
+        let select = tower.size("select_layer")?.unwrap_or(-1);
+        let there = (0i64..).take_while(|i| {
+            shape(&format!("model.vision_model.encoder.layers.{i}.layer_norm1.weight")).is_some()
+        });
+        let layers = match (overrides.size("layers")?, there.count()) {
+            (None, there @ 1..) => there as i64, // without those that were cut
+            (depth, _) => SiglipConfig::selected(depth.unwrap_or(default.num_hidden_layers), select),
+        };
+        let width = overrides
+            .size("width")?
+            .or(size("model.vision_model.embeddings.patch_embedding.bias", 0))
+            .unwrap_or(default.hidden_size);
+        let inner = overrides
+            .number("mlp_ratio")?
+            .map(|ratio| (width as f64 * ratio) as i64)
+            .or(size("model.vision_model.encoder.layers.0.mlp.fc1.bias", 0))
+            .unwrap_or(default.intermediate_size);
+        let patch = overrides
+            .size("patch")?
+            .or(size("model.vision_model.embeddings.patch_embedding.weight", 2))
+            .unwrap_or(default.patch_size);
+        let vision = SiglipConfig {
+            hidden_size: width,
+            intermediate_size: inner,
+            num_hidden_layers: layers,
+            num_attention_heads: overrides.size("heads")?.unwrap_or(default.num_attention_heads),
+            image_size: tower.size("image_size")?.unwrap_or(default.image_size),
+            patch_size: patch,
+            normalisation: match (tower.channels("pixel_mean")?, tower.channels("pixel_std")?) {
+                (Some(mean), Some(std)) => Some([mean, std]),
+                _ => None,
+            },
+            ..default
+        };
+
+        let (aligner, gen_aligner) = (params("aligner_config")?, params("gen_aligner_config")?);
+        let (codes, head) = (params("gen_vision_config")?, params("gen_head_config")?);
+        for aligner in [&aligner, &gen_aligner] {
+            aligner.only("projector_type", &json!("mlp_gelu"))?;
+            aligner.only("n_embed", &json!(language.hidden_size))?;
+        }
+        let config = Self {
+            aligner_depth: depth(&aligner, "depth", "model.aligner", shape)?,
+            generation: GenerationConfig {
+                codebook_size: codes
+                    .size("image_token_size")?
+                    .or(size("model.generation_embeddings.weight", 0))
+                    .unwrap_or(16_384),
+                embed_dim: codes
+                    .size("n_embed")?
+                    .or(size("model.generation_embeddings.weight", 1))
+                    .unwrap_or(8),
+                aligner_depth: depth(&gen_aligner, "depth", "model.generation_aligner", shape)?,
+                head_size: head
+                    .size("image_token_embed")?
+                    .or(size("model.generation_head.proj_out.bias", 0))
+                    .unwrap_or(language.hidden_size),
+            },
+            language,
+            vision,
+        };
+        aligner.only("input_dim", &json!(config.vision.hidden_size))?;
+        gen_aligner.only("input_dim", &json!(config.generation.embed_dim))?;
+        head.only("n_embed", &json!(config.language.hidden_size))?;
+        head.only("image_token_size", &json!(config.generation.codebook_size))?;
+        Ok(config)
+    }
+
+    fn of_transformers(root: &Section, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
+        let language = LlamaConfig::read(&root.section("text_config")?)?;
+        let (tower, codes) = (root.section("vision_config")?, root.section("vq_config")?);
+        let default = SiglipConfig::default();
+        tower.only("hidden_act", &json!("gelu"))?;
+        tower.only("attention_bias", &json!(true))?;
+        tower.only("use_qk_norm", &json!(false))?;
+        tower.only("num_channels", &json!(3))?;
+        codes.only("hidden_act", &json!("gelu"))?;
+        let width = tower.size("hidden_size")?.unwrap_or(default.hidden_size);
+        let vision = SiglipConfig {
+            hidden_size: width,
+            intermediate_size: (width as f64 * tower.number("mlp_ratio")?.unwrap_or(4.0)) as i64,
+            num_hidden_layers: tower.size("num_hidden_layers")?.unwrap_or(default.num_hidden_layers),
+            num_attention_heads: tower.size("num_attention_heads")?.unwrap_or(default.num_attention_heads),
+            image_size: tower.size("image_size")?.unwrap_or(default.image_size),
+            patch_size: tower.size("patch_size")?.unwrap_or(default.patch_size),
+            layer_norm_eps: tower.number("layer_norm_eps")?.unwrap_or(default.layer_norm_eps),
+            normalisation: None,
+        };
+        tower.only("projection_dim", &json!(language.hidden_size))?;
+        tower.only("num_image_tokens", &json!(vision.patches()))?;
+        // The names of these two say the opposite in the original, where both are the width of the language model.
+        codes.only("image_token_embed_dim", &json!(language.hidden_size))?;
+        codes.only("projection_dim", &json!(language.hidden_size))?;
+        Ok(Self {
+            aligner_depth: depth(&tower, "depth", "model.aligner", shape)?,
+            generation: GenerationConfig {
+                codebook_size: codes.size("num_embeddings")?.unwrap_or(16_384),
+                embed_dim: codes.size("embed_dim")?.unwrap_or(8),
+                aligner_depth: depth(&codes, "num_hidden_layers", "model.generation_aligner", shape)?,
+                head_size: language.hidden_size,
+            },
+            language,
+            vision,
+        })
+    }
+
+    /// `N`, codes of an image: as many as a picture has patches.
+    pub fn image_tokens(&self) -> i64 {
+        self.vision.patches()
+    }
+
+    /// Refuses sizes that do not fit together, naming `file`.
+    pub fn check(&self, file: &str) -> Result<()> {
+        let (language, vision, generation) = (&self.language, &self.vision, &self.generation);
+        for (name, got) in [
+            ("vocab_size", language.vocab_size),
+            ("hidden_size", language.hidden_size),
+            ("intermediate_size", language.intermediate_size),
+            ("num_hidden_layers", language.num_hidden_layers),
+            ("num_attention_heads", language.num_attention_heads),
+            ("num_key_value_heads", language.num_key_value_heads),
+            ("head_dim", language.head_dim),
+            ("max_position_embeddings", language.max_position_embeddings),
+            ("vision: width", vision.hidden_size),
+            ("vision: feed-forward width", vision.intermediate_size),
+            ("vision: layers", vision.num_hidden_layers),
+            ("vision: heads", vision.num_attention_heads),
+            ("vision: image_size", vision.image_size),
+            ("vision: patch size", vision.patch_size),
+            ("aligner: depth", self.aligner_depth),
+            ("generation: codes", generation.codebook_size),
+            ("generation: width of a code", generation.embed_dim),
+            ("generation: depth of the aligner", generation.aligner_depth),
+            ("generation: width of the head", generation.head_size),
+        ] {
+            if got < 1 {
+                return Err(Error::failure(format!("`{file}`: `{name}`: expected 1 or more, got {got}")));
+            }
+        }
+        let heads = ("heads of keys and values", language.num_key_value_heads);
+        for (name, got, (of, part)) in [
+            ("num_attention_heads", language.num_attention_heads, heads),
+            ("head_dim", language.head_dim, ("halves", 2)),
+            ("vision: width", vision.hidden_size, ("heads", vision.num_attention_heads)),
+            ("vision: image_size", vision.image_size, ("pixels, the edge of a patch", vision.patch_size)),
+        ] {
+            if got % part != 0 {
+                return Err(Error::failure(format!(
+                    "`{file}`: `{name}`: expected a multiple of {part} {of}, got {got}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LlamaConfig {
+    fn read(section: &Section) -> Result<Self> {
+        section.only("model_type", &json!("llama"))?;
+        section.only("hidden_act", &json!("silu"))?;
+        section.only("attention_bias", &json!(false))?;
+        section.only("mlp_bias", &json!(false))?;
+        // Scaled frequencies come as `rope_scaling` or, with the base, in `rope_parameters`.
+        let empty = Value::Null;
+        let inner = |key: &str| Section {
+            place: format!("{}: `{key}`", section.place),
+            json: section.get(key).unwrap_or(&empty),
+        };
+        let rope = inner("rope_parameters");
+        for rope in [&inner("rope_scaling"), &rope] {
+            for key in ["rope_type", "type"] {
+                rope.only(key, &json!("default"))
+                    .map_err(|error| error.hint("no model of this family scales its positions"))?;
+            }
+        }
+        let default = Self::default();
+        let size = |key: &str, default: i64| Ok::<_, Error>(section.size(key)?.unwrap_or(default));
+        let hidden_size = size("hidden_size", default.hidden_size)?;
+        let heads = size("num_attention_heads", default.num_attention_heads)?;
+        Ok(Self {
+            vocab_size: size("vocab_size", default.vocab_size)?,
+            hidden_size,
+            intermediate_size: size("intermediate_size", default.intermediate_size)?,
+            num_hidden_layers: size("num_hidden_layers", default.num_hidden_layers)?,
+            num_attention_heads: heads,
+            num_key_value_heads: size("num_key_value_heads", heads)?,
+            head_dim: size("head_dim", hidden_size / heads.max(1))?,
+            max_position_embeddings: size("max_position_embeddings", default.max_position_embeddings)?,
+            rms_norm_eps: section.number("rms_norm_eps")?.unwrap_or(default.rms_norm_eps),
+            rope_theta: match section.number("rope_theta")? {
+                Some(theta) => theta,
+                None => rope.number("rope_theta")?.unwrap_or(default.rope_theta),
+            },
+        })
+    }
+}
+
+/// One size of a weight, where it is known.
+fn known(shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> impl Fn(&str, usize) -> Option<i64> {
+    move |name, at| shape(name)?.get(at).copied()
+}
+
+/// Linear layers of a projector: as `key` says, or as many as have weights, or 2.
+fn depth(section: &Section, key: &str, name: &str, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<i64> {
+    if let Some(depth) = section.size(key)? {
+        return Ok(depth);
+    }
+    let there = |weight: String| shape(&format!("{name}.{weight}")).is_some();
+    let hidden = (0i64..).take_while(|i| there(format!("hidden_layers.{i}.bias"))).count() as i64;
+    Ok(if there("fc1.bias".into()) { 1 + hidden } else { 2 })
+}
+
+/// An object of the file, and where it stands. Null is as good as absent.
+struct Section<'a> {
+    place: String,
+    json: &'a Value,
+}
+
+impl<'a> Section<'a> {
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.json.get(key).filter(|value| !value.is_null())
+    }
+
+    fn section(&self, key: &str) -> Result<Section<'a>> {
+        let place = format!("{}: `{key}`", self.place);
+        match self.get(key) {
+            Some(json) if json.is_object() => Ok(Section { place, json }),
+            Some(other) => Err(Error::failure(format!("{place}: expected an object, got {other}"))),
+            None => Err(Error::failure(format!("{place}: expected an object, got none"))),
+        }
+    }
+
+    fn read<T>(&self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        self.get(key)
+            .map(|value| {
+                read(value).ok_or_else(|| {
+                    Error::failure(format!("{}: `{key}`: expected {what}, got {value}", self.place))
+                })
+            })
+            .transpose()
+    }
+
+    fn size(&self, key: &str) -> Result<Option<i64>> {
+        self.read(key, "a whole number", Value::as_i64)
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        self.read(key, "a number", Value::as_f64)
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        self.read(key, "a text", Value::as_str)
+    }
+
+    fn channels(&self, key: &str) -> Result<Option<[f64; 3]>> {
+        self.read(key, "three numbers", |value| {
+            let numbers: Option<Vec<f64>> = value.as_array()?.iter().map(Value::as_f64).collect();
+            numbers?.try_into().ok()
+        })
+    }
+
+    /// Refuses anything but `expected`, if anything is said.
+    fn only(&self, key: &str, expected: &Value) -> Result<()> {
+        match self.get(key) {
+            Some(got) if got != expected => {
+                Err(Error::failure(format!("{}: `{key}`: expected {expected}, got {got}", self.place)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn another_model(&self, model: &str, cause: &str) -> Error {
+        Error::failure(format!("{}: this is {model}", self.place)).cause(cause).hint(PUBLISHED)
+    }
+}

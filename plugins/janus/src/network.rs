@@ -1,0 +1,122 @@
+//! The whole network but for the image tokenizer: one language model with a path in for features of pictures, and
+//! another one, in and out, for image codes.
+
+use tch::{Device, Kind, Tensor};
+use unirl::weights::{Expected, Store};
+use unirl::{Error, Result};
+
+use crate::aligner::{Aligner, Codes};
+use crate::config::JanusConfig;
+use crate::llama::{self, Llama};
+use crate::siglip::Siglip;
+
+/// What is added to the score of a hidden key. Not −∞, so that a row that sees nothing is uniform instead of NaN.
+const HIDDEN: f64 = -9_223_372_036_854_775_808.0;
+
+/// The network.
+pub struct Network {
+    /// The language model.
+    pub llama: Llama,
+    /// The vision tower.
+    pub siglip: Siglip,
+    aligner: Aligner,
+    /// Image codes in and out.
+    pub codes: Codes,
+}
+
+impl Network {
+    /// Takes its weights from `store`.
+    pub fn take(store: &mut Store, config: &JanusConfig) -> Result<Self> {
+        let (features, width) = (config.vision.hidden_size, config.language.hidden_size);
+        Ok(Self {
+            siglip: Siglip::take(store, &config.vision)?,
+            aligner: Aligner::take(store, "model.aligner", config.aligner_depth, features, width)?,
+            codes: Codes::take(store, config)?,
+            llama: Llama::take(store, &config.language)?,
+        })
+    }
+
+    /// The weights of a network of these sizes.
+    pub fn expected(config: &JanusConfig) -> Result<Vec<Expected>> {
+        let mut plan = Store::plan();
+        Self::take(&mut plan, config)?;
+        Ok(plan.expected())
+    }
+
+    /// Pictures `pixels [n,3,S,S]` in `-1..=1` as rows of the language model: `[n,patches,D]`.
+    pub fn align(&self, pixels: &Tensor) -> Result<Tensor> {
+        Ok(self.aligner.apply(&self.siglip.features(pixels)?))
+    }
+
+    /// Embeds `ids [B,L]` with the rows `aligned [n,patches,D]` of pictures, in order, in the places of `image`: `[B,L,D]`.
+    pub fn embed_pictures(&self, ids: &Tensor, image: i64, aligned: &Tensor) -> Result<Tensor> {
+        let places = ids.eq(image);
+        let expected = places.sum(Kind::Int64).int64_value(&[]);
+        let got = aligned.size()[0] * aligned.size()[1];
+        if expected != got {
+            return Err(Error::failure(format!(
+                "token {image} stands for rows of pictures: expected {expected} of them, got {got}"
+            )));
+        }
+        Ok(self.llama.embed(ids).masked_scatter(&places.unsqueeze(-1), aligned))
+    }
+
+    /// Embeds `prompts [B,L]`, which end with the token that begins an image, and `codes [B,n]` behind them: `[B,L+n,D]`.
+    pub fn embed_drawing(&self, prompts: &Tensor, codes: &Tensor) -> Tensor {
+        Tensor::cat(&[self.llama.embed(prompts), self.codes.embed(codes)], 1)
+    }
+
+    /// The hidden rows `[B,N,D]` that predict `codes [B,N]` behind `prompts [B,L]`: those of the last token of the prompt
+    /// and of all codes but the last. `present [B,L]` is false where a prompt is padded on its left; without it all is
+    /// seen, padding of an empty prompt included, as in the original.
+    pub fn drawing(&self, prompts: &Tensor, present: Option<&Tensor>, codes: &Tensor) -> Result<Tensor> {
+        let (batch, length, tokens) = (prompts.size()[0], prompts.size()[1], codes.size()[1]);
+        let x = self.embed_drawing(prompts, &codes.narrow(1, 0, tokens - 1));
+        let everything = Tensor::ones([batch, length + tokens - 1], (Kind::Bool, prompts.device()));
+        let present = match present {
+            None => everything,
+            Some(present) => Tensor::cat(&[present, &everything.narrow(1, length, tokens - 1)], 1),
+        };
+        let hidden =
+            self.llama.hidden(x, &positions(&present), &causal(&present, length + tokens - 1), None)?;
+        Ok(hidden.narrow(1, length - 1, tokens))
+    }
+
+    /// Log-probabilities of `codes [R]` under the logits of hidden rows `[R,D]`, `[R]` f32: of `cond` alone, or guided
+    /// away from `uncond` by a weight.
+    pub fn code_logp(&self, cond: &Tensor, uncond: Option<(&Tensor, f64)>, codes: &Tensor) -> Result<Tensor> {
+        let rows: Vec<&Tensor> = std::iter::once(cond).chain(uncond.map(|(rows, _)| rows)).collect();
+        let weight = uncond.map_or(1.0, |(_, weight)| weight);
+        llama::logp(&rows, codes, self.codes.head.codes(), || {
+            let head = self.codes.head.handle();
+            move |rows| match rows {
+                [cond, uncond] => guided(&head.logits(cond), &head.logits(uncond), weight),
+                rows => head.logits(&rows[0]),
+            }
+        })
+    }
+}
+
+/// Logits under guidance of `weight`, where 1 is `cond` and 0 is `uncond`.
+pub fn guided(cond: &Tensor, uncond: &Tensor, weight: f64) -> Tensor {
+    uncond + weight * (cond - uncond)
+}
+
+/// The additive mask `[B,1,rows,S]` of the last `rows` of `S` rows: each sees itself and what is before it, where
+/// `present [B,S]`.
+pub fn causal(present: &Tensor, rows: i64) -> Tensor {
+    let length = present.size()[1];
+    let before = Tensor::ones([rows, length], (Kind::Bool, present.device())).tril(length - rows);
+    let visible = present.unsqueeze(1).logical_and(&before); // [B,rows,S]
+    visible.logical_not().to_kind(Kind::Float).unsqueeze(1) * HIDDEN
+}
+
+/// Positions `[B,S]`, counted without what is not `present [B,S]`; there they are 0.
+pub fn positions(present: &Tensor) -> Tensor {
+    (present.to_kind(Kind::Int64).cumsum(1, Kind::Int64) - 1).clamp_min(0)
+}
+
+/// Visibility `[B,S]` of rows that are all there.
+pub fn present(batch: i64, length: i64, device: Device) -> Tensor {
+    Tensor::ones([batch, length], (Kind::Bool, device))
+}

@@ -1,0 +1,242 @@
+//! The recorded numbers, and how close one has to come to them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+use unirl::weights::{Store, Weights};
+use unirl_plugin_janus::config::JanusConfig;
+use unirl_plugin_janus::layout::Layout;
+use unirl_plugin_janus::llama::Cache;
+use unirl_plugin_janus::network::{self, Network};
+
+/// Hidden rows, logits, log-probabilities, absolute: f32 through a few layers errs by some 4e-6, a wrong formula by far
+/// more than this.
+pub(crate) const VALUES: f64 = 1e-4;
+/// Guided logits: `u + w·(c − u)` enlarges the error of both.
+pub(crate) const GUIDED: f64 = 2e-4;
+/// Probabilities, at most 1: what is left of an error in logits.
+pub(crate) const PROBABILITIES: f64 = 1e-5;
+/// Losses, absolute: means and sums of log-probabilities.
+pub(crate) const LOSSES: f64 = 1e-4;
+/// Gradients: `GRADIENTS + RELATIVE · max|g|`, as small entries inherit the rounding of large ones.
+pub(crate) const GRADIENTS: f64 = 1e-5;
+/// Gradient norms, relative: rounding averages out.
+pub(crate) const RELATIVE: f64 = 1e-4;
+/// Below this, the norm of a gradient is rounding.
+pub(crate) const NO_NORM: f64 = 1e-6;
+
+/// The target of a row that predicts nothing.
+pub(crate) const IGNORE: i64 = -100;
+
+/// The folders of the two layouts of the same weights.
+pub(crate) const LAYOUTS: [(&str, Layout); 2] =
+    [("hf", Layout::Transformers), ("original", Layout::Original)];
+
+/// What the names of the image tokenizer's weights begin with; it is not the network's.
+pub(crate) const TOKENIZER: [&str; 2] = ["model.vqmodel.", "gen_vision_model."];
+
+/// A folder of recorded numbers: `UNIRL_JANUS_FIXTURE`, or the one of the repository.
+pub(crate) struct Fixture {
+    pub(crate) folder: PathBuf,
+    pub(crate) meta: Value,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// The network with the weights of one layout.
+pub(crate) struct Model {
+    /// Begins what a failure says.
+    pub(crate) label: &'static str,
+    pub(crate) layout: Layout,
+    pub(crate) config: JanusConfig,
+    pub(crate) network: Network,
+    /// By the names of the network.
+    pub(crate) weights: Vec<(String, Tensor)>,
+    /// Of the checkpoint, and read by nothing.
+    pub(crate) unused: Vec<(String, Tensor)>,
+}
+
+pub(crate) fn read_json(path: &std::path::Path) -> Value {
+    let text = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&text).unwrap()
+}
+
+impl Fixture {
+    pub(crate) fn open() -> Self {
+        tch::set_num_threads(1); // the work is small
+        let folder = std::env::var_os("UNIRL_JANUS_FIXTURE").map_or_else(
+            || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/janus_dev")),
+            PathBuf::from,
+        );
+        let tensors = Tensor::read_safetensors(folder.join("fixture.safetensors")).unwrap();
+        Self { meta: read_json(&folder.join("meta.json")), tensors: tensors.into_iter().collect(), folder }
+    }
+
+    /// The weights of a layout, without the image tokenizer's.
+    pub(crate) fn checkpoint(&self, folder: &str) -> Weights {
+        let mut weights = Weights::find(&self.folder.join(folder)).unwrap();
+        weights.retain(|name| !TOKENIZER.iter().any(|prefix| name.starts_with(prefix)));
+        weights
+    }
+
+    pub(crate) fn model(&self, folder: &'static str) -> Model {
+        let mut weights = self.checkpoint(folder);
+        let layout = Layout::of(&weights).unwrap();
+        let json = read_json(&self.folder.join(folder).join("config.json"));
+        let shape = |name: &str| layout.shape(&weights, name);
+        let config = JanusConfig::read(&json, "config.json", &shape).unwrap();
+        let unused = layout.open(&mut weights, &Network::expected(&config).unwrap()).unwrap();
+        let mut store = Store::open(weights, Device::Cpu, Kind::Float);
+        let network = Network::take(&mut store, &config).unwrap();
+        Model { label: folder, layout, config, network, weights: store.finish(), unused }
+    }
+
+    pub(crate) fn models(&self) -> impl Iterator<Item = Model> {
+        LAYOUTS.into_iter().map(|(folder, layout)| {
+            let model = self.model(folder);
+            assert_eq!(model.layout, layout);
+            model
+        })
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<Tensor> {
+        self.tensors.get(name).map(Tensor::shallow_clone)
+    }
+
+    pub(crate) fn tensor(&self, name: &str) -> Tensor {
+        self.find(name).unwrap_or_else(|| panic!("the fixture has no tensor `{name}`"))
+    }
+
+    /// A number of `meta.json`, by the keys that lead to it.
+    pub(crate) fn number(&self, path: &str) -> f64 {
+        let found = path.split('.').fold(&self.meta, |json, key| &json[key]);
+        found.as_f64().unwrap_or_else(|| panic!("no number `{path}` in meta.json"))
+    }
+
+    pub(crate) fn id(&self, name: &str) -> i64 {
+        self.number(&format!("ids.{name}")) as i64
+    }
+
+    /// What stands behind `prefix` in the names of tensors.
+    pub(crate) fn behind(&self, prefix: &str) -> Vec<String> {
+        let found: Vec<String> =
+            self.tensors.keys().filter_map(|name| name.strip_prefix(prefix)).map(String::from).collect();
+        assert!(!found.is_empty(), "the fixture has no tensor `{prefix}…`");
+        found
+    }
+
+    /// Compares gradients with all that are stored behind `prefix`.
+    pub(crate) fn gradients(&self, what: &str, prefix: &str, got: &[(String, Tensor)]) {
+        for name in self.behind(prefix) {
+            let (_, found) = got.iter().find(|(got, _)| *got == name).unwrap();
+            gradient(&format!("{what}: gradient of {name}"), found, &self.tensor(&format!("{prefix}{name}")));
+        }
+    }
+}
+
+impl Model {
+    pub(crate) fn named(&self, what: &str) -> String {
+        format!("{}: {what}", self.label)
+    }
+
+    /// The gradient of `loss` to each weight.
+    pub(crate) fn gradients(&self, loss: &Tensor) -> Vec<(String, Tensor)> {
+        let inputs: Vec<&Tensor> = self.weights.iter().map(|(_, tensor)| tensor).collect();
+        let found = Tensor::run_backward(&[loss], &inputs, true, false);
+        self.weights.iter().map(|(name, _)| name.clone()).zip(found).collect()
+    }
+
+    /// Understanding: rows of the recorded batch, with its pictures.
+    pub(crate) fn asked(&self, fixture: &Fixture) -> Tensor {
+        let aligned = self.network.align(&fixture.tensor("vision.pixel_values")).unwrap();
+        let ids = fixture.tensor("und.input_ids");
+        self.network.embed_pictures(&ids, fixture.id("image"), &aligned).unwrap()
+    }
+
+    /// Teacher-forced rows of `codes` behind the recorded prompts, and behind the empty ones.
+    pub(crate) fn drawn(&self, fixture: &Fixture, codes: &Tensor) -> [Tensor; 2] {
+        ["t2i.prompt_ids", "t2i.uncond_ids"]
+            .map(|prompts| self.network.drawing(&fixture.tensor(prompts), None, codes).unwrap())
+    }
+
+    /// Draws code by code with a cache, recorded prompts before empty ones, the `choose`n codes of both being the same:
+    /// code logits `[2B,n,K]`.
+    pub(crate) fn draw(&self, fixture: &Fixture, n: i64, choose: impl Fn(i64, &Tensor) -> Tensor) -> Tensor {
+        let prompts = Tensor::cat(&[fixture.tensor("t2i.prompt_ids"), fixture.tensor("t2i.uncond_ids")], 0);
+        let (batch, length) = (prompts.size()[0], prompts.size()[1]);
+        let mut x = self.network.llama.embed(&prompts);
+        let mut past: Option<Cache> = None;
+        let mut logits = Vec::new();
+        for at in 0..n {
+            let rows = x.size()[1];
+            let present = network::present(batch, length + at, Device::Cpu);
+            let positions = network::positions(&present).narrow(1, length + at - rows, rows);
+            let mask = network::causal(&present, rows);
+            let (hidden, cache) = self.network.llama.forward(x, &positions, &mask, past.as_ref()).unwrap();
+            past = Some(cache);
+            let step = self.network.codes.head.logits(&hidden.select(1, -1));
+            let chosen = choose(at, &step).repeat([2]).unsqueeze(1);
+            x = self.network.codes.embed(&chosen);
+            logits.push(step);
+        }
+        Tensor::stack(&logits, 1)
+    }
+}
+
+/// The two halves of a batch: recorded prompts and empty ones.
+pub(crate) fn halves(logits: &Tensor) -> (Tensor, Tensor) {
+    let mut halves = logits.chunk(2, 0).into_iter();
+    (halves.next().unwrap(), halves.next().unwrap())
+}
+
+/// Compares the norm of a gradient; null is none.
+#[track_caller]
+pub(crate) fn norm(what: &str, gradient: &Tensor, expected: &Value) {
+    let got = if gradient.defined() { norm_of([gradient]) } else { 0.0 };
+    assert!(gradient.defined() || expected.is_null(), "{what}: none, expected {expected}");
+    let expected = expected.as_f64().unwrap_or_default();
+    assert!(
+        (got - expected).abs() <= NO_NORM + RELATIVE * expected,
+        "{what}: norm {got}, expected {expected}"
+    );
+}
+
+/// The norm of several gradients at once.
+pub(crate) fn norm_of<'a>(gradients: impl IntoIterator<Item = &'a Tensor>) -> f64 {
+    let squares = gradients
+        .into_iter()
+        .filter(|gradient| gradient.defined())
+        .map(|gradient| gradient.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]));
+    squares.sum::<f64>().sqrt()
+}
+
+/// Whether two tensors hold the same discrete values.
+#[track_caller]
+pub(crate) fn same(what: &str, got: &Tensor, expected: &Tensor) {
+    assert_eq!(got.size(), expected.size(), "{what}: shape");
+    let wrong =
+        got.to_kind(Kind::Int64).ne_tensor(&expected.to_kind(Kind::Int64)).sum(Kind::Int64).int64_value(&[]);
+    assert_eq!(wrong, 0, "{what}: {wrong} of {} differ:\n{got}\n{expected}", got.numel());
+}
+
+/// Whether no value is off by more than `tolerance`; NaN is.
+#[track_caller]
+pub(crate) fn close(what: &str, got: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(got.size(), expected.size(), "{what}: shape");
+    let off = (got - expected).abs().max().double_value(&[]);
+    assert!(off <= tolerance, "{what}: off by {off}, more than {tolerance}");
+}
+
+#[track_caller]
+pub(crate) fn number(what: &str, got: &Tensor, expected: f64, tolerance: f64) {
+    let got = got.double_value(&[]);
+    assert!((got - expected).abs() <= tolerance, "{what}: got {got}, expected {expected}");
+}
+
+#[track_caller]
+pub(crate) fn gradient(what: &str, got: &Tensor, expected: &Tensor) {
+    let largest = expected.abs().max().double_value(&[]);
+    close(what, got, expected, GRADIENTS + RELATIVE * largest);
+}
