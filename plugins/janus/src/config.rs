@@ -110,8 +110,7 @@ impl SiglipConfig {
     }
 }
 
-/// Sizes of what makes rows of image codes, and image codes of rows; the default is that of all published models but
-/// for `head_size`, which is their width.
+/// Sizes of what makes rows of image codes, and image codes of rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationConfig {
     /// `K`, image codes.
@@ -171,11 +170,10 @@ impl JanusConfig {
             tower.only("model_name", &json!("siglip_large_patch16_384"))?;
         }
         let select = tower.size("select_layer")?.unwrap_or(-1);
-        let there = (0i64..).take_while(|i| {
-            shape(&format!("model.vision_model.encoder.layers.{i}.layer_norm1.weight")).is_some()
-        });
-        let layers = match (overrides.size("layers")?, there.count()) {
-            (None, there @ 1..) => there as i64, // without those that were cut
+        let there =
+            count(|i| shape(&format!("model.vision_model.encoder.layers.{i}.layer_norm1.weight")).is_some());
+        let layers = match (overrides.size("layers")?, there) {
+            (None, 1..) => there, // without those that were cut
             (depth, _) => SiglipConfig::selected(depth.unwrap_or(default.num_hidden_layers), select),
         };
         let width = overrides
@@ -372,13 +370,18 @@ fn known(shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> impl Fn(&str, usize) -> Op
     move |name, at| shape(name)?.get(at).copied()
 }
 
+/// How many follow one another from 0 on.
+fn count(there: impl Fn(i64) -> bool) -> i64 {
+    (0..i64::MAX).take_while(|index| there(*index)).count() as i64
+}
+
 /// Linear layers of a projector: as `key` says, or as many as have weights, or 2.
 fn depth(section: &Section, key: &str, name: &str, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<i64> {
     if let Some(depth) = section.size(key)? {
         return Ok(depth);
     }
     let there = |weight: String| shape(&format!("{name}.{weight}")).is_some();
-    let hidden = (0i64..).take_while(|i| there(format!("hidden_layers.{i}.bias"))).count() as i64;
+    let hidden = count(|i| there(format!("hidden_layers.{i}.bias")));
     Ok(if there("fc1.bias".into()) { 1 + hidden } else { 2 })
 }
 

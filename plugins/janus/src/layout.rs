@@ -162,7 +162,7 @@ impl Layout {
                 [one] => one.detach(),
                 parts => tch::no_grad(|| Tensor::cat(parts, 0)),
             };
-            (name, whole.view(shape.as_slice()))
+            (name, whole.reshape(shape.as_slice()))
         };
         let kept = unused.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
         self.stored(&network).into_iter().map(save).chain(kept).collect()

@@ -51,6 +51,11 @@ fn parity_layouts_name_all_weights() {
             assert_eq!(Layout::Transformers.name(name), name);
         }
     }
+    let [transformers, original] = LAYOUTS.map(|(folder, _)| f.checkpoint(folder));
+    for name in transformers.names() {
+        let expected = transformers.shape(name).unwrap();
+        assert_eq!(Layout::Original.shape(&original, name).unwrap(), expected, "{name}");
+    }
 }
 
 #[test]

@@ -1,0 +1,229 @@
+//! What holds of any weights: grouped heads, types, checkpointing, scoring in parts.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tch::{Device, Kind, Tensor};
+use unirl::weights::Store;
+use unirl_plugin_janus::config::{GenerationConfig, JanusConfig, LlamaConfig, SiglipConfig};
+use unirl_plugin_janus::llama::{HEAD_LOGITS, Llama};
+use unirl_plugin_janus::network::{self, Network};
+
+/// Two ways to the same f32 value.
+const SAME: f64 = 1e-4;
+
+/// libtorch has one stream of random numbers for all threads, and tests run in several.
+fn alone() -> MutexGuard<'static, ()> {
+    static RANDOM: Mutex<()> = Mutex::new(());
+    tch::set_num_threads(1); // the work is small
+    RANDOM.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn config(kv_heads: i64) -> JanusConfig {
+    JanusConfig {
+        language: LlamaConfig {
+            vocab_size: 40,
+            hidden_size: 32,
+            intermediate_size: 48,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: kv_heads,
+            head_dim: 8,
+            ..LlamaConfig::default()
+        },
+        vision: SiglipConfig {
+            hidden_size: 24,
+            intermediate_size: 40,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            image_size: 8,
+            patch_size: 4,
+            ..SiglipConfig::default()
+        },
+        aligner_depth: 2,
+        generation: GenerationConfig { codebook_size: 16, embed_dim: 4, aligner_depth: 2, head_size: 20 },
+    }
+}
+
+/// Fresh weights that are large enough for differences to show.
+fn weights(config: &JanusConfig) -> Vec<(String, Tensor)> {
+    tch::manual_seed(3);
+    let mut store = Store::fresh(Device::Cpu, Kind::Float);
+    Network::take(&mut store, config).unwrap();
+    let large = |(name, tensor): (String, Tensor)| {
+        let tensor = if tensor.dim() == 2 { tensor.detach() * 8.0 } else { tensor.detach() };
+        (name, tensor)
+    };
+    store.finish().into_iter().map(large).collect()
+}
+
+/// A network of these weights as leaves of type `kind`, and the leaves.
+fn network(config: &JanusConfig, weights: &[(String, Tensor)], kind: Kind) -> (Network, Vec<Tensor>) {
+    let leaves: Vec<_> = weights
+        .iter()
+        .map(|(name, tensor)| (name.clone(), tensor.to_kind(kind).copy().set_requires_grad(true)))
+        .collect();
+    let tensors = leaves.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
+    (Network::take(&mut Store::of_tensors("drawn", leaves), config).unwrap(), tensors)
+}
+
+fn ids() -> (Tensor, Tensor) {
+    tch::manual_seed(4);
+    (Tensor::randint(40, [3, 5], tch::kind::INT64_CPU), Tensor::randint(16, [3, 4], tch::kind::INT64_CPU))
+}
+
+fn code_logits(network: &Network) -> Tensor {
+    let (prompts, codes) = ids();
+    network.codes.head.logits(&network.drawing(&prompts, None, &codes).unwrap())
+}
+
+#[track_caller]
+fn close(got: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(got.size(), expected.size());
+    let off = (got - expected).abs().max().double_value(&[]);
+    assert!(off <= tolerance, "off by {off}, more than {tolerance}");
+}
+
+#[test]
+fn grouped_heads_are_heads_of_their_own_with_the_same_weights() {
+    let _alone = alone();
+    let grouped = weights(&config(2));
+    let whole: Vec<_> = grouped
+        .iter()
+        .map(|(name, tensor)| {
+            let shared = name.contains("language_model")
+                && (name.ends_with("k_proj.weight") || name.ends_with("v_proj.weight"));
+            let tensor = match shared {
+                true => tensor.view([2, 1, 8, 32]).repeat([1, 2, 1, 1]).view([32, 32]),
+                false => tensor.shallow_clone(),
+            };
+            (name.clone(), tensor)
+        })
+        .collect();
+    let (grouped, _) = network(&config(2), &grouped, Kind::Float);
+    let (whole, _) = network(&config(4), &whole, Kind::Float);
+    close(&code_logits(&grouped), &code_logits(&whole), SAME);
+}
+
+#[test]
+fn cached_rows_of_grouped_heads_are_those_of_the_whole() {
+    let _alone = alone();
+    let config = config(1);
+    let (network, _) = network(&config, &weights(&config), Kind::Float);
+    let (ids, _) = ids();
+    let run = |llama: &Llama, rows: std::ops::Range<i64>, past| {
+        let present = network::present(3, rows.end, Device::Cpu);
+        let count = rows.end - rows.start;
+        let positions = network::positions(&present).narrow(1, rows.start, count);
+        let x = llama.embed(&ids.narrow(1, rows.start, count));
+        llama.forward(x, &positions, &network::causal(&present, count), past).unwrap()
+    };
+    let (whole, _) = run(&network.llama, 0..5, None);
+    let (_, cache) = run(&network.llama, 0..3, None);
+    let (last, _) = run(&network.llama, 3..5, Some(&cache));
+    close(&last, &whole.narrow(1, 3, 2), SAME);
+}
+
+#[test]
+fn short_weights_answer_in_f32_and_nearly_the_same() {
+    let _alone = alone();
+    let config = config(2);
+    let weights = weights(&config);
+    let (wide, _) = network(&config, &weights, Kind::Float);
+    let (short, _) = network(&config, &weights, Kind::BFloat16);
+    assert_eq!(short.llama.kind(), Kind::BFloat16);
+    let (expected, got) = (code_logits(&wide), code_logits(&short));
+    assert_eq!(got.kind(), Kind::Float);
+    // Eight bits of a number through two layers.
+    close(&got, &expected, 0.05 * expected.abs().max().double_value(&[]));
+    let pixels = Tensor::rand([2, 3, 8, 8], tch::kind::FLOAT_CPU) * 2.0 - 1.0;
+    let (expected, got) = (wide.align(&pixels).unwrap(), short.align(&pixels).unwrap());
+    let expected_size = expected.abs().max().double_value(&[]);
+    close(&got.to_kind(Kind::Float), &expected, 0.05 * expected_size);
+}
+
+#[test]
+fn checkpointed_layers_have_the_gradients_of_plain_ones() {
+    let _alone = alone();
+    let config = config(2);
+    let weights = weights(&config);
+    let gradients = |checkpointing: bool| {
+        let (mut network, leaves) = network(&config, &weights, Kind::Float);
+        network.llama.set_checkpointing(checkpointing);
+        assert_eq!(network.llama.checkpointing(), checkpointing);
+        code_logits(&network).square().sum(Kind::Float).backward();
+        leaves.iter().map(Tensor::grad).collect::<Vec<_>>()
+    };
+    let mut learned = 0;
+    for (plain, recomputed) in gradients(false).iter().zip(gradients(true)) {
+        assert_eq!(plain.defined(), recomputed.defined());
+        if plain.defined() {
+            close(&recomputed, plain, SAME * (1.0 + plain.abs().max().double_value(&[])));
+            learned += 1;
+        }
+    }
+    assert!(learned > 0);
+}
+
+#[test]
+fn long_sequences_are_scored_a_few_rows_at_a_time_to_the_same_gradient() {
+    let _alone = alone();
+    let mut config = config(2);
+    config.generation.codebook_size = 4096;
+    let (network, _) = network(&config, &weights(&config), Kind::Float);
+    // As many rows as the guided head takes in three goes.
+    let rows = HEAD_LOGITS / 4096 / 2 * 2 + 5;
+    let leaf = || {
+        tch::manual_seed(2);
+        let leaf = || Tensor::randn([rows, 32], tch::kind::FLOAT_CPU).set_requires_grad(true);
+        (leaf(), leaf(), Tensor::randint(4096, [rows], tch::kind::INT64_CPU))
+    };
+    let (cond, uncond, codes) = leaf();
+    let logp = network.code_logp(&cond, Some((&uncond, 5.0)), &codes).unwrap();
+    logp.square().sum(Kind::Float).backward();
+    let (again, empty, _) = leaf();
+    let head = &network.codes.head;
+    let logits = network::guided(&head.logits(&again), &head.logits(&empty), 5.0);
+    let plain = logits.log_softmax(-1, Kind::Float).gather(1, &codes.unsqueeze(1), false).squeeze_dim(1);
+    plain.square().sum(Kind::Float).backward();
+    let pairs = [(logp, plain), (cond.grad(), again.grad()), (uncond.grad(), empty.grad())];
+    for (got, expected) in pairs {
+        close(&got, &expected, SAME * (1.0 + expected.abs().max().double_value(&[])));
+    }
+}
+
+#[test]
+fn a_row_that_sees_nothing_is_no_nan() {
+    let present = Tensor::from_slice(&[false, false, true]).unsqueeze(0);
+    let softmax = network::causal(&present, 3).softmax(-1, Kind::Float);
+    assert!(bool::try_from(softmax.isfinite().all()).unwrap());
+    let seen: Vec<bool> = Vec::try_from(network::causal(&present, 1).eq(0.0).view([-1])).unwrap();
+    assert_eq!(seen, [false, false, true]);
+    let positions: Vec<i64> = Vec::try_from(network::positions(&present).view([-1])).unwrap();
+    assert_eq!(positions, [0, 0, 0]);
+}
+
+#[test]
+fn pixels_of_another_size_are_refused() {
+    let _alone = alone();
+    let config = config(2);
+    let (network, _) = network(&config, &weights(&config), Kind::Float);
+    let error = network.align(&Tensor::zeros([1, 3, 8, 12], tch::kind::FLOAT_CPU)).unwrap_err();
+    assert_eq!(error.message(), "the vision tower: expected pixels of shape [B, 3, 8, 8], got [1, 3, 8, 12]");
+}
+
+#[test]
+fn a_tower_that_normalises_does_so_before_its_patches() {
+    let _alone = alone();
+    let plain = config(2);
+    let mut own = plain.clone();
+    own.vision.normalisation = Some([[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]]);
+    let weights = weights(&plain);
+    let (plain, _) = network(&plain, &weights, Kind::Float);
+    let (own, _) = network(&own, &weights, Kind::Float);
+    let pixels = Tensor::rand([2, 3, 8, 8], tch::kind::FLOAT_CPU);
+    let channels = |values: [f64; 3]| Tensor::from_slice(&values).to_kind(Kind::Float).view([3, 1, 1]);
+    let normal = (&pixels - channels([0.1, 0.2, 0.3])) / channels([0.5, 0.6, 0.7]);
+    close(&own.align(&pixels).unwrap(), &plain.align(&normal).unwrap(), SAME);
+}
