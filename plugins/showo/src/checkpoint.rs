@@ -15,14 +15,14 @@ use unirl::error::Context;
 use unirl::model::{Checkpoint, ModelSource};
 use unirl::weights::{self, Store, Weights};
 use unirl::{Error, Result};
+use unirl_layers::lora::LoraConfig;
 
 use crate::clip::{Clip, ClipConfig};
 use crate::config::{CheckpointConfig, MagvitConfig, PhiConfig, ShowoConfig};
-use crate::lora::LoraConfig;
 use crate::magvit::Magvit;
 use crate::maskgit::Schedule;
 use crate::model::SYSTEM;
-use crate::phi::Phi;
+use crate::phi::{self, Phi};
 use crate::text::{END, Text};
 
 const CONFIG: &str = "config.json";
@@ -81,7 +81,7 @@ pub struct Files {
 /// The parts that `source` names.
 pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
     if let Some(lora) = &options.lora {
-        lora.check()?;
+        lora.check(&phi::TARGETS)?;
     }
     if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
         return Err(Error::usage(
@@ -283,7 +283,7 @@ fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> 
     let (mut lora, base) = fs::read_to_string(&path).context(place).and_then(|json| {
         LoraConfig::from_peft(&json).map_err(|error| Error::failure(place()).cause(error))
     })?;
-    lora.check().map_err(|error| error.context(format!("cannot use `{}`", path.display())))?;
+    lora.check(&phi::TARGETS).map_err(|error| error.context(format!("cannot use `{}`", path.display())))?;
     if let Some(wanted) = &options.lora {
         if (wanted.rank, wanted.alpha, &wanted.targets) != (lora.rank, lora.alpha, &lora.targets) {
             return Err(Error::usage(format!(

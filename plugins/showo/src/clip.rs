@@ -8,9 +8,9 @@ use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::weights::{Init, Store};
 use unirl::{Error, Result};
+use unirl_layers::{LayerNorm, Linear};
 
 use crate::checkpoint::read_json;
-use crate::layers::{LayerNorm, Linear};
 
 /// Mean and standard deviation of the pixels that CLIP was trained on.
 const MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];

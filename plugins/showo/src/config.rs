@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 use unirl::weights::Weights;
 use unirl::{Error, Result};
-
-use crate::lora::LoraConfig;
+use unirl_layers::lora::LoraConfig;
+use unirl_layers::vqgan::{LevelSize, Norm};
 
 /// Options of the plugin.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,7 +36,8 @@ pub struct ShowoConfig {
     /// `M`, text tokens of a prompt, where it is to differ from the checkpoint's (128 where that says nothing).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_text_len: Option<i64>,
-    /// Learn low-rank adapters instead of the weights themselves.
+    /// Learn low-rank adapters instead of the weights themselves; `q_proj`, `k_proj`, `v_proj`, `dense`, `fc1` and `fc2` can
+    /// have some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
     /// Remember only the input of each layer and compute the rest again on the way back: a third more arithmetic for
@@ -264,6 +265,21 @@ pub struct Pyramid {
     pub num_res_blocks: Vec<i64>,
 }
 
+impl Pyramid {
+    /// The sizes of the blocks, level 0 first.
+    pub fn levels(&self) -> Vec<LevelSize> {
+        let sizes = self.ch_mult.iter().zip(&self.num_res_blocks).enumerate();
+        sizes
+            .map(|(index, (mult, blocks))| LevelSize {
+                index,
+                channels: self.ch * mult,
+                blocks: *blocks,
+                attention: false,
+            })
+            .collect()
+    }
+}
+
 impl Default for MagvitConfig {
     fn default() -> Self {
         Self {
@@ -323,6 +339,11 @@ impl MagvitConfig {
     /// Pixels along the edge of a token.
     pub fn factor(&self) -> i64 {
         1 << (self.encoder.ch_mult.len() - 1)
+    }
+
+    /// How its channels are normalised.
+    pub fn norm(&self) -> Norm {
+        Norm { groups: self.norm_groups, eps: self.norm_eps }
     }
 
     /// Refuses sizes that do not fit together.

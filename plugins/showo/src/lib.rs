@@ -4,8 +4,6 @@ pub mod checkpoint;
 pub mod clip;
 pub mod config;
 mod footprint;
-mod layers;
-pub mod lora;
 pub mod magvit;
 pub mod mask;
 pub mod maskgit;

@@ -11,12 +11,12 @@ use unirl::model::{
 };
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
+use unirl_layers::lora::LoraConfig;
 
 use crate::checkpoint::{self, Files, Parts};
 use crate::clip::{self, Clip};
 use crate::config::{CheckpointConfig, MagvitConfig, ShowoConfig, Special};
 use crate::footprint::Sizes;
-use crate::lora::LoraConfig;
 use crate::magvit::Magvit;
 use crate::mask;
 use crate::maskgit::{self, Schedule, UNKNOWN};

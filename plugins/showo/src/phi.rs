@@ -6,11 +6,14 @@ use tch::{IndexOp, Kind, Tensor};
 use unirl::autograd::{checkpoint, gradient_enabled};
 use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
+use unirl_layers::lora::{Adapter, LoraConfig};
+use unirl_layers::{LayerNorm, Linear};
 
 use crate::clip::Projector;
 use crate::config::{CheckpointConfig, PhiConfig};
-use crate::layers::{LayerNorm, Linear};
-use crate::lora::{Adapter, LoraConfig};
+
+/// The products that adapters can stand beside.
+pub const TARGETS: [&str; 6] = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"];
 
 /// Logits that the head makes at once when tokens are scored: 64 MiB in f32.
 const HEAD_LOGITS: i64 = 1 << 24;
@@ -195,7 +198,9 @@ impl Phi {
                 _ => (width, width),
             };
             if lora.targets.iter().any(|wanted| wanted == target) {
-                linear.adapter = Some(Adapter::take(store, &linear.name, size, lora)?);
+                // PEFT wraps the transformer, which is `showo` in the checkpoint.
+                let module = linear.name.strip_prefix("showo.").unwrap_or(&linear.name);
+                linear.adapter = Some(Adapter::take(store, module, size, lora)?);
             }
         }
         Ok(())

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Checkpoint, Images, Policy, Replay, UnifiedModel};
 use unirl::weights::{self, Expected, Store, Weights};
+use unirl_layers::lora::LoraConfig;
 use unirl_plugin_showo::checkpoint::{self, read_json};
 use unirl_plugin_showo::clip::{Clip, ClipConfig};
 use unirl_plugin_showo::config::{
     Architecture, CheckpointConfig, MagvitConfig, PhiConfig, Precision, Pyramid, ShowoConfig,
 };
-use unirl_plugin_showo::lora::LoraConfig;
 use unirl_plugin_showo::magvit::Magvit;
 use unirl_plugin_showo::mask;
 use unirl_plugin_showo::model::Showo;

@@ -8,9 +8,6 @@ use unirl::error::unknown_name;
 use unirl::weights::{Init, Store};
 use unirl::{Error, Result};
 
-/// The products of the transformer that adapters can stand beside.
-pub const TARGETS: [&str; 6] = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"];
-
 /// Options of the adapters. The defaults are those of the authors' scripts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -19,7 +16,7 @@ pub struct LoraConfig {
     pub rank: i64,
     /// Its share of the rank is the factor of the adapters.
     pub alpha: f64,
-    /// Which products are adapted: `q_proj`, `k_proj`, `v_proj`, `dense`, `fc1`, `fc2`.
+    /// Which products of the transformer are adapted, by their names in the checkpoint.
     pub targets: Vec<String>,
     /// Save the whole model with the adapters added to its weights, instead of the adapters alone.
     pub merge: bool,
@@ -32,8 +29,8 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// Refuses what cannot be adapted.
-    pub fn check(&self) -> Result<()> {
+    /// Refuses what cannot be adapted; `known` are the products that adapters can stand beside.
+    pub fn check(&self, known: &[&str]) -> Result<()> {
         let wrong = |key: &str, expected: &str, got: String| {
             Err(Error::usage(format!("`model.options.lora.{key}`: expected {expected}, got {got}")))
         };
@@ -44,10 +41,10 @@ impl LoraConfig {
             return wrong("alpha", "a finite number", self.alpha.to_string());
         }
         if self.targets.is_empty() {
-            return wrong("targets", &format!("some of {}", TARGETS.join(", ")), "none".into());
+            return wrong("targets", &format!("some of {}", known.join(", ")), "none".into());
         }
-        match self.targets.iter().find(|target| !TARGETS.contains(&target.as_str())) {
-            Some(wrong) => Err(unknown_name("target of `model.options.lora`", wrong, &TARGETS)),
+        match self.targets.iter().find(|target| !known.contains(&target.as_str())) {
+            Some(wrong) => Err(unknown_name("target of `model.options.lora`", wrong, known)),
             None => Ok(()),
         }
     }
@@ -97,10 +94,10 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Takes the adapter of the product `module` from `store`, under PEFT's names. A fresh one adds nothing.
+    /// Takes the adapter of the product `module`, its name in the model that is adapted, from `store`, under PEFT's names.
+    /// A fresh one adds nothing.
     pub fn take(store: &mut Store, module: &str, size: (i64, i64), config: &LoraConfig) -> Result<Self> {
         let (outputs, inputs) = size;
-        let module = module.strip_prefix("showo.").unwrap_or(module);
         let name = |part: &str| format!("base_model.model.{module}.{part}.weight");
         Ok(Self {
             a: store.take(&name("lora_A"), &[config.rank, inputs], Init::Fan(inputs))?,

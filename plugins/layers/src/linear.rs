@@ -1,4 +1,4 @@
-//! The layers that the transformer and the vision tower are made of.
+//! The layers that transformers and vision towers are made of.
 
 use tch::Tensor;
 use unirl::Result;
@@ -6,16 +6,21 @@ use unirl::weights::{Init, Store};
 
 use crate::lora::Adapter;
 
-pub(crate) struct Linear {
+/// `x·Wᵀ + b`, and what an adapter beside it adds.
+pub struct Linear {
     /// In the checkpoint, before `.weight` and `.bias`.
-    pub(crate) name: String,
-    pub(crate) weight: Tensor,
-    pub(crate) bias: Tensor,
-    pub(crate) adapter: Option<Adapter>,
+    pub name: String,
+    /// `[outputs,inputs]`.
+    pub weight: Tensor,
+    /// `[outputs]`.
+    pub bias: Tensor,
+    /// Beside it, if one is attached.
+    pub adapter: Option<Adapter>,
 }
 
 impl Linear {
-    pub(crate) fn take(store: &mut Store, name: &str, inputs: i64, outputs: i64) -> Result<Self> {
+    /// Takes `{name}.weight` and `{name}.bias` from `store`.
+    pub fn take(store: &mut Store, name: &str, inputs: i64, outputs: i64) -> Result<Self> {
         Ok(Self {
             name: name.into(),
             weight: store.take(&format!("{name}.weight"), &[outputs, inputs], Init::Normal)?,
@@ -24,7 +29,8 @@ impl Linear {
         })
     }
 
-    pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
+    /// `[…,inputs]` to `[…,outputs]`.
+    pub fn apply(&self, x: &Tensor) -> Tensor {
         let y = x.linear(&self.weight, Some(&self.bias));
         match &self.adapter {
             Some(adapter) => y + adapter.apply(x),
@@ -33,7 +39,8 @@ impl Linear {
     }
 
     /// Another handle of the same tensors.
-    pub(crate) fn handle(&self) -> Self {
+    #[must_use]
+    pub fn handle(&self) -> Self {
         Self {
             name: self.name.clone(),
             weight: self.weight.shallow_clone(),
@@ -43,14 +50,16 @@ impl Linear {
     }
 }
 
-pub(crate) struct LayerNorm {
+/// Layer normalisation over the last dimension.
+pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
 }
 
 impl LayerNorm {
-    pub(crate) fn take(store: &mut Store, name: &str, width: i64, eps: f64) -> Result<Self> {
+    /// Takes `{name}.weight` and `{name}.bias` from `store`; `eps` is added to variances.
+    pub fn take(store: &mut Store, name: &str, width: i64, eps: f64) -> Result<Self> {
         Ok(Self {
             weight: store.take(&format!("{name}.weight"), &[width], Init::Ones)?,
             bias: store.take(&format!("{name}.bias"), &[width], Init::Zeros)?,
@@ -58,12 +67,14 @@ impl LayerNorm {
         })
     }
 
-    pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
+    /// `[…,width]` to the same.
+    pub fn apply(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
     }
 
     /// Another handle of the same tensors.
-    pub(crate) fn handle(&self) -> Self {
+    #[must_use]
+    pub fn handle(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
     }
 }

@@ -1,0 +1,8 @@
+//! Layers that model plugins share. They take their weights from a [`unirl::weights::Store`], under names that the plugin
+//! gives.
+
+mod linear;
+pub mod lora;
+pub mod vqgan;
+
+pub use linear::{LayerNorm, Linear};
