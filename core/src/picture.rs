@@ -8,11 +8,14 @@ use std::path::Path;
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::F32x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-use image::imageops::crop_imm;
+use image::imageops::{crop_imm, replace};
 use image::{DynamicImage, ImageReader, RgbImage};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
+
+/// Pixels that [`read_padded`] leaves of the shorter edge of a long and thin picture.
+const SHORTEST: u32 = 14;
 
 /// Reads a picture as `[1,3,R,R]` f32 in `0..=1`: its shorter edge becomes `resolution` (bicubic, unless it already
 /// is), the middle is kept.
@@ -22,18 +25,47 @@ use crate::error::{Context, Error, Result};
 /// orientation ignored, as by Pillow's `convert("RGB")`; 16 bits are cut to their upper 8, in grey pictures too, which
 /// Pillow makes white.
 pub fn read(path: &Path, resolution: i64) -> Result<Tensor> {
-    let wrong = || format!("cannot read the picture `{}`", path.display());
-    let picture = ImageReader::open(path)
-        .and_then(ImageReader::with_guessed_format)
-        .map_err(|error| Error::usage(wrong()).cause(error))?
-        .decode()
-        .map_err(|error| Error::usage(wrong()).cause(error))?;
     let side = resolution as u32;
-    let picture = shorter_edge(to_bytes(picture), side).context(wrong)?;
+    let picture = shorter_edge(open(path)?, side).context(|| wrong(path))?;
     let (width, height) = picture.dimensions();
-    let middle = crop_imm(&picture, margin(width - side), margin(height - side), side, side).to_image();
-    let bytes = Tensor::from_slice(middle.as_raw()).view([1, resolution, resolution, 3]);
-    Ok(bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0)
+    Ok(to_tensor(&crop_imm(&picture, margin(width - side), margin(height - side), side, side).to_image()))
+}
+
+/// Reads a picture as `[1,3,R,R]` f32 in `0..=1`: its longer edge becomes `resolution`, the shorter one at least
+/// [`SHORTEST`], and it lies in the middle of a square of the grey `fill`. Bytes are Pillow's as those of [`read`] are.
+pub fn read_padded(path: &Path, resolution: i64, fill: u8) -> Result<Tensor> {
+    let side = resolution as u32;
+    let picture = open(path)?;
+    let (width, height) = picture.dimensions();
+    let longer = f64::from(width.max(height));
+    // In this order, so that the cut to a whole number is that of Python's floats.
+    let scaled = |edge: u32| ((f64::from(edge) / longer * f64::from(side)) as u32).max(SHORTEST).min(side);
+    let (width, height) = (scaled(width), scaled(height));
+    let picture = resize(&picture, (width, height)).context(|| wrong(path))?;
+    let mut square = RgbImage::from_pixel(side, side, image::Rgb([fill; 3]));
+    let (left, top) = ((side - width) / 2, (side - height) / 2);
+    replace(&mut square, &picture, left.into(), top.into());
+    Ok(to_tensor(&square))
+}
+
+fn wrong(path: &Path) -> String {
+    format!("cannot read the picture `{}`", path.display())
+}
+
+fn open(path: &Path) -> Result<RgbImage> {
+    ImageReader::open(path)
+        .and_then(ImageReader::with_guessed_format)
+        .map_err(|error| Error::usage(wrong(path)).cause(error))?
+        .decode()
+        .map(to_bytes)
+        .map_err(|error| Error::usage(wrong(path)).cause(error))
+}
+
+/// Bytes to `[1,3,H,W]` in `0..=1`.
+fn to_tensor(picture: &RgbImage) -> Tensor {
+    let (width, height) = picture.dimensions();
+    let bytes = Tensor::from_slice(picture.as_raw()).view([1, height.into(), width.into(), 3]);
+    bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0
 }
 
 fn to_bytes(picture: DynamicImage) -> RgbImage {
@@ -57,13 +89,18 @@ fn shorter_edge(picture: RgbImage, side: u32) -> Result<RgbImage> {
         return Ok(picture);
     }
     let scaled = |edge: u32| (u64::from(edge) * u64::from(side) / u64::from(short)) as u32;
-    let (new_width, new_height) = (scaled(width), scaled(height));
+    resize(&picture, (scaled(width), scaled(height)))
+}
+
+/// Resizes in two passes.
+fn resize(picture: &RgbImage, (new_width, new_height): (u32, u32)) -> Result<RgbImage> {
+    let (width, height) = picture.dimensions();
     // Pillow 13 begins with the height when that removes more than twice as many rows as columns go afterwards;
     // earlier ones never do, which for such pictures gives other roundings.
     let rows = i64::from(height) - i64::from(new_height);
     let columns = i64::from(width) - i64::from(new_width);
     let first = if rows > 0 && rows > 2 * columns { (width, new_height) } else { (new_width, height) };
-    one_pass(&one_pass(&picture, first)?, (new_width, new_height))
+    one_pass(&one_pass(picture, first)?, (new_width, new_height))
 }
 
 /// Resizes one of the edges and rounds to bytes, as Pillow does after each of its two passes. With bytes in place of
@@ -220,5 +257,39 @@ mod tests {
             worst = worst.max(off);
         }
         println!("worst: {worst} of 255");
+    }
+
+    #[test]
+    fn padded_pictures_are_those_of_janus() {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/janus_dev"));
+        let recorded = Tensor::read_safetensors(path.join("fixture.safetensors")).unwrap();
+        let get = |name: &str| recorded.iter().find(|(known, _)| known == name).unwrap().1.shallow_clone();
+        let dir = tempfile::tempdir().unwrap();
+        for (case, image, expected) in [
+            ("portrait", "pre.image_u8_hwc", "pre.pixel_values_size48"),
+            ("wide", "pre.wide_image_u8_hwc", "pre.wide_pixel_values_size48"),
+        ] {
+            let path = dir.path().join(case).with_extension("png");
+            let bytes = get(image);
+            let size = bytes.size(); // [H,W,3]
+            let raw = Vec::<u8>::try_from(bytes.view([-1])).unwrap();
+            RgbImage::from_raw(size[1] as u32, size[0] as u32, raw).unwrap().save(&path).unwrap();
+            let pixels = read_padded(&path, 48, 127).unwrap();
+            let expected = (get(expected) + 1.0) / 2.0 * 255.0; // recorded at mean and deviation 0.5
+            let off = (pixels.squeeze_dim(0) * 255.0 - expected).abs().max().double_value(&[]);
+            println!("{case}: off by {off} of 255");
+            assert!(off.round() <= 1.0, "{case}: off by {off} of 255");
+        }
+    }
+
+    #[test]
+    fn a_thin_picture_keeps_a_few_pixels_between_the_margins() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("thin.png");
+        RgbImage::from_pixel(400, 4, image::Rgb([255; 3])).save(&path).unwrap();
+        let pixels = (read_padded(&path, 33, 127).unwrap() * 255.0).round().select(1, 0).squeeze(); // [33,33]
+        let column = Vec::<f32>::try_from(pixels.select(1, 0)).unwrap();
+        let expected = [vec![127.0; 9], vec![255.0; 14], vec![127.0; 10]].concat();
+        assert_eq!(column, expected, "the odd row of the margin is below");
     }
 }
