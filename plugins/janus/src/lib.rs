@@ -7,3 +7,4 @@ pub mod layout;
 pub mod llama;
 pub mod network;
 pub mod siglip;
+pub mod vq;

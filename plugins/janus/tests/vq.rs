@@ -1,0 +1,224 @@
+//! The image tokenizer: parity with the public reference implementation, the names of published weights, and that a fresh
+//! one learns.
+//!
+//! `UNIRL_JANUS_FIXTURE=DIR` reads another folder of the same form; sizes, settings and expectations are the folder's.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tch::{Device, Kind, Tensor};
+use unirl::model::{Parameter, ParameterGroup};
+use unirl::scene::rng::Rng;
+use unirl::tiles::{self, Scene};
+use unirl::update::{AdamW, UpdateOptions};
+use unirl::weights::{Expected, Store, Weights};
+use unirl_plugin_janus::vq::{Naming, Vq, VqConfig, original_name};
+
+/// Latents and pixels, absolute: f32 through a few layers errs by some 4e-6, a wrong formula by far more than this.
+const VALUES: f64 = 1e-4;
+/// Bytes of a picture: truncation turns a rounding error into a difference of 1, but in a thousandth of them at most.
+const BYTES: f64 = 1e-3;
+
+/// The error that a fresh one is left with after a few steps, relative to that of the mean picture: 0.42 to 0.47 over four
+/// seeds.
+const LEARNED: f64 = 0.6;
+
+struct Fixture {
+    folder: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Fixture {
+    fn open() -> Self {
+        let folder = std::env::var_os("UNIRL_JANUS_FIXTURE").map_or_else(
+            || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/janus_dev")),
+            PathBuf::from,
+        );
+        let tensors = Tensor::read_safetensors(folder.join("fixture.safetensors")).unwrap();
+        Self { folder, tensors: tensors.into_iter().collect() }
+    }
+
+    fn get(&self, name: &str) -> Tensor {
+        self.tensors[name].shallow_clone()
+    }
+
+    /// The frozen tokenizer of one layout.
+    fn vq(&self, naming: Naming) -> Vq {
+        let layout = if naming == Naming::Original { "original" } else { "hf" };
+        let mut weights = Weights::find(&self.folder.join(layout)).unwrap();
+        assert_eq!(Naming::of(&weights), naming);
+        let config = VqConfig::of(&weights);
+        config.check().unwrap();
+        weights.retain(|name| belongs(name, naming));
+        weights.check(&Vq::expected(&config, naming).unwrap()).unwrap();
+        let mut store = Store::open(weights, Device::Cpu, Kind::Float).frozen();
+        Vq::take(&mut store, &config, naming).unwrap()
+    }
+}
+
+const LAYOUTS: [Naming; 2] = [Naming::Transformers, Naming::Original];
+
+fn belongs(name: &str, naming: Naming) -> bool {
+    name.starts_with(if naming == Naming::Original { "gen_vision_model." } else { "model.vqmodel." })
+}
+
+#[track_caller]
+fn close(what: &str, got: &Tensor, expected: &Tensor) {
+    assert_eq!(got.size(), expected.size(), "{what}: shape");
+    let off = (got - expected).abs().max().double_value(&[]);
+    assert!(off <= VALUES, "{what}: off by {off}, more than {VALUES}");
+}
+
+#[test]
+fn parity_pictures_to_codes() {
+    let f = Fixture::open();
+    for naming in LAYOUTS {
+        let vq = f.vq(naming);
+        let pixels = f.get("vq.enc_pixels");
+        close(&format!("{naming:?}: latents"), &vq.latents(&pixels), &f.get("vq.enc_latent"));
+        assert!(vq.encode(&pixels).equal(&f.get("vq.enc_codes_original")), "{naming:?}: codes");
+    }
+}
+
+#[test]
+fn parity_codes_to_pictures() {
+    let f = Fixture::open();
+    let codes = f.get("t2i.codes");
+    let (rows, columns) = (f.get("vq.codebook_entry").size()[2], f.get("vq.codebook_entry").size()[3]);
+    for naming in LAYOUTS {
+        let vq = f.vq(naming);
+        let vectors = Tensor::embedding(&vq.codebook(), &codes, -1, false, false);
+        let vectors = vectors.transpose(1, 2).unflatten(2, [rows, columns]);
+        close(&format!("{naming:?}: vectors"), &vectors, &f.get("vq.codebook_entry"));
+
+        let pixels = vq.decode(&codes, (rows, columns));
+        close(&format!("{naming:?}: pixels"), &pixels, &f.get("vq.pixels"));
+        let sure = codes.one_hot(vq.codebook().size()[0]).to_kind(Kind::Float);
+        close(&format!("{naming:?}: relaxed"), &vq.decode_relaxed(&sure, (rows, columns)), &pixels);
+
+        let bytes = ((pixels + 1.0) / 2.0 * 255.0).clamp(0.0, 255.0).to_kind(Kind::Uint8);
+        let expected = f.get("vq.image_u8_nhwc").permute([0, 3, 1, 2]).to_kind(Kind::Int);
+        let off = (bytes.to_kind(Kind::Int) - expected).abs();
+        let share = off.gt(0.0).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+        println!("{naming:?}: bytes: {share} of them differ");
+        assert!(off.max().int64_value(&[]) <= 1 && share <= BYTES, "{naming:?}: {share} of the bytes differ");
+    }
+}
+
+#[test]
+fn mixtures_give_a_gradient_and_frozen_weights_get_none() {
+    let f = Fixture::open();
+    let vq = f.vq(Naming::Transformers);
+    let codes = vq.codebook().size()[0];
+    let relaxed = Tensor::full([1, 16, codes], 1.0 / codes as f64, (Kind::Float, Device::Cpu));
+    let relaxed = relaxed.set_requires_grad(true);
+    vq.decode_relaxed(&relaxed, (4, 4)).square().sum(Kind::Float).backward();
+    assert!(relaxed.grad().abs().max().double_value(&[]) > 0.0);
+    assert!(!vq.decode(&f.get("t2i.codes"), (4, 4)).requires_grad());
+}
+
+fn published(name: &str) -> BTreeMap<String, Vec<i64>> {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/keys")).join(name);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn names_and_shapes_are_those_of_the_published_checkpoints() {
+    let tables = ["janus_pro_1b_hf.json", "janus_pro_1b_original.json"];
+    for (naming, table) in LAYOUTS.into_iter().zip(tables) {
+        let mut published = published(table);
+        published.retain(|name, _| belongs(name, naming));
+        let expected = Vq::expected(&VqConfig::default(), naming).unwrap();
+        let (needed, computed): (Vec<Expected>, _) = expected.into_iter().partition(|e| e.required);
+        let buffer = "gen_vision_model.quantize.codebook_used";
+        match naming {
+            Naming::Transformers => assert!(computed.is_empty()),
+            Naming::Original => {
+                let computed: Vec<_> = computed.into_iter().map(|e| (e.name, Some(e.shape))).collect();
+                assert_eq!(computed, [(buffer.to_string(), published.remove(buffer))]);
+            }
+        }
+        let needed: BTreeMap<_, _> = needed.into_iter().map(|e| (e.name, e.shape)).collect();
+        assert_eq!(needed, published, "{naming:?}");
+    }
+}
+
+#[test]
+fn names_of_other_parts_stay() {
+    for name in ["model.language_model.layers.0.mlp.down_proj.weight", "lm_head.weight"] {
+        assert_eq!(original_name(name), name);
+    }
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    VqConfig::default().check().unwrap();
+    for (wrong, expected) in [
+        (VqConfig { embed_dim: 0, ..VqConfig::default() }, "`embed_dim`: expected 1 or more, got 0"),
+        (VqConfig { channel_multiplier: vec![], ..VqConfig::default() }, "`channel_multiplier`"),
+        (VqConfig { base_channels: 48, ..VqConfig::default() }, "32 groups"),
+    ] {
+        let error = wrong.check().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// The mean squared error of drawings behind codes, in `0..=1`.
+fn error(vq: &Vq, drawings: &Tensor) -> f64 {
+    tch::no_grad(|| {
+        let codes = vq.encode(&(drawings * 2.0 - 1.0));
+        let pixels = (vq.decode(&codes, (4, 4)) + 1.0) / 2.0;
+        (pixels - drawings).square().mean(Kind::Float).double_value(&[])
+    })
+}
+
+#[test]
+fn a_fresh_one_learns_to_reproduce_drawings() {
+    const STEPS: u64 = 120;
+    tch::set_num_threads(1); // the work is small
+    tch::manual_seed(1);
+    let config = VqConfig {
+        base_channels: 16,
+        channel_multiplier: vec![1, 2, 2, 2],
+        num_res_blocks: 1,
+        latent_channels: 32,
+        num_embeddings: 64,
+        embed_dim: 8,
+        norm_groups: 8,
+    };
+    config.check().unwrap();
+    let mut store = Store::fresh(Device::Cpu, Kind::Float);
+    let vq = Vq::take(&mut store, &config, Naming::Transformers).unwrap();
+    let weights = store.finish();
+    let parameters = weights
+        .iter()
+        .map(|(name, tensor)| Parameter {
+            name: name.clone(),
+            tensor: tensor.shallow_clone(),
+            group: ParameterGroup::Tokenizer,
+        })
+        .collect();
+    let options =
+        UpdateOptions { learning_rate: 1e-3, warmup: 20, final_rate: 0.02, ..UpdateOptions::default() };
+    let mut update = AdamW::new(parameters, options, STEPS);
+    let mut rng = Rng::new(1);
+    let mut drawings = |count: usize| -> Tensor {
+        tiles::render(&(0..count).map(|_| Scene::scattered(&mut rng)).collect::<Vec<_>>())
+    };
+    let held_out = drawings(64);
+    let mean = held_out.mean_dim([0i64].as_slice(), true, Kind::Float);
+    let uninformed = (&held_out - mean).square().mean(Kind::Float).double_value(&[]);
+    for step in 1..=STEPS {
+        update.zero_grad();
+        vq.loss(&(drawings(8) * 2.0 - 1.0), step as f64 / STEPS as f64).backward();
+        update.apply().unwrap();
+    }
+    for (name, weight) in weights {
+        assert!(weight.grad().defined(), "`{name}` learns");
+    }
+    let after = error(&vq, &held_out);
+    println!("{after}, {uninformed} without codes");
+    assert!(after < LEARNED * uninformed, "{after}, {uninformed} without codes");
+}
