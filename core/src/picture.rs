@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
 
-/// Pixels that [`read_padded`] leaves of the shorter edge of a long and thin picture.
+/// Pixels that [`read_padded`] leaves of the shorter edge of a thin picture.
 const SHORTEST: u32 = 14;
 
 /// Reads a picture as `[1,3,R,R]` f32 in `0..=1`: its shorter edge becomes `resolution` (bicubic, unless it already
@@ -31,8 +31,8 @@ pub fn read(path: &Path, resolution: i64) -> Result<Tensor> {
     Ok(to_tensor(&crop_imm(&picture, margin(width - side), margin(height - side), side, side).to_image()))
 }
 
-/// Reads a picture as `[1,3,R,R]` f32 in `0..=1`: its longer edge becomes `resolution`, the shorter one at least
-/// [`SHORTEST`], and it lies in the middle of a square of the grey `fill`. Bytes are Pillow's as those of [`read`] are.
+/// Reads a picture as `[1,3,R,R]` f32 in `0..=1`: its longer edge becomes `resolution`, the shorter one at least 14
+/// pixels, and it lies in the middle of a square of the grey `fill`. Bytes are Pillow's as those of [`read`] are.
 pub fn read_padded(path: &Path, resolution: i64, fill: u8) -> Result<Tensor> {
     let side = resolution as u32;
     let picture = open(path)?;
