@@ -4,9 +4,9 @@
 use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::weights::{Init, Store};
+use unirl_layers::Linear;
 
 use crate::config::JanusConfig;
-use crate::layers::Linear;
 
 /// Linear layers, GELU between them.
 pub struct Aligner(Vec<Linear>);

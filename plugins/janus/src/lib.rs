@@ -2,7 +2,6 @@
 
 pub mod aligner;
 pub mod config;
-mod layers;
 pub mod layout;
 pub mod llama;
 pub mod network;

@@ -4,14 +4,12 @@
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
+use unirl_layers::decoder;
 
 use crate::aligner::{Aligner, Codes};
 use crate::config::JanusConfig;
-use crate::llama::{self, Llama};
+use crate::llama::Llama;
 use crate::siglip::Siglip;
-
-/// What is added to the score of a hidden key. Not −∞, so that a row that sees nothing is uniform instead of NaN.
-const HIDDEN: f64 = -9_223_372_036_854_775_808.0;
 
 /// The network.
 pub struct Network {
@@ -87,7 +85,7 @@ impl Network {
     pub fn code_logp(&self, cond: &Tensor, uncond: Option<(&Tensor, f64)>, codes: &Tensor) -> Result<Tensor> {
         let rows: Vec<&Tensor> = std::iter::once(cond).chain(uncond.map(|(rows, _)| rows)).collect();
         let weight = uncond.map_or(1.0, |(_, weight)| weight);
-        llama::logp(&rows, codes, self.codes.head.codes(), || {
+        decoder::logp(&rows, codes, self.codes.head.codes(), || {
             let head = self.codes.head.handle();
             move |rows| match rows {
                 [cond, uncond] => guided(&head.logits(cond), &head.logits(uncond), weight),
@@ -108,7 +106,7 @@ pub fn causal(present: &Tensor, rows: i64) -> Tensor {
     let length = present.size()[1];
     let before = Tensor::ones([rows, length], (Kind::Bool, present.device())).tril(length - rows);
     let visible = present.unsqueeze(1).logical_and(&before); // [B,rows,S]
-    visible.logical_not().to_kind(Kind::Float).unsqueeze(1) * HIDDEN
+    decoder::additive(&visible)
 }
 
 /// Positions `[B,S]`, counted without what is not `present [B,S]`; there they are 0.

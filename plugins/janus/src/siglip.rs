@@ -4,50 +4,10 @@
 use tch::Tensor;
 use unirl::weights::{Init, Store};
 use unirl::{Error, Result};
+use unirl_layers::LayerNorm;
+use unirl_layers::vision::{Activation, Layer, LayerSize};
 
 use crate::config::SiglipConfig;
-use crate::layers::{LayerNorm, Linear};
-
-struct Layer {
-    norm1: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    out: Linear,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-}
-
-impl Layer {
-    fn take(store: &mut Store, index: i64, config: &SiglipConfig) -> Result<Self> {
-        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        let name = |part: &str| format!("model.vision_model.encoder.layers.{index}.{part}");
-        Ok(Self {
-            norm1: LayerNorm::take(store, &name("layer_norm1"), width, eps)?,
-            // In this order they are one weight in the original.
-            query: Linear::take(store, &name("self_attn.q_proj"), width, width)?,
-            key: Linear::take(store, &name("self_attn.k_proj"), width, width)?,
-            value: Linear::take(store, &name("self_attn.v_proj"), width, width)?,
-            out: Linear::take(store, &name("self_attn.projection_layer"), width, width)?,
-            norm2: LayerNorm::take(store, &name("layer_norm2"), width, eps)?,
-            fc1: Linear::take(store, &name("mlp.fc1"), width, inner)?,
-            fc2: Linear::take(store, &name("mlp.fc2"), inner, width)?,
-        })
-    }
-
-    /// Rows `x [B,n,W]`, all of which see each other, to as many.
-    fn apply(&self, x: &Tensor, config: &SiglipConfig) -> Tensor {
-        let heads = |t: Tensor| t.unflatten(2, [config.num_attention_heads, -1]).transpose(1, 2);
-        let h = self.norm1.apply(x);
-        let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| heads(linear.apply(&h)));
-        let attended =
-            Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None::<f64>, false);
-        let x = x + self.out.apply(&attended.transpose(1, 2).flatten(2, 3));
-        let fed = self.fc2.apply(&self.fc1.apply(&self.norm2.apply(&x)).gelu("none"));
-        x + fed
-    }
-}
 
 /// The vision tower.
 pub struct Siglip {
@@ -66,6 +26,13 @@ impl Siglip {
     /// Takes its weights from `store`.
     pub fn take(store: &mut Store, config: &SiglipConfig) -> Result<Self> {
         let (width, edge) = (config.hidden_size, config.patch_size);
+        let size = LayerSize {
+            width,
+            inner: config.intermediate_size,
+            heads: config.num_attention_heads,
+            eps: config.layer_norm_eps,
+            activation: Activation::Gelu,
+        };
         let mut embedding = |part: &str, shape: &[i64], init: Init| -> Result<Tensor> {
             store.take(&format!("model.vision_model.embeddings.{part}"), shape, init)
         };
@@ -74,7 +41,10 @@ impl Siglip {
             bias: embedding("patch_embedding.bias", &[width], Init::Zeros)?,
             position: embedding("position_embedding.weight", &[config.patches(), width], Init::Normal)?,
             layers: (0..config.num_hidden_layers)
-                .map(|index| Layer::take(store, index, config))
+                .map(|index| {
+                    let name = format!("model.vision_model.encoder.layers.{index}");
+                    Layer::take(store, &name, "projection_layer", size)
+                })
                 .collect::<Result<_>>()?,
             // Applied however many layers are left out before it.
             norm: LayerNorm::take(store, "model.vision_model.post_layernorm", width, config.layer_norm_eps)?,
@@ -116,7 +86,7 @@ impl Siglip {
 
     /// Rows `x [B,n,W]` behind layer `index`.
     pub fn layer(&self, index: usize, x: &Tensor) -> Tensor {
-        self.layers[index].apply(x, &self.config)
+        self.layers[index].apply(x)
     }
 
     /// Features `[B,n,W]` of pictures `pixels [B,3,S,S]` in `-1..=1`.

@@ -6,8 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use unirl::weights::Store;
+use unirl_layers::decoder::HEAD_LOGITS;
 use unirl_plugin_janus::config::{GenerationConfig, JanusConfig, LlamaConfig, SiglipConfig};
-use unirl_plugin_janus::llama::{HEAD_LOGITS, Llama};
+use unirl_plugin_janus::llama::Llama;
 use unirl_plugin_janus::network::{self, Network};
 
 /// Two ways to the same f32 value.

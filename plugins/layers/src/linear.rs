@@ -12,8 +12,8 @@ pub struct Linear {
     pub name: String,
     /// `[outputs,inputs]`.
     pub weight: Tensor,
-    /// `[outputs]`.
-    pub bias: Tensor,
+    /// `[outputs]`, if it has one.
+    pub bias: Option<Tensor>,
     /// Beside it, if one is attached.
     pub adapter: Option<Adapter>,
 }
@@ -21,17 +21,20 @@ pub struct Linear {
 impl Linear {
     /// Takes `{name}.weight` and `{name}.bias` from `store`.
     pub fn take(store: &mut Store, name: &str, inputs: i64, outputs: i64) -> Result<Self> {
-        Ok(Self {
-            name: name.into(),
-            weight: store.take(&format!("{name}.weight"), &[outputs, inputs], Init::Normal)?,
-            bias: store.take(&format!("{name}.bias"), &[outputs], Init::Zeros)?,
-            adapter: None,
-        })
+        let linear = Self::unbiased(store, name, inputs, outputs)?;
+        let bias = Some(store.take(&format!("{name}.bias"), &[outputs], Init::Zeros)?);
+        Ok(Self { bias, ..linear })
+    }
+
+    /// Takes `{name}.weight` alone from `store`.
+    pub fn unbiased(store: &mut Store, name: &str, inputs: i64, outputs: i64) -> Result<Self> {
+        let weight = store.take(&format!("{name}.weight"), &[outputs, inputs], Init::Normal)?;
+        Ok(Self { name: name.into(), weight, bias: None, adapter: None })
     }
 
     /// `[…,inputs]` to `[…,outputs]`.
     pub fn apply(&self, x: &Tensor) -> Tensor {
-        let y = x.linear(&self.weight, Some(&self.bias));
+        let y = x.linear(&self.weight, self.bias.as_ref());
         match &self.adapter {
             Some(adapter) => y + adapter.apply(x),
             None => y,
@@ -44,7 +47,7 @@ impl Linear {
         Self {
             name: self.name.clone(),
             weight: self.weight.shallow_clone(),
-            bias: self.bias.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
             adapter: self.adapter.as_ref().map(Adapter::handle),
         }
     }

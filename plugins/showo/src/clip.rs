@@ -8,6 +8,8 @@ use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::weights::{Init, Store};
 use unirl::{Error, Result};
+pub use unirl_layers::vision::Activation;
+use unirl_layers::vision::{Layer, LayerSize};
 use unirl_layers::{LayerNorm, Linear};
 
 use crate::checkpoint::read_json;
@@ -37,16 +39,6 @@ pub struct ClipConfig {
     pub layer_norm_eps: f64,
     /// Between the feed-forward layers.
     pub hidden_act: Activation,
-}
-
-/// An approximation of GELU, or GELU itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// `x·σ(1.702·x)`.
-    QuickGelu,
-    /// By the error function.
-    Gelu,
 }
 
 impl Default for ClipConfig {
@@ -121,50 +113,6 @@ impl ClipConfig {
     }
 }
 
-struct Layer {
-    norm1: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    out: Linear,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-}
-
-impl Layer {
-    fn take(store: &mut Store, index: i64, config: &ClipConfig) -> Result<Self> {
-        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        let name = |part: &str| format!("vision_model.encoder.layers.{index}.{part}");
-        Ok(Self {
-            norm1: LayerNorm::take(store, &name("layer_norm1"), width, eps)?,
-            query: Linear::take(store, &name("self_attn.q_proj"), width, width)?,
-            key: Linear::take(store, &name("self_attn.k_proj"), width, width)?,
-            value: Linear::take(store, &name("self_attn.v_proj"), width, width)?,
-            out: Linear::take(store, &name("self_attn.out_proj"), width, width)?,
-            norm2: LayerNorm::take(store, &name("layer_norm2"), width, eps)?,
-            fc1: Linear::take(store, &name("mlp.fc1"), width, inner)?,
-            fc2: Linear::take(store, &name("mlp.fc2"), inner, width)?,
-        })
-    }
-
-    /// Rows `x [B,n+1,D]`, all of which see each other, to as many.
-    fn apply(&self, x: &Tensor, config: &ClipConfig) -> Tensor {
-        let heads = |t: Tensor| t.unflatten(2, [config.num_attention_heads, -1]).transpose(1, 2);
-        let h = self.norm1.apply(x);
-        let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| heads(linear.apply(&h)));
-        let attended =
-            Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None::<f64>, false);
-        let x = x + self.out.apply(&attended.transpose(1, 2).flatten(2, 3));
-        let h = self.fc1.apply(&self.norm2.apply(&x));
-        let h = match config.hidden_act {
-            Activation::QuickGelu => (&h * 1.702).sigmoid() * h,
-            Activation::Gelu => h.gelu("none"),
-        };
-        x + self.fc2.apply(&h)
-    }
-}
-
 /// The vision tower, up to the layer whose output is used: the last but one.
 pub struct Clip {
     config: ClipConfig,
@@ -182,6 +130,13 @@ impl Clip {
     /// Takes its weights from a frozen `store`, and leaves the last layer and what is behind it.
     pub fn take(store: &mut Store, config: ClipConfig) -> Result<Self> {
         let (width, edge) = (config.hidden_size, config.patch_size);
+        let size = LayerSize {
+            width,
+            inner: config.intermediate_size,
+            heads: config.num_attention_heads,
+            eps: config.layer_norm_eps,
+            activation: config.hidden_act,
+        };
         let mut embedding = |part: &str, shape: &[i64]| -> Result<Tensor> {
             let name = format!("vision_model.embeddings.{part}");
             store.take(&name, shape, Init::Normal)
@@ -193,7 +148,9 @@ impl Clip {
             // Spelt as it was published.
             norm: LayerNorm::take(store, "vision_model.pre_layrnorm", width, config.layer_norm_eps)?,
             layers: (0..config.num_hidden_layers - 1)
-                .map(|index| Layer::take(store, index, &config))
+                .map(|index| {
+                    Layer::take(store, &format!("vision_model.encoder.layers.{index}"), "out_proj", size)
+                })
                 .collect::<Result<_>>()?,
             config,
         })
@@ -219,7 +176,7 @@ impl Clip {
         let class = self.class.expand([batch, 1, -1], false);
         let x = Tensor::cat(&[class, patches], 1) + &self.position;
         let x = self.norm.apply(&x);
-        let x = self.layers.iter().fold(x, |x, layer| layer.apply(&x, &self.config));
+        let x = self.layers.iter().fold(x, |x, layer| layer.apply(&x));
         x.narrow(1, 1, self.config.patches())
     }
 }

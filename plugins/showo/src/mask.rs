@@ -1,17 +1,8 @@
-//! Omni-attention: who sees whom. Visibility is bool `[B,query,key]`; hidden scores get −2⁶³ added, as in the
-//! original.
+//! Omni-attention: who sees whom, bool `[B,query,key]`.
 
 use tch::{Kind, Tensor};
 
 use crate::config::Special;
-
-/// What is added to the score of a hidden key. Kept from the original: not −∞, so that a row that sees nothing is uniform.
-const HIDDEN: f64 = -9_223_372_036_854_775_808.0;
-
-/// The additive mask `[B,1,query,key]` of visibility `[B,query,key]`.
-pub fn additive(visible: &Tensor) -> Tensor {
-    visible.logical_not().to_kind(Kind::Float).unsqueeze(1) * HIDDEN
-}
 
 /// Causal visibility `[query,key]` of `rows` rows behind `past` others.
 pub fn causal(rows: i64, past: i64, device: tch::Device) -> Tensor {

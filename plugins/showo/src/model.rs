@@ -11,6 +11,7 @@ use unirl::model::{
 };
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
+use unirl_layers::decoder::{self, Cache};
 use unirl_layers::lora::LoraConfig;
 
 use crate::checkpoint::{self, Files, Parts};
@@ -20,7 +21,7 @@ use crate::footprint::Sizes;
 use crate::magvit::Magvit;
 use crate::mask;
 use crate::maskgit::{self, Schedule, UNKNOWN};
-use crate::phi::{Cache, Phi};
+use crate::phi::Phi;
 use crate::prompt::{self, Prompting};
 use crate::text::Text;
 
@@ -105,7 +106,7 @@ impl Answering<'_> {
     pub fn push(&mut self, tokens: &Tensor) -> Result<()> {
         let there = self.visible.narrow(1, 0, 1).ones_like();
         self.visible = Tensor::cat(&[&self.visible, &there], 1);
-        let added = mask::additive(&self.visible.unsqueeze(1));
+        let added = decoder::additive(&self.visible.unsqueeze(1));
         let row = self.phi.embed(&tokens.unsqueeze(1));
         let (hidden, cache) = self.phi.forward(row, &self.position, &added, Some(&self.cache))?;
         (self.hidden, self.cache) = (hidden.squeeze_dim(1), cache);
@@ -233,7 +234,7 @@ impl Showo {
         let length = ids.size()[1];
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0) + skipped as i64;
         let visible = mask::t2i(&ids, &self.special, true);
-        let (_, cache) = phi.forward(phi.embed(&ids), &positions, &mask::additive(&visible), None)?;
+        let (_, cache) = phi.forward(phi.embed(&ids), &positions, &decoder::additive(&visible), None)?;
         Ok(TextBlocks { cache, visible: ids.ne(self.special.pad), index })
     }
 
@@ -259,7 +260,7 @@ impl Showo {
         let visible = Tensor::cat(&[blocks.visible.index_select(0, &index), image], 1).unsqueeze(1);
         let visible = visible.expand([-1, tokens + 2, -1], false);
         let past = blocks.cache.select(&index);
-        let h = phi.hidden(phi.embed(&ids), &positions, &mask::additive(&visible), Some(&past))?;
+        let h = phi.hidden(phi.embed(&ids), &positions, &decoder::additive(&visible), Some(&past))?;
         Ok(phi.code_logits(&h.narrow(1, 1, tokens)))
     }
 
@@ -442,7 +443,7 @@ impl Showo {
             }
             None => mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix())).unsqueeze(0),
         };
-        Ok((x, columns.unsqueeze(0), mask::additive(&visible)))
+        Ok((x, columns.unsqueeze(0), decoder::additive(&visible)))
     }
 
     /// Rows before the text of understanding: `<mmu> <soi> image <eoi>`, or with the system prompt behind `<mmu>` and

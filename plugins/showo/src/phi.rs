@@ -3,9 +3,9 @@
 //! checkpoint.
 
 use tch::{IndexOp, Kind, Tensor};
-use unirl::autograd::{checkpoint, gradient_enabled};
 use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
+use unirl_layers::decoder::{self, Cache, Rotary, Stack, behind};
 use unirl_layers::lora::{Adapter, LoraConfig};
 use unirl_layers::{LayerNorm, Linear};
 
@@ -14,21 +14,6 @@ use crate::config::{CheckpointConfig, PhiConfig};
 
 /// The products that adapters can stand beside.
 pub const TARGETS: [&str; 6] = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"];
-
-/// Logits that the head makes at once when tokens are scored: 64 MiB in f32.
-const HEAD_LOGITS: i64 = 1 << 24;
-
-/// Keys and values of the rows seen so far, a pair a layer, each `[B,heads,rows,head_dim]`.
-#[derive(Debug)]
-pub struct Cache(Vec<(Tensor, Tensor)>);
-
-impl Cache {
-    /// The cache of rows `index` of the batch.
-    #[must_use]
-    pub fn select(&self, index: &Tensor) -> Self {
-        Self(self.0.iter().map(|(k, v)| (k.index_select(0, index), v.index_select(0, index))).collect())
-    }
-}
 
 struct Layer {
     norm: LayerNorm,
@@ -61,28 +46,24 @@ impl Layer {
         })
     }
 
-    /// Runs rows `x [B,L,D]` behind the keys and values in `past`: the rows after the layer, and the keys and values of
-    /// all.
+    fn products(&mut self) -> [&mut Linear; 6] {
+        [&mut self.query, &mut self.key, &mut self.value, &mut self.dense, &mut self.fc1, &mut self.fc2]
+    }
+}
+
+impl decoder::Layer for Layer {
     fn run(&self, x: &Tensor, past: Option<[&Tensor; 2]>, rotary: &Rotary, mask: &Tensor) -> [Tensor; 3] {
         let size = x.size();
         let heads = |t: Tensor| t.view([size[0], size[1], self.heads, -1]).transpose(1, 2);
         let h = self.norm.apply(x);
         let q = rotary.apply(&self.query_norm.apply(&heads(self.query.apply(&h))));
-        let mut k = rotary.apply(&self.key_norm.apply(&heads(self.key.apply(&h))));
-        let mut v = heads(self.value.apply(&h));
-        if let Some([keys, values]) = past {
-            k = Tensor::cat(&[keys, &k], 2);
-            v = Tensor::cat(&[values, &v], 2);
-        }
+        let k = rotary.apply(&self.key_norm.apply(&heads(self.key.apply(&h))));
+        let (k, v) = behind(past, k, heads(self.value.apply(&h)));
         let attended =
             Tensor::scaled_dot_product_attention(&q, &k, &v, Some(mask), 0.0, false, None::<f64>, false);
         let attended = attended.transpose(1, 2).reshape(&size);
         let fed = self.fc2.apply(&self.fc1.apply(&h).gelu("tanh"));
         [x + self.dense.apply(&attended) + fed, k, v]
-    }
-
-    fn products(&mut self) -> [&mut Linear; 6] {
-        [&mut self.query, &mut self.key, &mut self.value, &mut self.dense, &mut self.fc1, &mut self.fc2]
     }
 
     fn handle(&self) -> Self {
@@ -101,52 +82,17 @@ impl Layer {
     }
 }
 
-/// Cosines and sines of rotary positions, each `[B or 1,1,L,rotary_dim]`.
-struct Rotary {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-impl Rotary {
-    /// For `positions [B or 1,L]`; computed in f32, then of type `kind`.
-    fn new(positions: &Tensor, config: &PhiConfig, kind: Kind) -> Self {
-        let dim = config.rotary_dim();
-        let steps = Tensor::arange(dim / 2, (Kind::Float, positions.device())) * (2.0 / dim as f64);
-        let frequencies = (steps * -config.rope_theta.ln()).exp(); // θ^(−2i/dim)
-        let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * frequencies; // [B,L,dim/2]
-        let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
-        Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
-    }
-
-    fn handle(&self) -> Self {
-        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
-    }
-
-    /// Rotates the first `rotary_dim` dimensions of `x [B,heads,L,head_dim]`, pairing `i` with `i +
-    /// rotary_dim/2`.
-    fn apply(&self, x: &Tensor) -> Tensor {
-        let dim = self.cos.size()[3];
-        let rotated = x.narrow(3, 0, dim);
-        let swapped =
-            Tensor::cat(&[&-rotated.narrow(3, dim / 2, dim / 2), &rotated.narrow(3, 0, dim / 2)], 3);
-        let rotated = rotated * &self.cos + swapped * &self.sin;
-        Tensor::cat(&[&rotated, &x.narrow(3, dim, x.size()[3] - dim)], 3)
-    }
-}
-
 /// The transformer.
 pub struct Phi {
     config: PhiConfig,
     embed: Tensor,
-    layers: Vec<Layer>,
+    stack: Stack<Layer>,
     norm: LayerNorm,
     head: Linear,
     /// Where understanding reads features of pictures.
     projector: Option<Projector>,
     image: i64,
     codes: i64,
-    /// Whether layers keep their inputs alone for the gradient.
-    checkpointing: bool,
 }
 
 impl Phi {
@@ -169,14 +115,13 @@ impl Phi {
             .transpose()?;
         Ok(Self {
             embed,
-            layers,
+            stack: Stack::new(layers, phi.rotary_dim(), phi.rope_theta),
             norm,
             head,
             projector,
             image: config.special().image,
             codes: config.codebook_size,
             config: phi,
-            checkpointing: false,
         })
     }
 
@@ -190,7 +135,7 @@ impl Phi {
     /// Puts adapters from `store` beside the products that `lora` targets.
     pub fn attach(&mut self, store: &mut Store, lora: &LoraConfig) -> Result<()> {
         let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
-        for linear in self.layers.iter_mut().flat_map(Layer::products) {
+        for linear in self.stack.layers.iter_mut().flat_map(Layer::products) {
             let target = linear.name.rsplit('.').next().unwrap_or_default();
             let size = match target {
                 "fc1" => (inner, width),
@@ -209,7 +154,7 @@ impl Phi {
     /// What the adapters add, by the name of the weight.
     pub fn adapted(&self) -> Vec<(String, Tensor)> {
         let products =
-            self.layers.iter().flat_map(|l| [&l.query, &l.key, &l.value, &l.dense, &l.fc1, &l.fc2]);
+            self.stack.layers.iter().flat_map(|l| [&l.query, &l.key, &l.value, &l.dense, &l.fc1, &l.fc2]);
         products
             .filter_map(|linear| Some((format!("{}.weight", linear.name), linear.adapter.as_ref()?.weight())))
             .collect()
@@ -217,12 +162,12 @@ impl Phi {
 
     /// Keeps only the inputs of layers for the gradient, and computes the rest again.
     pub fn set_checkpointing(&mut self, checkpointing: bool) {
-        self.checkpointing = checkpointing;
+        self.stack.checkpointing = checkpointing;
     }
 
     /// Whether layers keep their inputs alone for the gradient.
     pub fn checkpointing(&self) -> bool {
-        self.checkpointing
+        self.stack.checkpointing
     }
 
     /// The type of its weights.
@@ -257,9 +202,8 @@ impl Phi {
         mask: &Tensor,
         past: Option<&Cache>,
     ) -> Result<(Tensor, Cache)> {
-        let mut cache = Vec::with_capacity(self.layers.len());
-        let hidden = self.run(x, positions, mask, past, |keys, values| cache.push((keys, values)))?;
-        Ok((hidden, Cache(cache)))
+        let (x, cache) = self.stack.forward(x, positions, mask, past)?;
+        Ok((self.norm.apply(&x), cache))
     }
 
     /// [`Phi::forward`] for rows that nothing follows: their cache is let go layer by layer.
@@ -270,31 +214,7 @@ impl Phi {
         mask: &Tensor,
         past: Option<&Cache>,
     ) -> Result<Tensor> {
-        self.run(x, positions, mask, past, |_, _| ())
-    }
-
-    fn run(
-        &self,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        past: Option<&Cache>,
-        mut keep: impl FnMut(Tensor, Tensor),
-    ) -> Result<Tensor> {
-        let rotary = Rotary::new(positions, &self.config, x.kind());
-        let mask = mask.to_kind(x.kind()); // −2⁶³ is exact in bf16, too
-        let mut x = x;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let past = past.map(|Cache(past)| [&past[index].0, &past[index].1]);
-            let [after, keys, values] = if self.checkpointing && gradient_enabled() {
-                recomputed(layer, &x, past, &rotary, &mask)?
-            } else {
-                layer.run(&x, past, &rotary, &mask)
-            };
-            x = after;
-            keep(keys, values);
-        }
-        Ok(self.norm.apply(&x))
+        Ok(self.norm.apply(&self.stack.hidden(x, positions, mask, past)?))
     }
 
     /// Logits over all tokens of hidden rows `[..,D]`: `[..,V]` f32.
@@ -302,48 +222,19 @@ impl Phi {
         self.head.apply(hidden).to_kind(Kind::Float)
     }
 
-    /// Log-probabilities of the tokens `targets [R]` that hidden rows `[R,D]` predict: `[R]` f32. The head is wide, so
-    /// that a few rows at a time go through it, and with a gradient once more on the way back.
+    /// Log-probabilities of the tokens `targets [R]` that hidden rows `[R,D]` predict: `[R]` f32.
     pub fn logp(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let rows = (HEAD_LOGITS / self.head.bias.size()[0]).max(1);
-        let score = |head: &Linear, hidden: &Tensor, targets: &Tensor| {
-            let logp = head.apply(hidden).to_kind(Kind::Float).log_softmax(-1, Kind::Float);
-            logp.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1)
-        };
-        if hidden.size()[0] <= rows {
-            return Ok(score(&self.head, hidden, targets));
-        }
-        let mut parts = Vec::new();
-        for (hidden, targets) in hidden.split(rows, 0).into_iter().zip(targets.split(rows, 0)) {
+        decoder::logp(&[hidden], targets, self.head.weight.size()[0], || {
             let head = self.head.handle();
-            parts.extend(checkpoint(&[hidden], move |inputs| vec![score(&head, &inputs[0], &targets)])?);
-        }
-        Ok(Tensor::cat(&parts, 0))
+            move |hidden| head.apply(&hidden[0]).to_kind(Kind::Float)
+        })
     }
 
     /// Logits over the image codes of hidden rows `[..,D]`: `[..,K]` f32.
     pub fn code_logits(&self, hidden: &Tensor) -> Tensor {
         let rows = self.image..self.image + self.codes;
-        let logits = hidden.linear(&self.head.weight.i(rows.clone()), Some(&self.head.bias.i(rows)));
+        let logits = hidden
+            .linear(&self.head.weight.i(rows.clone()), self.head.bias.as_ref().map(|bias| bias.i(rows)));
         logits.to_kind(Kind::Float)
     }
-}
-
-/// A layer that is run again for its gradient.
-fn recomputed(
-    layer: &Layer,
-    x: &Tensor,
-    past: Option<[&Tensor; 2]>,
-    rotary: &Rotary,
-    mask: &Tensor,
-) -> Result<[Tensor; 3]> {
-    let (layer, rotary, mask) = (layer.handle(), rotary.handle(), mask.shallow_clone());
-    let inputs: Vec<Tensor> =
-        std::iter::once(x).chain(past.into_iter().flatten()).map(Tensor::shallow_clone).collect();
-    let run = move |inputs: &[Tensor]| match inputs {
-        [x, keys, values] => layer.run(x, Some([keys, values]), &rotary, &mask).into(),
-        inputs => layer.run(&inputs[0], None, &rotary, &mask).into(),
-    };
-    let outputs = checkpoint(&inputs, run)?;
-    outputs.try_into().map_err(|_| Error::failure("a layer has three outputs"))
 }

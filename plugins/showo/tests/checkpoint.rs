@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Checkpoint, Images, Policy, Replay, UnifiedModel};
 use unirl::weights::{self, Expected, Store, Weights};
+use unirl_layers::decoder;
 use unirl_layers::lora::LoraConfig;
 use unirl_plugin_showo::checkpoint::{self, read_json};
 use unirl_plugin_showo::clip::{Clip, ClipConfig};
@@ -20,7 +21,6 @@ use unirl_plugin_showo::config::{
     Architecture, CheckpointConfig, MagvitConfig, PhiConfig, Precision, Pyramid, ShowoConfig,
 };
 use unirl_plugin_showo::magvit::Magvit;
-use unirl_plugin_showo::mask;
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::phi::Phi;
 use unirl_plugin_showo::text::Text;
@@ -648,7 +648,7 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let first = before.len() as i64;
     let image = columns.ge(first).logical_and(&columns.lt(first + 16)).unsqueeze(0);
     let visible = columns.unsqueeze(0).le_tensor(&columns.unsqueeze(1)).logical_or(&image).unsqueeze(0);
-    let mask = mask::additive(&visible);
+    let mask = decoder::additive(&visible);
     let (hidden, _) = phi.forward(x, &columns.unsqueeze(0), &mask, None).unwrap();
     close(&asked, &phi.logits(&hidden.select(1, -1)), common::SAME);
 }

@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, Checkpoint, ImageSampling, Images, ParameterGroup, Policy, Replay, TextSampling, UnifiedModel,
 };
+use unirl_layers::decoder;
 use unirl_plugin_showo::checkpoint::{self, Parts};
 use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
 use unirl_plugin_showo::mask;
@@ -61,7 +62,7 @@ fn images_behind_cached_text_are_as_in_the_whole_sequence() {
         prompts.iter().zip(&image).map(|(prompt, image)| prompting.t2i(prompt, image)).collect();
     let ids = prompt::batch(&rows, Device::Cpu);
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
-    let visible = mask::additive(&mask::t2i(&ids, &special, true));
+    let visible = decoder::additive(&mask::t2i(&ids, &special, true));
     let (hidden, _) = showo.phi().forward(showo.phi().embed(&ids), &positions, &visible, None).unwrap();
     let whole = showo.phi().code_logits(&hidden.narrow(1, config.max_text_len + 2, config.num_vq_tokens));
 

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tch::{Device, IndexOp, Kind, Reduction, Tensor};
 use unirl::model::{ImageSampling, Images, TextSampling, UnifiedModel};
 use unirl::optimizer::objective::{self, Weighting};
+use unirl_layers::decoder;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::{mask, prompt};
@@ -24,7 +25,7 @@ use unirl_plugin_showo::{mask, prompt};
 fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
     let (hidden, _) =
-        showo.phi().forward(showo.phi().embed(ids), &positions, &mask::additive(visible), None).unwrap();
+        showo.phi().forward(showo.phi().embed(ids), &positions, &decoder::additive(visible), None).unwrap();
     showo.phi().logits(&hidden)
 }
 
@@ -107,7 +108,7 @@ fn parity_3_masks() {
     same("t2i with pads", &mask::t2i(&ids, &f.special, false), &case.tensor("t2i_keep_pad_visible"));
     same("mmu", &mask::mmu(&case.tensor("mmu_ids"), &f.special), &case.tensor("mmu_visible"));
     same("lm", &mask::t2i(&case.tensor("lm_ids"), &f.special, false), &case.tensor("lm_visible"));
-    let hidden = mask::additive(&case.mask("lm_visible"))
+    let hidden = decoder::additive(&case.mask("lm_visible"))
         .masked_select(&case.mask("lm_visible").logical_not().unsqueeze(1));
     assert!(hidden.eq(-(2f64.powi(63))).all() == Tensor::from(true), "hidden scores get −2⁶³ added");
 }

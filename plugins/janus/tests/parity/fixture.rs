@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Store, Weights};
+use unirl_layers::decoder::Cache;
 use unirl_plugin_janus::config::JanusConfig;
 use unirl_plugin_janus::layout::Layout;
-use unirl_plugin_janus::llama::Cache;
 use unirl_plugin_janus::network::{self, Network};
 
 /// Hidden rows, logits, log-probabilities, absolute: f32 through a few layers errs by some 4e-6, a wrong formula by far
