@@ -2,6 +2,7 @@
 //!
 //! Later sources win: the defaults, a preset, `--config FILE`, `--set key=value`, the flags of the command line.
 
+use std::ops::Range;
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -99,6 +100,14 @@ pub struct Rollout {
     pub images: ImageSampling,
     /// How answers are drawn.
     pub answers: TextSampling,
+}
+
+impl Rollout {
+    /// The rows of a batch that go through the model at once, part by part.
+    pub fn parts(&self, batch: usize) -> Vec<Range<usize>> {
+        let size = if self.micro_batch == 0 { batch } else { self.micro_batch };
+        (0..batch).step_by(size.max(1)).map(|first| first..(first + size).min(batch)).collect()
+    }
 }
 
 impl Default for Rollout {

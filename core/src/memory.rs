@@ -78,8 +78,7 @@ impl MemoryPlan {
         let short = of.trainable_weights < of.trainable * 4;
         let copies = if short { 3 } else { 2 };
         let images = (rollout.prompts * rollout.group) as i64;
-        let micro_batch =
-            if rollout.micro_batch == 0 { images } else { (rollout.micro_batch as i64).min(images) };
+        let micro_batch = rollout.parts(images as usize).first().map_or(0, |rows| rows.len() as i64);
         let bytes = of.trainable_weights / of.trainable.max(1);
         let passes = phases.len() - 2;
         Ok(Self {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor};
 
-use crate::config::RunConfig;
+use crate::config::{Rollout, RunConfig};
 use crate::error::{Error, Result};
 use crate::eval::{self, Report};
 use crate::judge::tiles as judge;
@@ -118,7 +118,7 @@ pub fn train(
         metrics.insert("update/learning_rate".into(), updated.learning_rate);
         let show = options.sample_every > 0 && (step == 1 || step % options.sample_every == 0);
         if judged || show {
-            let pixels = pixels(model, &outcome.images, config.rollout.micro_batch)?;
+            let pixels = pixels(model, &outcome.images, &config.rollout)?;
             if judged {
                 judge_drawings(&pixels, &tasks, &outcome, &mut metrics)?;
             }
@@ -214,7 +214,7 @@ fn save_pictures(
     let images = iteration.draw()?;
     let answers = iteration.answer(&images)?;
     let (rewards, _) = iteration.score(&answers)?;
-    let pixels = pixels(model, &images, config.rollout.micro_batch)?;
+    let pixels = pixels(model, &images, &config.rollout)?;
     let samples = Samples {
         pixels: &pixels,
         columns: columns as i64,
@@ -226,11 +226,9 @@ fn save_pictures(
 }
 
 /// Decodes images as many at once as go through the model otherwise: `[B,3,H,W]` on the CPU.
-fn pixels(model: &dyn UnifiedModel, images: &Images, micro_batch: usize) -> Result<Tensor> {
-    let batch = images.len();
-    let size = if micro_batch == 0 { batch.max(1) } else { micro_batch as i64 };
-    let parts = (0..batch).step_by(size as usize).map(|first| {
-        let part = images.narrow(first, size.min(batch - first));
+fn pixels(model: &dyn UnifiedModel, images: &Images, rollout: &Rollout) -> Result<Tensor> {
+    let parts = rollout.parts(images.len() as usize).into_iter().map(|rows| {
+        let part = images.narrow(rows.start as i64, rows.len() as i64);
         Ok(tch::no_grad(|| model.pixels(&part))?.to_device(Device::Cpu))
     });
     Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0))
@@ -293,7 +291,7 @@ impl TaskSource {
     }
 
     /// The tasks of a step, each repeated for its group. Generated ones take the six categories in turn.
-    fn batch(&self, step: u64, rollout: &crate::config::Rollout, seed: u64) -> Result<Vec<Task>> {
+    fn batch(&self, step: u64, rollout: &Rollout, seed: u64) -> Result<Vec<Task>> {
         let first = (step - 1) as usize * rollout.prompts;
         let mut rng = Rng::new(seed);
         let list = tiles::object_list();

@@ -175,9 +175,7 @@ impl Iteration<'_> {
 
     /// The rows that go through the model at once.
     pub(crate) fn parts(&self) -> Vec<Range<usize>> {
-        let batch = self.tasks.len();
-        let size = if self.rollout.micro_batch == 0 { batch } else { self.rollout.micro_batch };
-        (0..batch).step_by(size.max(1)).map(|first| first..(first + size).min(batch)).collect()
+        self.rollout.parts(self.tasks.len())
     }
 
     /// The place of some rows in the batch; none where they are all of it.

@@ -52,6 +52,13 @@ pub struct Expected {
     pub required: bool,
 }
 
+impl Expected {
+    /// How many values it has.
+    pub fn values(&self) -> i64 {
+        self.shape.iter().product()
+    }
+}
+
 struct Entry {
     file: usize,
     dtype: Dtype,

@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Expected, Weights};
 use crate::error::{Error, Result};
+use crate::model::ModelSource;
 
 /// How a fresh weight is drawn.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +53,23 @@ impl Store {
     /// Weights of a checkpoint, moved to `device` as `kind`.
     pub fn open(weights: Weights, device: Device, kind: Kind) -> Self {
         Self::new(Source::Files(weights), device, kind)
+    }
+
+    /// What a constructor that runs over a plan takes.
+    pub fn planned<T>(take: impl FnOnce(&mut Self) -> Result<T>) -> Result<Vec<Expected>> {
+        let mut plan = Self::plan();
+        take(&mut plan)?;
+        Ok(plan.expected())
+    }
+
+    /// What a model's constructor is given for `source`: the weights of its checkpoint, or fresh ones where there are none,
+    /// on its device as `kind`; a plan where sizes alone are asked for.
+    pub fn of_source(source: &ModelSource, weights: Option<Weights>, kind: Kind) -> Self {
+        match weights {
+            _ if source.dry => Self::plan(),
+            Some(weights) => Self::open(weights, source.device, kind),
+            None => Self::fresh(source.device, kind),
+        }
     }
 
     /// Random weights on `device` as `kind`: the caller seeds libtorch.

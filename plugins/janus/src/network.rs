@@ -36,9 +36,7 @@ impl Network {
 
     /// The weights of a network of these sizes.
     pub fn expected(config: &JanusConfig) -> Result<Vec<Expected>> {
-        let mut plan = Store::plan();
-        Self::take(&mut plan, config)?;
-        Ok(plan.expected())
+        Store::planned(|plan| Self::take(plan, config))
     }
 
     /// Pictures `pixels [n,3,S,S]` in `-1..=1` as rows of the language model: `[n,patches,D]`.

@@ -1,19 +1,15 @@
 //! VQ-16, the image tokenizer, of factor 16: a convolutional encoder and decoder around vector quantisation, where the
 //! code of a latent is the row of a codebook that points most nearly its way.
 //!
-//! Weights have transformers' names here, `model.vqmodel.…`; [`original_name`] gives those of the original.
+//! Weights have transformers' names; [`crate::layout`] knows those of the original.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
-use unirl::weights::{Expected, Init, Store, Weights};
+use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
 use unirl_layers::vqgan::{Conv, Decoder, Encoder, LevelSize, Norm};
 
-/// What the names of its weights begin with: transformers', and the original's.
-const PREFIXES: [&str; 2] = ["model.vqmodel.", "gen_vision_model."];
-/// The length of a buffer in original files that counts codes in training: not the codebook's.
-const CODES_USED: i64 = 65_536;
 /// Norms of vectors are at least that where they divide.
 const SHORTEST: f64 = 1e-12;
 
@@ -58,12 +54,11 @@ impl Default for VqConfig {
 }
 
 impl VqConfig {
-    /// The sizes of weights, in either layout; where a weight is missing, the default's.
-    pub fn of(weights: &Weights) -> Self {
+    /// The sizes of weights, of which `shape` knows the shapes; where a weight is missing, the default's.
+    pub fn of(shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Self {
         let default = Self::default();
-        let naming = Naming::of(weights);
         let size = |part: &str, at: usize| {
-            weights.shape(&naming.part(&format!("{part}.weight"))).and_then(|shape| shape.get(at)).copied()
+            shape(&name(&format!("{part}.weight"))).and_then(|shape| shape.get(at).copied())
         };
         let width = |level: i64, block: i64| size(&format!("encoder.down.{level}.block.{block}.conv1"), 0);
         let widths: Vec<i64> = (0..).map_while(|level| width(level, 0)).collect();
@@ -135,47 +130,9 @@ impl VqConfig {
     }
 }
 
-/// Whose names the weights have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Naming {
-    /// `model.vqmodel.…`.
-    Transformers,
-    /// `gen_vision_model.…`.
-    Original,
-}
-
-impl Naming {
-    /// The one that `weights` have.
-    pub fn of(weights: &Weights) -> Self {
-        let original = weights.names().any(|name| name.starts_with(PREFIXES[1]));
-        if original { Self::Original } else { Self::Transformers }
-    }
-
-    fn part(self, part: &str) -> String {
-        let name = format!("{}{part}", PREFIXES[0]);
-        match self {
-            Self::Transformers => name,
-            Self::Original => original_name(&name),
-        }
-    }
-}
-
-/// The original's name of what is `name` in transformers: `model.vqmodel.encoder.down.0.block.1.norm1.weight` is
-/// `gen_vision_model.encoder.conv_blocks.0.res.1.norm1.weight`. Names of other parts than this stay as they are.
-pub fn original_name(name: &str) -> String {
-    let Some(part) = name.strip_prefix(PREFIXES[0]) else { return name.into() };
-    let segments: Vec<&str> = part
-        .split('.')
-        .map(|segment| match segment {
-            "down" | "up" => "conv_blocks",
-            "block" => "res",
-            "block_1" => "0",
-            "attn_1" => "1",
-            "block_2" => "2",
-            same => same,
-        })
-        .collect();
-    format!("{}{}", PREFIXES[1], segments.join("."))
+/// The name of a part in the checkpoint.
+fn name(part: &str) -> String {
+    format!("model.vqmodel.{part}")
 }
 
 /// The image tokenizer. Pixels are in `−1..=1` here; everything is computed in f32.
@@ -190,10 +147,7 @@ pub struct Vq {
 
 impl Vq {
     /// Takes its weights from `store`, which gives f32.
-    pub fn take(store: &mut Store, config: &VqConfig, naming: Naming) -> Result<Self> {
-        if naming == Naming::Original {
-            store.computed(&naming.part("quantize.codebook_used"), &[CODES_USED]);
-        }
+    pub fn take(store: &mut Store, config: &VqConfig) -> Result<Self> {
         let VqConfig { latent_channels: latents, embed_dim: dim, .. } = *config;
         let norm = Norm { groups: config.norm_groups, eps: 1e-6 };
         let down = config.levels();
@@ -203,25 +157,23 @@ impl Vq {
             .enumerate()
             .map(|(index, level)| LevelSize { index, blocks: level.blocks + 1, ..*level })
             .collect();
-        let half = |half: &'static str| move |part: &str| naming.part(&format!("{half}.{part}"));
+        let half = |half: &'static str| move |part: &str| name(&format!("{half}.{part}"));
         Ok(Self {
             encoder: Encoder::take(store, &half("encoder"), config.base_channels, &down, latents, norm)?,
-            quant_conv: Conv::take(store, &naming.part("quant_conv"), latents, dim, 1)?,
+            quant_conv: Conv::take(store, &name("quant_conv"), latents, dim, 1)?,
             codebook: store.take(
-                &naming.part("quantize.embedding.weight"),
+                &name("quantize.embedding.weight"),
                 &[config.num_embeddings, dim],
                 Init::Normal,
             )?,
-            post_quant_conv: Conv::take(store, &naming.part("post_quant_conv"), dim, latents, 1)?,
+            post_quant_conv: Conv::take(store, &name("post_quant_conv"), dim, latents, 1)?,
             decoder: Decoder::take(store, &half("decoder"), latents, &up, norm)?,
         })
     }
 
     /// The weights of a checkpoint of these sizes.
-    pub fn expected(config: &VqConfig, naming: Naming) -> Result<Vec<Expected>> {
-        let mut plan = Store::plan();
-        Self::take(&mut plan, config, naming)?;
-        Ok(plan.expected())
+    pub fn expected(config: &VqConfig) -> Result<Vec<Expected>> {
+        Store::planned(|plan| Self::take(plan, config))
     }
 
     /// `[K,d]`, rows of length 1.

@@ -112,8 +112,7 @@ pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
     }
     if let (Some(lora), None) = (&options.lora, &parts.adapters) {
         tch::manual_seed(source.seed as i64);
-        let store = Store::fresh(source.device, options.precision.kind(source.device));
-        parts.adapters = Some((lora.clone(), if source.dry { Store::plan() } else { store }));
+        parts.adapters = Some((lora.clone(), Store::of_source(source, None, parts.precision)));
     }
     if parts.adapters.is_some() {
         parts.phi_store = parts.phi_store.frozen();
@@ -142,20 +141,7 @@ fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
         origin: "fresh".into(),
     };
     tch::manual_seed(source.seed as i64);
-    let store = |kind| if source.dry { Store::plan() } else { Store::fresh(source.device, kind) };
-    Ok(Parts {
-        config,
-        magvit_config,
-        files,
-        text,
-        phi_store: store(options.precision.kind(source.device)),
-        magvit_store: store(Kind::Float),
-        clip: None,
-        adapters: None,
-        gradient_checkpointing: options.gradient_checkpointing,
-        schedule: Schedule::Cosine,
-        precision: options.precision.kind(source.device),
-    })
+    assemble(Contents { config, magvit_config, files, text, weights: None }, options, source)
 }
 
 /// A checkpoint folder. Every name and shape is checked before a weight is read.
@@ -184,7 +170,8 @@ fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Pa
     let text = text_tokenizer(folder, options, &config)?;
     let files = Files { config: json, magvit: magvit_json, origin: absolute(folder) };
     let clip = if config.w_clip_vit { Some(vision_tower(folder, options, &config, source)?) } else { None };
-    let parts = assemble(config, magvit_config, files, text, weights, magvit_weights, options, source)?;
+    let weights = Some([weights, magvit_weights]);
+    let parts = assemble(Contents { config, magvit_config, files, text, weights }, options, source)?;
     Ok(Parts { clip, ..parts })
 }
 
@@ -211,14 +198,12 @@ fn vision_tower(
         )));
     }
     let mut weights = Weights::find(place)?;
-    let mut plan = Store::plan();
-    Clip::take(&mut plan, clip.clone())?;
-    let expected = plan.expected();
+    let expected = Clip::expected(&clip)?;
     // The file also holds the text tower, and a last layer whose output nobody reads.
     weights.retain(|name| expected.iter().any(|wanted| wanted.name == name));
     weights.check(&expected)?;
-    let store = if source.dry { Store::plan() } else { Store::open(weights, source.device, Kind::Float) };
-    Ok((clip, store.frozen(), place.canonicalize().unwrap_or_else(|_| place.clone())))
+    let store = Store::of_source(source, Some(weights), Kind::Float).frozen();
+    Ok((clip, store, place.canonicalize().unwrap_or_else(|_| place.clone())))
 }
 
 /// The embedded checkpoint, or another one that [`pack`] made.
@@ -241,38 +226,43 @@ pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource)
     let config = checkpoint_config(&files.config, CONFIG, &weights)?;
     let magvit_config = magvit_config(&files.magvit, &magvit_name, &magvit_weights)?;
     let text = Text::from_json(file(TOKENIZER)?.clone().into_bytes(), config.ids.eos, TOKENIZER)?;
-    assemble(config, magvit_config, files, text, weights, magvit_weights, options, source)
+    let weights = Some([weights, magvit_weights]);
+    assemble(Contents { config, magvit_config, files, text, weights }, options, source)
 }
 
-#[expect(clippy::too_many_arguments, reason = "what a checkpoint is made of")]
-fn assemble(
+/// What a checkpoint is made of.
+struct Contents {
     config: CheckpointConfig,
     magvit_config: MagvitConfig,
     files: Files,
     text: Text,
-    weights: Weights,
-    magvit_weights: Weights,
-    options: &ShowoConfig,
-    source: &ModelSource,
-) -> Result<Parts> {
-    weights.check(&Phi::expected(&config)?)?;
-    magvit_weights.check(&Magvit::expected(&magvit_config)?)?;
-    let store = |weights, kind| match source.dry {
-        true => Store::plan(),
-        false => Store::open(weights, source.device, kind),
+    /// Of the transformer and of the image tokenizer; none for fresh ones.
+    weights: Option<[Weights; 2]>,
+}
+
+fn assemble(contents: Contents, options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+    let Contents { config, magvit_config, files, text, weights } = contents;
+    let precision = options.precision.kind(source.device);
+    let [weights, magvit_weights] = match weights {
+        Some([weights, magvit_weights]) => {
+            weights.check(&Phi::expected(&config)?)?;
+            magvit_weights.check(&Magvit::expected(&magvit_config)?)?;
+            [Some(weights), Some(magvit_weights)]
+        }
+        None => [None, None],
     };
     Ok(Parts {
         config,
         magvit_config,
         files,
         text,
-        phi_store: store(weights, options.precision.kind(source.device)),
-        magvit_store: store(magvit_weights, Kind::Float), // as in the original, whatever the transformer's type
+        phi_store: Store::of_source(source, weights, precision),
+        magvit_store: Store::of_source(source, magvit_weights, Kind::Float), // as in the original
         clip: None,
         adapters: None,
         gradient_checkpointing: options.gradient_checkpointing,
         schedule: Schedule::Cosine,
-        precision: options.precision.kind(source.device),
+        precision,
     })
 }
 
@@ -314,12 +304,8 @@ fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> 
         open(&base, options, source)?
     };
     let weights = Weights::open(&folder.join(ADAPTER_WEIGHTS))?;
-    let mut plan = Store::plan();
-    Phi::take(&mut Store::plan(), &parts.config)?.attach(&mut plan, &lora)?;
-    weights.check(&plan.expected())?;
-    let kind = options.precision.kind(source.device);
-    let store = if source.dry { Store::plan() } else { Store::open(weights, source.device, kind) };
-    parts.adapters = Some((lora, store));
+    weights.check(&Phi::expected_adapters(&parts.config, &lora)?)?;
+    parts.adapters = Some((lora, Store::of_source(source, Some(weights), parts.precision)));
     Ok(parts)
 }
 

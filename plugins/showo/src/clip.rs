@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use unirl::error::Context;
-use unirl::weights::{Init, Store};
+use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
 pub use unirl_layers::vision::Activation;
 use unirl_layers::vision::{Layer, LayerSize};
@@ -154,6 +154,11 @@ impl Clip {
                 .collect::<Result<_>>()?,
             config,
         })
+    }
+
+    /// The weights that a tower of these sizes takes.
+    pub fn expected(config: &ClipConfig) -> Result<Vec<Expected>> {
+        Store::planned(|plan| Self::take(plan, config.clone()))
     }
 
     /// Its sizes.

@@ -50,9 +50,7 @@ impl Magvit {
 
     /// The weights of a checkpoint of these sizes.
     pub fn expected(config: &MagvitConfig) -> Result<Vec<Expected>> {
-        let mut plan = Store::plan();
-        Self::take(&mut plan, config, tch::Device::Cpu)?;
-        Ok(plan.expected())
+        Store::planned(|plan| Self::take(plan, config, tch::Device::Cpu))
     }
 
     /// `quantize.*`, which published files carry beside the weights.

@@ -564,39 +564,28 @@ impl UnifiedModel for Showo {
             frozen: self.adapters.is_some(),
             prefix: self.prefix(),
         };
-        let sizes_of = |of: &[Expected]| -> Vec<i64> {
-            of.iter().filter(|e| e.required).map(|e| e.shape.iter().product()).collect()
+        let values = |of: &[Expected]| -> i64 {
+            of.iter().filter(|expected| expected.required).map(Expected::values).sum()
         };
-        let values = |of: Vec<Expected>| -> i64 { sizes_of(&of).iter().sum() };
-        let weights = Phi::expected(&self.config)?;
-        let mut largest = sizes_of(&weights).into_iter().max().unwrap_or(0);
-        let transformer = values(weights);
-        let tokenizer = values(Magvit::expected(&self.magvit_config)?);
-        let tower = match &self.eyes {
-            Some(eyes) => {
-                let mut plan = Store::plan();
-                Clip::take(&mut plan, eyes.tower.config().clone())?;
-                values(plan.expected())
-            }
-            None => 0,
-        };
+        let transformer = Phi::expected(&self.config)?;
         let adapters = match &self.adapters {
-            Some(adapters) => {
-                let mut plan = Store::plan();
-                Phi::take(&mut Store::plan(), &self.config)?.attach(&mut plan, &adapters.config)?;
-                let adapters = plan.expected();
-                largest = sizes_of(&adapters).into_iter().max().unwrap_or(0);
-                Some(values(adapters))
-            }
+            Some(adapters) => Some(Phi::expected_adapters(&self.config, &adapters.config)?),
             None => None,
         };
-        let trainable = adapters.unwrap_or(transformer);
+        let tower = match &self.eyes {
+            Some(eyes) => values(&Clip::expected(eyes.tower.config())?),
+            None => 0,
+        };
+        let others = values(&Magvit::expected(&self.magvit_config)?) + tower; // always in f32
+        let added = adapters.as_deref().map_or(0, values);
+        let learning = adapters.as_ref().unwrap_or(&transformer);
+        let trainable = values(learning);
         Ok(Footprint {
-            values: transformer + tokenizer + tower + adapters.unwrap_or(0),
-            weights: (transformer + adapters.unwrap_or(0)) * sizes.bytes + (tokenizer + tower) * 4,
+            values: values(&transformer) + added + others,
+            weights: (values(&transformer) + added) * sizes.bytes + others * 4,
             trainable,
             trainable_weights: trainable * sizes.bytes,
-            largest,
+            largest: learning.iter().map(Expected::values).max().unwrap_or(0),
             reference: trainable * sizes.bytes,
             generate: sizes.generate(&workload.images),
             answer: sizes.answer(&workload.answers),

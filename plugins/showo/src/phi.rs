@@ -127,9 +127,13 @@ impl Phi {
 
     /// The weights of a checkpoint of these sizes.
     pub fn expected(config: &CheckpointConfig) -> Result<Vec<Expected>> {
-        let mut plan = Store::plan();
-        Self::take(&mut plan, config)?;
-        Ok(plan.expected())
+        Store::planned(|plan| Self::take(plan, config))
+    }
+
+    /// The adapters of a transformer of these sizes.
+    pub fn expected_adapters(config: &CheckpointConfig, lora: &LoraConfig) -> Result<Vec<Expected>> {
+        let mut phi = Self::take(&mut Store::plan(), config)?;
+        Store::planned(|plan| phi.attach(plan, lora))
     }
 
     /// Puts adapters from `store` beside the products that `lora` targets.
