@@ -5,9 +5,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../../layers/tests/compare/mod.rs"]
+mod compare;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use compare::{BYTES, VALUES, close};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Parameter, ParameterGroup};
 use unirl::scene::rng::Rng;
@@ -16,11 +20,6 @@ use unirl::update::{AdamW, UpdateOptions};
 use unirl::weights::{Store, Weights};
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::vq::{Vq, VqConfig};
-
-/// Latents and pixels, absolute: f32 through a few layers errs by some 4e-6, a wrong formula by far more than this.
-const VALUES: f64 = 1e-4;
-/// Bytes of a picture: truncation turns a rounding error into a difference of 1, but in a thousandth of them at most.
-const BYTES: f64 = 1e-3;
 
 /// The error that a fresh one is left with after a few steps, relative to that of the mean picture: 0.44 to 0.49 over four
 /// seeds.
@@ -65,20 +64,13 @@ fn belongs(name: &str, layout: Layout) -> bool {
     name.starts_with(if layout == Layout::Original { "gen_vision_model." } else { "model.vqmodel." })
 }
 
-#[track_caller]
-fn close(what: &str, got: &Tensor, expected: &Tensor) {
-    assert_eq!(got.size(), expected.size(), "{what}: shape");
-    let off = (got - expected).abs().max().double_value(&[]);
-    assert!(off <= VALUES, "{what}: off by {off}, more than {VALUES}");
-}
-
 #[test]
 fn parity_pictures_to_codes() {
     let f = Fixture::open();
     for layout in LAYOUTS {
         let vq = f.vq(layout);
         let pixels = f.get("vq.enc_pixels");
-        close(&format!("{layout:?}: latents"), &vq.latents(&pixels), &f.get("vq.enc_latent"));
+        close(&format!("{layout:?}: latents"), &vq.latents(&pixels), &f.get("vq.enc_latent"), VALUES);
         assert!(vq.encode(&pixels).equal(&f.get("vq.enc_codes_original")), "{layout:?}: codes");
     }
 }
@@ -92,12 +84,12 @@ fn parity_codes_to_pictures() {
         let vq = f.vq(layout);
         let vectors = Tensor::embedding(&vq.codebook(), &codes, -1, false, false);
         let vectors = vectors.transpose(1, 2).unflatten(2, [rows, columns]);
-        close(&format!("{layout:?}: vectors"), &vectors, &f.get("vq.codebook_entry"));
+        close(&format!("{layout:?}: vectors"), &vectors, &f.get("vq.codebook_entry"), VALUES);
 
         let pixels = vq.decode(&codes, (rows, columns));
-        close(&format!("{layout:?}: pixels"), &pixels, &f.get("vq.pixels"));
+        close(&format!("{layout:?}: pixels"), &pixels, &f.get("vq.pixels"), VALUES);
         let sure = codes.one_hot(vq.codebook().size()[0]).to_kind(Kind::Float);
-        close(&format!("{layout:?}: relaxed"), &vq.decode_relaxed(&sure, (rows, columns)), &pixels);
+        close(&format!("{layout:?}: relaxed"), &vq.decode_relaxed(&sure, (rows, columns)), &pixels, VALUES);
 
         let bytes = ((pixels + 1.0) / 2.0 * 255.0).clamp(0.0, 255.0).to_kind(Kind::Uint8);
         let expected = f.get("vq.image_u8_nhwc").permute([0, 3, 1, 2]).to_kind(Kind::Int);

@@ -3,9 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../../layers/tests/compare/mod.rs"]
+mod compare;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use compare::{close, gradient};
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Store, Weights};
 use unirl_plugin_showo::checkpoint::read_json;
@@ -19,9 +23,6 @@ const FEATURES: f64 = 1e-4;
 const ROWS: f64 = 1e-5;
 /// Resized pixels, absolute: the same kernel in the same library, so that only another processor's rounding is left.
 const PIXELS: f64 = 1e-6;
-/// Gradients: `GRADIENTS + RELATIVE · max|g|`, as small entries inherit the rounding of large ones.
-const GRADIENTS: f64 = 1e-5;
-const RELATIVE: f64 = 1e-4;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/clip")).join(name)
@@ -50,19 +51,6 @@ fn tower(activation: Activation) -> (Clip, Store) {
         Store::open(Weights::open(&fixture("model.safetensors")).unwrap(), Device::Cpu, Kind::Float).frozen();
     let clip = Clip::take(&mut store, ClipConfig { hidden_act: activation, ..config }).unwrap();
     (clip, store)
-}
-
-#[track_caller]
-fn close(what: &str, got: &Tensor, expected: &Tensor, tolerance: f64) {
-    assert_eq!(got.size(), expected.size(), "{what}: shape");
-    let off = (got - expected).abs().max().double_value(&[]);
-    assert!(off <= tolerance, "{what}: off by {off}, more than {tolerance}");
-}
-
-#[track_caller]
-fn gradient(what: &str, got: &Tensor, expected: &Tensor) {
-    let largest = expected.abs().max().double_value(&[]);
-    close(what, got, expected, GRADIENTS + RELATIVE * largest);
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! The recorded numbers, and how close one has to come to them.
 
+#[path = "../../../layers/tests/compare/mod.rs"]
+mod compare;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub(crate) use compare::{BYTES, GUIDED, LOSSES, PROBABILITIES, VALUES, close, gradient, norm, same};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Images, ParameterGroup, UnifiedModel};
@@ -13,25 +17,6 @@ use unirl_plugin_showo::maskgit::Schedule;
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::prompt::{self, Prompting};
 use unirl_plugin_showo::text::Text;
-
-/// Hidden rows, logits, log-probabilities, latents, pixels, absolute: f32 through a few layers errs by some
-/// 4e-6, a wrong formula by far more than this.
-pub(crate) const VALUES: f64 = 1e-4;
-/// Guided logits: `(1+g)·cond − g·uncond` enlarges the error of both.
-pub(crate) const GUIDED: f64 = 2e-4;
-/// Probabilities, at most 1: what is left of an error in logits.
-pub(crate) const PROBABILITIES: f64 = 1e-5;
-/// Losses, absolute: sums of log-probabilities.
-pub(crate) const LOSSES: f64 = 1e-4;
-/// Gradients: `GRADIENTS + RELATIVE · max|g|`, as small entries inherit the rounding of large ones.
-pub(crate) const GRADIENTS: f64 = 1e-5;
-/// Gradient norms, relative: rounding averages out.
-pub(crate) const RELATIVE: f64 = 1e-4;
-/// Below this, the norm of a gradient is rounding.
-pub(crate) const NO_NORM: f64 = 1e-6;
-/// Bytes of a picture: truncation turns a rounding error into a difference of 1, but in a thousandth of them
-/// at most.
-pub(crate) const BYTES: f64 = 1e-3;
 
 /// A folder of recorded cases: `UNIRL_SHOWO_FIXTURE`, or the one of the repository.
 pub(crate) struct Fixture {
@@ -225,16 +210,6 @@ impl Case<'_> {
     }
 }
 
-/// Compares the norm of a gradient; null is none.
-pub(crate) fn norm(what: &str, gradient: &Tensor, expected: &Value) {
-    let got = if gradient.defined() { gradient.to_kind(Kind::Double).norm().double_value(&[]) } else { 0.0 };
-    let expected = expected.as_f64().unwrap_or_default();
-    assert!(
-        (got - expected).abs() <= NO_NORM + RELATIVE * expected,
-        "{what}: norm {got}, expected {expected}"
-    );
-}
-
 /// The trained weights of a model, and the gradient of `loss` to them and to `others`, which come first.
 pub(crate) fn gradients(
     model: &Showo,
@@ -264,31 +239,8 @@ pub(crate) fn images(tokens: &Tensor) -> Images {
     Images::from_tokens(tokens.shallow_clone())
 }
 
-/// Whether two tensors hold the same discrete values.
-#[track_caller]
-pub(crate) fn same(what: &str, got: &Tensor, expected: &Tensor) {
-    assert_eq!(got.size(), expected.size(), "{what}: shape");
-    let wrong =
-        got.to_kind(Kind::Int64).ne_tensor(&expected.to_kind(Kind::Int64)).sum(Kind::Int64).int64_value(&[]);
-    assert_eq!(wrong, 0, "{what}: {wrong} of {} differ:\n{got}\n{expected}", got.numel());
-}
-
-/// Whether no value is off by more than `tolerance`; NaN is.
-#[track_caller]
-pub(crate) fn close(what: &str, got: &Tensor, expected: &Tensor, tolerance: f64) {
-    assert_eq!(got.size(), expected.size(), "{what}: shape");
-    let off = (got - expected).abs().max().double_value(&[]);
-    assert!(off <= tolerance, "{what}: off by {off}, more than {tolerance}");
-}
-
 #[track_caller]
 pub(crate) fn number(what: &str, got: &Tensor, expected: &Value, tolerance: f64) {
     let (got, expected) = (got.double_value(&[]), expected.as_f64().unwrap());
     assert!((got - expected).abs() <= tolerance, "{what}: got {got}, expected {expected}");
-}
-
-#[track_caller]
-pub(crate) fn gradient(what: &str, got: &Tensor, expected: &Tensor) {
-    let largest = expected.abs().max().double_value(&[]);
-    close(what, got, expected, GRADIENTS + RELATIVE * largest);
 }
