@@ -17,13 +17,13 @@ pub(crate) fn run(args: &AskArgs) -> Result<()> {
     }
     let mut settings = Settings::new(&args.model, None)?;
     if let Some(temperature) = args.temperature {
-        settings.set("rollout.answers.temperature", temperature)?;
+        settings.put("rollout.answers.temperature", temperature)?;
     }
     if let Some(top_k) = args.top_k {
-        settings.set("rollout.answers.top_k", top_k)?;
+        settings.put("rollout.answers.top_k", top_k)?;
     }
     if let Some(max_tokens) = args.max_tokens {
-        settings.set("rollout.answers.max_tokens", max_tokens)?;
+        settings.put("rollout.answers.max_tokens", max_tokens)?;
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     let (mut model, config) = build::inference(&settings, &mut plugins)?;

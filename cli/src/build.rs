@@ -26,19 +26,14 @@ impl Settings {
     pub(crate) fn new(args: &ModelArgs, preset: Option<&str>) -> Result<Self> {
         let mut settings = Self { preset: preset.map(String::from), own: own_settings(args)? };
         if let Some(seed) = args.seed {
-            settings.put("train", "seed", seed as i64)?;
+            settings.put("train.seed", seed as i64)?;
         }
         Ok(settings)
     }
 
-    /// Sets `section.key`.
-    pub(crate) fn put(&mut self, section: &str, key: &str, value: impl Into<toml::Value>) -> Result<()> {
-        put(&mut self.own, section, key, value)
-    }
-
     /// Sets a setting by its dotted path.
-    pub(crate) fn set(&mut self, path: &str, value: impl Into<toml::Value>) -> Result<()> {
-        config::set(&mut self.own, &format!("{path}={}", value.into()))
+    pub(crate) fn put(&mut self, path: &str, value: impl Into<toml::Value>) -> Result<()> {
+        put(&mut self.own, path, value)
     }
 
     /// The settings as far as they are known before the model: wrong ones are told before it is loaded.
@@ -68,29 +63,22 @@ pub(crate) fn own_settings(args: &ModelArgs) -> Result<toml::Table> {
     for assignment in &args.sets {
         config::set(&mut table, assignment)?;
     }
-    for (key, value) in [("plugin", &args.plugin), ("checkpoint", &args.model), ("device", &args.device)] {
+    for (path, value) in [
+        ("model.plugin", &args.plugin),
+        ("model.checkpoint", &args.model),
+        ("model.device", &args.device),
+        ("model.options.tokenizer", &args.tokenizer),
+    ] {
         if let Some(value) = value {
-            put(&mut table, "model", key, value.as_str())?;
+            put(&mut table, path, value.as_str())?;
         }
-    }
-    if let Some(folder) = &args.tokenizer {
-        let model = table.entry("model").or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        let model =
-            model.as_table_mut().ok_or_else(|| Error::usage("configuration `model`: expected a table"))?;
-        put(model, "options", "tokenizer", folder.as_str())?;
     }
     Ok(table)
 }
 
-/// Sets `section.key`.
-fn put(table: &mut toml::Table, section: &str, key: &str, value: impl Into<toml::Value>) -> Result<()> {
-    table
-        .entry(section)
-        .or_insert_with(|| toml::Value::Table(toml::Table::new()))
-        .as_table_mut()
-        .ok_or_else(|| Error::usage(format!("configuration `{section}`: expected a table")))?
-        .insert(key.into(), value.into());
-    Ok(())
+fn put(table: &mut toml::Table, path: &str, value: impl Into<toml::Value>) -> Result<()> {
+    config::put(table, path, value.into())
+        .map_err(|key| Error::usage(format!("configuration `{key}`: expected a table")))
 }
 
 /// The model and the settings of a command that only uses it: evaluation, drawing, asking.

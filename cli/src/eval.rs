@@ -12,10 +12,10 @@ use crate::progress;
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let mut settings = Settings::new(&args.model, None)?;
     if let Some(prompts) = args.prompts {
-        settings.put("eval", "prompts", prompts as i64)?;
+        settings.put("eval.prompts", prompts as i64)?;
     }
     if let Some(seed) = args.model.seed {
-        settings.put("eval", "seed", seed as i64)?;
+        settings.put("eval.seed", seed as i64)?;
     }
     if settings.early()?.eval.prompts == 0 {
         return Err(Error::usage("prompts a category: expected at least 1, got 0"));

@@ -31,10 +31,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     }
     let mut settings = Settings::new(&args.model, None)?;
     if let Some(guidance) = args.guidance {
-        settings.set("rollout.images.guidance", guidance)?;
+        settings.put("rollout.images.guidance", guidance)?;
     }
     if let Some(steps) = args.steps {
-        settings.set("rollout.images.steps", steps)?;
+        settings.put("rollout.images.steps", steps)?;
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     let (mut model, config) = build::inference(&settings, &mut plugins)?;

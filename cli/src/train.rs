@@ -87,14 +87,14 @@ fn plan(settings: &Settings, early: &RunConfig, plugins: &mut Plugins) -> Result
 fn settings(args: &RunArgs) -> Result<Settings> {
     let mut settings = Settings::new(&args.model, args.preset.as_deref())?;
     if let Some(name) = &args.optimizer {
-        settings.put("optimizer", "name", name.as_str())?;
+        settings.put("optimizer.name", name.as_str())?;
     }
     if let Some(name) = &args.reward {
         let rule = toml::Table::from_iter([("name".to_string(), toml::Value::from(name.as_str()))]);
-        settings.put("reward", "rules", vec![toml::Value::Table(rule)])?;
+        settings.put("reward.rules", vec![toml::Value::Table(rule)])?;
     }
     if let Some(steps) = args.steps {
-        settings.put("train", "steps", steps as i64)?;
+        settings.put("train.steps", steps as i64)?;
     }
     Ok(settings)
 }

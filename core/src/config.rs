@@ -242,15 +242,18 @@ pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
         .ok()
         .and_then(|mut parsed| parsed.remove("v"))
         .unwrap_or_else(|| toml::Value::String(value.into()));
-    let mut keys: Vec<&str> = path.trim().split('.').collect();
+    put(table, path.trim(), value)
+        .map_err(|key| Error::usage(format!("`--set {assignment}`: `{key}` is not a section")))
+}
+
+/// Sets the value at a dotted path, making the tables on the way; the error is the key that holds something else.
+pub fn put<'p>(table: &mut toml::Table, path: &'p str, value: toml::Value) -> Result<(), &'p str> {
+    let mut keys: Vec<&str> = path.split('.').collect();
     let last = keys.pop().unwrap_or_default();
     let mut place = table;
     for key in keys {
-        place = place
-            .entry(key)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
-            .as_table_mut()
-            .ok_or_else(|| Error::usage(format!("`--set {assignment}`: `{key}` is not a section")))?;
+        let inner = place.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        place = inner.as_table_mut().ok_or(key)?;
     }
     place.insert(last.into(), value);
     Ok(())
