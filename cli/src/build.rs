@@ -15,8 +15,9 @@ use unirl::reward::{RuleSet, WeightedRule};
 use crate::args::ModelArgs;
 use crate::progress;
 
-/// The settings of a run, from preset, file and `--set` in this order, then flags. Which preset is laid under them where the
-/// user names none depends on the model: one that draws the drawn world has `tiles`, any other the paper's settings.
+/// The settings of a run: how the model is meant to draw, preset, file and `--set` in this order, then flags. Which preset
+/// it is where the user names none depends on the model: one that draws the drawn world has `tiles`, any other none, which
+/// leaves the paper's settings.
 pub(crate) struct Settings {
     preset: Option<String>,
     own: toml::Table,
@@ -38,20 +39,31 @@ impl Settings {
 
     /// The settings as far as they are known before the model: wrong ones are told before it is loaded.
     pub(crate) fn early(&self) -> Result<RunConfig> {
-        self.over(self.preset.as_deref().or(Some("tiles")))
+        self.over(toml::Table::new(), self.preset.as_deref().or(Some("tiles")))
     }
 
     /// The settings for a model.
     pub(crate) fn config(&self, card: &ModelCard) -> Result<RunConfig> {
         let tiles = eval::check_tiles(card).is_ok().then_some("tiles");
-        self.over(self.preset.as_deref().or(tiles))
+        self.over(own_sampling(card)?, self.preset.as_deref().or(tiles))
     }
 
-    fn over(&self, preset: Option<&str>) -> Result<RunConfig> {
-        let mut table = preset.map_or_else(|| Ok(toml::Table::new()), config::preset)?;
+    fn over(&self, mut table: toml::Table, preset: Option<&str>) -> Result<RunConfig> {
+        if let Some(preset) = preset {
+            config::merge(&mut table, config::preset(preset)?);
+        }
         config::merge(&mut table, self.own.clone());
         RunConfig::from_table(table)
     }
+}
+
+/// How a model is meant to draw, as settings.
+pub(crate) fn own_sampling(card: &ModelCard) -> Result<toml::Table> {
+    let sampling = toml::Value::try_from(&card.sampling)
+        .map_err(|error| Error::failure(format!("the sampling of model `{}`", card.name)).cause(error))?;
+    let mut table = toml::Table::new();
+    put(&mut table, "rollout.images", sampling)?;
+    Ok(table)
 }
 
 /// What the user says: file, `--set`, and flags.

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use unirl::config;
 use unirl::error::{Context, Error, Result};
 use unirl::model::Checkpoint;
 use unirl::plugin::Plugins;
@@ -17,7 +18,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     if let Some(seed) = args.model.seed {
         table.insert("seed".into(), toml::Value::Integer(seed as i64));
     }
-    let config = PretrainConfig::from_table(table)?;
+    let config = PretrainConfig::from_table(table.clone())?;
     if args.out.exists() {
         return Err(
             Error::usage(format!("`{}` exists", args.out.display())).hint("name another folder: `--out DIR`")
@@ -29,6 +30,9 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         source.checkpoint = Checkpoint::Fresh;
     }
     let mut model = build::construct(&mut plugins, &config.model, &source)?;
+    let mut settings = build::own_sampling(model.card())?;
+    config::merge(&mut settings, table);
+    let config = PretrainConfig::from_table(settings)?;
 
     let mut bar = indicatif::ProgressBar::hidden();
     pretrain(&mut *model, &config, &mut |event| match event {

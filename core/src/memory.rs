@@ -60,7 +60,7 @@ impl MemoryPlan {
         };
         let of = footprint(1)?;
         let mut phases = vec![("drawing", of.generate), ("answering", of.answer)];
-        for pass in optimizer.passes(rollout) {
+        for pass in optimizer.passes(rollout, model.card()) {
             let mut cost = Cost::default();
             let mut add = |part: Cost| {
                 cost.cache += part.cache;

@@ -48,6 +48,12 @@ pub struct ModelCard {
     /// Height and width of the pictures that [`UnifiedModel::encode`] is given, where it is not `resolution`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reads_at: Option<i64>,
+    /// The grey, of 255, around a picture that is read and not square; without one, its middle is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pads_with: Option<u8>,
+    /// How the checkpoint is meant to draw: what holds where the user says nothing.
+    #[serde(default)]
+    pub sampling: ImageSampling,
 }
 
 /// Which task a parameter serves.
@@ -119,7 +125,8 @@ impl Part {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageSampling {
-    /// Classifier-free guidance `g` in the family's own convention (Show-o: `(1+g)·cond − g·uncond`; 0 is unguided).
+    /// Classifier-free guidance in the family's own convention. Show-o: `(1+g)·cond − g·uncond`, unguided at 0. Janus:
+    /// `uncond + g·(cond − uncond)`, unguided at 1.
     pub guidance: f64,
     /// Parallel decoding steps of a masked model; an autoregressive one ignores it.
     pub steps: i64,
@@ -145,7 +152,7 @@ fn is_none(count: &i64) -> bool {
 }
 
 impl Default for ImageSampling {
-    /// The paper's setting (§4.1): guidance 2, 16 steps.
+    /// The paper's setting for Show-o (§4.1): guidance 2, 16 steps.
     fn default() -> Self {
         Self { guidance: 2.0, steps: 16, temperature: 1.0, seed: 0, part: None }
     }
@@ -186,8 +193,7 @@ pub struct Images {
     pub relaxed: Option<Tensor>,
     /// `[B,N]` i64: the decoding step at which a masked model settled the token.
     pub revealed_at: Option<Tensor>,
-    /// `[B,3,H,W]` f32 in `0..=1`: the pictures themselves where they were read and not drawn, for a model that
-    /// understands pixels.
+    /// `[B,3,H,W]` f32 in `0..=1`: the pictures as a model sees them that understands pixels.
     pub pixels: Option<Tensor>,
 }
 
@@ -277,25 +283,52 @@ impl Answers {
     }
 }
 
+/// Which distribution scores image tokens that guidance drew. Published work on reinforcement learning with guidance does
+/// each of the three.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scoring {
+    /// The conditional one alone (T2I-R1). Half the arithmetic, and biased: these are not the probabilities with which the
+    /// tokens were drawn, so a token that only guidance made likely counts as an unlikely one.
+    #[default]
+    Conditional,
+    /// The guided one, with gradient to both branches (ReasonGen-R1). Unbiased where tokens are drawn at temperature 1. Its
+    /// gradient can also be followed by spoiling what the model draws without a prompt.
+    Guided,
+    /// The guided one, with gradient to the conditional branch alone. The probabilities are right and the gradient is not:
+    /// what the unconditional branch would have contributed is left out.
+    GuidedDetached,
+}
+
 /// How drawn images are fed back to obtain logits (§3.3: "following the original T2I training process").
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Replay {
     /// Masked models hide a random part of the tokens: one mask ratio for the batch, one pattern an image, both from the
-    /// seed. Targets are the hidden positions. Autoregressive models are teacher-forced and ignore the seed.
+    /// seed. Targets are the hidden positions. Autoregressive models score every token behind those before it, and ignore
+    /// the seed.
     Remask {
         /// The only source of randomness.
         seed: u64,
         /// Which rows of a larger batch these are; none for a whole one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         part: Option<Part>,
+        /// The scored distribution.
+        #[serde(default)]
+        scoring: Scoring,
+        /// Guidance of a guided one.
+        #[serde(default)]
+        guidance: f64,
     },
-    /// Every token is scored in the state in which it was drawn: before the step that `revealed_at` names, with the
-    /// guidance that drew it. Targets are the tokens revealed at one of `steps`.
+    /// Every token is scored in the state in which it was drawn: before the step that `revealed_at` names. Targets are the
+    /// tokens revealed at one of `steps`. For an autoregressive model, which does so in any case, this is `Remask`.
     Reveal {
         /// Which decoding steps to replay, each in `0..steps` of the sampling.
         steps: Vec<i64>,
-        /// Guidance of the scored distribution; 0 scores the conditional one.
+        /// The scored distribution.
+        #[serde(default)]
+        scoring: Scoring,
+        /// Guidance of a guided one.
         guidance: f64,
     },
     /// Training on data instead of drawings: as `Remask`, with one mask ratio an image, and the prompt dropped for a tenth
@@ -304,6 +337,13 @@ pub enum Replay {
         /// The only source of randomness.
         seed: u64,
     },
+}
+
+impl Replay {
+    /// [`Replay::Remask`] as in the paper: by the conditional distribution.
+    pub fn remask(seed: u64, part: Option<Part>) -> Self {
+        Self::Remask { seed, part, scoring: Scoring::Conditional, guidance: 0.0 }
+    }
 }
 
 /// Logits over the image codebook.

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 use crate::config::{EvalOptions, ModelOptions, Rollout, section};
 use crate::error::{Error, Result, unknown_name};
-use crate::model::{Mode, ParameterGroup, Policy, Replay, UnifiedModel};
+use crate::model::{Images, Mode, ParameterGroup, Policy, Replay, UnifiedModel};
 use crate::optimizer::backward;
 use crate::optimizer::objective::{image_logp, token_mean};
 use crate::scene::rng::Rng;
@@ -242,7 +242,7 @@ fn train_jointly(
 
         // 2. Understanding, from right answers about drawings that are not always right.
         let (questions, answers, scenes) = questioned(&mut rng, stage.questions, &config.data)?;
-        let images = tch::no_grad(|| model.encode(&tiles::render(&scenes)))?;
+        let images = tch::no_grad(|| seen(model, &scenes))?;
         let answers = model.encode_answers(&answers)?;
         let scored = model.answer_logp(&images, &questions, &answers, Policy::Current)?;
         let answer_loss = -token_mean(&scored.logp, &scored.mask);
@@ -256,6 +256,18 @@ fn train_jointly(
         ]));
     }
     Ok(())
+}
+
+/// Drawings as understanding sees them. Where it looks at pixels, half are as the image tokenizer gives them back: so it
+/// will see the model's own.
+fn seen(model: &dyn UnifiedModel, scenes: &[Scene]) -> Result<Images> {
+    let mut images = model.encode(&tiles::render(scenes))?;
+    if let Some(pixels) = &images.pixels {
+        let (half, all) = (images.len() / 2, images.len());
+        let given_back = model.pixels(&images.narrow(0, half))?;
+        images.pixels = Some(Tensor::cat(&[given_back, pixels.narrow(0, half, all - half)], 0));
+    }
+    Ok(images)
 }
 
 /// Prompts with drawings; a share of the drawings follows another prompt that differs in one fact.

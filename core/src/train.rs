@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::eval::{self, Report};
 use crate::judge::tiles as judge;
 use crate::metrics::MetricsFile;
-use crate::model::{Images, Mode, ParameterGroup, UnifiedModel};
+use crate::model::{Images, Mode, Parameter, ParameterGroup, UnifiedModel};
 use crate::optimizer::{self, Iteration, Outcome, Phases};
 use crate::reward::RuleSet;
 use crate::run_dir::{RunDir, Samples};
@@ -81,7 +81,11 @@ pub fn train(
     let before = evaluate(model, rules, config, run_dir, "base", watch)?;
 
     model.freeze_reference()?;
-    let weights = model.parameters()?.into_iter().filter(|p| p.group != ParameterGroup::Tokenizer).collect();
+    let (frozen, weights): (Vec<Parameter>, Vec<Parameter>) =
+        model.parameters()?.into_iter().partition(|parameter| parameter.group == ParameterGroup::Tokenizer);
+    for parameter in &frozen {
+        let _ = parameter.tensor.set_requires_grad(false);
+    }
     let mut update = AdamW::new(weights, config.update.clone(), options.steps);
 
     watch(Event::TrainStarted(options.steps));

@@ -84,8 +84,7 @@ fn every_operation_crosses() -> Result<()> {
     assert_eq!(model.encode(&pixels)?.tokens, images.tokens);
     let answers = model.answer(&images, &questions, &TextSampling::default())?;
     assert_eq!(answers.text, questions);
-    let logits =
-        model.image_logits(&prompts, &images, Policy::Current, &Replay::Remask { seed: 0, part: None })?;
+    let logits = model.image_logits(&prompts, &images, Policy::Current, &Replay::remask(0, None))?;
     assert_eq!(logits.logits.size(), [2, 4, 6]);
     assert!(model.tokenizer_loss(&pixels, 0.5)?.requires_grad());
     let dir = tempfile::tempdir().unwrap();

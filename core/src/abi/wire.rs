@@ -407,7 +407,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
-    use crate::model::{ImageDecoding, ImageSpace};
+    use crate::model::{ImageDecoding, ImageSpace, Scoring};
     use crate::scene::{Category, Facts, Object};
 
     const GOLDEN: &str = include_str!("wire.golden.txt");
@@ -445,20 +445,19 @@ mod tests {
             codebook_size: 3,
             resolution: 4,
             reads_at: None,
+            pads_with: None,
+            sampling: ImageSampling::default(),
         };
         let leaf = Parameter { name: "w".into(), tensor: tokens(), group: ParameterGroup::Shared };
         let reward = Reward { score: 0.1 + 0.2, max: 1.0, parts: BTreeMap::from([("noun".into(), 1.0)]) };
         let seeded = ImageSampling { seed: u64::MAX, ..ImageSampling::default() };
-        let reveal = Replay::Reveal { steps: vec![0, 3], guidance: 1.5 };
+        let reveal = Replay::Reveal { steps: vec![0, 3], scoring: Scoring::GuidedDetached, guidance: 1.5 };
         let messages = [
             ("> set_mode", set_mode(Mode::Train)?),
             ("> generate", generate(&texts, &seeded)?),
             ("> answer", answer(&some, &texts, &TextSampling::default())?),
             ("> encode_answers", encode_answers(&texts)?),
-            (
-                "> image_logits",
-                image_logits(&texts, &bare, Policy::Current, &Replay::Remask { seed: 1, part: None })?,
-            ),
+            ("> image_logits", image_logits(&texts, &bare, Policy::Current, &Replay::remask(1, None))?),
             ("> image_logits", image_logits(&texts, &some, Policy::Reference, &reveal)?),
             ("> image_logits", image_logits(&texts, &bare, Policy::Current, &Replay::Pretrain { seed: 2 })?),
             ("> answer_logp", answer_logp(&some, &texts, &reply, Policy::Current)?),

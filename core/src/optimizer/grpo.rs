@@ -25,6 +25,7 @@ use super::{
 };
 use crate::config::Rollout;
 use crate::error::Result;
+use crate::model::ModelCard;
 
 /// Options of `grpo`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -117,9 +118,9 @@ impl Optimizer for Grpo {
         Ok(Outcome { metrics, images: drawn, answers, rewards })
     }
 
-    fn passes(&self, rollout: &Rollout) -> Vec<Pass> {
+    fn passes(&self, rollout: &Rollout, card: &ModelCard) -> Vec<Pass> {
         let image = (self.image.coefficient > 0.0)
-            .then(|| Pass { states: self.image.states(rollout), answers: false });
+            .then(|| Pass { states: self.image.states(rollout, card), answers: false });
         let answer = (self.answer_coefficient > 0.0).then_some(Pass { states: 1, answers: true });
         image.into_iter().chain(answer).collect()
     }

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::config::Rollout;
 use crate::error::Result;
+use crate::model::ModelCard;
 
 /// Options of `grpo-split`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -46,7 +47,7 @@ impl Default for GrpoSplit {
             weight_temperature: 1.0,
             answer_coefficient: 1.0,
             beta: 0.2,
-            image: ImageTerm { coefficient: 1.0, beta: 0.2, guided: false, ..ImageTerm::default() },
+            image: ImageTerm { coefficient: 1.0, beta: 0.2, ..ImageTerm::default() },
         }
     }
 }
@@ -92,9 +93,9 @@ impl Optimizer for GrpoSplit {
         Ok(Outcome { metrics, images: drawn, answers: answers.text, rewards })
     }
 
-    fn passes(&self, rollout: &Rollout) -> Vec<Pass> {
+    fn passes(&self, rollout: &Rollout, card: &ModelCard) -> Vec<Pass> {
         let image = (self.image.coefficient > 0.0)
-            .then(|| Pass { states: self.image.states(rollout), answers: false });
+            .then(|| Pass { states: self.image.states(rollout, card), answers: false });
         let answer = (self.answer_coefficient > 0.0).then_some(Pass { states: 0, answers: true });
         image.into_iter().chain(answer).collect()
     }

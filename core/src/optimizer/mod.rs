@@ -11,13 +11,15 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use schemars::Schema;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Kind, Tensor};
 
 use crate::config::Rollout;
 use crate::error::{Error, Result, unknown_name};
 use crate::model::{
-    Answers, ImageSampling, ImageSpace, Images, ModelCard, Part, Policy, Replay, TextSampling, UnifiedModel,
+    Answers, ImageDecoding, ImageSampling, ImageSpace, Images, ModelCard, Part, Policy, Replay, Scoring,
+    TextSampling, UnifiedModel,
 };
 use crate::reward::{Reward, RuleSet, Sample};
 use crate::scene::Task;
@@ -31,7 +33,7 @@ pub trait Optimizer {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome>;
 
     /// Which passes with gradient it runs, one after the other, for the memory plan.
-    fn passes(&self, rollout: &Rollout) -> Vec<Pass>;
+    fn passes(&self, rollout: &Rollout, card: &ModelCard) -> Vec<Pass>;
 }
 
 /// A pass with gradient, from its first forward to its backward.
@@ -107,8 +109,15 @@ pub fn check_fits(entry: &OptimizerEntry, card: &ModelCard) -> Result<()> {
     .hint("use `--optimizer grpo-split` (§3.5 of the paper)"))
 }
 
-pub(crate) fn options<T: DeserializeOwned>(name: &str, table: toml::Table) -> Result<T> {
-    crate::config::section(&format!("optimizer.{name}"), toml::Value::Table(table))
+/// The options of an algorithm: what is not said, in an inner table too, is as in its own defaults.
+pub(crate) fn options<T: Default + Serialize + DeserializeOwned>(
+    name: &str,
+    table: toml::Table,
+) -> Result<T> {
+    let mut whole = toml::Table::try_from(T::default())
+        .map_err(|error| Error::failure(format!("the defaults of `{name}`")).cause(error))?;
+    crate::config::merge(&mut whole, table);
+    crate::config::section(&format!("optimizer.{name}"), toml::Value::Table(whole))
 }
 
 /// Where the time of an iteration went.
@@ -254,7 +263,7 @@ impl Iteration<'_> {
         temperature: f64,
     ) -> Result<Images> {
         let images = drawn.narrow(rows.start as i64, rows.len() as i64);
-        let replay = Replay::Remask { seed: self.stream(Stream::Replay), part: self.part(rows) };
+        let replay = Replay::remask(self.stream(Stream::Replay), self.part(rows));
         let prompts = &self.prompts()[rows.clone()];
         let logits = self.model.image_logits(prompts, &images, Policy::Current, &replay)?;
         tch::manual_seed(self.stream(Stream::Gumbel) as i64);
@@ -364,8 +373,8 @@ pub struct ImageTerm {
     pub replay: ReplayKind,
     /// Of the reveal steps, how many to replay an iteration, drawn at random; 0 replays all.
     pub reveal_steps: i64,
-    /// Score the guided distribution that drew the tokens, instead of the conditional one.
-    pub guided: bool,
+    /// The distribution that scores the tokens: `conditional`, `guided` or `guided-detached`.
+    pub scoring: Scoring,
     /// Factor of the divergence of the image tokens from the reference policy; 0 leaves it out.
     pub beta: f64,
 }
@@ -382,7 +391,13 @@ pub enum ReplayKind {
 
 impl Default for ImageTerm {
     fn default() -> Self {
-        Self { coefficient: 0.0, replay: ReplayKind::Remask, reveal_steps: 0, guided: true, beta: 0.0 }
+        Self {
+            coefficient: 0.0,
+            replay: ReplayKind::Remask,
+            reveal_steps: 0,
+            scoring: Scoring::Conditional,
+            beta: 0.0,
+        }
     }
 }
 
@@ -424,20 +439,24 @@ impl ImageTerm {
     }
 
     /// States of an image that are scored together: the branches of guidance count apart.
-    pub(crate) fn states(&self, rollout: &Rollout) -> i64 {
-        let total = rollout.images.steps;
-        let steps = if self.reveal_steps > 0 { self.reveal_steps.min(total) } else { total };
-        match self.replay {
-            ReplayKind::Remask => 1,
-            ReplayKind::Reveal if self.guided && rollout.images.guidance > 0.0 => 2 * steps,
-            ReplayKind::Reveal => steps,
-        }
+    pub(crate) fn states(&self, rollout: &Rollout, card: &ModelCard) -> i64 {
+        let branches = if self.scoring == Scoring::Conditional { 1 } else { 2 };
+        let steps = match (self.replay, card.image_decoding) {
+            (ReplayKind::Reveal, ImageDecoding::Masked) if self.reveal_steps > 0 => {
+                self.reveal_steps.min(rollout.images.steps)
+            }
+            (ReplayKind::Reveal, ImageDecoding::Masked) => rollout.images.steps,
+            _ => 1,
+        };
+        steps * branches
     }
 
     fn replay(&self, iteration: &Iteration<'_>, rows: &Range<usize>) -> Replay {
+        let (scoring, guidance) = (self.scoring, iteration.rollout.images.guidance);
         match self.replay {
             ReplayKind::Remask => {
-                Replay::Remask { seed: iteration.stream(Stream::Replay), part: iteration.part(rows) }
+                let (seed, part) = (iteration.stream(Stream::Replay), iteration.part(rows));
+                Replay::Remask { seed, part, scoring, guidance }
             }
             ReplayKind::Reveal => {
                 let total = iteration.rollout.images.steps;
@@ -448,8 +467,7 @@ impl ImageTerm {
                     steps = (0..self.reveal_steps).map(|i| order.int64_value(&[i])).collect();
                     steps.sort_unstable();
                 }
-                let guidance = if self.guided { iteration.rollout.images.guidance } else { 0.0 };
-                Replay::Reveal { steps, guidance }
+                Replay::Reveal { steps, scoring, guidance }
             }
         }
     }

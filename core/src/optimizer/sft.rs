@@ -18,7 +18,7 @@ use super::{
 };
 use crate::config::Rollout;
 use crate::error::Result;
-use crate::model::Policy;
+use crate::model::{ModelCard, Policy};
 
 /// Options of `sft`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -74,7 +74,7 @@ impl Optimizer for Sft {
         Ok(Outcome { metrics, images: drawn, answers: answers.text, rewards })
     }
 
-    fn passes(&self, _rollout: &Rollout) -> Vec<Pass> {
+    fn passes(&self, _rollout: &Rollout, _card: &ModelCard) -> Vec<Pass> {
         vec![Pass { states: 1, answers: true }]
     }
 }

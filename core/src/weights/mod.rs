@@ -15,6 +15,7 @@ use std::path::Path;
 
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, View};
+use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
@@ -339,6 +340,12 @@ pub fn write(path: &Path, weights: &[(String, Tensor)], texts: &[(&str, &str)]) 
         .collect();
     safetensors::serialize_to_file(views, Some(texts), path)
         .map_err(|error| Error::failure(place()).cause(error))
+}
+
+/// Reads a JSON file that lies beside the weights.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let place = || format!("cannot read `{}`", path.display());
+    serde_json::from_slice(&std::fs::read(path).context(place)?).context(place)
 }
 
 struct Saved {

@@ -124,6 +124,14 @@ impl Store {
         Ok(tensor)
     }
 
+    /// Lets `take` take weights of another type than the rest.
+    pub fn of_kind<T>(&mut self, kind: Kind, take: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let usual = std::mem::replace(&mut self.kind, kind);
+        let taken = take(self);
+        self.kind = usual;
+        taken
+    }
+
     /// A buffer that checkpoints may carry and that the model computes itself.
     pub fn computed(&mut self, name: &str, shape: &[i64]) {
         if let Source::Plan(expected) = &mut self.source {

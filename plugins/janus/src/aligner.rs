@@ -48,16 +48,6 @@ impl CodeHead {
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         self.second.apply(&self.first.apply(hidden).gelu("none")).to_kind(Kind::Float)
     }
-
-    /// `K`.
-    pub fn codes(&self) -> i64 {
-        self.second.weight.size()[0]
-    }
-
-    /// Another handle of the same tensors.
-    pub(crate) fn handle(&self) -> Self {
-        Self { first: self.first.handle(), second: self.second.handle() }
-    }
 }
 
 /// Image codes in and out of the language model.

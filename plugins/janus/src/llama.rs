@@ -4,11 +4,13 @@ use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::weights::{Init, Store};
 use unirl_layers::Linear;
-use unirl_layers::decoder::{self, Cache, Rotary, Stack, behind};
+use unirl_layers::decoder::{self, Rotary, Stack, behind};
+use unirl_layers::language::{LanguageModel, Norm};
 
 use crate::config::LlamaConfig;
 
-struct RmsNorm {
+/// Root-mean-square normalisation over the last dimension.
+pub struct RmsNorm {
     weight: Tensor,
     eps: f64,
 }
@@ -19,19 +21,22 @@ impl RmsNorm {
         Ok(Self { weight, eps: config.rms_norm_eps })
     }
 
+    fn handle(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), eps: self.eps }
+    }
+}
+
+impl Norm for RmsNorm {
     /// In f32 up to the weight, whatever the type of `x`.
     fn apply(&self, x: &Tensor) -> Tensor {
         let wide = x.to_kind(Kind::Float);
         let scale = (wide.square().mean_dim(-1, true, Kind::Float) + self.eps).rsqrt();
         (wide * scale).to_kind(x.kind()) * &self.weight
     }
-
-    fn handle(&self) -> Self {
-        Self { weight: self.weight.shallow_clone(), eps: self.eps }
-    }
 }
 
-struct Layer {
+/// A layer.
+pub struct Layer {
     norm1: RmsNorm,
     query: Linear,
     key: Linear,
@@ -116,91 +121,26 @@ fn repeated(x: &Tensor, group: i64) -> Tensor {
 }
 
 /// The language model.
-pub struct Llama {
-    embed: Tensor,
-    stack: Stack<Layer>,
-    norm: RmsNorm,
-    head: Linear,
-}
+pub type Llama = LanguageModel<Layer, RmsNorm>;
 
-impl Llama {
-    /// Takes its weights from `store`. The head is never the embedding: published files hold both, whatever their
-    /// configuration says of tying.
-    pub fn take(store: &mut Store, config: &LlamaConfig) -> Result<Self> {
-        let (vocabulary, width) = (config.vocab_size, config.hidden_size);
-        Ok(Self {
-            embed: store.take(
-                "model.language_model.embed_tokens.weight",
-                &[vocabulary, width],
-                Init::Normal,
-            )?,
-            stack: Stack::new(
-                (0..config.num_hidden_layers)
-                    .map(|index| Layer::take(store, index, config))
-                    .collect::<Result<_>>()?,
-                config.head_dim,
-                config.rope_theta,
-            ),
-            norm: RmsNorm::take(store, "model.language_model.norm", config)?,
-            head: Linear::unbiased(store, "lm_head", width, vocabulary)?,
-        })
-    }
-
-    /// Keeps only the inputs of layers for the gradient, and computes the rest again.
-    pub fn set_checkpointing(&mut self, checkpointing: bool) {
-        self.stack.checkpointing = checkpointing;
-    }
-
-    /// Whether layers keep their inputs alone for the gradient.
-    pub fn checkpointing(&self) -> bool {
-        self.stack.checkpointing
-    }
-
-    /// The type of its weights.
-    pub fn kind(&self) -> Kind {
-        self.embed.kind()
-    }
-
-    /// Embeds `ids [B,L]`: `[B,L,D]`. The row of the padding token learns as any other.
-    pub fn embed(&self, ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.embed, ids, -1, false, false)
-    }
-
-    /// Runs rows `x [B,L,D]` at `positions [B or 1,L]` behind those in `past`. `mask [B or 1,1,L,past + L]`
-    /// is added to the attention scores. Answers the final hidden rows `[B,L,D]`, normalised, and the cache
-    /// of all rows.
-    pub fn forward(
-        &self,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        past: Option<&Cache>,
-    ) -> Result<(Tensor, Cache)> {
-        let (x, cache) = self.stack.forward(x, positions, mask, past)?;
-        Ok((self.norm.apply(&x), cache))
-    }
-
-    /// [`Llama::forward`] for rows that nothing follows: their cache is let go layer by layer.
-    pub fn hidden(
-        &self,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        past: Option<&Cache>,
-    ) -> Result<Tensor> {
-        Ok(self.norm.apply(&self.stack.hidden(x, positions, mask, past)?))
-    }
-
-    /// Logits over all tokens of hidden rows `[..,D]`: `[..,V]` f32.
-    pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        self.head.apply(hidden).to_kind(Kind::Float)
-    }
-
-    /// Log-probabilities of the tokens `targets [R]` that hidden rows `[R,D]` predict: `[R]` f32.
-    pub fn logp(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        decoder::logp(&[hidden], targets, self.head.weight.size()[0], || {
-            let head = self.head.handle();
-            move |hidden| head.apply(&hidden[0]).to_kind(Kind::Float)
-        })
-    }
+/// Takes its weights from `store`. The head is never the embedding: published files hold both, whatever their
+/// configuration says of tying.
+pub fn take(store: &mut Store, config: &LlamaConfig) -> Result<Llama> {
+    let (vocabulary, width) = (config.vocab_size, config.hidden_size);
+    Ok(Llama {
+        embedding: store.take(
+            "model.language_model.embed_tokens.weight",
+            &[vocabulary, width],
+            Init::Normal,
+        )?,
+        stack: Stack::new(
+            (0..config.num_hidden_layers)
+                .map(|index| Layer::take(store, index, config))
+                .collect::<Result<_>>()?,
+            config.head_dim,
+            config.rope_theta,
+        ),
+        norm: RmsNorm::take(store, "model.language_model.norm", config)?,
+        head: Linear::unbiased(store, "lm_head", width, vocabulary)?,
+    })
 }

@@ -8,7 +8,7 @@ use unirl_layers::decoder;
 
 use crate::aligner::{Aligner, Codes};
 use crate::config::JanusConfig;
-use crate::llama::Llama;
+use crate::llama::{self, Llama};
 use crate::siglip::Siglip;
 
 /// The network.
@@ -30,7 +30,7 @@ impl Network {
             siglip: Siglip::take(store, &config.vision)?,
             aligner: Aligner::take(store, "model.aligner", config.aligner_depth, features, width)?,
             codes: Codes::take(store, config)?,
-            llama: Llama::take(store, &config.language)?,
+            llama: llama::take(store, &config.language)?,
         })
     }
 
@@ -78,19 +78,41 @@ impl Network {
         Ok(hidden.narrow(1, length - 1, tokens))
     }
 
-    /// Log-probabilities of `codes [R]` under the logits of hidden rows `[R,D]`, `[R]` f32: of `cond` alone, or guided
-    /// away from `uncond` by a weight.
-    pub fn code_logp(&self, cond: &Tensor, uncond: Option<(&Tensor, f64)>, codes: &Tensor) -> Result<Tensor> {
-        let rows: Vec<&Tensor> = std::iter::once(cond).chain(uncond.map(|(rows, _)| rows)).collect();
-        let weight = uncond.map_or(1.0, |(_, weight)| weight);
-        decoder::logp(&rows, codes, self.codes.head.codes(), || {
-            let head = self.codes.head.handle();
-            move |rows| match rows {
-                [cond, uncond] => guided(&head.logits(cond), &head.logits(uncond), weight),
-                rows => head.logits(&rows[0]),
+    /// Draws `tokens` codes, one after the other, behind `prompts [P,L]`, of which `index [R]` names the one of each row.
+    /// `present [P,L]` is false where a prompt is padded on its left. `choose` is told the place and the logits `[R,K]`,
+    /// and answers codes `[R]`: `[R,tokens]`.
+    pub fn draw(
+        &self,
+        prompts: &Tensor,
+        present: &Tensor,
+        index: &Tensor,
+        tokens: i64,
+        mut choose: impl FnMut(i64, &Tensor) -> Tensor,
+    ) -> Result<Tensor> {
+        let x = self.llama.embed(prompts);
+        let mask = causal(present, prompts.size()[1]);
+        let (hidden, cache) = self.llama.forward(x, &positions(present), &mask, None)?;
+        let (mut hidden, mut cache) = (hidden.select(1, -1).index_select(0, index), cache.select(index));
+        let mut present = present.index_select(0, index);
+        let mut codes = Vec::with_capacity(tokens as usize);
+        loop {
+            let chosen = choose(codes.len() as i64, &self.codes.head.logits(&hidden));
+            codes.push(chosen.shallow_clone());
+            if codes.len() as i64 >= tokens {
+                return Ok(Tensor::stack(&codes, 1));
             }
-        })
+            present = Tensor::cat(&[&present, &present.narrow(1, 0, 1).ones_like()], 1);
+            let place = positions(&present).narrow(1, -1, 1);
+            let x = self.codes.embed(&chosen.unsqueeze(1));
+            let (after, longer) = self.llama.forward(x, &place, &causal(&present, 1), Some(&cache))?;
+            (hidden, cache) = (after.squeeze_dim(1), longer);
+        }
     }
+}
+
+/// Whether a weight of guidance leaves `cond` as it is.
+pub fn is_unguided(weight: f64) -> bool {
+    (weight - 1.0).abs() < f64::EPSILON
 }
 
 /// Logits under guidance of `weight`, where 1 is `cond` and 0 is `uncond`.

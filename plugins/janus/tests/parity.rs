@@ -195,16 +195,11 @@ fn parity_drawing_teacher_forced() {
         close(&model.named("logits of empty prompts"), &uncond, &f.tensor("t2i.tf_logits_uncond"), VALUES);
         let logp = objective::image_logp(&cond, &codes);
         close(&model.named("logp"), &logp, &f.tensor("t2i.tf_logp_cond"), VALUES);
-        let flat = |rows: &Tensor| rows.flatten(0, 1);
-        let scored = model.network.code_logp(&flat(&rows[0]), None, &codes.flatten(0, 1)).unwrap();
-        close(&model.named("logp of rows"), &scored, &f.tensor("t2i.tf_logp_cond").flatten(0, 1), VALUES);
 
-        let loss = -scored.mean(Kind::Float);
+        let loss = -logp.mean(Kind::Float);
         number(&model.named("loss"), &loss, f.number("train.t2i_ce"), LOSSES);
-        let uncond = flat(&rows[1]);
-        let guided = Some((&uncond, f.number("cfg_weight")));
-        let scored = model.network.code_logp(&flat(&rows[0]), guided, &codes.flatten(0, 1)).unwrap();
-        let loss = -scored.mean(Kind::Float);
+        let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
+        let loss = -objective::image_logp(&guided, &codes).mean(Kind::Float);
         number(&model.named("guided loss"), &loss, f.number("train.t2i_cfg_ce"), LOSSES);
 
         // Padding on the left is not seen: the same rows with two pads before each prompt.
@@ -270,17 +265,14 @@ fn parity_gradients_of_training_losses() {
 fn parity_split_losses() {
     let f = Fixture::open();
     let (codes, beta) = (f.tensor("split.codes"), f.number("split.beta"));
-    let flat = |rows: &Tensor| rows.flatten(0, 1);
     for model in f.models() {
-        let [cond, uncond] = model.drawn(&f, &codes);
-        let uncond = flat(&uncond);
-        let guided = Some((&uncond, f.number("cfg_weight")));
+        let [cond, uncond] = model.drawn(&f, &codes).map(|rows| model.network.codes.head.logits(&rows));
+        let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
         let everywhere = codes.ge(0);
-        for (name, uncond, tolerance) in [("cond", None, VALUES), ("cfg", guided, GUIDED)] {
+        for (name, logits, tolerance) in [("cond", cond, VALUES), ("cfg", guided, GUIDED)] {
             let what = |part: &str| model.named(&format!("{name}: {part}"));
             let stored = |part: &str| f.tensor(&format!("split.{name}.{part}"));
-            let logp = model.network.code_logp(&flat(&cond), uncond, &codes.flatten(0, 1)).unwrap();
-            let logp = logp.view_as(&codes);
+            let logp = objective::image_logp(&logits, &codes);
             close(&what("logp"), &logp, &stored("logp"), tolerance);
             let (k3, _) = objective::k3(&logp, &stored("ref_logp"));
             close(&what("k3"), &k3, &stored("k3"), tolerance);

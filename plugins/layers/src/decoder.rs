@@ -4,9 +4,6 @@ use tch::{Kind, Tensor};
 use unirl::autograd::{checkpoint, gradient_enabled};
 use unirl::{Error, Result};
 
-/// Logits that a head makes at once when tokens are scored: 64 MiB in f32.
-pub const HEAD_LOGITS: i64 = 1 << 24;
-
 /// What is added to the score of a hidden key. Kept from the original of Show-o: not −∞, so that a row that sees nothing
 /// is uniform.
 const HIDDEN: f64 = -9_223_372_036_854_775_808.0;
@@ -161,33 +158,4 @@ fn recomputed<L: Layer>(
     };
     let outputs = checkpoint(&inputs, run)?;
     outputs.try_into().map_err(|_| Error::failure("a layer has three outputs"))
-}
-
-/// Log-probabilities of the classes `targets [R]`, of `classes` many, under the logits that a head makes of each row of
-/// `rows`, one or more `[R,D]`: `[R]` f32. Heads are wide, so that a few rows at a time go through one, and with a
-/// gradient once more on the way back; `head` gives a handle of it.
-pub fn logp<H: Fn(&[Tensor]) -> Tensor + Send + 'static>(
-    rows: &[&Tensor],
-    targets: &Tensor,
-    classes: i64,
-    head: impl Fn() -> H,
-) -> Result<Tensor> {
-    let size = (HEAD_LOGITS / classes / rows.len() as i64).max(1);
-    let score = |head: &H, rows: &[Tensor], targets: &Tensor| {
-        let logp = head(rows).log_softmax(-1, Kind::Float);
-        logp.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1)
-    };
-    let all = targets.size()[0];
-    if all <= size {
-        let rows: Vec<Tensor> = rows.iter().map(|rows| rows.shallow_clone()).collect();
-        return Ok(score(&head(), &rows, targets));
-    }
-    let mut parts = Vec::new();
-    for start in (0..all).step_by(size as usize) {
-        let size = size.min(all - start);
-        let rows: Vec<Tensor> = rows.iter().map(|rows| rows.narrow(0, start, size)).collect();
-        let (head, targets) = (head(), targets.narrow(0, start, size));
-        parts.extend(checkpoint(&rows, move |rows| vec![score(&head, rows, &targets)])?);
-    }
-    Ok(Tensor::cat(&parts, 0))
 }

@@ -2,9 +2,14 @@
 //! gives.
 
 pub mod decoder;
+pub mod footprint;
+pub mod language;
 mod linear;
 pub mod lora;
+mod precision;
+pub mod sampling;
 pub mod vision;
 pub mod vqgan;
 
 pub use linear::{LayerNorm, Linear};
+pub use precision::Precision;

@@ -13,9 +13,10 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::model::{Checkpoint, ModelSource};
-use unirl::weights::{self, Store, Weights};
+use unirl::weights::{self, Store, Weights, read_json};
 use unirl::{Error, Result};
 use unirl_layers::lora::LoraConfig;
+use unirl_text::Text;
 
 use crate::clip::{Clip, ClipConfig};
 use crate::config::{CheckpointConfig, MagvitConfig, PhiConfig, ShowoConfig};
@@ -23,7 +24,6 @@ use crate::magvit::Magvit;
 use crate::maskgit::Schedule;
 use crate::model::SYSTEM;
 use crate::phi::{self, Phi};
-use crate::text::{END, Text};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "pytorch_model.safetensors";
@@ -34,6 +34,9 @@ const CLIP: &str = "clip-vit-large-patch14-336";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 const EMBEDDED: &str = "builtin";
+
+/// The one token that is begin, end and separator of text.
+const END: &str = "<|endoftext|>";
 
 /// Tokens of Phi-1.5's tokenizer, and how many the system prompt has with it.
 const PUBLISHED_VOCABULARY: i64 = 50_295;
@@ -126,7 +129,7 @@ fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
     architecture.magvit.check()?;
     let words =
         if architecture.words.is_empty() { unirl::tiles::vocabulary() } else { architecture.words.clone() };
-    let text = Text::of_words(&words)?;
+    let text = Text::of_words(&words, &[END])?;
     let config = CheckpointConfig::fresh(&architecture, text.vocabulary_size());
     config.check("model.options.architecture")?;
     let magvit_config = architecture.magvit;
@@ -225,7 +228,7 @@ pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource)
     let files = Files { config: json(CONFIG)?, magvit: json(&magvit_name)?, origin: EMBEDDED.into() };
     let config = checkpoint_config(&files.config, CONFIG, &weights)?;
     let magvit_config = magvit_config(&files.magvit, &magvit_name, &magvit_weights)?;
-    let text = Text::from_json(file(TOKENIZER)?.clone().into_bytes(), config.ids.eos, TOKENIZER)?;
+    let text = Text::from_json(file(TOKENIZER)?.clone().into_bytes(), TOKENIZER)?;
     let weights = Some([weights, magvit_weights]);
     assemble(Contents { config, magvit_config, files, text, weights }, options, source)
 }
@@ -359,7 +362,7 @@ fn text_tokenizer(folder: &Path, options: &ShowoConfig, config: &CheckpointConfi
             ))
             .hint("`--set model.options.text_tokenizer=DIR` names the folder of `microsoft/phi-1_5`'s files")
     })?;
-    let text = Text::open_folder(place, config.ids.eos)?;
+    let text = Text::open_folder(place)?;
     check_vocabulary(&text, config)
         .context(|| format!("cannot use the text tokenizer in `{}`", place.display()))?;
     Ok(text)
@@ -469,12 +472,6 @@ pub fn pack(folder: &Path, file: &Path) -> Result<()> {
         &halves,
         &[(CONFIG, &config), (&magvit_name, &magvit_config), (TOKENIZER, &tokenizer)],
     )
-}
-
-/// Reads a JSON file of a checkpoint.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let place = || format!("cannot read `{}`", path.display());
-    serde_json::from_slice(&fs::read(path).context(place)?).context(place)
 }
 
 fn read_value<T: DeserializeOwned>(json: &Value, file: &str) -> Result<T> {

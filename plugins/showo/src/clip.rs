@@ -6,13 +6,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use unirl::error::Context;
-use unirl::weights::{Expected, Init, Store};
+use unirl::weights::{Expected, Init, Store, read_json};
 use unirl::{Error, Result};
 pub use unirl_layers::vision::Activation;
 use unirl_layers::vision::{Layer, LayerSize};
 use unirl_layers::{LayerNorm, Linear};
-
-use crate::checkpoint::read_json;
 
 /// Mean and standard deviation of the pixels that CLIP was trained on.
 const MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];

@@ -2,9 +2,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind};
+use unirl::model::ImageSampling;
 use unirl::weights::Weights;
 use unirl::{Error, Result};
+use unirl_layers::Precision;
 use unirl_layers::lora::LoraConfig;
 use unirl_layers::vqgan::{LevelSize, Norm};
 
@@ -45,30 +46,6 @@ pub struct ShowoConfig {
     pub gradient_checkpointing: bool,
 }
 
-/// The type of weights. The update keeps f32 masters of shorter ones.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// bf16 on a GPU, f32 on the CPU.
-    #[default]
-    Auto,
-    /// 32 bits.
-    F32,
-    /// 16 bits, 8 of them of the exponent.
-    Bf16,
-}
-
-impl Precision {
-    /// The type on `device`.
-    pub fn kind(self, device: Device) -> Kind {
-        match self {
-            Self::Auto if device.is_cuda() => Kind::BFloat16,
-            Self::Auto | Self::F32 => Kind::Float,
-            Self::Bf16 => Kind::BFloat16,
-        }
-    }
-}
-
 /// The sizes of a fresh model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -89,6 +66,9 @@ pub struct Architecture {
     pub words: Vec<String>,
     /// What the model reads before its answer.
     pub question_template: String,
+    /// How the model is meant to draw; as the paper's without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<ImageSampling>,
     /// The image tokenizer.
     pub magvit: MagvitConfig,
 }
@@ -104,6 +84,7 @@ impl Default for Architecture {
             grid: 4,
             words: Vec::new(),
             question_template: "{question}".into(),
+            sampling: None,
             magvit: MagvitConfig {
                 z_channels: 10,
                 norm_groups: 8,
@@ -150,6 +131,9 @@ pub struct CheckpointConfig {
     /// What the model reads before its answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub question_template: Option<String>,
+    /// How the model is meant to draw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<ImageSampling>,
 }
 
 fn default_clip_width() -> i64 {
@@ -419,6 +403,7 @@ impl CheckpointConfig {
             max_text_len: architecture.max_text_len,
             image_grid: Some([architecture.grid; 2]),
             question_template: Some(architecture.question_template.clone()),
+            sampling: architecture.sampling.clone(),
         }
     }
 

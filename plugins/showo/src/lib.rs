@@ -10,7 +10,6 @@ pub mod maskgit;
 pub mod model;
 pub mod phi;
 pub mod prompt;
-pub mod text;
 
 use config::ShowoConfig;
 use model::Showo;

@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tch::{Device, IndexOp, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard,
-    ModelSource, Parameter, ParameterGroup, Part, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
-    Workload,
+    ModelSource, Parameter, ParameterGroup, Part, Policy, Replay, Scoring, TextSampling, TokenLogp,
+    UnifiedModel, Workload,
 };
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
+use unirl_layers::LayerNorm;
 use unirl_layers::decoder::{self, Cache};
+use unirl_layers::language::{self, answered};
 use unirl_layers::lora::LoraConfig;
+use unirl_text::{Text, padded};
 
 use crate::checkpoint::{self, Files, Parts};
 use crate::clip::{self, Clip};
@@ -21,9 +24,8 @@ use crate::footprint::Sizes;
 use crate::magvit::Magvit;
 use crate::mask;
 use crate::maskgit::{self, Schedule, UNKNOWN};
-use crate::phi::Phi;
-use crate::prompt::{self, Prompting};
-use crate::text::Text;
+use crate::phi::{self, Phi};
+use crate::prompt::Prompting;
 
 /// The share of images whose prompt is dropped in pretraining, from which guidance learns its other branch.
 const DROPPED_PROMPTS: f64 = 0.1;
@@ -68,6 +70,9 @@ struct Adapters {
     weights: Vec<(String, Tensor)>,
 }
 
+/// Answers under way.
+pub type Answering<'a> = language::Answering<'a, phi::Layer, LayerNorm>;
+
 /// Text blocks of distinct prompts, run through the transformer once. Text never sees the image, so the image
 /// rows of every step, of every copy of a prompt, and of every replayed state continue the same cache.
 #[derive(Debug)]
@@ -82,37 +87,6 @@ pub struct TextBlocks {
 impl TextBlocks {
     /// The block of the empty prompt, for guidance.
     pub const EMPTY: i64 = 0;
-}
-
-/// Answers under way: images, questions and what is written so far are cached.
-pub struct Answering<'a> {
-    phi: &'a Phi,
-    cache: Cache,
-    /// `[B,columns]` bool: what the next rows may see.
-    visible: Tensor,
-    /// `[B,1]`: where the next token stands.
-    position: Tensor,
-    /// `[B,D]`: the rows that predict the next token.
-    hidden: Tensor,
-}
-
-impl Answering<'_> {
-    /// Logits of the next token over the whole vocabulary, `[B,V]`.
-    pub fn logits(&self) -> Tensor {
-        self.phi.logits(&self.hidden)
-    }
-
-    /// Appends a token `[B]` to the answers.
-    pub fn push(&mut self, tokens: &Tensor) -> Result<()> {
-        let there = self.visible.narrow(1, 0, 1).ones_like();
-        self.visible = Tensor::cat(&[&self.visible, &there], 1);
-        let added = decoder::additive(&self.visible.unsqueeze(1));
-        let row = self.phi.embed(&tokens.unsqueeze(1));
-        let (hidden, cache) = self.phi.forward(row, &self.position, &added, Some(&self.cache))?;
-        (self.hidden, self.cache) = (hidden.squeeze_dim(1), cache);
-        self.position = &self.position + 1;
-        Ok(())
-    }
 }
 
 impl Showo {
@@ -134,7 +108,7 @@ impl Showo {
             config, magvit_config, files, text, mut phi_store, mut magvit_store, clip, adapters, ..
         } = parts;
         let mut phi = Phi::take(&mut phi_store, &config)?;
-        phi.set_checkpointing(gradient_checkpointing);
+        phi.language.stack.checkpointing = gradient_checkpointing;
         let magvit = Magvit::take(&mut magvit_store, &magvit_config, device)?;
         if config.codebook_size != magvit_config.codebook_size() {
             return Err(Error::failure(format!(
@@ -167,6 +141,8 @@ impl Showo {
             codebook_size: config.codebook_size,
             resolution: rows * magvit_config.factor(),
             reads_at: eyes.as_ref().map(|eyes| eyes.tower.config().image_size),
+            pads_with: None,
+            sampling: config.sampling.clone().unwrap_or_default(),
         };
         Ok(Self {
             card,
@@ -230,11 +206,12 @@ impl Showo {
         let pads = rows.iter().map(|row| row.iter().take_while(|id| **id == self.special.pad).count()).min();
         let skipped = pads.unwrap_or(0);
         let rows: Vec<Vec<i64>> = rows.into_iter().map(|row| row[skipped..].to_vec()).collect();
-        let ids = prompt::batch(&rows, self.device);
+        let ids = padded(&rows, self.special.pad, self.device).0;
         let length = ids.size()[1];
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0) + skipped as i64;
         let visible = mask::t2i(&ids, &self.special, true);
-        let (_, cache) = phi.forward(phi.embed(&ids), &positions, &decoder::additive(&visible), None)?;
+        let (_, cache) =
+            phi.language.forward(phi.language.embed(&ids), &positions, &decoder::additive(&visible), None)?;
         Ok(TextBlocks { cache, visible: ids.ne(self.special.pad), index })
     }
 
@@ -260,7 +237,12 @@ impl Showo {
         let visible = Tensor::cat(&[blocks.visible.index_select(0, &index), image], 1).unsqueeze(1);
         let visible = visible.expand([-1, tokens + 2, -1], false);
         let past = blocks.cache.select(&index);
-        let h = phi.hidden(phi.embed(&ids), &positions, &decoder::additive(&visible), Some(&past))?;
+        let h = phi.language.hidden(
+            phi.language.embed(&ids),
+            &positions,
+            &decoder::additive(&visible),
+            Some(&past),
+        )?;
         Ok(phi.code_logits(&h.narrow(1, 1, tokens)))
     }
 
@@ -282,16 +264,38 @@ impl Showo {
         Ok(maskgit::guided(&logits[0], &logits[1], guidance))
     }
 
-    /// Code logits of images `tokens [B,N]` with the `targets [B,N]` hidden.
+    /// [`Self::code_logits`] of the distribution that is to be scored.
+    fn scored_logits(
+        &self,
+        phi: &Phi,
+        blocks: &TextBlocks,
+        index: &[i64],
+        codes: &Tensor,
+        (scoring, guidance): (Scoring, f64),
+    ) -> Result<Tensor> {
+        match scoring {
+            Scoring::Conditional => self.code_logits(phi, blocks, index, codes),
+            Scoring::Guided => self.guided_logits(phi, blocks, index, codes, guidance),
+            Scoring::GuidedDetached => {
+                let cond = self.code_logits(phi, blocks, index, codes)?;
+                let empty = vec![TextBlocks::EMPTY; index.len()];
+                let uncond = tch::no_grad(|| self.code_logits(phi, blocks, &empty, codes))?;
+                Ok(maskgit::guided(&cond, &uncond, guidance))
+            }
+        }
+    }
+
+    /// Logits of images `tokens [B,N]` with the `targets [B,N]` hidden.
     pub fn masked_logits(
         &self,
         phi: &Phi,
         prompts: &[Vec<i64>],
         tokens: &Tensor,
         targets: Tensor,
+        scored: (Scoring, f64),
     ) -> Result<ImageLogits> {
         let blocks = self.text_blocks(phi, prompts)?;
-        let logits = self.code_logits(phi, &blocks, &blocks.index, &hide(tokens, &targets))?;
+        let logits = self.scored_logits(phi, &blocks, &blocks.index, &hide(tokens, &targets), scored)?;
         Ok(ImageLogits { logits, targets })
     }
 
@@ -334,22 +338,10 @@ impl Showo {
     /// Reads images and questions, given as ids, in one pass: padding stands behind a question, hidden from
     /// the answer.
     pub fn ask<'a>(&self, phi: &'a Phi, images: &Images, questions: &[Vec<i64>]) -> Result<Answering<'a>> {
-        let device = self.device;
-        let lengths: Vec<i64> = questions.iter().map(|row| row.len() as i64).collect();
-        let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(1); // [B,1]
-        let (ids, there) = prompt::padded(questions, self.special.pad, device);
+        let (ids, there) = padded(questions, self.special.pad, self.device);
         let (x, positions, mask) = self.understanding(phi, images, &ids)?;
-        let (hidden, cache) = phi.forward(x, &positions, &mask, None)?;
-        let prefix = self.prefix();
-        let last = (&lengths - 1 + prefix).unsqueeze(-1).expand([-1, -1, hidden.size()[2]], false);
-        let image = Tensor::ones([images.len(), prefix], (Kind::Bool, device));
-        Ok(Answering {
-            phi,
-            cache,
-            visible: Tensor::cat(&[image, there], 1),
-            position: lengths + prefix,
-            hidden: hidden.gather(1, &last, false).squeeze_dim(1),
-        })
+        let image = Tensor::ones([images.len(), self.prefix()], (Kind::Bool, self.device));
+        Answering::read(&phi.language, x, &positions, &mask, Tensor::cat(&[image, there], 1))
     }
 
     /// Writes answers to questions, given as ids, until each has emitted `stop`: tokens and mask `[B,T]`.
@@ -360,39 +352,7 @@ impl Showo {
         sampling: &TextSampling,
         stop: i64,
     ) -> Result<(Tensor, Tensor)> {
-        tch::no_grad(|| {
-            let mut answering = self.ask(&self.phi, images, questions)?;
-            let mut open = Tensor::ones([images.len()], (Kind::Bool, self.device));
-            let (mut tokens, mut masks) = (Vec::new(), Vec::new());
-            loop {
-                let next = self.choose(&answering.logits(), sampling);
-                tokens.push(next.where_self(&open, &next.full_like(self.special.pad)));
-                masks.push(open.shallow_clone());
-                open = open.logical_and(&next.ne(stop));
-                if tokens.len() as i64 >= sampling.max_tokens || !bool::try_from(open.any())? {
-                    return Ok((Tensor::stack(&tokens, 1), Tensor::stack(&masks, 1)));
-                }
-                answering.push(&next)?;
-            }
-        })
-    }
-
-    /// The next token `[B]` from `logits [B,V]`: the likeliest, or a draw by the inverse of the cumulative distribution.
-    fn choose(&self, logits: &Tensor, sampling: &TextSampling) -> Tensor {
-        if sampling.temperature <= 0.0 || sampling.top_k == 1 {
-            return logits.argmax(-1, false);
-        }
-        let size = logits.size(); // [B,V]
-        let mut logits = logits / sampling.temperature;
-        if (1..size[1]).contains(&sampling.top_k) {
-            let (best, _) = logits.topk(sampling.top_k, -1, true, true);
-            let least = best.narrow(1, sampling.top_k - 1, 1); // all that equal it stay
-            logits = logits.masked_fill(&logits.lt_tensor(&least), f64::NEG_INFINITY);
-        }
-        let draws = Part::rows(sampling.part, size[0], |of| self.uniform(&[of, 1])).to_kind(Kind::Double);
-        let cumulative = logits.softmax(-1, Kind::Double).cumsum(-1, Kind::Double);
-        let drawn = cumulative.le_tensor(&draws).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
-        drawn.clamp_max(size[1] - 1) // a sum just below 1 and a draw above it
+        tch::no_grad(|| self.ask(&self.phi, images, questions)?.write(sampling, stop, self.special.pad))
     }
 
     /// Log-probabilities of answers to questions that are given as ids.
@@ -403,37 +363,17 @@ impl Showo {
         questions: &[Vec<i64>],
         answers: &Answers,
     ) -> Result<TokenLogp> {
-        let lengths = answers.mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
-        let lengths = Vec::<i64>::try_from(lengths)?;
-        let mut rows = Vec::with_capacity(questions.len());
-        let mut places = Vec::new(); // of the hidden rows that predict answer tokens, row by row
-        for (row, question) in questions.iter().enumerate() {
-            let before = self.prefix() + question.len() as i64 - 1;
-            places.push(before..before + lengths[row]);
-            let answer = Vec::<i64>::try_from(answers.tokens.get(row as i64).i(..lengths[row]))?;
-            rows.push([question.as_slice(), &answer].concat());
-        }
-        let (ids, _) = prompt::padded(&rows, self.special.pad, self.device);
+        let (ids, _) = padded(&answered(questions, answers)?, self.special.pad, self.device);
         let (x, positions, mask) = self.understanding(phi, images, &ids)?;
-        let hidden = phi.hidden(x, &positions, &mask, None)?;
-        let (length, width) = (hidden.size()[1], hidden.size()[2]);
-
-        // The head is wide: only the rows that predict an answer token go through it.
-        let flat: Vec<i64> =
-            places.into_iter().zip(0..).flat_map(|(at, row)| at.map(move |at| row * length + at)).collect();
-        let flat = Tensor::from_slice(&flat).to_device(self.device);
-        let targets = answers.tokens.masked_select(&answers.mask);
-        let picked = phi.logp(&hidden.reshape([-1, width]).index_select(0, &flat), &targets)?;
-        let blank = Tensor::zeros(answers.mask.size(), (Kind::Float, self.device));
-        Ok(TokenLogp {
-            logp: blank.masked_scatter(&answers.mask, &picked),
-            mask: answers.mask.shallow_clone(),
-        })
+        let hidden = phi.language.hidden(x, &positions, &mask, None)?;
+        let ends: Vec<i64> =
+            questions.iter().map(|question| self.prefix() + question.len() as i64 - 1).collect();
+        phi.language.score(&hidden, &ends, answers)
     }
 
     /// Images and the text `ids [B,L]` behind them as rows, with their positions and who sees whom.
     fn understanding(&self, phi: &Phi, images: &Images, ids: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
-        let x = Tensor::cat(&[self.embed_images(phi, images)?, phi.embed(ids)], 1);
+        let x = Tensor::cat(&[self.embed_images(phi, images)?, phi.language.embed(ids)], 1);
         let length = x.size()[1];
         let columns = Tensor::arange(length, (Kind::Int64, self.device));
         let visible = match &self.eyes {
@@ -473,7 +413,7 @@ impl Showo {
         let rows = images.len();
         let edge = |ids: &[i64]| {
             let ids = Tensor::from_slice(ids).to_device(self.device).unsqueeze(0);
-            phi.embed(&ids.expand([rows, -1], false))
+            phi.language.embed(&ids.expand([rows, -1], false))
         };
         let Special { mmu, soi, eoi, image, .. } = self.special;
         let mut before = vec![mmu];
@@ -483,7 +423,7 @@ impl Showo {
                 phi.embed_features(&eyes.tower.features(&self.seen(images)))?
             }
             (None, Some(relaxed)) => phi.embed_codes(relaxed),
-            (None, None) => phi.embed(&(&images.tokens + image)),
+            (None, None) => phi.language.embed(&(&images.tokens + image)),
         };
         before.push(soi);
         Ok(Tensor::cat(&[edge(&before), image, edge(&[eoi])], 1))
@@ -557,13 +497,9 @@ impl UnifiedModel for Showo {
     }
 
     fn footprint(&self, workload: &Workload) -> Result<Footprint> {
-        let sizes = Sizes {
-            config: &self.config,
-            bytes: self.precision.elt_size_in_bytes() as i64,
-            checkpointing: self.phi.checkpointing(),
-            frozen: self.adapters.is_some(),
-            prefix: self.prefix(),
-        };
+        let bytes = self.precision.elt_size_in_bytes() as i64;
+        let checkpointing = self.phi.language.stack.checkpointing;
+        let sizes = Sizes::new(&self.config, self.prefix(), bytes, checkpointing, self.adapters.is_some());
         let values = |of: &[Expected]| -> i64 {
             of.iter().filter(|expected| expected.required).map(Expected::values).sum()
         };
@@ -582,11 +518,11 @@ impl UnifiedModel for Showo {
         let trainable = values(learning);
         Ok(Footprint {
             values: values(&transformer) + added + others,
-            weights: (values(&transformer) + added) * sizes.bytes + others * 4,
+            weights: (values(&transformer) + added) * bytes + others * 4,
             trainable,
-            trainable_weights: trainable * sizes.bytes,
+            trainable_weights: trainable * bytes,
             largest: learning.iter().map(Expected::values).max().unwrap_or(0),
-            reference: trainable * sizes.bytes,
+            reference: trainable * bytes,
             generate: sizes.generate(&workload.images),
             answer: sizes.answer(&workload.answers),
             image_logits: sizes.image_logits(workload.states),
@@ -619,7 +555,8 @@ impl UnifiedModel for Showo {
             self.write(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
         let text = (0..images.len())
             .map(|row| {
-                self.text.decode(&Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?)
+                let ids = Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?;
+                self.text.decode(&ids, self.special.eos)
             })
             .collect::<Result<_>>()?;
         Ok(Answers { text, tokens, mask })
@@ -634,7 +571,7 @@ impl UnifiedModel for Showo {
                 Ok(ids)
             })
             .collect::<Result<Vec<_>>>()?;
-        let (tokens, mask) = prompt::padded(&rows, self.special.pad, self.device);
+        let (tokens, mask) = padded(&rows, self.special.pad, self.device);
         Ok(Answers { text: texts.to_vec(), tokens, mask })
     }
 
@@ -649,13 +586,13 @@ impl UnifiedModel for Showo {
         let tokens = &images.tokens;
         let mut prompts = self.prompt_ids(prompts)?;
         self.under(policy, |phi| match replay {
-            Replay::Remask { seed, part } => {
+            Replay::Remask { seed, part, scoring, guidance } => {
                 tch::manual_seed(*seed as i64);
                 let t = self.uniform(&[1]);
                 let size = tokens.size(); // [B,N]
                 let uniforms = Part::rows(*part, size[0], |of| self.uniform(&[of, size[1]]));
                 let targets = maskgit::remask(self.schedule, &uniforms, &t);
-                self.masked_logits(phi, &prompts, tokens, targets)
+                self.masked_logits(phi, &prompts, tokens, targets, (*scoring, *guidance))
             }
             Replay::Pretrain { seed } => {
                 tch::manual_seed(*seed as i64);
@@ -667,9 +604,9 @@ impl UnifiedModel for Showo {
                     .zip(dropped)
                     .filter(|(_, dropped)| *dropped)
                     .for_each(|(ids, _)| ids.clear());
-                self.masked_logits(phi, &prompts, tokens, targets)
+                self.masked_logits(phi, &prompts, tokens, targets, (Scoring::Conditional, 0.0))
             }
-            Replay::Reveal { steps, guidance } => {
+            Replay::Reveal { steps, scoring, guidance } => {
                 let revealed_at = images.revealed_at.as_ref().ok_or_else(|| {
                     Error::usage("the images do not know at which steps they were revealed")
                         .hint("replay drawings as `generate` returned them")
@@ -681,7 +618,8 @@ impl UnifiedModel for Showo {
                 let states: Vec<Tensor> =
                     steps.iter().map(|step| hide(tokens, &revealed_at.ge(*step))).collect();
                 let index: Vec<i64> = steps.iter().flat_map(|_| blocks.index.iter().copied()).collect();
-                let logits = self.guided_logits(phi, &blocks, &index, &Tensor::cat(&states, 0), *guidance)?;
+                let scored = (*scoring, *guidance);
+                let logits = self.scored_logits(phi, &blocks, &index, &Tensor::cat(&states, 0), scored)?;
                 let batch = images.len();
                 let mut chosen = logits.narrow(0, 0, batch);
                 let mut targets = revealed_at.eq(steps[0]);

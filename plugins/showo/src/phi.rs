@@ -5,7 +5,8 @@
 use tch::{IndexOp, Kind, Tensor};
 use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{self, Cache, Rotary, Stack, behind};
+use unirl_layers::decoder::{self, Rotary, Stack, behind};
+use unirl_layers::language::LanguageModel;
 use unirl_layers::lora::{Adapter, LoraConfig};
 use unirl_layers::{LayerNorm, Linear};
 
@@ -15,7 +16,8 @@ use crate::config::{CheckpointConfig, PhiConfig};
 /// The products that adapters can stand beside.
 pub const TARGETS: [&str; 6] = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"];
 
-struct Layer {
+/// A layer.
+pub struct Layer {
     norm: LayerNorm,
     query: Linear,
     key: Linear,
@@ -85,10 +87,8 @@ impl decoder::Layer for Layer {
 /// The transformer.
 pub struct Phi {
     config: PhiConfig,
-    embed: Tensor,
-    stack: Stack<Layer>,
-    norm: LayerNorm,
-    head: Linear,
+    /// Text and image tokens.
+    pub language: LanguageModel<Layer, LayerNorm>,
     /// Where understanding reads features of pictures.
     projector: Option<Projector>,
     image: i64,
@@ -99,7 +99,7 @@ impl Phi {
     /// Takes its weights from `store`.
     pub fn take(store: &mut Store, config: &CheckpointConfig) -> Result<Self> {
         let phi = config.phi.clone();
-        let embed = store.take(
+        let embedding = store.take(
             "showo.model.embed_tokens.weight",
             &[config.vocab_size, phi.hidden_size],
             Init::Normal,
@@ -114,10 +114,12 @@ impl Phi {
             .then(|| Projector::take(store, config.clip_width, phi.hidden_size))
             .transpose()?;
         Ok(Self {
-            embed,
-            stack: Stack::new(layers, phi.rotary_dim(), phi.rope_theta),
-            norm,
-            head,
+            language: LanguageModel {
+                embedding,
+                stack: Stack::new(layers, phi.rotary_dim(), phi.rope_theta),
+                norm,
+                head,
+            },
             projector,
             image: config.special().image,
             codes: config.codebook_size,
@@ -139,7 +141,7 @@ impl Phi {
     /// Puts adapters from `store` beside the products that `lora` targets.
     pub fn attach(&mut self, store: &mut Store, lora: &LoraConfig) -> Result<()> {
         let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
-        for linear in self.stack.layers.iter_mut().flat_map(Layer::products) {
+        for linear in self.language.stack.layers.iter_mut().flat_map(Layer::products) {
             let target = linear.name.rsplit('.').next().unwrap_or_default();
             let size = match target {
                 "fc1" => (inner, width),
@@ -157,88 +159,35 @@ impl Phi {
 
     /// What the adapters add, by the name of the weight.
     pub fn adapted(&self) -> Vec<(String, Tensor)> {
-        let products =
-            self.stack.layers.iter().flat_map(|l| [&l.query, &l.key, &l.value, &l.dense, &l.fc1, &l.fc2]);
+        let products = self
+            .language
+            .stack
+            .layers
+            .iter()
+            .flat_map(|l| [&l.query, &l.key, &l.value, &l.dense, &l.fc1, &l.fc2]);
         products
             .filter_map(|linear| Some((format!("{}.weight", linear.name), linear.adapter.as_ref()?.weight())))
             .collect()
     }
 
-    /// Keeps only the inputs of layers for the gradient, and computes the rest again.
-    pub fn set_checkpointing(&mut self, checkpointing: bool) {
-        self.stack.checkpointing = checkpointing;
-    }
-
-    /// Whether layers keep their inputs alone for the gradient.
-    pub fn checkpointing(&self) -> bool {
-        self.stack.checkpointing
-    }
-
-    /// The type of its weights.
-    pub fn kind(&self) -> Kind {
-        self.embed.kind()
-    }
-
-    /// Embeds `ids [B,L]`: `[B,L,D]`.
-    pub fn embed(&self, ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.embed, ids, -1, false, false)
-    }
-
     /// Embeds relaxed image codes `[B,N,K]`, each row a mixture of codes: `[B,N,D]`.
     pub fn embed_codes(&self, relaxed: &Tensor) -> Tensor {
-        relaxed.to_kind(self.kind()).matmul(&self.embed.narrow(0, self.image, self.codes))
+        relaxed
+            .to_kind(self.language.kind())
+            .matmul(&self.language.embedding.narrow(0, self.image, self.codes))
     }
 
     /// Features of pictures `[B,n,D of the tower]` as rows `[B,n,D]`.
     pub fn embed_features(&self, features: &Tensor) -> Result<Tensor> {
         let projector =
             self.projector.as_ref().ok_or_else(|| Error::failure("the model has no projector"))?;
-        Ok(projector.apply(&features.to_kind(self.kind())))
-    }
-
-    /// Runs rows `x [B,L,D]` at `positions [B or 1,L]` behind those in `past`. `mask [B or 1,1,L,past + L]`
-    /// is added to the attention scores. Answers the final hidden rows `[B,L,D]`, normalised, and the cache
-    /// of all rows.
-    pub fn forward(
-        &self,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        past: Option<&Cache>,
-    ) -> Result<(Tensor, Cache)> {
-        let (x, cache) = self.stack.forward(x, positions, mask, past)?;
-        Ok((self.norm.apply(&x), cache))
-    }
-
-    /// [`Phi::forward`] for rows that nothing follows: their cache is let go layer by layer.
-    pub fn hidden(
-        &self,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        past: Option<&Cache>,
-    ) -> Result<Tensor> {
-        Ok(self.norm.apply(&self.stack.hidden(x, positions, mask, past)?))
-    }
-
-    /// Logits over all tokens of hidden rows `[..,D]`: `[..,V]` f32.
-    pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        self.head.apply(hidden).to_kind(Kind::Float)
-    }
-
-    /// Log-probabilities of the tokens `targets [R]` that hidden rows `[R,D]` predict: `[R]` f32.
-    pub fn logp(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        decoder::logp(&[hidden], targets, self.head.weight.size()[0], || {
-            let head = self.head.handle();
-            move |hidden| head.apply(&hidden[0]).to_kind(Kind::Float)
-        })
+        Ok(projector.apply(&features.to_kind(self.language.kind())))
     }
 
     /// Logits over the image codes of hidden rows `[..,D]`: `[..,K]` f32.
     pub fn code_logits(&self, hidden: &Tensor) -> Tensor {
-        let rows = self.image..self.image + self.codes;
-        let logits = hidden
-            .linear(&self.head.weight.i(rows.clone()), self.head.bias.as_ref().map(|bias| bias.i(rows)));
+        let (head, rows) = (&self.language.head, self.image..self.image + self.codes);
+        let logits = hidden.linear(&head.weight.i(rows.clone()), head.bias.as_ref().map(|bias| bias.i(rows)));
         logits.to_kind(Kind::Float)
     }
 }

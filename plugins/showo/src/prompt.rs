@@ -1,7 +1,5 @@
 //! Prompt layouts. `E` is the end token, `M` the text tokens of a prompt, `N` image tokens.
 
-use tch::{Device, Tensor};
-
 use crate::config::{CheckpointConfig, Special};
 
 /// The label of a position that is not to be learned.
@@ -102,27 +100,4 @@ impl Prompting {
     pub fn question(&self, text: &[i64]) -> Vec<i64> {
         self.led(text)
     }
-}
-
-/// Rows of equal length as a tensor `[B,L]`.
-pub fn batch(rows: &[Vec<i64>], device: Device) -> Tensor {
-    let length = rows.first().map_or(0, Vec::len) as i64;
-    let flat: Vec<i64> = rows.iter().flatten().copied().collect();
-    Tensor::from_slice(&flat).view([rows.len() as i64, length]).to_device(device)
-}
-
-/// Rows of any length, right-padded with `pad`: ids `[B,L]` and where they are, `[B,L]` bool.
-pub fn padded(rows: &[Vec<i64>], pad: i64, device: Device) -> (Tensor, Tensor) {
-    let length = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let mut ids = Vec::new();
-    let mut there = Vec::new();
-    for row in rows {
-        ids.extend(row.iter().copied().chain(std::iter::repeat_n(pad, length - row.len())));
-        there.extend((0..length).map(|at| at < row.len()));
-    }
-    let shape = [rows.len() as i64, length as i64];
-    (
-        Tensor::from_slice(&ids).view(shape).to_device(device),
-        Tensor::from_slice(&there).view(shape).to_device(device),
-    )
 }

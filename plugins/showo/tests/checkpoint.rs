@@ -11,26 +11,27 @@ use std::path::Path;
 use common::{GREEDY, alone, architecture, close, fresh, images, open, open_with, source, strings, sure};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
-use unirl::model::{Answers, Checkpoint, Images, Policy, Replay, UnifiedModel};
-use unirl::weights::{self, Expected, Store, Weights};
+use unirl::model::{Answers, Checkpoint, ImageSampling, Images, Policy, Replay, UnifiedModel};
+use unirl::weights::{self, Expected, Store, Weights, read_json};
+use unirl_layers::Precision;
 use unirl_layers::decoder;
 use unirl_layers::lora::LoraConfig;
-use unirl_plugin_showo::checkpoint::{self, read_json};
+use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::clip::{Clip, ClipConfig};
 use unirl_plugin_showo::config::{
-    Architecture, CheckpointConfig, MagvitConfig, PhiConfig, Precision, Pyramid, ShowoConfig,
+    Architecture, CheckpointConfig, MagvitConfig, PhiConfig, Pyramid, ShowoConfig,
 };
 use unirl_plugin_showo::magvit::Magvit;
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::phi::Phi;
-use unirl_plugin_showo::text::Text;
+use unirl_text::Text;
 
 const WEIGHTS: &str = "pytorch_model.safetensors";
 
 /// What is asked of a model before and after.
 fn logits(showo: &Showo) -> Tensor {
     let prompts = strings(["a red car", "what is the blue"]);
-    let replay = Replay::Remask { seed: 3, part: None };
+    let replay = Replay::remask(3, None);
     tch::no_grad(|| showo.image_logits(&prompts, &images(showo, 2), Policy::Current, &replay)).unwrap().logits
 }
 
@@ -166,6 +167,7 @@ fn fifty_random_configurations_come_back_as_they_were() {
             grid: pick(&[1, 2, 3, 4]),
             words: architecture().words,
             question_template: "{question} :".into(),
+            sampling: (pick(&[0, 1]) == 1).then(|| ImageSampling { steps: 3, ..ImageSampling::default() }),
             magvit: MagvitConfig {
                 z_channels: pick(&[1, 2, 5, 8]),
                 norm_groups: pick(&[1, 2, 4]),
@@ -437,7 +439,7 @@ fn adapters_start_as_nothing_learn_alone_and_come_back() {
     let moved = logits(&adapted);
     assert!(!moved.equal(&logits(&plain)));
     let prompts = strings(["a red car", "what is the blue"]);
-    let replay = Replay::Remask { seed: 3, part: None };
+    let replay = Replay::remask(3, None);
     let reference = adapted.image_logits(&prompts, &images(&adapted, 2), Policy::Reference, &replay).unwrap();
     assert!(reference.logits.equal(&logits(&plain)), "the reference policy stays");
 
@@ -632,12 +634,12 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     // The whole sequence by hand: <mmu> system <soi> 16 features <eoi> question, without an end token before it.
     let words = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
                  detailed, and polite answers to the user's questions.";
-    let text = Text::open_folder(dir.path(), config.ids.eos).unwrap();
+    let text = Text::open_folder(dir.path()).unwrap();
     let system = text.encode(words).unwrap();
     let before: Vec<i64> = [vec![special.mmu], system.clone(), vec![special.soi]].concat();
     let after: Vec<i64> = [vec![special.eoi], question].concat();
     let phi = showo.phi();
-    let row = |ids: &[i64]| phi.embed(&Tensor::from_slice(ids).unsqueeze(0));
+    let row = |ids: &[i64]| phi.language.embed(&Tensor::from_slice(ids).unsqueeze(0));
     let (sizes, mut store) = tower(dir.path());
     let tower = Clip::take(&mut store, sizes).unwrap();
     let features = phi.embed_features(&tower.features(&pixels)).unwrap();
@@ -649,8 +651,8 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let image = columns.ge(first).logical_and(&columns.lt(first + 16)).unsqueeze(0);
     let visible = columns.unsqueeze(0).le_tensor(&columns.unsqueeze(1)).logical_or(&image).unsqueeze(0);
     let mask = decoder::additive(&visible);
-    let (hidden, _) = phi.forward(x, &columns.unsqueeze(0), &mask, None).unwrap();
-    close(&asked, &phi.logits(&hidden.select(1, -1)), common::SAME);
+    let (hidden, _) = phi.language.forward(x, &columns.unsqueeze(0), &mask, None).unwrap();
+    close(&asked, &phi.language.logits(&hidden.select(1, -1)), common::SAME);
 }
 
 fn tower(dir: &Path) -> (ClipConfig, Store) {

@@ -10,7 +10,8 @@ use std::sync::MutexGuard;
 use common::{GREEDY, SAME, alone, close, fresh, open, source, strings, sure};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
-    Answers, Checkpoint, ImageSampling, Images, ParameterGroup, Policy, Replay, TextSampling, UnifiedModel,
+    Answers, Checkpoint, ImageSampling, Images, ParameterGroup, Policy, Replay, Scoring, TextSampling,
+    UnifiedModel,
 };
 use unirl_layers::decoder;
 use unirl_plugin_showo::checkpoint::{self, Parts};
@@ -18,7 +19,8 @@ use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
 use unirl_plugin_showo::mask;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
-use unirl_plugin_showo::prompt::{self, Prompting};
+use unirl_plugin_showo::prompt::Prompting;
+use unirl_text::padded;
 
 struct Tiny {
     showo: Showo,
@@ -60,10 +62,11 @@ fn images_behind_cached_text_are_as_in_the_whole_sequence() {
     let image: Vec<Vec<i64>> = image.try_into().unwrap();
     let rows: Vec<_> =
         prompts.iter().zip(&image).map(|(prompt, image)| prompting.t2i(prompt, image)).collect();
-    let ids = prompt::batch(&rows, Device::Cpu);
+    let ids = padded(&rows, 0, Device::Cpu).0;
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
     let visible = decoder::additive(&mask::t2i(&ids, &special, true));
-    let (hidden, _) = showo.phi().forward(showo.phi().embed(&ids), &positions, &visible, None).unwrap();
+    let (hidden, _) =
+        showo.phi().language.forward(showo.phi().language.embed(&ids), &positions, &visible, None).unwrap();
     let whole = showo.phi().code_logits(&hidden.narrow(1, config.max_text_len + 2, config.num_vq_tokens));
 
     let blocks = showo.text_blocks(showo.phi(), &prompts).unwrap();
@@ -215,7 +218,7 @@ fn re_masking_follows_from_the_seed_with_one_ratio_for_all() {
     let images = tiny.images(3);
     let prompts = strings(["a", "red", "blue car"]);
     let targets = |seed| {
-        let replay = Replay::Remask { seed, part: None };
+        let replay = Replay::remask(seed, None);
         tiny.showo.image_logits(&prompts, &images, Policy::Current, &replay).unwrap().targets
     };
     assert!(targets(7).equal(&targets(7)) && !targets(7).equal(&targets(8)));
@@ -239,7 +242,7 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
     let drawn = showo.draw(&[vec![0, 1, 3], vec![2]], unknown.shallow_clone(), &sampling, given).unwrap();
 
     let replay = |steps: Vec<i64>| {
-        let replay = Replay::Reveal { steps, guidance: sampling.guidance };
+        let replay = Replay::Reveal { steps, scoring: Scoring::Guided, guidance: sampling.guidance };
         tch::no_grad(|| showo.image_logits(&prompts, &drawn, Policy::Current, &replay)).unwrap()
     };
     let all = replay((0..sampling.steps).collect());
@@ -272,10 +275,7 @@ fn a_saved_model_opens_as_it_was() {
     let images = tiny.images(2);
     let prompts = strings(["a red car", "what is the blue"]);
     let logits = |showo: &Showo| {
-        showo
-            .image_logits(&prompts, &images, Policy::Current, &Replay::Remask { seed: 3, part: None })
-            .unwrap()
-            .logits
+        showo.image_logits(&prompts, &images, Policy::Current, &Replay::remask(3, None)).unwrap().logits
     };
     assert!(logits(&opened).equal(&logits(&tiny.showo)));
     assert!(opened.pixels(&images).unwrap().equal(&tiny.showo.pixels(&images).unwrap()));
@@ -320,7 +320,7 @@ fn requests_that_make_no_sense_are_refused() {
     assert!(
         tiny.showo.answer(&images.narrow(0, 1), &one, &TextSampling { max_tokens: 0, ..GREEDY }).is_err()
     );
-    let reveal = Replay::Reveal { steps: vec![0], guidance: 0.0 };
+    let reveal = Replay::Reveal { steps: vec![0], scoring: Scoring::Conditional, guidance: 0.0 };
     let refused = tiny.showo.image_logits(&one, &images.narrow(0, 1), Policy::Current, &reveal);
     assert!(refused.is_err(), "these images do not know their steps");
 }

@@ -14,19 +14,26 @@ use fixture::{
 };
 use serde_json::Value;
 use tch::{Device, IndexOp, Kind, Reduction, Tensor};
-use unirl::model::{ImageSampling, Images, TextSampling, UnifiedModel};
+use unirl::model::{ImageSampling, Images, Scoring, TextSampling, UnifiedModel};
 use unirl::optimizer::objective::{self, Weighting};
 use unirl_layers::decoder;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::{mask, prompt};
+use unirl_text::padded;
+
+/// What the paper scores.
+const PLAIN: (Scoring, f64) = (Scoring::Conditional, 0.0);
 
 /// Logits `[B,L,V]` of whole sequences under a visibility: the plain forward pass, no cache.
 fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
-    let (hidden, _) =
-        showo.phi().forward(showo.phi().embed(ids), &positions, &decoder::additive(visible), None).unwrap();
-    showo.phi().logits(&hidden)
+    let (hidden, _) = showo
+        .phi()
+        .language
+        .forward(showo.phi().language.embed(ids), &positions, &decoder::additive(visible), None)
+        .unwrap();
+    showo.phi().language.logits(&hidden)
 }
 
 /// The columns of image codes.
@@ -44,7 +51,7 @@ fn parity_0_prompts_and_labels() {
     let image_labels = rows(&case.tensor("image_labels"));
     let check = |name: &str, build: &dyn Fn(usize, &[i64]) -> Vec<i64>| {
         let built: Vec<_> = texts.iter().enumerate().map(|(i, text)| build(i, &integers(text))).collect();
-        same(name, &prompt::batch(&built, Device::Cpu), &case.tensor(name));
+        same(name, &padded(&built, 0, Device::Cpu).0, &case.tensor(name));
     };
     check("t2i_gen", &|i, text| f.prompting.t2i(text, &image[i]));
     check("t2i", &|i, text| f.prompting.t2i(text, &image[i]));
@@ -90,7 +97,7 @@ fn parity_2_understanding_logits() {
     let image = rows(&(f.read(&ids) + f.special.image));
     let built: Vec<_> =
         rows(&ids).iter().zip(&image).map(|(row, image)| f.prompting.mmu_labels(image, &text(row))).collect();
-    same("labels", &prompt::batch(&built, Device::Cpu), &case.tensor("labels"));
+    same("labels", &padded(&built, 0, Device::Cpu).0, &case.tensor("labels"));
 
     let (ids, expected) = (case.tensor("infer_input_ids"), case.tensor("infer_logits"));
     close("unpadded", &full_logits(&showo, &ids, &mask::mmu(&ids, &f.special)), &expected, VALUES);
@@ -124,7 +131,7 @@ fn parity_4_maskgit() {
         let ids = case.tensor("input_ids");
         let prompts = f.prompts(&ids);
         if let Some(uncond) = case.find("uncond_ids") {
-            let block = prompt::batch(&vec![f.prompting.t2i_text(&[]); prompts.len()], Device::Cpu);
+            let block = padded(&vec![f.prompting.t2i_text(&[]); prompts.len()], 0, Device::Cpu).0;
             same(&case.prefix, &block, &uncond.narrow(1, 0, f.start()));
         }
         let blocks = showo.text_blocks(showo.phi(), &prompts).unwrap();
@@ -321,7 +328,7 @@ fn parity_8_straight_through() {
     };
     let (ids, ends) = (rows(&ids), rows(&case.tensor("answer_mask")));
     let labels: Vec<_> = ids.iter().zip(&image).zip(&ends).map(labelled).collect();
-    same("labels", &prompt::batch(&labels, Device::Cpu), &case.tensor("labels"));
+    same("labels", &padded(&labels, 0, Device::Cpu).0, &case.tensor("labels"));
 }
 
 #[test]
@@ -349,9 +356,9 @@ fn parity_9_end_to_end_step() {
     let prompts = vec![case.ids("prompt"); group as usize];
     let hidden = vec![f.special.mask; f.tokens() as usize];
     let built: Vec<_> = prompts.iter().map(|prompt| f.prompting.t2i(prompt, &hidden)).collect();
-    same("rollout input", &prompt::batch(&built, Device::Cpu), &case.tensor("cond_ids"));
+    same("rollout input", &padded(&built, 0, Device::Cpu).0, &case.tensor("cond_ids"));
     let blank: Vec<_> = prompts.iter().map(|_| f.prompting.t2i(&[], &hidden)).collect();
-    same("unconditional input", &prompt::batch(&blank, Device::Cpu), &case.tensor("uncond_ids"));
+    same("unconditional input", &padded(&blank, 0, Device::Cpu).0, &case.tensor("uncond_ids"));
     let sampling = ImageSampling {
         guidance: case.number("guidance"),
         steps: case.number("timesteps") as i64,
@@ -368,8 +375,8 @@ fn parity_9_end_to_end_step() {
     let replayed: Vec<_> = prompts.iter().zip(rows(&f.ids(&drawn, &targets))).collect();
     let replayed: Vec<_> =
         replayed.into_iter().map(|(prompt, image)| f.prompting.t2i(prompt, &image)).collect();
-    same("re-masked input", &prompt::batch(&replayed, Device::Cpu), &case.tensor("t2i_ids"));
-    let logits = showo.masked_logits(phi, &prompts, &drawn, targets.shallow_clone()).unwrap().logits;
+    same("re-masked input", &padded(&replayed, 0, Device::Cpu).0, &case.tensor("t2i_ids"));
+    let logits = showo.masked_logits(phi, &prompts, &drawn, targets.shallow_clone(), PLAIN).unwrap().logits;
     close("image logits", &logits, &case.tensor("image_logits"), VALUES);
 
     // 4. Relax.
@@ -385,9 +392,9 @@ fn parity_9_end_to_end_step() {
     let said = case.json["scalars"]["answers"].as_array().unwrap();
     let built: Vec<_> =
         said.iter().zip(image()).map(|(said, image)| sequence(&integers(said), image)).collect();
-    same("dialogue", &prompt::batch(&built, Device::Cpu), &case.tensor("mmu_ids"));
+    same("dialogue", &padded(&built, 0, Device::Cpu).0, &case.tensor("mmu_ids"));
     let built: Vec<_> = image().map(|image| sequence(&case.ids("gt_answer"), image)).collect();
-    same("supervised dialogue", &prompt::batch(&built, Device::Cpu), &case.tensor("sft.mmu_ids"));
+    same("supervised dialogue", &padded(&built, 0, Device::Cpu).0, &case.tensor("sft.mmu_ids"));
 
     let completed =
         Images { relaxed: Some(relaxed.shallow_clone()), ..Images::from_tokens(mixed.shallow_clone()) };
@@ -463,7 +470,8 @@ fn parity_10_split_losses() {
     let prompts = f.prompts(&drawing.tensor("t2i_ids"));
 
     let masked = |showo: &Showo| {
-        let scored = showo.masked_logits(showo.phi(), &prompts, &codes, targets.shallow_clone()).unwrap();
+        let scored =
+            showo.masked_logits(showo.phi(), &prompts, &codes, targets.shallow_clone(), PLAIN).unwrap();
         objective::image_logp(&scored.logits, &codes) * targets.to_kind(Kind::Float)
     };
     let logp = masked(&showo);

@@ -173,16 +173,17 @@ fn long_answers_are_scored_a_few_rows_at_a_time_to_the_same_gradient() {
     let phi = showo.phi();
     tch::manual_seed(2);
     // As many rows as the head takes in three goes.
-    let rows = (1i64 << 24) / phi.logits(&Tensor::zeros([1, 32], tch::kind::FLOAT_CPU)).size()[1] * 2 + 5;
+    let rows =
+        (1i64 << 24) / phi.language.logits(&Tensor::zeros([1, 32], tch::kind::FLOAT_CPU)).size()[1] * 2 + 5;
     let hidden = Tensor::randn([rows, 32], tch::kind::FLOAT_CPU).set_requires_grad(true);
     let targets = Tensor::randint(40, [rows], tch::kind::INT64_CPU);
     let weights = Tensor::randn([rows], tch::kind::FLOAT_CPU);
-    let chunked = phi.logp(&hidden, &targets).unwrap();
+    let chunked = phi.language.logp(&hidden, &targets).unwrap();
     (&chunked * &weights).sum(Kind::Float).backward();
     let gradient = hidden.grad().copy();
 
     let leaf = hidden.detach().set_requires_grad(true);
-    let plain = phi.logits(&leaf).log_softmax(-1, Kind::Float);
+    let plain = phi.language.logits(&leaf).log_softmax(-1, Kind::Float);
     let plain = plain.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
     (&plain * &weights).sum(Kind::Float).backward();
     for (chunked, plain) in [(chunked, plain), (gradient, leaf.grad())] {
@@ -199,7 +200,7 @@ fn a_replay_in_parts_hides_the_same_tokens() {
     let prompts = vec!["a star".to_string(); 5];
     let targets = |rows: std::ops::Range<i64>, part| {
         let (first, len) = (rows.start, rows.end - rows.start);
-        let replay = Replay::Remask { seed: 8, part };
+        let replay = Replay::remask(8, part);
         let prompts = &prompts[first as usize..rows.end as usize];
         showo.image_logits(prompts, &drawn.narrow(first, len), Policy::Current, &replay).unwrap().targets
     };

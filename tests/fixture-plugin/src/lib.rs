@@ -70,6 +70,8 @@ impl Echo {
                 codebook_size: K,
                 resolution: SIDE,
                 reads_at: None,
+                pads_with: None,
+                sampling: ImageSampling::default(),
             },
             embed: weight(K, config.width),
             head: weight(config.width, WORDS),

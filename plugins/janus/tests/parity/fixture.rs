@@ -13,7 +13,6 @@ pub(crate) use compare::{
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Store, Weights};
-use unirl_layers::decoder::Cache;
 use unirl_plugin_janus::config::JanusConfig;
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::network::{self, Network};
@@ -72,11 +71,11 @@ impl Fixture {
     }
 
     pub(crate) fn model(&self, folder: &'static str) -> Model {
-        let mut weights = self.checkpoint(folder);
-        let layout = Layout::of(&weights).unwrap();
+        let whole = Weights::find(&self.folder.join(folder)).unwrap();
+        let layout = Layout::of(&whole).unwrap();
         let json = read_json(&self.folder.join(folder).join("config.json"));
-        let shape = |name: &str| layout.shape(&weights, name);
-        let config = JanusConfig::read(&json, "config.json", &shape).unwrap();
+        let config = JanusConfig::read(&json, "config.json", &|name| layout.shape(&whole, name)).unwrap();
+        let mut weights = self.checkpoint(folder);
         let unused = layout.open(&mut weights, &Network::expected(&config).unwrap()).unwrap();
         let mut store = Store::open(weights, Device::Cpu, Kind::Float);
         let network = Network::take(&mut store, &config).unwrap();
@@ -156,21 +155,14 @@ impl Model {
     pub(crate) fn draw(&self, fixture: &Fixture, n: i64, choose: impl Fn(i64, &Tensor) -> Tensor) -> Tensor {
         let prompts = Tensor::cat(&[fixture.tensor("t2i.prompt_ids"), fixture.tensor("t2i.uncond_ids")], 0);
         let (batch, length) = (prompts.size()[0], prompts.size()[1]);
-        let mut x = self.network.llama.embed(&prompts);
-        let mut past: Option<Cache> = None;
+        let present = network::present(batch, length, Device::Cpu);
+        let index = Tensor::arange(batch, (Kind::Int64, Device::Cpu));
         let mut logits = Vec::new();
-        for at in 0..n {
-            let rows = x.size()[1];
-            let present = network::present(batch, length + at, Device::Cpu);
-            let positions = network::positions(&present).narrow(1, length + at - rows, rows);
-            let mask = network::causal(&present, rows);
-            let (hidden, cache) = self.network.llama.forward(x, &positions, &mask, past.as_ref()).unwrap();
-            past = Some(cache);
-            let step = self.network.codes.head.logits(&hidden.select(1, -1));
-            let chosen = choose(at, &step).repeat([2]).unsqueeze(1);
-            x = self.network.codes.embed(&chosen);
-            logits.push(step);
-        }
+        let drawn = self.network.draw(&prompts, &present, &index, n, |at, step| {
+            logits.push(step.shallow_clone());
+            choose(at, step).repeat([2])
+        });
+        let _ = drawn.unwrap();
         Tensor::stack(&logits, 1)
     }
 }

@@ -10,13 +10,13 @@ pub(crate) use compare::{BYTES, GUIDED, LOSSES, PROBABILITIES, VALUES, close, gr
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Images, ParameterGroup, UnifiedModel};
-use unirl::weights::{Store, Weights};
-use unirl_plugin_showo::checkpoint::{Files, Parts, read_json};
+use unirl::weights::{Store, Weights, read_json};
+use unirl_plugin_showo::checkpoint::{Files, Parts};
 use unirl_plugin_showo::config::{CheckpointConfig, MagvitConfig, Special};
 use unirl_plugin_showo::maskgit::Schedule;
 use unirl_plugin_showo::model::Showo;
-use unirl_plugin_showo::prompt::{self, Prompting};
-use unirl_plugin_showo::text::Text;
+use unirl_plugin_showo::prompt::Prompting;
+use unirl_text::{Text, padded};
 
 /// A folder of recorded cases: `UNIRL_SHOWO_FIXTURE`, or the one of the repository.
 pub(crate) struct Fixture {
@@ -74,7 +74,7 @@ impl Fixture {
             clip: None,
             schedule: Schedule::Cosine,
             precision: Kind::Float,
-            text: Text::of_words(&[]).unwrap(),
+            text: Text::of_words(&[], &[]).unwrap(),
             phi_store: store(weights),
             magvit_store: store("magvit.safetensors"),
         };
@@ -153,7 +153,7 @@ impl Fixture {
             answers
                 .push(ids.into_iter().zip(mask).filter(|(_, there)| *there != 0).map(|(id, _)| id).collect());
         }
-        let (tokens, mask) = prompt::padded(&answers, self.special.pad, Device::Cpu);
+        let (tokens, mask) = padded(&answers, self.special.pad, Device::Cpu);
         (questions, Answers { text: vec![String::new(); answers.len()], tokens, mask })
     }
 }

@@ -8,9 +8,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer};
 use unirl::error::Context;
+use unirl::weights::read_json;
 use unirl::{Error, Result};
-
-use crate::checkpoint::read_json;
 
 const TOKENIZER: &str = "tokenizer.json";
 const VOCAB: &str = "vocab.json";
@@ -19,15 +18,14 @@ const MERGES: &str = "merges.txt";
 const ADDED: [&str; 3] = ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"];
 
 const UNKNOWN: &str = "<unk>";
-/// The one token that is begin, end and separator of text.
-pub const END: &str = "<|endoftext|>";
+/// Special in GPT-2's vocabulary, whose files do not say so.
+const END: &str = "<|endoftext|>";
 
 /// Text to ids and back.
 #[derive(Clone)]
 pub struct Text {
     tokenizer: Tokenizer,
     json: Vec<u8>,
-    eos: i64,
 }
 
 impl Text {
@@ -38,9 +36,9 @@ impl Text {
 
     /// Reads the tokenizer of a checkpoint folder: `tokenizer.json`, or else `vocab.json` and `merges.txt` with what is
     /// there of added tokens, a byte-level BPE as of GPT-2 and Phi.
-    pub fn open_folder(folder: &Path, eos: i64) -> Result<Self> {
+    pub fn open_folder(folder: &Path) -> Result<Self> {
         if folder.join(TOKENIZER).is_file() {
-            return Self::open(&folder.join(TOKENIZER), eos);
+            return Self::open(&folder.join(TOKENIZER));
         }
         if let Some(missing) = [VOCAB, MERGES].into_iter().find(|name| !folder.join(name).is_file()) {
             return Err(Error::failure(format!("no text tokenizer in `{}`", folder.display()))
@@ -73,47 +71,51 @@ impl Text {
             "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
             "model": {"type": "BPE", "vocab": vocab, "merges": merges},
         });
-        Self::from_json(json.to_string().into_bytes(), eos, &folder.display().to_string())
+        Self::from_json(json.to_string().into_bytes(), &folder.display().to_string())
     }
 
     /// Reads `tokenizer.json`.
-    pub fn open(path: &Path, eos: i64) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
         let json = std::fs::read(path)
             .map_err(|error| Error::failure(format!("cannot read `{}`", path.display())).cause(error))?;
-        Self::from_json(json, eos, &path.display().to_string())
+        Self::from_json(json, &path.display().to_string())
     }
 
     /// Parses the contents of a `tokenizer.json`; `file` is what errors call it.
-    pub fn from_json(json: Vec<u8>, eos: i64, file: &str) -> Result<Self> {
+    pub fn from_json(json: Vec<u8>, file: &str) -> Result<Self> {
         let tokenizer = Tokenizer::from_bytes(&json)
             .map_err(|error| Error::failure(format!("`{file}` is not a tokenizer")).cause(error))?;
-        Ok(Self { tokenizer, json, eos })
+        Ok(Self { tokenizer, json })
     }
 
-    /// A tokenizer of whole words, unknown and end token behind them.
-    pub fn of_words(words: &[String]) -> Result<Self> {
-        let all = words.iter().map(String::as_str).chain([UNKNOWN, END]);
+    /// A tokenizer of whole words in lower case; behind them the unknown word and `special` tokens.
+    pub fn of_words(words: &[String], special: &[&str]) -> Result<Self> {
+        let all = words.iter().map(String::as_str).chain([UNKNOWN]).chain(special.iter().copied());
         let vocab: serde_json::Map<_, _> =
             all.enumerate().map(|(id, word)| (word.into(), id.into())).collect();
-        let eos = vocab.len() as i64 - 1;
-        if vocab.len() != words.len() + 2 {
+        if vocab.len() != words.len() + 1 + special.len() {
             return Err(Error::usage("`words` of the architecture: a word stands there twice"));
         }
+        let added = special.iter().map(|token| {
+            let mut json = json!(AddedToken::from(*token, true).normalized(false));
+            json["id"] = vocab[*token].clone();
+            json
+        });
         let json = json!({
             "version": "1.0",
             "truncation": null,
             "padding": null,
-            "added_tokens": [],
+            "added_tokens": added.collect::<Vec<_>>(),
             "normalizer": {"type": "Lowercase"},
             "pre_tokenizer": {"type": "WhitespaceSplit"},
             "post_processor": null,
             "decoder": null,
             "model": {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN},
         });
-        Self::from_json(json.to_string().into_bytes(), eos, TOKENIZER)
+        Self::from_json(json.to_string().into_bytes(), TOKENIZER)
     }
 
-    /// Text tokens, the end token included.
+    /// Tokens, special ones included.
     pub fn vocabulary_size(&self) -> i64 {
         self.tokenizer.get_vocab_size(true) as i64
     }
@@ -137,11 +139,11 @@ impl Text {
         Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
     }
 
-    /// The text of `ids` up to the end token. Ids without a text, as of image codes, are left out.
-    pub fn decode(&self, ids: &[i64]) -> Result<String> {
+    /// The text of `ids` up to the token `end`. Ids without a text, as of image codes, are left out.
+    pub fn decode(&self, ids: &[i64], end: i64) -> Result<String> {
         let ids: Vec<u32> = ids
             .iter()
-            .take_while(|id| **id != self.eos)
+            .take_while(|id| **id != end)
             .filter_map(|id| u32::try_from(*id).ok())
             .filter(|id| self.tokenizer.id_to_token(*id).is_some())
             .collect();
@@ -273,22 +275,21 @@ mod tests {
         assert_eq!(text.vocabulary_size(), reference.vocabulary);
         for case in reference.cases {
             assert_eq!(text.encode(&case.text).unwrap(), case.ids, "{:?}", case.text);
-            assert_eq!(text.decode(&case.ids).unwrap(), case.decoded, "{:?}", case.text);
+            assert_eq!(text.decode(&case.ids, reference.eos).unwrap(), case.decoded, "{:?}", case.text);
         }
     }
 
     #[track_caller]
     fn refused(folder: &Path) -> Error {
-        Text::open_folder(folder, 0).err().expect("an error")
+        Text::open_folder(folder).err().expect("an error")
     }
 
     #[test]
     fn both_forms_give_what_transformers_gives() {
-        let eos = reference().eos;
-        agrees(&Text::open_folder(&Path::new(FIXTURE).join("json"), eos).unwrap());
-        let text = Text::open_folder(&Path::new(FIXTURE).join("files"), eos).unwrap();
+        agrees(&Text::open_folder(&Path::new(FIXTURE).join("json")).unwrap());
+        let text = Text::open_folder(&Path::new(FIXTURE).join("files")).unwrap();
         agrees(&text);
-        agrees(&Text::from_json(text.json().to_vec(), eos, "saved").unwrap());
+        agrees(&Text::from_json(text.json().to_vec(), "saved").unwrap());
     }
 
     #[test]
@@ -304,9 +305,9 @@ mod tests {
             .collect();
         let config = json!({"tokenizer_class": "CodeGenTokenizer", "added_tokens_decoder": decoder});
         fs::write(dir.path().join(ADDED[2]), config.to_string()).unwrap();
-        agrees(&Text::open_folder(dir.path(), eos).unwrap()); // beside `added_tokens.json`, as with Phi
+        agrees(&Text::open_folder(dir.path()).unwrap()); // beside `added_tokens.json`, as with Phi
         fs::remove_file(dir.path().join(ADDED[0])).unwrap();
-        agrees(&Text::open_folder(dir.path(), eos).unwrap());
+        agrees(&Text::open_folder(dir.path()).unwrap());
     }
 
     #[test]
@@ -316,9 +317,9 @@ mod tests {
         edit(&dir.path().join(VOCAB), |vocab| vocab[END] = eos.into());
         let listed = dir.path().join(ADDED[0]);
         edit(&listed, |added| drop(added.as_object_mut().unwrap().remove(END)));
-        agrees(&Text::open_folder(dir.path(), eos).unwrap());
+        agrees(&Text::open_folder(dir.path()).unwrap());
         fs::remove_file(dir.path().join(ADDED[1])).unwrap();
-        agrees(&Text::open_folder(dir.path(), eos).unwrap());
+        agrees(&Text::open_folder(dir.path()).unwrap());
         fs::write(dir.path().join(ADDED[1]), r#"{"pad_token": {"content": "<pad>"}}"#).unwrap();
         assert_eq!(refused(dir.path()).causes(), ["special token `<pad>` has no id"]);
     }
