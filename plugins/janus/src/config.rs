@@ -5,6 +5,8 @@
 use serde_json::{Value, json};
 use unirl::{Error, Result};
 
+use crate::vq::VqConfig;
+
 const PUBLISHED: &str = "Janus-1.3B, Janus-Pro-1B and Janus-Pro-7B are the published models of this family";
 
 /// Sizes of the network.
@@ -18,6 +20,8 @@ pub struct JanusConfig {
     pub aligner_depth: i64,
     /// Image codes, in and out of the language model.
     pub generation: GenerationConfig,
+    /// The image tokenizer.
+    pub vq: VqConfig,
 }
 
 /// Sizes of the language model, under the names of transformers' `LlamaConfig`, whose defaults these are.
@@ -226,6 +230,7 @@ impl JanusConfig {
                     .or(size("model.generation_head.proj_out.bias", 0))
                     .unwrap_or(language.hidden_size),
             },
+            vq: VqConfig::of(shape),
             language,
             vision,
         };
@@ -269,9 +274,56 @@ impl JanusConfig {
                 aligner_depth: depth(&codes, "num_hidden_layers", "model.generation_aligner", shape)?,
                 head_size: language.hidden_size,
             },
+            vq: VqConfig::of(shape).with_groups(codes.size("norm_groups")?),
             language,
             vision,
         })
+    }
+
+    /// The contents of a `config.json` in transformers' form; `image_token` is the id of `<image_placeholder>`.
+    pub fn to_json(&self, image_token: i64) -> Value {
+        let Self { language, vision, generation, vq, .. } = self;
+        let mut json = json!({
+            "architectures": ["JanusForConditionalGeneration"],
+            "model_type": "janus",
+            "tie_word_embeddings": false,
+            "image_token_id": image_token,
+            "text_config": {
+                "model_type": "llama",
+                "vocab_size": language.vocab_size,
+                "hidden_size": language.hidden_size,
+                "intermediate_size": language.intermediate_size,
+                "num_hidden_layers": language.num_hidden_layers,
+                "num_attention_heads": language.num_attention_heads,
+                "num_key_value_heads": language.num_key_value_heads,
+                "head_dim": language.head_dim,
+                "max_position_embeddings": language.max_position_embeddings,
+                "rms_norm_eps": language.rms_norm_eps,
+                "rope_theta": language.rope_theta,
+                "tie_word_embeddings": false,
+            },
+            "vision_config": {
+                "model_type": "janus_vision_model",
+                "hidden_size": vision.hidden_size,
+                "num_hidden_layers": vision.num_hidden_layers,
+                "num_attention_heads": vision.num_attention_heads,
+                "image_size": vision.image_size,
+                "patch_size": vision.patch_size,
+                "mlp_ratio": vision.intermediate_size as f64 / vision.hidden_size as f64,
+                "layer_norm_eps": vision.layer_norm_eps,
+                "projection_dim": language.hidden_size,
+                "depth": self.aligner_depth,
+                "num_image_tokens": vision.patches(),
+            },
+        });
+        let mut codes = json!(vq);
+        codes["model_type"] = json!("janus_vqgan");
+        codes["num_patches"] = json!(vision.image_size / vision.patch_size);
+        codes["projection_dim"] = json!(language.hidden_size);
+        codes["image_token_embed_dim"] = json!(language.hidden_size);
+        codes["num_hidden_layers"] = json!(generation.aligner_depth);
+        json["vq_config"] = codes;
+        json
     }
 
     /// `N`, codes of an image: as many as a picture has patches.
@@ -318,6 +370,15 @@ impl JanusConfig {
                 return Err(Error::failure(format!(
                     "`{file}`: `{name}`: expected a multiple of {part} {of}, got {got}"
                 )));
+            }
+        }
+        self.vq.check().map_err(|error| error.context(format!("cannot use `{file}`")))?;
+        for (name, expected, got) in [
+            ("codes of the image tokenizer", generation.codebook_size, self.vq.num_embeddings),
+            ("pixels of a code, as of a patch", vision.patch_size, self.vq.factor()),
+        ] {
+            if got != expected {
+                return Err(Error::failure(format!("`{file}`: {name}: expected {expected}, got {got}")));
             }
         }
         Ok(())

@@ -80,6 +80,12 @@ impl VqConfig {
         }
     }
 
+    /// The same with other groups, which no weight tells.
+    #[must_use]
+    pub fn with_groups(self, groups: Option<i64>) -> Self {
+        Self { norm_groups: groups.unwrap_or(self.norm_groups), ..self }
+    }
+
     /// Pixels along the edge of a token.
     pub fn factor(&self) -> i64 {
         1 << (self.channel_multiplier.len() - 1)

@@ -1,0 +1,281 @@
+//! Checkpoints: a folder in either layout, the embedded one, or fresh weights.
+//!
+//! A folder holds `config.json`, the weights under any name and form that [`Weights::find`] knows, `tokenizer.json`, and
+//! small files beside them that are kept as they are. What is saved has the layout of what was loaded. The embedded
+//! checkpoint is such a folder in one safetensors file: weights as f16, the small files in its header.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+use unirl::error::Context;
+use unirl::model::{Checkpoint, ImageSampling, ModelSource};
+use unirl::weights::{self, Expected, Store, Weights};
+use unirl::{Error, Result};
+use unirl_text::Text;
+
+use crate::config::JanusConfig;
+use crate::layout::Layout;
+use crate::network::Network;
+use crate::options::JanusOptions;
+use crate::prompt::{Prompting, SPECIAL, SYSTEM};
+use crate::vq::Vq;
+
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+const TOKENIZER: &str = "tokenizer.json";
+const PROCESSOR: &str = "processor_config.json";
+const PREPROCESSOR: &str = "preprocessor_config.json";
+const GENERATION: &str = "generation_config.json";
+
+/// Files of a folder that are larger are no settings.
+const SMALL: u64 = 64 << 20;
+
+/// The original's guidance where a checkpoint names none, and no more than its temperature.
+const GUIDANCE: f64 = 5.0;
+
+/// Words of a fresh model's templates, beside those of its prompts.
+const COLON: &str = ":";
+
+const BUILTIN: &[u8] = include_bytes!("../builtin/tiles.safetensors");
+
+/// The small files of a checkpoint by name.
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// What a model is put together from.
+pub struct Parts {
+    /// Sizes.
+    pub config: JanusConfig,
+    /// Prompts, and the text tokenizer.
+    pub prompting: Prompting,
+    /// How the model is meant to draw.
+    pub sampling: ImageSampling,
+    /// What a picture is divided by and what is taken from it, channel by channel.
+    pub normalisation: [[f64; 3]; 2],
+    /// All weights.
+    pub store: Store,
+    /// What is saved again.
+    pub kept: Kept,
+    /// The type of the weights.
+    pub precision: Kind,
+    /// Whether layers keep their inputs alone for the gradient.
+    pub gradient_checkpointing: bool,
+}
+
+/// What a checkpoint holds beside the weights of the model.
+pub struct Kept {
+    layout: Layout,
+    files: Files,
+    /// Weights that nothing reads.
+    unused: Vec<(String, Tensor)>,
+}
+
+/// The parts that `source` names.
+pub fn parts(options: &JanusOptions, source: &ModelSource) -> Result<Parts> {
+    if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
+        return Err(Error::usage(
+            "`model.options.architecture`: expected none, a checkpoint brings its own sizes",
+        ));
+    }
+    match &source.checkpoint {
+        Checkpoint::Fresh => fresh(options, source),
+        Checkpoint::Folder(folder) => open(folder, options, source),
+        Checkpoint::Builtin => unpack(BUILTIN, options, source),
+    }
+}
+
+/// The weights of a network and its image tokenizer.
+pub fn expected(config: &JanusConfig) -> Result<Vec<Expected>> {
+    Ok([Network::expected(config)?, Vq::expected(&config.vq)?].concat())
+}
+
+fn fresh(options: &JanusOptions, source: &ModelSource) -> Result<Parts> {
+    let architecture = options.architecture.clone().unwrap_or_default();
+    architecture.vq.check()?;
+    let mut words =
+        if architecture.words.is_empty() { unirl::tiles::vocabulary() } else { architecture.words.clone() };
+    if !words.iter().any(|word| word == COLON) {
+        words.push(COLON.into());
+    }
+    let text = Text::of_words(&words, &SPECIAL)?;
+    let config = architecture.sizes(text.vocabulary_size());
+    config.check("model.options.architecture")?;
+    let prompting = Prompting::new(text, "", config.image_tokens())?;
+    let special = prompting.special;
+    let pretty = |json: Value| format!("{json:#}\n").into_bytes();
+    let files = Files::from([
+        (CONFIG.into(), pretty(config.to_json(special.image))),
+        (TOKENIZER.into(), prompting.text().json().to_vec()),
+        (
+            PROCESSOR.into(),
+            pretty(json!({"processor_class": "JanusProcessor", "use_default_system_prompt": false})),
+        ),
+        (
+            GENERATION.into(),
+            pretty(json!({
+                "bos_token_id": special.bos,
+                "eos_token_id": special.eos,
+                "pad_token_id": special.pad,
+                "guidance_scale": architecture.guidance,
+                "temperature": architecture.temperature,
+                "generation_kwargs": {"boi_token_id": special.boi},
+            })),
+        ),
+    ]);
+    tch::manual_seed(source.seed as i64);
+    let contents = Contents { label: "the fresh model", files, layout: Layout::Transformers, weights: None };
+    assemble(contents, config, options, source)
+}
+
+/// A checkpoint folder. Every name and shape is checked before a weight is read.
+fn open(folder: &Path, options: &JanusOptions, source: &ModelSource) -> Result<Parts> {
+    let mut files = small_files(folder)?;
+    let named = options.text_tokenizer.as_deref().map(Path::new);
+    let place = named.unwrap_or(folder);
+    if !Text::is_in(place) {
+        return Err(Error::failure(format!("no text tokenizer in `{}`", place.display()))
+            .cause(format!("there is no `{TOKENIZER}`"))
+            .hint(
+                "`--set model.options.text_tokenizer=DIR` names the folder of a Janus checkpoint's tokenizer",
+            ));
+    }
+    files.insert(TOKENIZER.into(), Text::open_folder(place)?.json().to_vec());
+    let label = folder.display().to_string();
+    load(&label, files, Weights::find(folder)?, options, source)
+}
+
+/// The embedded checkpoint, or another one that [`pack`] made.
+pub fn unpack(bytes: &'static [u8], options: &JanusOptions, source: &ModelSource) -> Result<Parts> {
+    const LABEL: &str = "the embedded checkpoint";
+    let (weights, texts) = Weights::embedded(LABEL, bytes)?;
+    let files = texts.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
+    load(LABEL, files, weights, options, source)
+}
+
+fn load(
+    label: &str,
+    files: Files,
+    mut weights: Weights,
+    options: &JanusOptions,
+    source: &ModelSource,
+) -> Result<Parts> {
+    let layout = Layout::of(&weights)?;
+    let json = read(label, &files, CONFIG)?;
+    let shape = |name: &str| layout.shape(&weights, name);
+    let config = JanusConfig::read(&json, &format!("{label}/{CONFIG}"), &shape)?;
+    let unused = layout.open(&mut weights, &expected(&config)?)?;
+    let contents = Contents { label, files, layout, weights: Some((weights, unused)) };
+    assemble(contents, config, options, source)
+}
+
+/// What a checkpoint is made of.
+struct Contents<'a> {
+    label: &'a str,
+    files: Files,
+    layout: Layout,
+    /// By the names of the network, and those that nothing reads; none for fresh ones.
+    weights: Option<(Weights, Vec<(String, Tensor)>)>,
+}
+
+fn assemble(
+    contents: Contents<'_>,
+    config: JanusConfig,
+    options: &JanusOptions,
+    source: &ModelSource,
+) -> Result<Parts> {
+    let Contents { label, files, layout, weights } = contents;
+    let processor = read(label, &files, PROCESSOR)?;
+    let silent = processor["use_default_system_prompt"] == json!(false);
+    let system = options.system_prompt.as_deref().unwrap_or(if silent { "" } else { SYSTEM });
+    let place = format!("{label}/{TOKENIZER}");
+    let text = Text::from_json(files.get(TOKENIZER).cloned().unwrap_or_default(), &place)?;
+    let prompting = Prompting::new(text, system, config.image_tokens())
+        .map_err(|error| error.context(format!("cannot use `{place}`")))?;
+    let rows = config.language.vocab_size;
+    let largest = prompting.text().vocabulary_size().max(prompting.special.image + 1);
+    if largest > rows {
+        return Err(Error::failure(format!(
+            "`{place}`: expected at most {rows} tokens, as the language model has, got {largest}"
+        )));
+    }
+    let generation = read(label, &files, GENERATION)?;
+    let number = |key: &str, default: f64| generation[key].as_f64().unwrap_or(default);
+    let precision = options.precision.kind(source.device);
+    let (weights, unused) = weights.map_or((None, Vec::new()), |(weights, unused)| (Some(weights), unused));
+    Ok(Parts {
+        sampling: ImageSampling {
+            guidance: number("guidance_scale", GUIDANCE),
+            temperature: number("temperature", 1.0),
+            ..ImageSampling::default()
+        },
+        normalisation: normalisation(&read(label, &files, PREPROCESSOR)?),
+        store: Store::of_source(source, weights, precision),
+        kept: Kept { layout, files, unused },
+        gradient_checkpointing: options.gradient_checkpointing,
+        prompting,
+        config,
+        precision,
+    })
+}
+
+/// Mean and standard deviation of pixels, a half where nothing is said. An early `preprocessor_config.json` of
+/// Janus-1.3B says not to normalise, which its authors called a mistake.
+fn normalisation(preprocessor: &Value) -> [[f64; 3]; 2] {
+    ["image_mean", "image_std"].map(|key| {
+        let channel = |at: usize| preprocessor[key][at].as_f64().unwrap_or(0.5);
+        [channel(0), channel(1), channel(2)]
+    })
+}
+
+/// A JSON file of a checkpoint; null where there is none.
+fn read(label: &str, files: &Files, name: &str) -> Result<Value> {
+    files.get(name).map_or(Ok(Value::Null), |bytes| {
+        serde_json::from_slice(bytes).context(|| format!("cannot read `{label}/{name}`"))
+    })
+}
+
+/// The settings in a folder: its JSON files but for the tables of shards, and chat templates.
+fn small_files(folder: &Path) -> Result<Files> {
+    let place = || format!("cannot read `{}`", folder.display());
+    let mut files = Files::new();
+    for entry in fs::read_dir(folder).context(place)? {
+        let path = entry.context(place)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let wanted = !name.ends_with(".index.json")
+            && path.extension().is_some_and(|ending| ending == "json" || ending == "jinja");
+        if wanted && fs::metadata(&path).is_ok_and(|data| data.is_file() && data.len() <= SMALL) {
+            let bytes = fs::read(&path).context(|| format!("cannot read `{}`", path.display()))?;
+            files.insert(name, bytes);
+        }
+    }
+    if files.contains_key(CONFIG) {
+        return Ok(files);
+    }
+    Err(Error::failure(format!("no `{CONFIG}` in `{}`", folder.display()))
+        .hint("expected the folder of a Janus checkpoint"))
+}
+
+impl Kept {
+    /// Writes a checkpoint folder of weights that have the network's names, in its order.
+    pub fn save(&self, folder: &Path, weights: &[(String, Tensor)]) -> Result<()> {
+        for (name, bytes) in &self.files {
+            let path = folder.join(name);
+            fs::write(&path, bytes).context(|| format!("cannot write `{}`", path.display()))?;
+        }
+        weights::write(&folder.join(WEIGHTS), &self.layout.save(weights, &self.unused), &[])
+    }
+}
+
+/// Packs a checkpoint folder into one file for embedding: weights as f16.
+pub fn pack(folder: &Path, file: &Path) -> Result<()> {
+    let weights = Weights::find(folder)?;
+    let half = |name: &str| Ok((name.to_string(), weights.read(name)?.to_kind(Kind::Half)));
+    let halves = weights.names().map(half).collect::<Result<Vec<_>>>()?;
+    let files = small_files(folder)?;
+    let texts: Vec<(&str, std::borrow::Cow<'_, str>)> =
+        files.iter().map(|(name, bytes)| (name.as_str(), String::from_utf8_lossy(bytes))).collect();
+    let texts: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (*name, text.as_ref())).collect();
+    weights::write(file, &halves, &texts)
+}

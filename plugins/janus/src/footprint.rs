@@ -1,0 +1,111 @@
+//! Memory of a call, reckoned from sizes.
+
+use unirl::model::{Cost, ImageSampling, TextSampling};
+use unirl_layers::footprint::StackSizes;
+
+use crate::config::JanusConfig;
+use crate::network;
+
+/// Text tokens of a prompt, and of a question with the system prompt: more than those of the method have.
+const PROMPT: i64 = 48;
+const QUESTION: i64 = 96;
+/// Arrays of the size of the code logits that are alive at once where images are scored: logits, those of the reference,
+/// log-probabilities, and the gradients of some.
+const SCORED: i64 = 6;
+/// The same where a code is drawn: logits of both branches and their mixture, probabilities and their sums in f64.
+const DRAWN: i64 = 7;
+/// Arrays of the size of the decoder's last level that are alive at once.
+const DECODED: i64 = 4;
+
+/// What the memory of a call depends on.
+pub(crate) struct Sizes<'a> {
+    config: &'a JanusConfig,
+    language: StackSizes,
+    vision: StackSizes,
+}
+
+impl<'a> Sizes<'a> {
+    pub(crate) fn new(config: &'a JanusConfig, bytes: i64, checkpointing: bool) -> Self {
+        let (language, vision) = (&config.language, &config.vision);
+        let width = language.hidden_size;
+        let queries = language.num_attention_heads * language.head_dim;
+        let keys = language.num_key_value_heads * language.head_dim;
+        // Rows before and behind both norms and the product in them; in f32 inside, too, where they are shorter.
+        let norms = 6 * width + if bytes < 4 { 4 * width } else { 0 };
+        // Queries, what was attended to, twice; keys and values once more where several heads read them.
+        let attention = 3 * queries + if keys < queries { 2 * queries } else { 0 };
+        Self {
+            config,
+            language: StackSizes {
+                layers: language.num_hidden_layers,
+                width,
+                keys,
+                inside: norms + attention + 4 * language.intermediate_size,
+                for_weights: 0,
+                bytes,
+                checkpointing,
+                frozen: false,
+            },
+            vision: StackSizes {
+                layers: vision.num_hidden_layers,
+                width: vision.hidden_size,
+                keys: vision.hidden_size,
+                inside: 6 * vision.hidden_size + 2 * vision.intermediate_size,
+                for_weights: 0,
+                bytes,
+                checkpointing: false,
+                frozen: false,
+            },
+        }
+    }
+
+    fn image(&self) -> i64 {
+        self.config.image_tokens()
+    }
+
+    /// Rows of a question about a picture.
+    fn asked(&self) -> i64 {
+        self.image() + QUESTION
+    }
+
+    /// One array of code logits in f32.
+    fn codes(&self) -> i64 {
+        self.config.generation.codebook_size * 4
+    }
+
+    pub(crate) fn generate(&self, sampling: &ImageSampling) -> Cost {
+        let branches = if network::is_unguided(sampling.guidance) { 1 } else { 2 };
+        let rows = PROMPT + self.image();
+        let prompts = self.language.layer(PROMPT, 0) + self.language.mask(PROMPT, 0);
+        let step = self.language.layer(1, rows) + self.language.mask(1, rows);
+        let pixels = self.config.vision.image_size.pow(2);
+        let decoded = DECODED * pixels * self.config.vq.base_channels * 4;
+        Cost {
+            // A longer cache is made from the one before it.
+            cache: 2 * branches * self.language.cache(rows),
+            activations: (branches * prompts.max(step) + DRAWN * self.codes()).max(decoded),
+        }
+    }
+
+    pub(crate) fn answer(&self, sampling: &TextSampling) -> Cost {
+        let rows = self.asked();
+        let reading = self.language.layer(rows, 0) + self.language.mask(rows, 0);
+        Cost {
+            cache: 2 * self.language.cache(rows + sampling.max_tokens),
+            activations: reading.max(self.vision.layer(self.image(), 0))
+                + 4 * self.config.language.vocab_size * 4,
+        }
+    }
+
+    pub(crate) fn image_logits(&self, states: i64) -> Cost {
+        let rows = PROMPT + self.image();
+        let logits = (states + SCORED) * self.image() * self.codes();
+        Cost { cache: 0, activations: states * self.language.kept(rows, 0) + logits }
+    }
+
+    pub(crate) fn answer_logp(&self, sampling: &TextSampling) -> Cost {
+        let rows = self.asked() + sampling.max_tokens;
+        let head = 3 * sampling.max_tokens * self.config.language.vocab_size * 4;
+        Cost { cache: 0, activations: self.language.kept(rows, 0) + self.vision.kept(self.image(), 0) + head }
+    }
+}

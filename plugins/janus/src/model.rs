@@ -1,0 +1,420 @@
+//! Janus behind the framework's trait.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+use unirl::model::{
+    Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard,
+    ModelSource, Parameter, ParameterGroup, Policy, Replay, Scoring, TextSampling, TokenLogp, UnifiedModel,
+    Workload,
+};
+use unirl::weights::{Expected, Store};
+use unirl::{Error, Result};
+use unirl_layers::language::{Answering, answered};
+use unirl_layers::sampling::choose;
+use unirl_text::{padded, padded_left};
+
+use crate::checkpoint::{self, Kept, Parts};
+use crate::config::JanusConfig;
+use crate::footprint::Sizes;
+use crate::network::{self, Network};
+use crate::options::JanusOptions;
+use crate::prompt::Prompting;
+use crate::vq::Vq;
+
+/// The share of images whose prompt is dropped in pretraining, from which guidance learns its other branch.
+const DROPPED_PROMPTS: f64 = 0.1;
+
+/// The grey around a picture that is not square: half of 255, cut to a whole number.
+const GREY: u8 = 127;
+
+/// A Janus model.
+pub struct Janus {
+    card: ModelCard,
+    config: JanusConfig,
+    prompting: Prompting,
+    network: Network,
+    reference: Option<Network>,
+    vq: Vq,
+    /// Mean and standard deviation of pixels, each `[3,1,1]`.
+    normalisation: [Tensor; 2],
+    kept: Kept,
+    /// Of the network, then of the image tokenizer.
+    weights: Vec<(String, Tensor)>,
+    precision: Kind,
+    device: Device,
+}
+
+/// Which task a weight serves: all that the two share are the layers of the language model and its embedding.
+fn group(name: &str) -> ParameterGroup {
+    let of = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    if of(&["model.vqmodel."]) {
+        ParameterGroup::Tokenizer
+    } else if of(&["model.generation_"]) {
+        ParameterGroup::Generation
+    } else if of(&["model.vision_model.", "model.aligner.", "lm_head."]) {
+        ParameterGroup::Understanding
+    } else {
+        ParameterGroup::Shared
+    }
+}
+
+impl Janus {
+    /// Loads or makes a model.
+    #[expect(
+        clippy::new_ret_no_self,
+        clippy::needless_pass_by_value,
+        reason = "the constructor that the plugin registers"
+    )]
+    pub fn new(options: JanusOptions, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
+        Ok(Box::new(Self::from_parts(checkpoint::parts(&options, source)?, source.device)?))
+    }
+
+    /// Puts a model together from the parts of a checkpoint.
+    pub fn from_parts(parts: Parts, device: Device) -> Result<Self> {
+        let Parts { config, prompting, sampling, normalisation, mut store, kept, .. } = parts;
+        let mut network = Network::take(&mut store, &config)?;
+        network.llama.stack.checkpointing = parts.gradient_checkpointing;
+        let vq = store.of_kind(Kind::Float, |store| Vq::take(store, &config.vq))?;
+        let card = ModelCard {
+            name: "janus".into(),
+            image_space: ImageSpace::Decoupled,
+            image_decoding: ImageDecoding::Autoregressive,
+            image_tokens: config.image_tokens(),
+            codebook_size: config.generation.codebook_size,
+            resolution: config.vision.image_size,
+            reads_at: None,
+            pads_with: Some(GREY),
+            sampling,
+        };
+        Ok(Self {
+            card,
+            prompting,
+            network,
+            reference: None,
+            vq,
+            normalisation: normalisation.map(|channels| {
+                Tensor::from_slice(&channels).to_kind(Kind::Float).view([3, 1, 1]).to_device(device)
+            }),
+            kept,
+            weights: store.finish(),
+            config,
+            precision: parts.precision,
+            device,
+        })
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Runs `work` on the weights of `policy`; the reference leaves no gradient.
+    fn under<T>(&self, policy: Policy, work: impl FnOnce(&Network) -> Result<T>) -> Result<T> {
+        match (policy, &self.reference) {
+            (Policy::Current, _) => work(&self.network),
+            (Policy::Reference, Some(reference)) => tch::no_grad(|| work(reference)),
+            (Policy::Reference, None) => {
+                Err(Error::failure("there is no reference policy yet").hint("call `freeze_reference` first"))
+            }
+        }
+    }
+
+    fn prompt_ids(&self, prompts: &[String]) -> Result<Vec<Vec<i64>>> {
+        prompts.iter().map(|prompt| self.prompting.drawing(prompt)).collect()
+    }
+
+    fn emptied(&self, prompts: &[Vec<i64>]) -> Vec<Vec<i64>> {
+        prompts.iter().map(|ids| self.prompting.emptied(ids)).collect()
+    }
+
+    /// Code logits `[B,N,K]` of images `tokens [B,N]` behind prompts that are given as ids.
+    fn code_logits(&self, network: &Network, prompts: &[Vec<i64>], tokens: &Tensor) -> Result<Tensor> {
+        let (ids, there) = padded_left(prompts, self.prompting.special.pad, self.device);
+        let hidden = network.drawing(&ids, Some(&there), tokens)?;
+        Ok(network.codes.head.logits(&hidden))
+    }
+
+    /// [`Self::code_logits`] of the distribution that is to be scored.
+    fn scored_logits(
+        &self,
+        network: &Network,
+        prompts: &[Vec<i64>],
+        tokens: &Tensor,
+        (scoring, guidance): (Scoring, f64),
+    ) -> Result<Tensor> {
+        match scoring {
+            Scoring::Guided if !network::is_unguided(guidance) => {
+                let both = [prompts, &self.emptied(prompts)].concat();
+                let logits = self.code_logits(network, &both, &Tensor::cat(&[tokens, tokens], 0))?;
+                let logits = logits.chunk(2, 0);
+                Ok(network::guided(&logits[0], &logits[1], guidance))
+            }
+            Scoring::GuidedDetached if !network::is_unguided(guidance) => {
+                let cond = self.code_logits(network, prompts, tokens)?;
+                let empty = self.emptied(prompts);
+                let uncond = tch::no_grad(|| self.code_logits(network, &empty, tokens))?;
+                Ok(network::guided(&cond, &uncond, guidance))
+            }
+            _ => self.code_logits(network, prompts, tokens),
+        }
+    }
+
+    /// Draws `tokens [B,N]` behind prompts that are given as ids.
+    fn draw(&self, prompts: &[Vec<i64>], sampling: &ImageSampling) -> Result<Tensor> {
+        let guided = !network::is_unguided(sampling.guidance);
+        let mut rows = prompts.to_vec();
+        if guided {
+            rows.extend(self.emptied(prompts));
+        }
+        let (rows, index) = distinct(rows);
+        let (ids, there) = padded_left(&rows, self.prompting.special.pad, self.device);
+        let index = Tensor::from_slice(&index).to_device(self.device);
+        let choose = |logits: &Tensor| choose(logits, sampling.temperature, 0, sampling.part);
+        let codes = self.network.draw(&ids, &there, &index, self.card.image_tokens, |_, logits| {
+            if !guided {
+                return choose(logits);
+            }
+            let branches = logits.chunk(2, 0);
+            choose(&network::guided(&branches[0], &branches[1], sampling.guidance)).repeat([2])
+        })?;
+        Ok(codes.narrow(0, 0, prompts.len() as i64))
+    }
+
+    /// Codes `[B,N]` as pixels `[B,3,H,W]` in `0..=1`.
+    fn decoded(&self, tokens: &Tensor) -> Tensor {
+        to_unit(&self.vq.decode(tokens, self.grid()))
+    }
+
+    /// Tokens along the edges of an image.
+    fn grid(&self) -> (i64, i64) {
+        let edge = self.config.vision.image_size / self.config.vision.patch_size;
+        (edge, edge)
+    }
+
+    /// Images as rows of the language model, `[B,patches,D]`. The gradient of relaxed ones passes through the image
+    /// tokenizer's decoder.
+    fn align(&self, network: &Network, images: &Images) -> Result<Tensor> {
+        let pixels = match (&images.relaxed, &images.pixels) {
+            (Some(relaxed), _) => to_unit(&self.vq.decode_relaxed(relaxed, self.grid())),
+            (None, Some(pixels)) => pixels.to_device(self.device),
+            (None, None) => tch::no_grad(|| self.decoded(&images.tokens)),
+        };
+        let [mean, std] = &self.normalisation;
+        network.align(&((pixels - mean) / std))
+    }
+
+    /// Images and the text `ids [B,L]` around them as rows, with their positions and who sees whom.
+    fn understanding(
+        &self,
+        network: &Network,
+        images: &Images,
+        ids: &Tensor,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let (batch, length) = (ids.size()[0], ids.size()[1]);
+        let x = network.embed_pictures(ids, self.prompting.special.image, &self.align(network, images)?)?;
+        let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0);
+        let mask = network::causal(&network::present(batch, length, self.device), length);
+        Ok((x, positions, mask))
+    }
+
+    fn question_ids(&self, questions: &[String]) -> Result<Vec<Vec<i64>>> {
+        questions.iter().map(|question| self.prompting.question(question)).collect()
+    }
+
+    fn check_same(&self, what: &str, images: &Images, texts: usize) -> Result<()> {
+        let size = images.tokens.size();
+        if size == [texts as i64, self.card.image_tokens] {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "expected images of shape [{texts},{}] for {texts} {what}, got {size:?}",
+            self.card.image_tokens
+        )))
+    }
+}
+
+impl UnifiedModel for Janus {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn parameters(&self) -> Result<Vec<Parameter>> {
+        let parameter = |(name, tensor): &(String, Tensor)| Parameter {
+            name: name.clone(),
+            tensor: tensor.shallow_clone(),
+            group: group(name),
+        };
+        Ok(self.weights.iter().map(parameter).collect())
+    }
+
+    /// Nothing here behaves differently in training: the family has no dropout.
+    fn set_mode(&mut self, _mode: Mode) -> Result<()> {
+        Ok(())
+    }
+
+    fn freeze_reference(&mut self) -> Result<()> {
+        let copies = self
+            .weights
+            .iter()
+            .filter(|(name, _)| group(name) != ParameterGroup::Tokenizer)
+            .map(|(name, tensor)| (name.clone(), tensor.detach().copy()));
+        let mut store = Store::of_tensors("the reference policy", copies);
+        self.reference = Some(Network::take(&mut store, &self.config)?);
+        Ok(())
+    }
+
+    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
+        let bytes = self.precision.elt_size_in_bytes() as i64;
+        let sizes = Sizes::new(&self.config, bytes, self.network.llama.stack.checkpointing);
+        let network = Network::expected(&self.config)?;
+        let values = |of: &[Expected]| -> i64 { of.iter().map(Expected::values).sum() };
+        let (trainable, tokenizer) = (values(&network), values(&Vq::expected(&self.config.vq)?));
+        Ok(Footprint {
+            values: trainable + tokenizer,
+            weights: trainable * bytes + tokenizer * 4,
+            trainable,
+            trainable_weights: trainable * bytes,
+            largest: network.iter().map(Expected::values).max().unwrap_or(0),
+            reference: trainable * bytes,
+            generate: sizes.generate(&workload.images),
+            answer: sizes.answer(&workload.answers),
+            image_logits: sizes.image_logits(workload.states),
+            answer_logp: sizes.answer_logp(&workload.answers),
+        })
+    }
+
+    fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
+        tch::manual_seed(sampling.seed as i64);
+        tch::no_grad(|| {
+            let tokens = self.draw(&self.prompt_ids(prompts)?, sampling)?;
+            Ok(Images { pixels: Some(self.decoded(&tokens)), ..Images::from_tokens(tokens) })
+        })
+    }
+
+    fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
+        self.check_same("questions", images, questions.len())?;
+        if sampling.max_tokens < 1 {
+            return Err(Error::usage(format!(
+                "answer tokens: expected at least 1, got {}",
+                sampling.max_tokens
+            )));
+        }
+        tch::manual_seed(sampling.seed as i64);
+        let special = self.prompting.special;
+        let (tokens, mask) = tch::no_grad(|| {
+            let (ids, there) = padded(&self.question_ids(questions)?, special.pad, self.device);
+            let (x, positions, mask) = self.understanding(&self.network, images, &ids)?;
+            let answering = Answering::read(&self.network.llama, x, &positions, &mask, there)?;
+            answering.write(sampling, special.eos, special.pad)
+        })?;
+        let text = (0..images.len())
+            .map(|row| {
+                let ids = Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?;
+                self.prompting.text().decode(&ids, special.eos)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Answers { text, tokens, mask })
+    }
+
+    fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
+        let rows = texts.iter().map(|text| self.prompting.answer(text)).collect::<Result<Vec<_>>>()?;
+        let (tokens, mask) = padded(&rows, self.prompting.special.pad, self.device);
+        Ok(Answers { text: texts.to_vec(), tokens, mask })
+    }
+
+    fn image_logits(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+    ) -> Result<ImageLogits> {
+        self.check_same("prompts", images, prompts.len())?;
+        let mut prompts = self.prompt_ids(prompts)?;
+        let scored = match replay {
+            Replay::Remask { scoring, guidance, .. } | Replay::Reveal { scoring, guidance, .. } => {
+                (*scoring, *guidance)
+            }
+            Replay::Pretrain { seed } => {
+                tch::manual_seed(*seed as i64);
+                let draws = Tensor::rand([images.len()], (Kind::Float, self.device));
+                let dropped = Vec::<bool>::try_from(draws.lt(DROPPED_PROMPTS))?;
+                for (ids, _) in prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped) {
+                    *ids = self.prompting.emptied(ids);
+                }
+                (Scoring::Conditional, 1.0)
+            }
+        };
+        let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
+        self.under(policy, |network| {
+            let logits = self.scored_logits(network, &prompts, &images.tokens, scored)?;
+            Ok(ImageLogits { logits, targets })
+        })
+    }
+
+    fn answer_logp(
+        &self,
+        images: &Images,
+        questions: &[String],
+        answers: &Answers,
+        policy: Policy,
+    ) -> Result<TokenLogp> {
+        self.check_same("questions", images, questions.len())?;
+        let questions = self.question_ids(questions)?;
+        let (ids, _) = padded(&answered(&questions, answers)?, self.prompting.special.pad, self.device);
+        let ends: Vec<i64> = questions.iter().map(|question| question.len() as i64 - 1).collect();
+        self.under(policy, |network| {
+            let (x, positions, mask) = self.understanding(network, images, &ids)?;
+            let hidden = network.llama.hidden(x, &positions, &mask, None)?;
+            network.llama.score(&hidden, &ends, answers)
+        })
+    }
+
+    fn pixels(&self, images: &Images) -> Result<Tensor> {
+        Ok(tch::no_grad(|| self.decoded(&images.tokens)))
+    }
+
+    fn encode(&self, pixels: &Tensor) -> Result<Images> {
+        let side = self.card.resolution;
+        let size = pixels.size();
+        if size.len() != 4 || size[1..] != [3, side, side] {
+            return Err(Error::usage(format!("pictures: expected [B,3,{side},{side}], got {size:?}")));
+        }
+        tch::no_grad(|| {
+            let pixels = pixels.to_device(self.device);
+            let tokens = self.vq.encode(&(&pixels * 2.0 - 1.0));
+            Ok(Images { pixels: Some(pixels), ..Images::from_tokens(tokens) })
+        })
+    }
+
+    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
+        Ok(self.vq.loss(&(pixels.to_device(self.device) * 2.0 - 1.0), progress))
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.kept.save(dir, &self.weights)
+    }
+}
+
+/// Pixels in `−1..=1`, give or take, in `0..=1`.
+fn to_unit(pixels: &Tensor) -> Tensor {
+    ((pixels + 1.0) / 2.0).clamp(0.0, 1.0)
+}
+
+/// Each row once, and which of them each was.
+fn distinct(rows: Vec<Vec<i64>>) -> (Vec<Vec<i64>>, Vec<i64>) {
+    let mut places = BTreeMap::new();
+    let mut kept = Vec::new();
+    let index = rows
+        .into_iter()
+        .map(|row| {
+            *places.entry(row).or_insert_with_key(|row| {
+                kept.push(row.clone());
+                kept.len() as i64 - 1
+            })
+        })
+        .collect();
+    (kept, index)
+}
