@@ -1,5 +1,5 @@
 //! Makes what the plugin stamp states about this build known to the compiler: libtorch, rustc and target. Compiles the
-//! one piece of C++, a node of libtorch's autograd graph.
+//! one piece of C++, what autograd needs beside tch.
 
 use std::{env, fs, path::PathBuf, process::Command};
 
@@ -8,7 +8,7 @@ fn main() {
     println!("cargo:rustc-env=UNIRL_TORCH={}", torch_version());
     println!("cargo:rustc-env=UNIRL_RUSTC={}", rustc_version());
     println!("cargo:rustc-env=UNIRL_TARGET={}", env::var("TARGET").unwrap_or_default());
-    compile("src/autograd/recompute.cpp");
+    compile("src/autograd/autograd.cpp");
 }
 
 /// Where the libraries lie that torch-sys links to.

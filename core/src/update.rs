@@ -1,9 +1,13 @@
 //! The weight update: AdamW with f32 masters, global-norm clipping and warm-up.
+//!
+//! A weight without gradient in a step, such as one of drawing in a step of answering, is left alone: nothing decays, and
+//! its bias correction does not count the step. The learning rate follows the steps of the run.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::autograd::forget_gradient;
 use crate::error::{Code, Error, Result};
 use crate::model::Parameter;
 
@@ -52,6 +56,8 @@ struct Slot {
     master: Option<Tensor>,
     mean: Tensor,
     square: Tensor,
+    /// Steps in which there was a gradient.
+    steps: u64,
 }
 
 /// AdamW over a model's parameters.
@@ -79,7 +85,8 @@ impl AdamW {
             .map(|Parameter { name, tensor, .. }| {
                 let master = (tensor.kind() != Kind::Float).then(|| tensor.detach().to_kind(Kind::Float));
                 let like = master.as_ref().unwrap_or(&tensor).detach();
-                Slot { name, mean: like.zeros_like(), square: like.zeros_like(), weight: tensor, master }
+                let [mean, square] = [like.zeros_like(), like.zeros_like()];
+                Slot { name, weight: tensor, master, mean, square, steps: 0 }
             })
             .collect();
         Self { options, slots, step: 0, total_steps }
@@ -88,7 +95,7 @@ impl AdamW {
     /// Forgets all gradients.
     pub fn zero_grad(&mut self) {
         for slot in &mut self.slots {
-            slot.weight.zero_grad();
+            forget_gradient(&mut slot.weight);
         }
     }
 
@@ -101,13 +108,14 @@ impl AdamW {
             self.step += 1;
             let learning_rate = self.learning_rate();
             let o = &self.options;
-            let correction1 = 1.0 - o.beta1.powf(self.step as f64);
-            let correction2 = 1.0 - o.beta2.powf(self.step as f64);
             for slot in &mut self.slots {
                 let gradient = slot.weight.grad();
                 if !gradient.defined() {
                     continue;
                 }
+                slot.steps += 1;
+                let correction1 = 1.0 - o.beta1.powf(slot.steps as f64);
+                let correction2 = 1.0 - o.beta2.powf(slot.steps as f64);
                 let gradient = gradient.to_kind(Kind::Float) * scale;
                 let _ = slot.mean.lerp_(&gradient, 1.0 - o.beta1);
                 slot.square *= o.beta2;
@@ -166,6 +174,8 @@ mod tests {
     use super::*;
     use crate::model::ParameterGroup;
 
+    const F32: f64 = 1e-6; // a few roundings of numbers near 1
+
     fn parameter(values: &[f32], kind: Kind) -> Parameter {
         let tensor = Tensor::from_slice(values).to_kind(kind).set_requires_grad(true);
         Parameter { name: "w".into(), tensor, group: ParameterGroup::Shared }
@@ -191,6 +201,42 @@ mod tests {
         }
         let expected = (1.0 * 0.95 - 0.1) * 0.95 - 0.1;
         assert!((weight.double_value(&[0]) - expected).abs() < 1e-6); // f32 rounding
+    }
+
+    #[test]
+    fn without_a_gradient_a_weight_and_its_moments_stand_still() {
+        let [p, q] = [parameter(&[1.0], Kind::Float), parameter(&[1.0], Kind::Float)];
+        let weights = [p.tensor.shallow_clone(), q.tensor.shallow_clone()];
+        let options = UpdateOptions {
+            learning_rate: 0.4,
+            beta1: 0.5,
+            beta2: 0.5,
+            weight_decay: 0.5,
+            clip: 0.0,
+            warmup: 4,
+            ..UpdateOptions::default()
+        };
+        let mut adam = AdamW::new(vec![p, q], options, 10);
+        let mut step = |learns: usize, gradient: f64| {
+            let before = weights[1 - learns].copy();
+            adam.zero_grad();
+            (&weights[learns] * gradient).sum(Kind::Float).backward();
+            let rate = adam.apply().unwrap().learning_rate;
+            assert!(weights[1 - learns].equal(&before), "to the bit");
+            (rate, weights[learns].double_value(&[0]))
+        };
+        // The rate warms up by the steps of the run. A first step of a weight goes by the sign of its gradient.
+        let first = 1.0 * (1.0 - 0.1 * 0.5) - 0.1;
+        let other = 1.0 * (1.0 - 0.2 * 0.5) + 0.2;
+        // Its second, with gradients 2 and 1: mean 1/2·1 + 1/2·1 = 1, square 1/2·2 + 1/2·1 = 3/2, each corrected by
+        // 1 − (1/2)² = 3/4, is (4/3)/√2.
+        let second = first * (1.0 - 0.3 * 0.5) - 0.3 * (4.0 / 3.0) / f64::sqrt(2.0);
+        for ((learns, gradient), (rate, weight)) in
+            [(0, 2.0), (1, -3.0), (0, 1.0)].into_iter().zip([(0.1, first), (0.2, other), (0.3, second)])
+        {
+            let got = step(learns, gradient);
+            assert!((got.0 - rate).abs() < F32 && (got.1 - weight).abs() < F32, "{got:?}, {rate}, {weight}");
+        }
     }
 
     #[test]

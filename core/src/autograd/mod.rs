@@ -1,5 +1,5 @@
-//! Gradient checkpointing: memory for arithmetic.
-#![allow(unsafe_code, reason = "a node of libtorch's graph calls back into Rust")]
+//! What of autograd tch has no call for: gradient checkpointing, which is memory for arithmetic, and gradients forgotten.
+#![allow(unsafe_code, reason = "calls libtorch, and a node of its graph calls back into Rust")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,6 +13,12 @@ use crate::error::{Error, Result};
 pub fn gradient_enabled() -> bool {
     // SAFETY: reads a flag of this thread.
     unsafe { unirl_gradient_enabled() != 0 }
+}
+
+/// Leaves a tensor without gradient, where [`Tensor::zero_grad`] would leave one of zeros.
+pub fn forget_gradient(tensor: &mut Tensor) {
+    // SAFETY: the pointer is that of a live tensor.
+    unsafe { unirl_forget_gradient(tensor.as_mut_ptr()) }
 }
 
 type Function = Box<dyn Fn(&[Tensor]) -> Vec<Tensor> + Send>;
@@ -34,6 +40,7 @@ unsafe extern "C" {
         drop: unsafe extern "C" fn(*mut c_void),
     ) -> *mut c_char;
     fn unirl_gradient_enabled() -> c_int;
+    fn unirl_forget_gradient(tensor: *mut C_tensor);
     fn free(pointer: *mut c_void);
 }
 
@@ -180,5 +187,18 @@ mod tests {
         let x = Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let out = tch::no_grad(|| checkpoint(&[x], |inputs| vec![&inputs[0] * 2.0])).unwrap();
         assert!(!out[0].requires_grad());
+    }
+
+    #[test]
+    fn a_forgotten_gradient_is_none_until_the_next() {
+        let weight = Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let mut shared = weight.shallow_clone();
+        for _ in 0..2 {
+            (&weight * 3.0).sum(Kind::Float).backward();
+            assert!(weight.grad().equal(&Tensor::from_slice(&[3.0f32])), "nothing is left of the first");
+            forget_gradient(&mut shared);
+            assert!(!weight.grad().defined());
+        }
+        forget_gradient(&mut Tensor::new());
     }
 }

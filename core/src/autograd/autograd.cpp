@@ -1,5 +1,4 @@
-// A node of libtorch's autograd graph that keeps its inputs and computes its function again on the way back.
-// The function is a Rust closure behind `call`; `mod.rs` holds the other side.
+// What tch has no call for. `mod.rs` holds the other side.
 
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
@@ -18,6 +17,7 @@ using torch::autograd::variable_list;
 using Call = int (*)(void* closure, at::Tensor** inputs, size_t n, at::Tensor** outputs, size_t m);
 using Drop = void (*)(void* closure);
 
+// Keeps its inputs and computes its function, a Rust closure behind `call`, again on the way back.
 struct Recompute : public torch::autograd::Node {
     variable_list inputs;
     std::vector<bool> wanted;
@@ -89,3 +89,7 @@ extern "C" char* unirl_recompute(at::Tensor** inputs, size_t n, at::Tensor** val
 }
 
 extern "C" int unirl_gradient_enabled() { return at::GradMode::is_enabled() ? 1 : 0; }
+
+extern "C" void unirl_forget_gradient(at::Tensor* tensor) {
+    if (tensor->defined()) tensor->mutable_grad().reset();
+}
