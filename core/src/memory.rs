@@ -60,7 +60,8 @@ impl MemoryPlan {
         };
         let of = footprint(1)?;
         let mut phases = vec![("drawing", of.generate), ("answering", of.answer)];
-        for pass in optimizer.passes(rollout, model.card()) {
+        let passes = optimizer.passes(rollout, model.card());
+        for pass in &passes {
             let mut cost = Cost::default();
             let mut add = |part: Cost| {
                 cost.cache += part.cache;
@@ -80,7 +81,6 @@ impl MemoryPlan {
         let images = (rollout.prompts * rollout.group) as i64;
         let micro_batch = rollout.parts(images as usize).first().map_or(0, |rows| rows.len() as i64);
         let bytes = of.trainable_weights / of.trainable.max(1);
-        let passes = phases.len() - 2;
         Ok(Self {
             held: vec![
                 ("weights", of.weights),
@@ -90,7 +90,7 @@ impl MemoryPlan {
             ],
             phases,
             gradients: (of.trainable_weights, bytes * of.largest),
-            beside: micro_batch < images || passes > 1,
+            beside: micro_batch < images || passes.iter().any(|pass| pass.beside),
             update: TEMPORARIES * 4 * of.largest,
             images,
             micro_batch,

@@ -125,6 +125,16 @@ fn an_unknown_key_of_the_optimizer() {
 }
 
 #[test]
+fn a_schedule_of_one_objective() {
+    assert_snapshot!(Run::new().train(&[
+        "--optimizer",
+        "grpo-split",
+        "--set",
+        "optimizer.grpo-split={ schedule = 'alternate', answer_coefficient = 0.0 }",
+    ]));
+}
+
+#[test]
 fn an_unknown_key_of_the_plugin() {
     assert_snapshot!(Run::new().train(&["--set", "model.options.architectur=3"]));
 }

@@ -119,9 +119,13 @@ impl Optimizer for Grpo {
     }
 
     fn passes(&self, rollout: &Rollout, card: &ModelCard) -> Vec<Pass> {
-        let image = (self.image.coefficient > 0.0)
-            .then(|| Pass { states: self.image.states(rollout, card), answers: false });
-        let answer = (self.answer_coefficient > 0.0).then_some(Pass { states: 1, answers: true });
+        let image = (self.image.coefficient > 0.0).then(|| Pass {
+            states: self.image.states(rollout, card),
+            answers: false,
+            beside: false,
+        });
+        let beside = image.is_some();
+        let answer = (self.answer_coefficient > 0.0).then_some(Pass { states: 1, answers: true, beside });
         image.into_iter().chain(answer).collect()
     }
 }

@@ -32,7 +32,7 @@ pub trait Optimizer {
     /// the gradients and applies the update.
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome>;
 
-    /// Which passes with gradient it runs, one after the other, for the memory plan.
+    /// Which passes with gradient it runs, for the memory plan.
     fn passes(&self, rollout: &Rollout, card: &ModelCard) -> Vec<Pass>;
 }
 
@@ -43,6 +43,8 @@ pub struct Pass {
     pub states: i64,
     /// Whether answers are scored.
     pub answers: bool,
+    /// Whether a pass before it in the same step has left gradients.
+    pub beside: bool,
 }
 
 /// What an iteration did, for the metrics and the sample pictures.
@@ -143,6 +145,8 @@ pub struct Iteration<'a> {
     pub rules: &'a RuleSet,
     /// How images and answers are sampled.
     pub rollout: &'a Rollout,
+    /// The step of training, from 1.
+    pub step: u64,
     /// The seed of this iteration.
     pub seed: u64,
     /// Permutes the rewards over the whole batch: the control that must learn nothing.

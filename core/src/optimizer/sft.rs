@@ -75,6 +75,6 @@ impl Optimizer for Sft {
     }
 
     fn passes(&self, _rollout: &Rollout, _card: &ModelCard) -> Vec<Pass> {
-        vec![Pass { states: 1, answers: true }]
+        vec![Pass { states: 1, answers: true, beside: false }]
     }
 }

@@ -75,6 +75,7 @@ fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: b
         tasks: &tasks,
         rules: &rules,
         rollout: &rollout,
+        step: 1,
         seed: 9,
         shuffle_rewards: false,
         phases: Phases::default(),
