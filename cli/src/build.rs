@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tch::{Cuda, Device};
-use unirl::config::{self, ModelOptions, RunConfig};
+use unirl::config::{self, ModelOptions, RewardOptions, RunConfig};
 use unirl::error::{Error, Result};
 use unirl::eval;
 use unirl::memory;
@@ -164,6 +164,11 @@ pub(crate) fn rules(plugins: &mut Plugins, rules: &[WeightedRule]) -> Result<Rul
         })
         .collect::<Result<_>>()?;
     RuleSet::new(loaded)
+}
+
+/// Loads the rules of the answer objective, where it has its own.
+pub(crate) fn answer_rules(plugins: &mut Plugins, options: &RewardOptions) -> Result<Option<RuleSet>> {
+    options.answer_rules.as_ref().map(|own| rules(plugins, own)).transpose()
 }
 
 /// The device of a name.

@@ -18,13 +18,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let settings = settings(args)?;
     let early = settings.early()?;
     let entry = optimizer::find(&early.optimizer.name)?;
-    (entry.build)(early.optimizer.table()?)?;
+    optimizer::build(entry, &early)?;
     if let Some(out) = &args.out {
         RunDir::check_free(out)?;
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     plugins.load(&early.model.plugin)?;
     build::rules(&mut plugins, &early.reward.rules)?;
+    build::answer_rules(&mut plugins, &early.reward)?;
     if let Some(tasks) = &early.train.tasks {
         scene::read_jsonl(tasks.as_ref())?;
     }
@@ -35,6 +36,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let mut model = build::model(&mut plugins, &early.model, early.train.seed)?;
     let config = settings.config(model.card())?;
     let rules = build::rules(&mut plugins, &config.reward.rules)?;
+    let answer_rules = build::answer_rules(&mut plugins, &config.reward)?;
     let entry = optimizer::find(&config.optimizer.name)?;
     optimizer::check_fits(entry, model.card())?;
     if config.eval.prompts > 0 {
@@ -44,7 +46,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let run_dir =
         RunDir::create(args.out.clone(), &format!("{}-{}", model.card().name, config.optimizer.name))?;
     let mut watcher = Watcher::new();
-    let report = train::train(&mut *model, &rules, &config, &run_dir, &mut |event| watcher.on(&event))?;
+    let mut watch = |event: train::Event<'_>| watcher.on(&event);
+    let report = train::train(&mut *model, &rules, answer_rules.as_ref(), &config, &run_dir, &mut watch)?;
     drop(watcher);
 
     if let (Some(before), Some(after)) = (&report.before, &report.after) {
@@ -68,7 +71,7 @@ fn plan(settings: &Settings, early: &RunConfig, plugins: &mut Plugins) -> Result
     let config = settings.config(model.card())?;
     let entry = optimizer::find(&config.optimizer.name)?;
     optimizer::check_fits(entry, model.card())?;
-    let algorithm = (entry.build)(config.optimizer.table()?)?;
+    let algorithm = optimizer::build(entry, &config)?;
     let plan = MemoryPlan::new(&*model, &*algorithm, &config, source.device)?;
     println!("{} of {} on {}\n", entry.name, model.card().name, build::device_name(source.device));
     print!("{}", plan.table());

@@ -128,11 +128,14 @@ impl Default for Rollout {
 pub struct RewardOptions {
     /// Rules with their weights; their scores are added.
     pub rules: Vec<WeightedRule>,
+    /// Rules of the answer objective of `grpo-split`, where they are not `rules`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_rules: Option<Vec<WeightedRule>>,
 }
 
 impl Default for RewardOptions {
     fn default() -> Self {
-        Self { rules: vec![WeightedRule { name: "bound".into(), weight: 1.0 }] }
+        Self { rules: vec![WeightedRule { name: "bound".into(), weight: 1.0 }], answer_rules: None }
     }
 }
 

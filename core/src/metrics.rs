@@ -3,6 +3,7 @@
 //! | name | meaning |
 //! |---|---|
 //! | `reward/mean` | mean reward of the drawings, as a share of its maximum |
+//! | `reward/answer_mean` | the same by the rules of the answer objective, where it has its own |
 //! | `reward/pass` | share of drawings whose answer got every point |
 //! | `reward/informative` | share of samples whose group has unequal rewards |
 //! | `judge/right` | share of drawings that the exact judge calls right; never used to learn |

@@ -72,7 +72,7 @@ impl RuleSet {
     /// Refuses an empty set and weights that are not finite and positive.
     pub fn new(rules: Vec<(WeightedRule, Box<dyn RewardFunction>)>) -> Result<Self> {
         if rules.is_empty() {
-            return Err(Error::usage("the rule set is empty").hint("name one: `--reward bound`"));
+            return Err(Error::usage("the rule set is empty").hint("name one: `{ name = \"bound\" }`"));
         }
         for (rule, _) in &rules {
             if !(rule.weight.is_finite() && rule.weight > 0.0) {

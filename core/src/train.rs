@@ -57,10 +57,12 @@ pub enum Event<'a> {
     Stepped(&'a StepReport),
 }
 
-/// Trains `model` as `config` says, writing into `run_dir`.
+/// Trains `model` as `config` says, writing into `run_dir`. `answer_rules` are those of the answer objective, where it has
+/// its own.
 pub fn train(
     model: &mut dyn UnifiedModel,
     rules: &RuleSet,
+    answer_rules: Option<&RuleSet>,
     config: &RunConfig,
     run_dir: &RunDir,
     watch: &mut dyn FnMut(Event<'_>),
@@ -69,7 +71,7 @@ pub fn train(
     let options = &config.train;
     let entry = optimizer::find(&config.optimizer.name)?;
     optimizer::check_fits(entry, model.card())?;
-    let algorithm = (entry.build)(config.optimizer.table()?)?;
+    let algorithm = optimizer::build(entry, config)?;
     let source = TaskSource::new(options.tasks.as_deref())?;
     let judged = options.tasks.is_none() && eval::check_tiles(model.card()).is_ok();
 
@@ -100,6 +102,7 @@ pub fn train(
             model: &mut *model,
             tasks: &tasks,
             rules,
+            answer_rules,
             rollout: &config.rollout,
             step,
             seed: step_seed,
@@ -211,6 +214,7 @@ fn save_pictures(
         model: &mut *model,
         tasks: &tasks,
         rules,
+        answer_rules: None,
         rollout: &config.rollout,
         step: 1,
         seed: config.eval.seed,

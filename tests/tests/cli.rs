@@ -115,6 +115,24 @@ fn an_unknown_rule_set() {
 }
 
 #[test]
+fn an_unknown_rule_for_answers() {
+    let rules = "reward.answer_rules=[{ name = 'bond' }]";
+    assert_snapshot!(Run::new().train(&["--optimizer", "grpo-split", "--set", rules]));
+}
+
+#[test]
+fn no_rule_for_answers() {
+    let rules = "reward.answer_rules=[]";
+    assert_snapshot!(Run::new().train(&["--optimizer", "grpo-split", "--set", rules]));
+}
+
+#[test]
+fn rules_for_answers_that_no_objective_reads() {
+    let rules = "reward.answer_rules=[{ name = 'bound' }]";
+    assert_snapshot!(Run::new().train(&["--optimizer", "grpo", "--set", rules]));
+}
+
+#[test]
 fn an_unknown_key() {
     assert_snapshot!(Run::new().train(&["--set", "train.stpes=3"]));
 }

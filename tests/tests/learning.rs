@@ -44,8 +44,20 @@ fn a_run_leaves_its_configuration_metrics_pictures_and_a_checkpoint_that_loads()
     for optimizer in ["sft", "grpo", "grpo-split"] {
         let home = tempfile::tempdir().unwrap();
         let out = home.path().join("run");
-        let small =
-            ["train.steps=2", "rollout.prompts=6", "rollout.group=2", "eval.prompts=2", "checkpoint.every=1"];
+        let mut small = vec![
+            "train.steps=2",
+            "rollout.prompts=6",
+            "rollout.group=2",
+            "eval.prompts=2",
+            "checkpoint.every=1",
+        ];
+        let split = optimizer == "grpo-split";
+        if split {
+            small.extend([
+                "reward.answer_rules=[{ name = 'paper' }]",
+                "optimizer.grpo-split.schedule=alternate",
+            ]);
+        }
         let mut arguments = vec!["--plugin", "showo", "--optimizer", optimizer, "--device", "cpu"];
         arguments.extend(small.iter().flat_map(|setting| ["--set", setting]));
         arguments.extend(["--out", out.to_str().unwrap()]);
@@ -61,6 +73,12 @@ fn a_run_leaves_its_configuration_metrics_pictures_and_a_checkpoint_that_loads()
         for name in ["reward/mean", "judge/right", "judge/wrong_passed", "time/draw", "update/gradient_norm"]
         {
             assert!(lines[0][name].is_f64(), "{optimizer}: {name}");
+        }
+        assert_eq!(lines[0]["reward/answer_mean"].is_f64(), split);
+        if split {
+            let has = |line: usize, name: &str| lines[line][name].is_f64();
+            assert!(has(0, "loss/image") && !has(0, "loss/answer"), "drawing in the first step");
+            assert!(has(1, "loss/answer") && !has(1, "loss/image"), "answering in the second");
         }
 
         assert!(out.join("checkpoints/step-000001").is_dir());

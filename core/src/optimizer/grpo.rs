@@ -64,6 +64,7 @@ inventory::submit! {
         name: "grpo",
         summary: "reward-weighted log-likelihood of sampled answers, end to end through the image tokens (eq. 5)",
         end_to_end: true,
+        answer_rules: false,
         schema: || schemars::schema_for!(Grpo),
         build: |table| Ok(Box::new(options::<Grpo>("grpo", table)?)),
     }

@@ -2,7 +2,8 @@
 //! representation than they draw. It runs on shared-space models too.
 //!
 //! Drawing: weighted log-likelihood of the image tokens, weights from the rewards of the answers about them.
-//! Answering: weighted log-likelihood of the answers on the drawings as they are, weights from the answers' rewards.
+//! Answering: weighted log-likelihood of the answers on the drawings as they are, weights from the answers' rewards, which
+//! may follow rules of their own (`reward.answer_rules`).
 //! No gradient passes from one to the other.
 //!
 //! Beside the paper: both terms are means over their tokens; the KL terms are k3 estimates; `weighting = "advantage"`
@@ -16,10 +17,11 @@ use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
 use super::objective::Weighting;
 use super::{
-    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, Pass, accumulate_answers, options,
+    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, Pass, accumulate_answers, mean_reward, options,
     reward_metrics,
 };
 use crate::config::Rollout;
@@ -72,6 +74,7 @@ inventory::submit! {
         name: "grpo-split",
         summary: "separate reward-weighted objectives for drawing and answering (A.3)",
         end_to_end: false,
+        answer_rules: true,
         schema: || schemars::schema_for!(GrpoSplit),
         build: |table| Ok(Box::new(options::<GrpoSplit>("grpo-split", table)?.checked()?)),
     }
@@ -113,14 +116,22 @@ impl Optimizer for GrpoSplit {
         let drawn = iteration.draw()?;
         let answers = iteration.answer(&drawn)?;
         let (rewards, scores) = iteration.score(&answers)?;
-        reward_metrics(&rewards, &scores, iteration.group(), &mut metrics);
+        let group = iteration.group();
+        reward_metrics(&rewards, &scores, group, &mut metrics);
+        let answer_scores = match iteration.score_answers(&answers)? {
+            Some((rewards, scores)) => {
+                metrics.insert("reward/answer_mean", mean_reward(&rewards));
+                scores
+            }
+            None => scores.shallow_clone(),
+        };
 
         let started = Instant::now();
-        let weights = self.weighting.weights(&scores, iteration.group(), self.weight_temperature);
+        let weights = |scores: &Tensor| self.weighting.weights(scores, group, self.weight_temperature);
 
         // 2. Drawing.
         if drawing {
-            self.image.accumulate(iteration, &drawn, &weights, &mut metrics)?;
+            self.image.accumulate(iteration, &drawn, &weights(&scores), &mut metrics)?;
         }
 
         // 3. Answering.
@@ -129,6 +140,7 @@ impl Optimizer for GrpoSplit {
             let images = |_: &mut Iteration<'_>, rows: &Range<usize>| {
                 Ok(drawn.narrow(rows.start as i64, rows.len() as i64))
             };
+            let weights = weights(&answer_scores);
             accumulate_answers(iteration, images, &answers, &weights, factors, &mut metrics)?;
         }
         iteration.phases.update += started.elapsed();
@@ -152,7 +164,7 @@ impl Optimizer for GrpoSplit {
 mod tests {
     use std::path::Path;
 
-    use tch::{Kind, Tensor};
+    use tch::Kind;
 
     use super::*;
     use crate::model::{
@@ -270,8 +282,15 @@ mod tests {
         super::options::<GrpoSplit>("grpo-split", text.parse().unwrap())?.checked()
     }
 
-    /// The gradients of what draws and what answers, and the metrics, of a step with one group of two.
-    fn step(options: &str, step: u64) -> ([Option<Vec<f32>>; 2], BTreeMap<&'static str, f64>) {
+    /// The gradients of what draws and what answers, and the metrics.
+    type Learned = ([Option<Vec<f32>>; 2], BTreeMap<&'static str, f64>);
+
+    /// A step with one group of two.
+    fn step(options: &str, step: u64) -> Learned {
+        step_by(options, step, None, false)
+    }
+
+    fn step_by(options: &str, step: u64, answer_rules: Option<&RuleSet>, shuffle_rewards: bool) -> Learned {
         let mut model = Halves::new();
         let facts = Facts { category: Category::Counting, objects: Vec::new(), relation: None };
         let [prompt, question, truth] = [String::new(), String::new(), String::new()];
@@ -280,10 +299,11 @@ mod tests {
             model: &mut model,
             tasks: &tasks,
             rules: &prefers("0"),
+            answer_rules,
             rollout: &Rollout { prompts: 1, group: 2, ..Rollout::default() },
             step,
-            seed: 1,
-            shuffle_rewards: false,
+            seed: step,
+            shuffle_rewards,
             phases: Phases::default(),
         };
         let optimizer = self::options(options).unwrap();
@@ -303,6 +323,7 @@ mod tests {
     /// Descent towards the first of two. Advantages of the rewards 1 and 0 are ±w, w = 1/2 / (1/2 + 1e-4) / 2; the loss
     /// −w·(log p₀ − log p₁) is −w·(θ₀ − θ₁).
     const FIRST: [f32; 2] = [-0.499_9, 0.499_9];
+    const SECOND: [f32; 2] = [0.499_9, -0.499_9];
 
     const IMAGE: &str = "image = { coefficient = 1.0, beta = 0.0 }";
 
@@ -331,6 +352,34 @@ mod tests {
             assert!(draws.is_none() && !metrics.contains_key("loss/image"));
             assert!(metrics.contains_key("loss/answer") && metrics.contains_key("reward/mean"));
         }
+    }
+
+    #[test]
+    fn answers_may_have_rules_of_their_own() {
+        let own = prefers("1");
+        let ([draws, answers], metrics) = step_by(IMAGE, 1, Some(&own), false);
+        close(draws.as_ref(), FIRST);
+        close(answers.as_ref(), SECOND);
+        assert_eq!((metrics["reward/mean"], metrics["reward/answer_mean"]), (0.5, 0.5));
+        assert!(!step(IMAGE, 1).1.contains_key("reward/answer_mean"));
+        let never = step_by(IMAGE, 1, Some(&prefers("2")), false);
+        close(never.0[0].as_ref(), FIRST);
+        close(never.0[1].as_ref(), [0.0, 0.0]);
+        assert_eq!((never.1["reward/mean"], never.1["reward/answer_mean"]), (0.5, 0.0));
+    }
+
+    #[test]
+    fn both_rewards_are_shuffled_alike() {
+        let own = prefers("1");
+        let mut orders = [0, 0];
+        for number in 1..=8 {
+            let ([draws, answers], _) = step_by(IMAGE, number, Some(&own), true);
+            let kept = draws.as_ref().unwrap()[0] < 0.0;
+            orders[usize::from(kept)] += 1;
+            close(draws.as_ref(), if kept { FIRST } else { SECOND });
+            close(answers.as_ref(), if kept { SECOND } else { FIRST });
+        }
+        assert!(orders[0] > 0 && orders[1] > 0, "{orders:?}: else the test shows nothing");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Kind, Tensor};
 
-use crate::config::Rollout;
+use crate::config::{Rollout, RunConfig};
 use crate::error::{Error, Result, unknown_name};
 use crate::model::{
     Answers, ImageDecoding, ImageSampling, ImageSpace, Images, ModelCard, Part, Policy, Replay, Scoring,
@@ -68,6 +68,8 @@ pub struct OptimizerEntry {
     pub summary: &'static str,
     /// Whether its gradient passes through image tokens, which needs [`ImageSpace::Shared`].
     pub end_to_end: bool,
+    /// Whether its answer objective may have rules of its own.
+    pub answer_rules: bool,
     /// The JSON Schema of its options.
     pub schema: fn() -> Schema,
     /// Builds it from its options.
@@ -89,6 +91,18 @@ pub fn find(name: &str) -> Result<&'static OptimizerEntry> {
     entries.iter().find(|entry| entry.name == name).copied().ok_or_else(|| {
         unknown_name("optimizer", name, &entries.iter().map(|entry| entry.name).collect::<Vec<_>>())
     })
+}
+
+/// The optimizer of a run, with its options; refuses rules that it would not read.
+pub fn build(entry: &OptimizerEntry, config: &RunConfig) -> Result<Box<dyn Optimizer>> {
+    if config.reward.answer_rules.is_some() && !entry.answer_rules {
+        return Err(Error::usage(format!(
+            "`reward.answer_rules`: expected an optimizer with an objective for answers alone, got `{}`",
+            entry.name
+        ))
+        .hint("use `--optimizer grpo-split`, or leave `reward.answer_rules` out"));
+    }
+    (entry.build)(config.optimizer.table()?)
 }
 
 /// Refuses what cannot work and warns of what the paper saw fail (§3.5, §4.4).
@@ -143,6 +157,8 @@ pub struct Iteration<'a> {
     pub tasks: &'a [Task],
     /// What answers are worth.
     pub rules: &'a RuleSet,
+    /// What they are worth to the answer objective, where that has its own rules.
+    pub answer_rules: Option<&'a RuleSet>,
     /// How images and answers are sampled.
     pub rollout: &'a Rollout,
     /// The step of training, from 1.
@@ -233,6 +249,15 @@ impl Iteration<'_> {
 
     /// The worth of every answer, and the rewards `[B]` to learn from (permuted in the shuffled control).
     pub fn score(&mut self, answers: &Answers) -> Result<(Vec<Reward>, Tensor)> {
+        self.score_by(self.rules, answers)
+    }
+
+    /// The same by the rules of the answer objective, where it has its own: with the same permutation.
+    pub(crate) fn score_answers(&mut self, answers: &Answers) -> Result<Option<(Vec<Reward>, Tensor)>> {
+        self.answer_rules.map(|rules| self.score_by(rules, answers)).transpose()
+    }
+
+    fn score_by(&mut self, rules: &RuleSet, answers: &Answers) -> Result<(Vec<Reward>, Tensor)> {
         let started = Instant::now();
         let samples: Vec<Sample> = self
             .tasks
@@ -246,7 +271,7 @@ impl Iteration<'_> {
                 answer: answer.clone(),
             })
             .collect();
-        let rewards = self.rules.score(&samples)?;
+        let rewards = rules.score(&samples)?;
         let scores: Vec<f32> = rewards.iter().map(|reward| reward.score as f32).collect();
         let mut scores = Tensor::from_slice(&scores).to_device(answers.tokens.device());
         if self.shuffle_rewards {
@@ -487,6 +512,11 @@ pub(crate) fn backward(loss: &Tensor, name: &str) -> Result<()> {
     Ok(loss.f_backward()?)
 }
 
+/// The mean of rewards as shares of their maximum.
+pub(crate) fn mean_reward(rewards: &[Reward]) -> f64 {
+    rewards.iter().map(|r| r.score / r.max).sum::<f64>() / rewards.len() as f64
+}
+
 /// The reward figures that every optimizer logs.
 pub(crate) fn reward_metrics(
     rewards: &[Reward],
@@ -495,8 +525,7 @@ pub(crate) fn reward_metrics(
     metrics: &mut BTreeMap<&'static str, f64>,
 ) {
     let share = |count: usize| count as f64 / rewards.len() as f64;
-    metrics
-        .insert("reward/mean", rewards.iter().map(|r| r.score / r.max).sum::<f64>() / rewards.len() as f64);
+    metrics.insert("reward/mean", mean_reward(rewards));
     metrics.insert("reward/pass", share(rewards.iter().filter(|r| r.passes()).count()));
     let spread = Weighting::Advantage.weights(scores, group, 1.0).abs().gt(1e-6).to_kind(Kind::Float);
     metrics.insert("reward/informative", spread.mean(Kind::Float).double_value(&[]));

@@ -39,6 +39,7 @@ inventory::submit! {
         name: "sft",
         summary: "log-likelihood of the right answer about the model's own drawing, end to end",
         end_to_end: true,
+        answer_rules: false,
         schema: || schemars::schema_for!(Sft),
         build: |table| Ok(Box::new(options::<Sft>("sft", table)?)),
     }

@@ -74,6 +74,7 @@ fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: b
         model: &mut model,
         tasks: &tasks,
         rules: &rules,
+        answer_rules: None,
         rollout: &rollout,
         step: 1,
         seed: 9,
