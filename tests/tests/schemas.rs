@@ -17,6 +17,7 @@ fn schemas_are_those_of_the_code() {
         ("grpo", vec!["grpo"]),
         ("grpo-split", vec!["grpo-split"]),
         ("plugin-showo", vec!["--plugin", "showo"]),
+        ("plugin-janus", vec!["--plugin", "janus"]),
         ("plugin-rewards", vec!["--plugin", "rewards"]),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))

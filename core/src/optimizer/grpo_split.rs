@@ -193,6 +193,8 @@ mod tests {
                 codebook_size: 2,
                 resolution: 1,
                 reads_at: None,
+                pads_with: None,
+                sampling: ImageSampling::default(),
             };
             Self { card, draws: weight(), answers: weight() }
         }
@@ -385,12 +387,18 @@ mod tests {
     #[test]
     fn only_a_joint_step_has_gradients_of_both() {
         let beside = |text| -> Vec<bool> {
-            let passes = options(text).unwrap().passes(&Rollout::default());
+            let passes = options(text).unwrap().passes(&Rollout::default(), Halves::new().card());
             passes.iter().map(|pass| pass.beside).collect()
         };
         assert_eq!(beside(""), [false, true]);
         assert_eq!(beside("image = { coefficient = 0.0 }"), [false]);
         assert_eq!(beside("schedule = \"alternate\"\nimage = { coefficient = 1.0 }"), [false, false]);
+    }
+
+    #[test]
+    fn what_an_inner_table_leaves_out_is_as_in_grpo_split() {
+        let image = options("image = { beta = 0.5 }").unwrap().image;
+        assert_eq!(image, ImageTerm { beta: 0.5, ..GrpoSplit::default().image });
     }
 
     #[test]

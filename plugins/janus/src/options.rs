@@ -94,7 +94,7 @@ impl Default for Architecture {
                 channel_multiplier: vec![1, 2, 2, 2],
                 num_res_blocks: 1,
                 latent_channels: 32,
-                num_embeddings: 256,
+                num_embeddings: 1024,
                 embed_dim: 8,
                 norm_groups: 8,
             },
