@@ -14,22 +14,28 @@ const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
 
 #[test]
 fn every_run_configuration_is_valid() {
-    for name in ["grpo", "grpo-lora", "sft"] {
-        let table = read_table(&Path::new(EXAMPLES).join(format!("showo/{name}.toml"))).unwrap();
+    for (family, name) in
+        [("showo", "grpo"), ("showo", "grpo-lora"), ("showo", "sft"), ("janus", "grpo-split")]
+    {
+        let table = read_table(&Path::new(EXAMPLES).join(format!("{family}/{name}.toml"))).unwrap();
         let config = RunConfig::from_table(table).unwrap();
         let entry = optimizer::find(&config.optimizer.name).unwrap();
         (entry.build)(config.optimizer.table().unwrap()).unwrap();
         let tasks = Path::new(EXAMPLES).join("..").join(config.train.tasks.unwrap());
         assert!(tasks.is_file(), "{}", tasks.display());
         let options = serde_json::to_value(&config.model.options).unwrap();
-        serde_json::from_value::<unirl_plugin_showo::config::ShowoConfig>(options).unwrap();
+        if family == "showo" {
+            serde_json::from_value::<unirl_plugin_showo::config::ShowoConfig>(options).unwrap();
+        } else {
+            serde_json::from_value::<unirl_plugin_janus::options::JanusOptions>(options).unwrap();
+        }
     }
 }
 
 /// The prompts say what their facts say, each once, and none is a prompt of the benchmark.
 #[test]
-fn the_tasks_for_showo_follow_from_their_facts() {
-    let tasks = read_jsonl(&Path::new(EXAMPLES).join("showo/tasks.jsonl")).unwrap();
+fn the_tasks_follow_from_their_facts() {
+    let tasks = read_jsonl(&Path::new(EXAMPLES).join("tasks.jsonl")).unwrap();
     for category in Category::ALL {
         let count = tasks.iter().filter(|task| task.facts.category == category).count();
         assert_eq!(count, 60, "{}", category.name());

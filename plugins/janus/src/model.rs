@@ -105,6 +105,11 @@ impl Janus {
         })
     }
 
+    /// Prompts and questions as ids.
+    pub fn prompting(&self) -> &Prompting {
+        &self.prompting
+    }
+
     /// The network.
     pub fn network(&self) -> &Network {
         &self.network
@@ -213,8 +218,11 @@ impl Janus {
         ids: &Tensor,
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let (batch, length) = (ids.size()[0], ids.size()[1]);
-        let x = network.embed_pictures(ids, self.prompting.special.image, &self.align(network, images)?)?;
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0);
+        let picture = self.prompting.picture();
+        let places = positions.ge(picture.start).logical_and(&positions.lt(picture.end));
+        let places = places.expand([batch, -1], false);
+        let x = network.embed_pictures(ids, &places, &self.align(network, images)?)?;
         let mask = network::causal(&network::present(batch, length, self.device), length);
         Ok((x, positions, mask))
     }

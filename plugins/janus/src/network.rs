@@ -44,15 +44,12 @@ impl Network {
         Ok(self.aligner.apply(&self.siglip.features(pixels)?))
     }
 
-    /// Embeds `ids [B,L]` with the rows `aligned [n,patches,D]` of pictures, in order, in the places of `image`: `[B,L,D]`.
-    pub fn embed_pictures(&self, ids: &Tensor, image: i64, aligned: &Tensor) -> Result<Tensor> {
-        let places = ids.eq(image);
+    /// Embeds `ids [B,L]` with the rows `aligned [n,patches,D]` of pictures, in order, in their `places [B,L]`: `[B,L,D]`.
+    pub fn embed_pictures(&self, ids: &Tensor, places: &Tensor, aligned: &Tensor) -> Result<Tensor> {
         let expected = places.sum(Kind::Int64).int64_value(&[]);
         let got = aligned.size()[0] * aligned.size()[1];
         if expected != got {
-            return Err(Error::failure(format!(
-                "token {image} stands for rows of pictures: expected {expected} of them, got {got}"
-            )));
+            return Err(Error::failure(format!("rows of pictures: expected {expected} of them, got {got}")));
         }
         Ok(self.llama.embed(ids).masked_scatter(&places.unsqueeze(-1), aligned))
     }

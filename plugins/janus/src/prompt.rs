@@ -1,6 +1,8 @@
 //! What stands before an image or an answer, as ids. Special tokens are found by their names: their ids differ from
 //! checkpoint to checkpoint.
 
+use std::ops::Range;
+
 use unirl::{Error, Result};
 use unirl_text::Text;
 
@@ -50,9 +52,10 @@ pub struct Prompting {
     /// The special tokens.
     pub special: Special,
     roles: [&'static str; 2],
-    system: String,
-    /// Rows of a picture.
-    rows: usize,
+    /// Before a picture: what the system says, and who speaks.
+    before: String,
+    /// Where a picture's rows stand, whatever the question: an answer may hold the token that stands for them.
+    picture: Range<i64>,
 }
 
 impl Prompting {
@@ -73,7 +76,12 @@ impl Prompting {
             image: text.id(IMAGE).unwrap_or(text.vocabulary_size()),
         };
         let roles = if TAGS.iter().all(|tag| text.id(tag).is_some()) { TAGS } else { NAMES };
-        Ok(Self { special, roles, system: system.into(), rows: rows as usize, text })
+        let system = if system.is_empty() { String::new() } else { format!("{system}\n\n") };
+        let before = format!("{system}{}: ", roles[0]);
+        let mut prompting = Self { special, roles, before, picture: 0..0, text };
+        let start = prompting.begun(&prompting.before)?.len() as i64 + 1; // and the token that begins an image
+        prompting.picture = start..start + rows;
+        Ok(prompting)
     }
 
     /// The text tokenizer.
@@ -83,7 +91,12 @@ impl Prompting {
 
     /// Before an image: `BOS user: prompt assistant: BOI`.
     pub fn drawing(&self, prompt: &str) -> Result<Vec<i64>> {
-        let mut ids = self.begun(&self.turn(prompt))?;
+        let ([user, assistant], prompt) = (self.roles, prompt.trim());
+        let turn = match prompt {
+            "" => format!("{user}:{assistant}:"),
+            prompt => format!("{user}: {prompt}\n\n{assistant}:"),
+        };
+        let mut ids = self.begun(&turn)?;
         ids.push(self.special.boi);
         Ok(ids)
     }
@@ -100,15 +113,18 @@ impl Prompting {
         if question.contains(IMAGE) {
             return Err(Error::usage(format!("a question about a picture cannot contain `{IMAGE}`")));
         }
-        let turn = self.turn(&format!("{IMAGE}\n{}", question.trim()));
-        let text = if self.system.is_empty() { turn } else { format!("{}\n\n{turn}", self.system) };
-        let (before, after) = text.split_once(IMAGE).unwrap_or_default();
-        let mut ids = self.begun(before)?;
+        let [_, assistant] = self.roles;
+        let mut ids = self.begun(&self.before)?;
         ids.push(self.special.boi);
-        ids.extend(std::iter::repeat_n(self.special.image, self.rows));
+        ids.extend(self.picture.clone().map(|_| self.special.image));
         ids.push(self.special.eoi);
-        ids.extend(self.text.encode(after)?);
+        ids.extend(self.text.encode(&format!("\n{}\n\n{assistant}:", question.trim()))?);
         Ok(ids)
+    }
+
+    /// The rows of a picture among those of a question.
+    pub fn picture(&self) -> Range<i64> {
+        self.picture.clone()
     }
 
     /// An answer and its end.
@@ -116,14 +132,6 @@ impl Prompting {
         let mut ids = self.text.encode(&format!(" {}", answer.trim()))?;
         ids.push(self.special.eos);
         Ok(ids)
-    }
-
-    fn turn(&self, content: &str) -> String {
-        let [user, assistant] = self.roles;
-        let content = content.trim();
-        let blank = if content.is_empty() { "" } else { " " };
-        let end = if content.is_empty() { "" } else { "\n\n" };
-        format!("{user}:{blank}{content}{end}{assistant}:")
     }
 
     /// Whether a tokenizer begins sequences itself is a matter of its program, not of its file.

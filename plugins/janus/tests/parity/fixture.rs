@@ -141,7 +141,7 @@ impl Model {
     pub(crate) fn asked(&self, fixture: &Fixture) -> Tensor {
         let aligned = self.network.align(&fixture.tensor("vision.pixel_values")).unwrap();
         let ids = fixture.tensor("und.input_ids");
-        self.network.embed_pictures(&ids, fixture.id("image"), &aligned).unwrap()
+        self.network.embed_pictures(&ids, &ids.eq(fixture.id("image")), &aligned).unwrap()
     }
 
     /// Teacher-forced rows of `codes` behind the recorded prompts, and behind the empty ones.

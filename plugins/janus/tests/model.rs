@@ -1,0 +1,485 @@
+//! The model behind the trait: batches of different lengths, drawing, scoring, checkpoints, and what is refused.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+use unirl::Error;
+use unirl::model::{
+    Answers, Checkpoint, ImageSampling, Images, ModelSource, ParameterGroup, Part, Policy, Replay, Scoring,
+    TextSampling, UnifiedModel,
+};
+use unirl::optimizer::objective::image_logp;
+use unirl_plugin_janus::checkpoint;
+use unirl_plugin_janus::model::Janus;
+use unirl_plugin_janus::options::{Architecture, JanusOptions, Vision};
+use unirl_plugin_janus::prompt::{Prompting, SPECIAL};
+use unirl_plugin_janus::vq::VqConfig;
+use unirl_text::Text;
+
+/// f32 sums in another order; values are of size 1.
+const SAME: f64 = 2e-5;
+
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/janus_dev");
+
+/// libtorch has one stream of random numbers for all threads, and tests run in several.
+fn alone() -> MutexGuard<'static, ()> {
+    static RANDOM: Mutex<()> = Mutex::new(());
+    tch::set_num_threads(1); // the work is small
+    RANDOM.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn options() -> JanusOptions {
+    let architecture = Architecture {
+        hidden_size: 32,
+        intermediate_size: 48,
+        layers: 2,
+        heads: 4,
+        key_value_heads: 2,
+        grid: 2,
+        words: ["a", "photo", "of", "red", "cat", "two", "what", "is", "it"].map(String::from).into(),
+        guidance: 2.0,
+        temperature: 0.9,
+        vision: Vision { hidden_size: 16, intermediate_size: 24, layers: 1, heads: 2 },
+        vq: VqConfig {
+            base_channels: 8,
+            channel_multiplier: vec![1, 2],
+            num_res_blocks: 1,
+            latent_channels: 8,
+            num_embeddings: 24,
+            embed_dim: 4,
+            norm_groups: 4,
+        },
+    };
+    JanusOptions { architecture: Some(architecture), ..JanusOptions::default() }
+}
+
+fn source(checkpoint: Checkpoint) -> ModelSource {
+    ModelSource { checkpoint, device: Device::Cpu, seed: 7, dry: false }
+}
+
+/// A fresh model whose weights are large enough for differences to show.
+fn tiny() -> Janus {
+    let janus =
+        Janus::from_parts(checkpoint::parts(&options(), &source(Checkpoint::Fresh)).unwrap(), Device::Cpu);
+    let janus = janus.unwrap();
+    tch::no_grad(|| {
+        for parameter in janus.parameters().unwrap() {
+            let mut tensor = parameter.tensor;
+            if tensor.dim() == 2 && parameter.group != ParameterGroup::Tokenizer {
+                tensor *= 10.0;
+            }
+        }
+    });
+    janus
+}
+
+fn open(folder: &Path) -> Result<Janus, Error> {
+    let parts = checkpoint::parts(&JanusOptions::default(), &source(Checkpoint::Folder(folder.into())))?;
+    Janus::from_parts(parts, Device::Cpu)
+}
+
+fn texts(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).into()).collect()
+}
+
+fn prompts() -> Vec<String> {
+    texts(&["a red cat", "a photo of two red cat", "cat", "a red cat"])
+}
+
+fn questions() -> Vec<String> {
+    texts(&["what is it", "is it a cat", "what", "is it two red cat"])
+}
+
+#[track_caller]
+fn close(got: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(got.size(), expected.size());
+    let off = (got - expected).abs().max().double_value(&[]);
+    assert!(off <= tolerance, "off by {off}");
+}
+
+fn row(images: &Images, row: i64) -> Images {
+    images.narrow(row, 1)
+}
+
+#[test]
+fn a_batch_of_different_lengths_is_its_rows() {
+    let _alone = alone();
+    let mut janus = tiny();
+    let greedy = ImageSampling { temperature: 0.0, guidance: 3.0, ..ImageSampling::default() };
+    let drawn = janus.generate(&prompts(), &greedy).unwrap();
+    let replay = Replay::Remask { seed: 1, part: None, scoring: Scoring::Guided, guidance: greedy.guidance };
+    let logits = janus.image_logits(&prompts(), &drawn, Policy::Current, &replay).unwrap().logits;
+    // Drawn with a cache, scored without one.
+    assert_eq!(logits.argmax(-1, false), drawn.tokens);
+    let said = janus.answer(&drawn, &questions(), &TextSampling { max_tokens: 6, ..TextSampling::default() });
+    let said = said.unwrap();
+    let logp = janus.answer_logp(&drawn, &questions(), &said, Policy::Current).unwrap().logp;
+    for at in 0..4 {
+        let (prompt, question) = (&prompts()[at..=at], &questions()[at..=at]);
+        let at = at as i64;
+        let image = janus.generate(prompt, &greedy).unwrap();
+        assert_eq!(image.tokens, row(&drawn, at).tokens);
+        let alone = janus.image_logits(prompt, &image, Policy::Current, &replay).unwrap().logits;
+        close(&alone, &logits.narrow(0, at, 1), SAME * logits.abs().max().double_value(&[]));
+        let sampling = TextSampling { max_tokens: 6, ..TextSampling::default() };
+        let answer = janus.answer(&image, question, &sampling).unwrap();
+        assert_eq!(answer.text[0], said.text[at as usize]);
+        let length = answer.tokens.size()[1];
+        assert_eq!(answer.tokens, said.tokens.narrow(0, at, 1).narrow(1, 0, length));
+        let alone = janus.answer_logp(&image, question, &answer, Policy::Current).unwrap().logp;
+        close(&alone, &logp.narrow(0, at, 1).narrow(1, 0, length), SAME * 10.0);
+    }
+}
+
+/// The likeliest token at each place is the one that the greedy answer has there.
+#[test]
+fn answers_are_scored_as_they_were_written() {
+    let _alone = alone();
+    let mut janus = tiny();
+    let drawn =
+        janus.generate(&prompts(), &ImageSampling { seed: 3, ..janus.card().sampling.clone() }).unwrap();
+    let sampling = TextSampling { max_tokens: 5, ..TextSampling::default() };
+    let said = janus.answer(&drawn, &questions(), &sampling).unwrap();
+    let best = janus.answer_logp(&drawn, &questions(), &said, Policy::Current).unwrap().logp;
+    for other in 0..janus.prompting().text().vocabulary_size() {
+        // Another token in the first place is no likelier.
+        let tokens = Tensor::cat(
+            &[
+                Tensor::full([4, 1], other, (Kind::Int64, Device::Cpu)),
+                said.tokens.narrow(1, 1, said.tokens.size()[1] - 1),
+            ],
+            1,
+        );
+        let changed = Answers { text: said.text.clone(), tokens, mask: said.mask.shallow_clone() };
+        let logp = janus.answer_logp(&drawn, &questions(), &changed, Policy::Current).unwrap().logp;
+        let ahead = (best.narrow(1, 0, 1) - logp.narrow(1, 0, 1)).min().double_value(&[]);
+        assert!(ahead >= -SAME, "{other}: {ahead}");
+    }
+}
+
+#[test]
+fn a_batch_in_parts_is_the_batch_in_one() {
+    let _alone = alone();
+    let mut janus = tiny();
+    let sampling = ImageSampling { seed: 5, ..janus.card().sampling.clone() };
+    assert!((sampling.guidance - 2.0).abs() < f64::EPSILON, "of the checkpoint");
+    let whole = janus.generate(&prompts(), &sampling).unwrap();
+    let asking = TextSampling { temperature: 1.0, max_tokens: 4, seed: 6, ..TextSampling::default() };
+    let said = janus.answer(&whole, &questions(), &asking).unwrap();
+    for first in [0, 2] {
+        let part = Some(Part { first, of: 4 });
+        let rows = first as usize..first as usize + 2;
+        let images = janus.generate(&prompts()[rows.clone()], &ImageSampling { part, ..sampling.clone() });
+        assert_eq!(images.unwrap().tokens, whole.tokens.narrow(0, first, 2));
+        let sampling = TextSampling { part, ..asking.clone() };
+        let answers = janus.answer(&whole.narrow(first, 2), &questions()[rows.clone()], &sampling).unwrap();
+        assert_eq!(answers.text, said.text[rows]);
+    }
+    let other = janus.generate(&prompts(), &ImageSampling { seed: 6, ..sampling }).unwrap();
+    assert_ne!(other.tokens, whole.tokens);
+}
+
+/// Gradients of the mean log-probability, of weights that all tokens reach.
+fn learned(janus: &Janus, images: &Images, scoring: Scoring, guidance: f64) -> (Tensor, Tensor) {
+    let replay = Replay::Remask { seed: 1, part: None, scoring, guidance };
+    let scored = janus.image_logits(&prompts(), images, Policy::Current, &replay).unwrap();
+    assert!(bool::try_from(scored.targets.all()).unwrap(), "every token is predicted");
+    let logp = image_logp(&scored.logits, &images.tokens);
+    let parameters = janus.parameters().unwrap();
+    let embedding = parameters.iter().find(|p| p.name.ends_with("embed_tokens.weight")).unwrap();
+    let gradient = Tensor::run_backward(&[logp.mean(Kind::Float)], &[&embedding.tensor], false, false);
+    (logp.detach(), gradient[0].shallow_clone())
+}
+
+#[test]
+fn the_three_ways_of_scoring() {
+    let _alone = alone();
+    let mut janus = tiny();
+    let sampling = ImageSampling { seed: 5, ..janus.card().sampling.clone() };
+    let images = janus.generate(&prompts(), &sampling).unwrap();
+    let guidance = sampling.guidance;
+    let (conditional, plain) = learned(&janus, &images, Scoring::Conditional, guidance);
+    let (guided, both) = learned(&janus, &images, Scoring::Guided, guidance);
+    let (detached, one) = learned(&janus, &images, Scoring::GuidedDetached, guidance);
+    close(&guided, &detached, SAME);
+    assert!(
+        (&guided - &conditional).abs().max().double_value(&[]) > 0.01,
+        "guidance changes the distribution"
+    );
+
+    // The padding token stands in empty prompts alone: only the unconditional branch teaches it.
+    let pad = janus.prompting().special.pad;
+    let taught = |gradient: &Tensor| gradient.get(pad).abs().max().double_value(&[]);
+    assert!(taught(&both) > 0.0);
+    assert!(taught(&one) == 0.0 && taught(&plain) == 0.0);
+    assert!((&both - &one).abs().max().double_value(&[]) > 1e-6);
+
+    // A weight of 1 is no guidance.
+    let (unguided, gradient) = learned(&janus, &images, Scoring::Guided, 1.0);
+    close(&unguided, &conditional, SAME);
+    close(&gradient, &plain, SAME);
+    // Revealed code by code in any case.
+    let reveal = Replay::Reveal { steps: vec![0], scoring: Scoring::Conditional, guidance };
+    let scored = janus.image_logits(&prompts(), &images, Policy::Current, &reveal).unwrap();
+    close(&image_logp(&scored.logits, &images.tokens).detach(), &conditional, SAME);
+}
+
+/// A tenth of the prompts of pretraining are empty ones.
+#[test]
+fn pretraining_drops_some_prompts() {
+    let _alone = alone();
+    let mut janus = tiny();
+    let sampling = ImageSampling { seed: 5, ..janus.card().sampling.clone() };
+    let many = vec!["a red cat".to_string(); 200];
+    let images = janus.generate(&many[..1], &sampling).unwrap();
+    let images = Images::from_tokens(images.tokens.repeat([200, 1]));
+    let logits = |replay: &Replay| {
+        tch::no_grad(|| janus.image_logits(&many, &images, Policy::Current, replay)).unwrap().logits
+    };
+    let plain = logits(&Replay::remask(1, None));
+    let dropped = (logits(&Replay::Pretrain { seed: 1 }) - plain).abs().amax([1i64, 2].as_slice(), false);
+    let count = dropped.gt(1e-3).sum(Kind::Int64).int64_value(&[]);
+    assert!((8..=34).contains(&count), "{count} of 200, where 20 are expected with a deviation of 4");
+}
+
+#[test]
+fn the_reference_stays_and_each_task_teaches_its_own() {
+    let _alone = alone();
+    let mut janus = tiny();
+    janus.freeze_reference().unwrap();
+    let images = janus.generate(&prompts(), &ImageSampling::default()).unwrap();
+    let said = janus.encode_answers(&texts(&["a cat", "two", "red cat", "it is"])).unwrap();
+    let before = janus.answer_logp(&images, &questions(), &said, Policy::Reference).unwrap().logp;
+    let drawing = janus.image_logits(&prompts(), &images, Policy::Current, &Replay::remask(1, None)).unwrap();
+    let answering = janus.answer_logp(&images, &questions(), &said, Policy::Current).unwrap();
+    close(&answering.logp.detach(), &before, SAME);
+    assert!(!before.requires_grad());
+    for (loss, other) in [
+        (image_logp(&drawing.logits, &images.tokens).mean(Kind::Float), ParameterGroup::Understanding),
+        (answering.logp.mean(Kind::Float), ParameterGroup::Generation),
+    ] {
+        let parameters = janus.parameters().unwrap();
+        let tensors: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
+        let gradients = Tensor::run_backward(&[loss], &tensors, true, false);
+        for (parameter, gradient) in parameters.iter().zip(gradients) {
+            let none = parameter.group == other || parameter.group == ParameterGroup::Tokenizer;
+            assert_eq!(gradient.defined(), !none, "{}", parameter.name);
+        }
+    }
+    tch::no_grad(|| {
+        for parameter in janus.parameters().unwrap() {
+            let mut tensor = parameter.tensor;
+            tensor *= 0.9;
+        }
+    });
+    let after = janus.answer_logp(&images, &questions(), &said, Policy::Reference).unwrap().logp;
+    close(&after, &before, 0.0);
+}
+
+/// Understanding sees what was drawn, or the picture itself; relaxed images are seen with gradient.
+#[test]
+fn images_are_seen_as_pixels() {
+    let _alone = alone();
+    let janus = tiny();
+    let pixels = Tensor::rand([1, 3, 4, 4], tch::kind::FLOAT_CPU);
+    let read = janus.encode(&pixels).unwrap();
+    assert_eq!(read.pixels.as_ref().unwrap(), &pixels);
+    let said = janus.encode_answers(&texts(&["a cat"])).unwrap();
+    let logp =
+        |images: &Images| janus.answer_logp(images, &questions()[..1], &said, Policy::Current).unwrap().logp;
+    let drawn = Images::from_tokens(read.tokens.shallow_clone());
+    assert!(
+        (logp(&read) - logp(&drawn)).abs().max().double_value(&[]) > 1e-3,
+        "the tokenizer loses something"
+    );
+    let decoded = Images {
+        pixels: Some(janus.pixels(&drawn).unwrap()),
+        ..Images::from_tokens(drawn.tokens.shallow_clone())
+    };
+    close(&logp(&decoded).detach(), &logp(&drawn).detach(), SAME);
+    let relaxed = drawn.tokens.one_hot(24).to_kind(Kind::Float).set_requires_grad(true);
+    let seen = Images {
+        relaxed: Some(relaxed.shallow_clone()),
+        ..Images::from_tokens(drawn.tokens.shallow_clone())
+    };
+    let scored = logp(&seen);
+    close(&scored.detach(), &logp(&drawn).detach(), SAME);
+    scored.sum(Kind::Float).backward();
+    assert!(relaxed.grad().abs().max().double_value(&[]) > 0.0);
+}
+
+/// A folder of the fixture's weights in one layout, with a tokenizer.
+fn folder(layout: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(FIXTURE).join(layout).join(name), dir.path().join(name)).unwrap();
+    }
+    let words: Vec<String> = (0..100).map(|word| format!("word{word}")).collect();
+    fs::write(dir.path().join("tokenizer.json"), Text::of_words(&words, &SPECIAL).unwrap().json()).unwrap();
+    fs::write(dir.path().join("notes.json"), "{\"kept\": true}").unwrap();
+    dir
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let weights = unirl::weights::Weights::find(folder).unwrap();
+    weights.names().map(String::from).collect()
+}
+
+#[test]
+fn a_checkpoint_is_saved_in_the_layout_that_it_was_loaded_from() {
+    let _alone = alone();
+    let sampling = ImageSampling { temperature: 0.0, guidance: 5.0, ..ImageSampling::default() };
+    let prompts = texts(&["word1 word2", "word3"]);
+    let drawn = ["hf", "original"].map(|layout| {
+        let dir = folder(layout);
+        let mut janus = open(dir.path()).unwrap();
+        assert!(
+            (janus.card().sampling.guidance - 5.0).abs() < f64::EPSILON,
+            "the original's, where none is named"
+        );
+        let before = janus.generate(&prompts, &sampling).unwrap().tokens;
+        let saved = tempfile::tempdir().unwrap();
+        janus.save(saved.path()).unwrap();
+        assert_eq!(names(saved.path()), names(dir.path()), "{layout}");
+        for name in ["config.json", "tokenizer.json", "notes.json"] {
+            assert_eq!(fs::read(saved.path().join(name)).unwrap(), fs::read(dir.path().join(name)).unwrap());
+        }
+        let mut again = open(saved.path()).unwrap();
+        assert_eq!(again.generate(&prompts, &sampling).unwrap().tokens, before, "{layout}");
+        before
+    });
+    assert_eq!(drawn[0], drawn[1], "the same weights in both");
+}
+
+#[test]
+fn a_fresh_model_comes_back_from_its_checkpoint() {
+    let _alone = alone();
+    let mut fresh = tiny();
+    let dir = tempfile::tempdir().unwrap();
+    fresh.save(dir.path()).unwrap();
+    let mut again = open(dir.path()).unwrap();
+    assert_eq!(again.card(), fresh.card());
+    let sampling = ImageSampling { seed: 2, ..fresh.card().sampling.clone() };
+    let (before, after) =
+        (fresh.generate(&prompts(), &sampling).unwrap(), again.generate(&prompts(), &sampling).unwrap());
+    assert_eq!(before.tokens, after.tokens);
+    assert_eq!(before.pixels.unwrap(), after.pixels.unwrap());
+    let asking = TextSampling { max_tokens: 4, ..TextSampling::default() };
+    let images = Images::from_tokens(before.tokens);
+    let answers =
+        [&mut fresh, &mut again].map(|model| model.answer(&images, &questions(), &asking).unwrap().text);
+    assert_eq!(answers[0], answers[1]);
+}
+
+#[track_caller]
+fn refused(folder: &Path, message: &str) {
+    let error = open(folder).err().expect("an error");
+    let text = format!("{error:?}");
+    assert!(text.contains(message), "{text}");
+}
+
+fn edit(path: PathBuf, change: impl FnOnce(&mut Value)) {
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let _alone = alone();
+    let dir = folder("hf");
+    let path = dir.path();
+    let tokenizer = fs::read(path.join("tokenizer.json")).unwrap();
+    fs::remove_file(path.join("tokenizer.json")).unwrap();
+    refused(path, "no text tokenizer in");
+    let words = |count: usize, special: &[&str]| {
+        let words: Vec<String> = (0..count).map(|word| format!("word{word}")).collect();
+        fs::write(path.join("tokenizer.json"), Text::of_words(&words, special).unwrap().json()).unwrap();
+    };
+    words(10, &SPECIAL[1..]);
+    refused(path, "the text tokenizer has no token `<｜begin▁of▁sentence｜>`");
+    words(1000, &SPECIAL);
+    refused(path, "tokens, as the language model has, got 1009");
+    fs::write(path.join("tokenizer.json"), tokenizer).unwrap();
+    fs::write(path.join("generation_config.json"), "{").unwrap();
+    refused(path, "generation_config.json");
+    fs::remove_file(path.join("generation_config.json")).unwrap();
+    edit(path.join("config.json"), |config| config["vision_config"]["image_size"] = json!(16));
+    refused(path, "num_image_tokens");
+    edit(path.join("config.json"), |config| {
+        config["model_type"] = json!("multi_modality");
+        config["vision_gen_enc_config"] = json!({});
+    });
+    refused(path, "JanusFlow");
+    fs::remove_file(path.join("config.json")).unwrap();
+    refused(path, "no `config.json`");
+
+    let janus = tiny();
+    let wrong = janus.encode(&Tensor::zeros([1, 3, 4, 6], tch::kind::FLOAT_CPU)).unwrap_err();
+    assert_eq!(wrong.message(), "pictures: expected [B,3,4,4], got [1, 3, 4, 6]");
+    let image = Images::from_tokens(Tensor::zeros([1, 4], tch::kind::INT64_CPU));
+    let said = janus.encode_answers(&texts(&["a cat"])).unwrap();
+    let wrong =
+        janus.answer_logp(&image, &texts(&["<image_placeholder>"]), &said, Policy::Current).unwrap_err();
+    assert_eq!(wrong.message(), "a question about a picture cannot contain `<image_placeholder>`");
+    assert!(janus.answer_logp(&image, &texts(&["it"]), &said, Policy::Reference).is_err(), "none was frozen");
+    let both = checkpoint::parts(&options(), &source(Checkpoint::Folder(path.into()))).err().unwrap();
+    assert!(both.message().contains("`model.options.architecture`"), "{both}");
+}
+
+#[test]
+fn roles_are_tags_or_plain_words() {
+    let words = texts(&["user:", "assistant:", ":", "a", "cat", "hello"]);
+    let id = |text: &Text, token: &str| text.id(token).unwrap();
+    let pro = Text::of_words(&words, &SPECIAL).unwrap();
+    let ids = |tokens: &[&str], text: &Text| tokens.iter().map(|token| id(text, token)).collect::<Vec<_>>();
+    let prompting = Prompting::new(pro.clone(), "hello", 2).unwrap();
+    let [bos, eos, _, boi, eoi, image, user, assistant] = SPECIAL;
+    let expected = ids(&[bos, user, ":", "a", "cat", assistant, ":", boi], &pro);
+    assert_eq!(prompting.drawing(" a cat ").unwrap(), expected);
+    let asked = [bos, "hello", user, ":", boi, image, image, eoi, "a", "cat", assistant, ":"];
+    assert_eq!(prompting.question("a cat").unwrap(), ids(&asked, &pro));
+    assert_eq!(prompting.answer("a cat").unwrap(), ids(&["a", "cat", eos], &pro));
+    let pad = prompting.special.pad;
+    let emptied = prompting.emptied(&expected);
+    assert_eq!((emptied[0], emptied[7]), (expected[0], expected[7]));
+    assert!(emptied[1..7].iter().all(|id| *id == pad));
+
+    // Janus-1.3B: no tags, and the placeholder is added behind the last token.
+    let plain = Text::of_words(&words, &SPECIAL[..5]).unwrap();
+    let prompting = Prompting::new(plain.clone(), "", 2).unwrap();
+    assert_eq!(
+        prompting.drawing("a cat").unwrap(),
+        ids(&[bos, "user:", "a", "cat", "assistant:", boi], &plain)
+    );
+    let place = plain.vocabulary_size();
+    let mut asked = ids(&[bos, "user:", boi], &plain);
+    asked.extend([place, place]);
+    asked.extend(ids(&[eoi, "a", "cat", "assistant:"], &plain));
+    assert_eq!(prompting.question("a cat").unwrap(), asked);
+}
+
+/// Sizes alone: no weight is read, and the reckoning is there.
+#[test]
+fn a_dry_model_reckons_its_memory() {
+    let dir = folder("original");
+    let dry = ModelSource { dry: true, ..source(Checkpoint::Folder(dir.path().into())) };
+    let janus = Janus::new(JanusOptions::default(), &dry).unwrap();
+    let workload = unirl::model::Workload {
+        images: janus.card().sampling.clone(),
+        answers: TextSampling::default(),
+        states: 1,
+    };
+    let of = janus.footprint(&workload).unwrap();
+    let loaded = open(dir.path()).unwrap();
+    let values: usize = loaded.parameters().unwrap().iter().map(|parameter| parameter.tensor.numel()).sum();
+    assert_eq!(of.values, values as i64);
+    assert!(of.trainable < of.values, "the image tokenizer does not learn");
+    let guided = janus.footprint(&unirl::model::Workload { states: 2, ..workload }).unwrap();
+    assert!(guided.image_logits.activations > of.image_logits.activations);
+}

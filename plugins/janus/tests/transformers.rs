@@ -1,0 +1,123 @@
+//! Agreement with Python's transformers, on a tiny random model that it makes, and what is saved here loads there.
+//!
+//! `./x transformers` installs it. Without it nothing is compared, and the test says so.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "a comparison that is left out is to be seen")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+use unirl::model::{Answers, Checkpoint, ImageSampling, Images, ModelSource, Policy, Replay, UnifiedModel};
+use unirl_plugin_janus::checkpoint;
+use unirl_plugin_janus::model::Janus;
+use unirl_plugin_janus::options::JanusOptions;
+
+/// f32 sums in another order, relative to values of size 1 to 10: 1.8e-6 was the most seen.
+const SAME: f64 = 2e-5;
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// The Python that has transformers.
+fn python() -> Option<PathBuf> {
+    let own = Path::new(ROOT).join(".transformers-venv/bin/python");
+    if own.is_file() {
+        return Some(own);
+    }
+    let there = Command::new("python3").args(["-c", "import torch, transformers"]).output();
+    there.is_ok_and(|output| output.status.success()).then(|| "python3".into())
+}
+
+fn run(python: &Path, arguments: &[&Path]) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transformers/janus.py");
+    let output = Command::new(python).arg(script).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn load(folder: &Path, system_prompt: Option<&str>) -> Janus {
+    let source = ModelSource {
+        checkpoint: Checkpoint::Folder(folder.into()),
+        device: Device::Cpu,
+        seed: 0,
+        dry: false,
+    };
+    let options = JanusOptions { system_prompt: system_prompt.map(String::from), ..JanusOptions::default() };
+    Janus::from_parts(checkpoint::parts(&options, &source).unwrap(), Device::Cpu).unwrap()
+}
+
+fn text(json: &Value) -> String {
+    json.as_str().unwrap().into()
+}
+
+fn ids(json: &Value) -> Vec<i64> {
+    json.as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect()
+}
+
+#[track_caller]
+fn close(what: &str, got: &Tensor, expected: &Tensor) {
+    assert_eq!(got.size(), expected.size(), "{what}");
+    let off = (got - expected).abs().max().double_value(&[]);
+    let size = 1.0 + expected.abs().max().double_value(&[]);
+    println!("{what}: off by {off} of {size}");
+    assert!(off <= SAME * size, "{what}: off by {off} of {size}");
+}
+
+#[test]
+fn transformers_agrees_and_loads_what_is_saved() {
+    let Some(python) = python() else {
+        eprintln!("SKIPPED: no Python with transformers; `./x transformers` installs one");
+        return;
+    };
+    tch::set_num_threads(1); // the work is small
+    let dir = tempfile::tempdir().unwrap();
+    run(&python, &["make".as_ref(), dir.path()]);
+    let folder = dir.path().join("model");
+    let json: Value = serde_json::from_slice(&fs::read(dir.path().join("reference.json")).unwrap()).unwrap();
+    let tensors = Tensor::read_safetensors(dir.path().join("reference.safetensors")).unwrap();
+    let tensor = |name: &str| tensors.iter().find(|(known, _)| known == name).unwrap().1.shallow_clone();
+
+    // Drawing.
+    let mut janus = load(&folder, None);
+    let prompts: Vec<String> =
+        json["prompts"].as_array().unwrap().iter().map(|prompt| text(&prompt["prompt"])).collect();
+    for prompt in json["prompts"].as_array().unwrap() {
+        let got = janus.prompting().drawing(&text(&prompt["prompt"])).unwrap();
+        assert_eq!(got, ids(&prompt["ids"]), "{prompt}");
+    }
+    let guidance = json["guidance"].as_f64().unwrap();
+    assert!((janus.card().sampling.guidance - guidance).abs() < f64::EPSILON, "of `generation_config.json`");
+    let greedy = ImageSampling { temperature: 0.0, guidance, ..ImageSampling::default() };
+    let drawn = janus.generate(&prompts, &greedy).unwrap();
+    assert_eq!(drawn.tokens, tensor("codes"));
+    let scored = janus.image_logits(&prompts, &drawn, Policy::Current, &Replay::remask(0, None)).unwrap();
+    close("logits", &scored.logits, &tensor("logits"));
+    let decoded = ((tensor("decoded") + 1.0) / 2.0).clamp(0.0, 1.0);
+    close("pixels", &janus.pixels(&drawn).unwrap(), &decoded);
+
+    // Reading, with the original's system prompt and without one.
+    let without = load(&folder, Some(""));
+    let pictures = tensor("pictures");
+    for asked in json["questions"].as_array().unwrap() {
+        let model = if text(&asked["system"]).is_empty() { &without } else { &janus };
+        let question = text(&asked["question"]);
+        assert_eq!(model.prompting().question(&question).unwrap(), ids(&asked["ids"]), "{asked}");
+        let answers = model.encode_answers(&[text(&asked["answer"])]).unwrap();
+        assert_eq!(Vec::<i64>::try_from(answers.tokens.view([-1])).unwrap(), ids(&asked["answer_ids"]));
+        let picture = pictures.narrow(0, asked["picture"].as_i64().unwrap(), 1);
+        let image: Images = model.encode(&picture).unwrap();
+        let answers = Answers { text: vec![String::new()], ..answers };
+        let logp = model.answer_logp(&image, &[question], &answers, Policy::Current).unwrap().logp;
+        let expected: Vec<f64> =
+            asked["answer_logp"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+        close("answer", &logp.view([-1]), &Tensor::from_slice(&expected).to_kind(Kind::Float));
+    }
+
+    // And back.
+    let saved = dir.path().join("saved");
+    fs::create_dir(&saved).unwrap();
+    janus.save(&saved).unwrap();
+    run(&python, &["check".as_ref(), &saved, dir.path()]);
+}
