@@ -321,6 +321,36 @@ fn drawings_one_by_one_are_those_of_the_batch() {
 }
 
 #[test]
+fn an_optimizer_that_needs_one_representation() {
+    let run = Run::new();
+    assert_snapshot!(run.run(&plugin_dir(), &["--plugin", "janus", "--optimizer", "grpo"]));
+    assert!(!run.path("runs").exists(), "nothing is left behind");
+}
+
+#[test]
+fn sft_on_two_representations_warns() {
+    let text = Run::new().run(&plugin_dir(), &["--plugin", "janus", "--optimizer", "sft", "--dry-run"]);
+    assert!(text.contains("exit: 0") && text.contains("WARN"), "{text}");
+    assert!(text.contains("the paper saw drawing collapse (§4.4)"), "{text}");
+}
+
+#[test]
+fn a_model_of_another_family() {
+    let run = Run::new();
+    let model = run.path("model");
+    fs::create_dir(&model).unwrap();
+    let flow = r#"{"model_type": "multi_modality", "vision_gen_enc_config": {}}"#;
+    fs::write(model.join("config.json"), flow).unwrap();
+    let header = r#"{"vision_gen_enc_model.x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#;
+    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    fs::write(model.join("model.safetensors"), file).unwrap();
+    let words = r#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"<unk>":0},"unk_token":"<unk>"}}"#;
+    fs::write(model.join("tokenizer.json"), words).unwrap();
+    let arguments = ["--plugin", "janus", "--optimizer", "grpo-split", "--model", "model"];
+    assert_snapshot!(run.run(&plugin_dir(), &arguments));
+}
+
+#[test]
 fn tasks_that_are_missing() {
     let run = Run::new();
     assert_snapshot!(run.train(&["--set", "train.tasks=nowhere.jsonl"]));

@@ -3,7 +3,11 @@
 //! `./x transformers` installs it. Without it nothing is compared, and the test says so.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(clippy::print_stderr, reason = "a comparison that is left out is to be seen")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what is compared, and what is left out, is to be seen"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
