@@ -76,9 +76,10 @@ fn plan(settings: &Settings, early: &RunConfig, plugins: &mut Plugins) -> Result
     println!("{} of {} on {}\n", entry.name, model.card().name, build::device_name(source.device));
     print!("{}", plan.table());
     match plan.fitting() {
-        Some(0) => Err(Error::failure("the run does not fit the device, not even an image at a time").hint(
-            "`--set model.options.lora={}` learns adapters alone; smaller images or a GPU with more memory are other ways",
-        )),
+        Some(0) => Err(Error::failure("the run does not fit the device, not even an image at a time").hint(format!(
+            "use smaller images or a GPU with more memory; `unirl schema --plugin {}` lists what a model offers to take less",
+            early.model.plugin
+        ))),
         Some(fitting) if fitting < plan.micro_batch => {
             Err(Error::failure(format!("{} images at once do not fit the device", plan.micro_batch))
                 .hint(format!("`--set rollout.micro_batch={fitting}`")))
