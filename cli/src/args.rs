@@ -93,7 +93,7 @@ pub(crate) struct RunArgs {
     /// The algorithm: `sft`, `grpo` or `grpo-split`
     #[arg(long, value_name = "NAME")]
     pub(crate) optimizer: Option<String>,
-    /// A shipped set of settings: `tiles` (the default for models of the drawn world) or `paper`
+    /// A shipped set of settings: `tiles` or `tiles-split` (the default for models of the drawn world) or `paper`
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
     /// The reward rule: a name, or the path of a plugin file

@@ -8,7 +8,7 @@ use unirl::config::{self, ModelOptions, RewardOptions, RunConfig};
 use unirl::error::{Error, Result};
 use unirl::eval;
 use unirl::memory;
-use unirl::model::{Checkpoint, ModelCard, ModelSource, UnifiedModel};
+use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel};
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
 use unirl::reward::{RuleSet, WeightedRule};
 
@@ -16,8 +16,8 @@ use crate::args::ModelArgs;
 use crate::progress;
 
 /// The settings of a run: how the model is meant to draw, preset, file and `--set` in this order, then flags. Which preset
-/// it is where the user names none depends on the model: one that draws the drawn world has `tiles`, any other none, which
-/// leaves the paper's settings.
+/// it is where the user names none depends on the model: one that draws the drawn world has `tiles`, or `tiles-split` where
+/// it reads images through another representation; any other has none, which leaves the paper's settings.
 pub(crate) struct Settings {
     preset: Option<String>,
     own: toml::Table,
@@ -44,7 +44,10 @@ impl Settings {
 
     /// The settings for a model.
     pub(crate) fn config(&self, card: &ModelCard) -> Result<RunConfig> {
-        let tiles = eval::check_tiles(card).is_ok().then_some("tiles");
+        let tiles = eval::check_tiles(card).is_ok().then_some(match card.image_space {
+            ImageSpace::Shared => "tiles",
+            ImageSpace::Decoupled => "tiles-split",
+        });
         self.over(own_sampling(card)?, self.preset.as_deref().or(tiles))
     }
 

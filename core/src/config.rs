@@ -200,8 +200,11 @@ pub struct CheckpointOptions {
     pub every: u64,
 }
 
-const PRESETS: [(&str, &str); 2] =
-    [("tiles", include_str!("../presets/tiles.toml")), ("paper", include_str!("../presets/paper.toml"))];
+const PRESETS: [(&str, &str); 3] = [
+    ("tiles", include_str!("../presets/tiles.toml")),
+    ("tiles-split", include_str!("../presets/tiles-split.toml")),
+    ("paper", include_str!("../presets/paper.toml")),
+];
 
 /// The table of a shipped preset.
 pub fn preset(name: &str) -> Result<toml::Table> {

@@ -23,12 +23,13 @@ fn every_run_configuration_is_valid() {
         (entry.build)(config.optimizer.table().unwrap()).unwrap();
         let tasks = Path::new(EXAMPLES).join("..").join(config.train.tasks.unwrap());
         assert!(tasks.is_file(), "{}", tasks.display());
-        let options = serde_json::to_value(&config.model.options).unwrap();
-        if family == "showo" {
-            serde_json::from_value::<unirl_plugin_showo::config::ShowoConfig>(options).unwrap();
-        } else {
-            serde_json::from_value::<unirl_plugin_janus::options::JanusOptions>(options).unwrap();
+        if config.model.options.is_empty() {
+            continue;
         }
+        // Of the plugins only one can be linked: each exports the same symbols.
+        assert_eq!(family, "showo");
+        let options = serde_json::to_value(&config.model.options).unwrap();
+        serde_json::from_value::<unirl_plugin_showo::config::ShowoConfig>(options).unwrap();
     }
 }
 
