@@ -101,6 +101,24 @@ pub enum Policy {
     Reference,
 }
 
+impl Policy {
+    /// Runs `work` on what this policy names of a model; the reference leaves no gradient.
+    pub fn run<T, R>(
+        self,
+        current: &T,
+        reference: Option<&T>,
+        work: impl FnOnce(&T) -> Result<R>,
+    ) -> Result<R> {
+        match (self, reference) {
+            (Self::Current, _) => work(current),
+            (Self::Reference, Some(reference)) => tch::no_grad(|| work(reference)),
+            (Self::Reference, None) => {
+                Err(Error::failure("there is no reference policy yet").hint("call `freeze_reference` first"))
+            }
+        }
+    }
+}
+
 /// The place of some rows in a larger batch. Random numbers are drawn for the whole batch, so that a batch in parts is
 /// the batch in one, whatever the parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,6 +196,16 @@ pub struct TextSampling {
     pub part: Option<Part>,
 }
 
+impl TextSampling {
+    /// Refuses answers of no token.
+    pub fn check(&self) -> Result<()> {
+        if self.max_tokens >= 1 {
+            return Ok(());
+        }
+        Err(Error::usage(format!("answer tokens: expected at least 1, got {}", self.max_tokens)))
+    }
+}
+
 impl Default for TextSampling {
     fn default() -> Self {
         Self { temperature: 0.0, top_k: 0, max_tokens: 32, seed: 0, part: None }
@@ -201,6 +229,17 @@ impl Images {
     /// Images known by their tokens `[B,N]` alone.
     pub fn from_tokens(tokens: Tensor) -> Self {
         Self { tokens, relaxed: None, revealed_at: None, pixels: None }
+    }
+
+    /// Refuses images that are not one each of the model's for so many `texts`, which are `what`.
+    pub fn check(&self, card: &ModelCard, what: &str, texts: usize) -> Result<()> {
+        let (size, tokens) = (self.tokens.size(), card.image_tokens);
+        if size == [texts as i64, tokens] {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "expected images of shape [{texts},{tokens}] for {texts} {what}, got {size:?}"
+        )))
     }
 
     /// `B`.

@@ -115,17 +115,6 @@ impl Janus {
         &self.network
     }
 
-    /// Runs `work` on the weights of `policy`; the reference leaves no gradient.
-    fn under<T>(&self, policy: Policy, work: impl FnOnce(&Network) -> Result<T>) -> Result<T> {
-        match (policy, &self.reference) {
-            (Policy::Current, _) => work(&self.network),
-            (Policy::Reference, Some(reference)) => tch::no_grad(|| work(reference)),
-            (Policy::Reference, None) => {
-                Err(Error::failure("there is no reference policy yet").hint("call `freeze_reference` first"))
-            }
-        }
-    }
-
     fn prompt_ids(&self, prompts: &[String]) -> Result<Vec<Vec<i64>>> {
         prompts.iter().map(|prompt| self.prompting.drawing(prompt)).collect()
     }
@@ -230,17 +219,6 @@ impl Janus {
     fn question_ids(&self, questions: &[String]) -> Result<Vec<Vec<i64>>> {
         questions.iter().map(|question| self.prompting.question(question)).collect()
     }
-
-    fn check_same(&self, what: &str, images: &Images, texts: usize) -> Result<()> {
-        let size = images.tokens.size();
-        if size == [texts as i64, self.card.image_tokens] {
-            return Ok(());
-        }
-        Err(Error::usage(format!(
-            "expected images of shape [{texts},{}] for {texts} {what}, got {size:?}",
-            self.card.image_tokens
-        )))
-    }
 }
 
 impl UnifiedModel for Janus {
@@ -302,13 +280,8 @@ impl UnifiedModel for Janus {
     }
 
     fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
-        self.check_same("questions", images, questions.len())?;
-        if sampling.max_tokens < 1 {
-            return Err(Error::usage(format!(
-                "answer tokens: expected at least 1, got {}",
-                sampling.max_tokens
-            )));
-        }
+        images.check(&self.card, "questions", questions.len())?;
+        sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
         let special = self.prompting.special;
         let (tokens, mask) = tch::no_grad(|| {
@@ -317,13 +290,7 @@ impl UnifiedModel for Janus {
             let answering = Answering::read(&self.network.llama, x, &positions, &mask, there)?;
             answering.write(sampling, special.eos, special.pad)
         })?;
-        let text = (0..images.len())
-            .map(|row| {
-                let ids = Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?;
-                self.prompting.text().decode(&ids, special.eos)
-            })
-            .collect::<Result<_>>()?;
-        Ok(Answers { text, tokens, mask })
+        self.prompting.text().answers(tokens, mask, special.eos)
     }
 
     fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
@@ -339,7 +306,7 @@ impl UnifiedModel for Janus {
         policy: Policy,
         replay: &Replay,
     ) -> Result<ImageLogits> {
-        self.check_same("prompts", images, prompts.len())?;
+        images.check(&self.card, "prompts", prompts.len())?;
         let mut prompts = self.prompt_ids(prompts)?;
         let scored = match replay {
             Replay::Remask { scoring, guidance, .. } | Replay::Reveal { scoring, guidance, .. } => {
@@ -356,7 +323,7 @@ impl UnifiedModel for Janus {
             }
         };
         let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
-        self.under(policy, |network| {
+        policy.run(&self.network, self.reference.as_ref(), |network| {
             let logits = self.scored_logits(network, &prompts, &images.tokens, scored)?;
             Ok(ImageLogits { logits, targets })
         })
@@ -369,11 +336,11 @@ impl UnifiedModel for Janus {
         answers: &Answers,
         policy: Policy,
     ) -> Result<TokenLogp> {
-        self.check_same("questions", images, questions.len())?;
+        images.check(&self.card, "questions", questions.len())?;
         let questions = self.question_ids(questions)?;
         let (ids, _) = padded(&answered(&questions, answers)?, self.prompting.special.pad, self.device);
         let ends: Vec<i64> = questions.iter().map(|question| question.len() as i64 - 1).collect();
-        self.under(policy, |network| {
+        policy.run(&self.network, self.reference.as_ref(), |network| {
             let (x, positions, mask) = self.understanding(network, images, &ids)?;
             let hidden = network.llama.hidden(x, &positions, &mask, None)?;
             network.llama.score(&hidden, &ends, answers)

@@ -175,17 +175,6 @@ impl Showo {
         &self.magvit
     }
 
-    /// Runs `work` on the weights of `policy`; the reference leaves no gradient.
-    fn under<T>(&self, policy: Policy, work: impl FnOnce(&Phi) -> Result<T>) -> Result<T> {
-        match (policy, &self.reference) {
-            (Policy::Current, _) => work(&self.phi),
-            (Policy::Reference, Some(reference)) => tch::no_grad(|| work(reference)),
-            (Policy::Reference, None) => {
-                Err(Error::failure("there is no reference policy yet").hint("call `freeze_reference` first"))
-            }
-        }
-    }
-
     fn prompt_ids(&self, prompts: &[String]) -> Result<Vec<Vec<i64>>> {
         prompts.iter().map(|prompt| self.text.encode(prompt)).collect()
     }
@@ -439,17 +428,6 @@ impl Showo {
         };
         ((decoded + 1.0) / 2.0).clamp(0.0, 1.0)
     }
-
-    fn check_same(&self, what: &str, images: &Images, texts: usize) -> Result<()> {
-        let size = images.tokens.size();
-        if size == [texts as i64, self.card.image_tokens] {
-            return Ok(());
-        }
-        Err(Error::usage(format!(
-            "expected images of shape [{texts},{}] for {texts} {what}, got {size:?}",
-            self.card.image_tokens
-        )))
-    }
 }
 
 impl UnifiedModel for Showo {
@@ -543,23 +521,12 @@ impl UnifiedModel for Showo {
     }
 
     fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
-        self.check_same("questions", images, questions.len())?;
-        if sampling.max_tokens < 1 {
-            return Err(Error::usage(format!(
-                "answer tokens: expected at least 1, got {}",
-                sampling.max_tokens
-            )));
-        }
+        images.check(&self.card, "questions", questions.len())?;
+        sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
         let (tokens, mask) =
             self.write(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
-        let text = (0..images.len())
-            .map(|row| {
-                let ids = Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?;
-                self.text.decode(&ids, self.special.eos)
-            })
-            .collect::<Result<_>>()?;
-        Ok(Answers { text, tokens, mask })
+        self.text.answers(tokens, mask, self.special.eos)
     }
 
     fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
@@ -582,10 +549,10 @@ impl UnifiedModel for Showo {
         policy: Policy,
         replay: &Replay,
     ) -> Result<ImageLogits> {
-        self.check_same("prompts", images, prompts.len())?;
+        images.check(&self.card, "prompts", prompts.len())?;
         let tokens = &images.tokens;
         let mut prompts = self.prompt_ids(prompts)?;
-        self.under(policy, |phi| match replay {
+        policy.run(&self.phi, self.reference.as_ref(), |phi| match replay {
             Replay::Remask { seed, part, scoring, guidance } => {
                 tch::manual_seed(*seed as i64);
                 let t = self.uniform(&[1]);
@@ -641,9 +608,9 @@ impl UnifiedModel for Showo {
         answers: &Answers,
         policy: Policy,
     ) -> Result<TokenLogp> {
-        self.check_same("questions", images, questions.len())?;
+        images.check(&self.card, "questions", questions.len())?;
         let questions = self.question_ids(questions)?;
-        self.under(policy, |phi| self.score(phi, images, &questions, answers))
+        policy.run(&self.phi, self.reference.as_ref(), |phi| self.score(phi, images, &questions, answers))
     }
 
     fn pixels(&self, images: &Images) -> Result<Tensor> {

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tch::Tensor;
 use tokenizers::{AddedToken, Tokenizer};
 use unirl::error::Context;
+use unirl::model::Answers;
 use unirl::weights::read_json;
 use unirl::{Error, Result};
 
@@ -152,6 +154,17 @@ impl Text {
             .decode(&ids, true)
             .map_err(|error| Error::failure("cannot turn an answer into text").cause(error))?;
         Ok(text.trim().to_string())
+    }
+
+    /// Answers `tokens [B,T]`, which end at the token `end`, where `mask [B,T]` is true.
+    pub fn answers(&self, tokens: Tensor, mask: Tensor, end: i64) -> Result<Answers> {
+        let text = (0..tokens.size()[0])
+            .map(|row| {
+                let ids = Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?;
+                self.decode(&ids, end)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Answers { text, tokens, mask })
     }
 }
 
