@@ -11,6 +11,7 @@ use unirl::memory;
 use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel};
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
 use unirl::reward::{RuleSet, WeightedRule};
+use unirl::table;
 
 use crate::args::ModelArgs;
 use crate::progress;
@@ -53,9 +54,9 @@ impl Settings {
 
     fn over(&self, mut table: toml::Table, preset: Option<&str>) -> Result<RunConfig> {
         if let Some(preset) = preset {
-            config::merge(&mut table, config::preset(preset)?);
+            table::merge(&mut table, config::preset(preset)?);
         }
-        config::merge(&mut table, self.own.clone());
+        table::merge(&mut table, self.own.clone());
         RunConfig::from_table(table)
     }
 }
@@ -73,10 +74,10 @@ pub(crate) fn own_sampling(card: &ModelCard) -> Result<toml::Table> {
 pub(crate) fn own_settings(args: &ModelArgs) -> Result<toml::Table> {
     let mut table = toml::Table::new();
     if let Some(path) = &args.config {
-        config::merge(&mut table, config::read_table(path)?);
+        table::merge(&mut table, table::read(path)?);
     }
     for assignment in &args.sets {
-        config::set(&mut table, assignment)?;
+        table::set(&mut table, assignment)?;
     }
     for (path, value) in [
         ("model.plugin", &args.plugin),
@@ -92,7 +93,7 @@ pub(crate) fn own_settings(args: &ModelArgs) -> Result<toml::Table> {
 }
 
 fn put(table: &mut toml::Table, path: &str, value: impl Into<toml::Value>) -> Result<()> {
-    config::put(table, path, value.into())
+    table::put(table, path, value.into())
         .map_err(|key| Error::usage(format!("configuration `{key}`: expected a table")))
 }
 

@@ -2,12 +2,11 @@
 
 use std::fs;
 
-use unirl::config;
 use unirl::error::{Context, Error, Result};
 use unirl::model::Checkpoint;
 use unirl::plugin::Plugins;
 use unirl::pretrain::{Event, PretrainConfig, pretrain};
-use unirl::{eval, run_dir};
+use unirl::{eval, run_dir, table};
 
 use crate::args::PretrainArgs;
 use crate::{build, progress};
@@ -31,7 +30,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     }
     let mut model = build::construct(&mut plugins, &config.model, &source)?;
     let mut settings = build::own_sampling(model.card())?;
-    config::merge(&mut settings, table);
+    table::merge(&mut settings, table);
     let config = PretrainConfig::from_table(settings)?;
 
     let mut bar = indicatif::ProgressBar::hidden();

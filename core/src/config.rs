@@ -3,15 +3,14 @@
 //! Later sources win: the defaults, a preset, `--config FILE`, `--set key=value`, the flags of the command line.
 
 use std::ops::Range;
-use std::path::Path;
 
 use schemars::JsonSchema;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Context, Error, Result, nearest, unknown_name};
+use crate::error::{Context, Error, Result, unknown_name};
 use crate::model::{ImageSampling, TextSampling};
 use crate::reward::WeightedRule;
+use crate::table::section;
 use crate::update::UpdateOptions;
 
 /// Everything that decides a post-training run.
@@ -215,75 +214,6 @@ pub fn preset(name: &str) -> Result<toml::Table> {
     text.parse::<toml::Table>().context(|| format!("preset `{name}`"))
 }
 
-/// Reads a TOML file.
-pub fn read_table(path: &Path) -> Result<toml::Table> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Error::usage(format!("cannot read the configuration `{}`", path.display())).cause(error)
-    })?;
-    text.parse::<toml::Table>().map_err(|error| {
-        Error::usage(format!("`{}` is not valid TOML", path.display())).cause(error.to_string().trim_end())
-    })
-}
-
-/// Lays `top` over `base`, table by table.
-pub fn merge(base: &mut toml::Table, top: toml::Table) {
-    for (key, value) in top {
-        match (base.get_mut(&key), value) {
-            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => merge(below, above),
-            (_, value) => {
-                base.insert(key, value);
-            }
-        }
-    }
-}
-
-/// Applies one `--set path.to.key=value`; a value that is not TOML is taken as a string.
-pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
-    let (path, value) = assignment
-        .split_once('=')
-        .filter(|(path, _)| !path.trim().is_empty())
-        .ok_or_else(|| Error::usage(format!("`--set {assignment}`: expected `key=value`")))?;
-    let value = format!("v = {value}")
-        .parse::<toml::Table>()
-        .ok()
-        .and_then(|mut parsed| parsed.remove("v"))
-        .unwrap_or_else(|| toml::Value::String(value.into()));
-    put(table, path.trim(), value)
-        .map_err(|key| Error::usage(format!("`--set {assignment}`: `{key}` is not a section")))
-}
-
-/// Sets the value at a dotted path, making the tables on the way; the error is the key that holds something else.
-pub fn put<'p>(table: &mut toml::Table, path: &'p str, value: toml::Value) -> Result<(), &'p str> {
-    let mut keys: Vec<&str> = path.split('.').collect();
-    let last = keys.pop().unwrap_or_default();
-    let mut place = table;
-    for key in keys {
-        let inner = place.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        place = inner.as_table_mut().ok_or(key)?;
-    }
-    place.insert(last.into(), value);
-    Ok(())
-}
-
-/// Reads a section, naming the key that is wrong and the nearest one that is right.
-pub(crate) fn section<T: DeserializeOwned>(place: &str, value: toml::Value) -> Result<T> {
-    value.try_into().map_err(|error: toml::de::Error| explain(place, error.message()))
-}
-
-fn explain(place: &str, message: &str) -> Error {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let Some(wrong) = message.starts_with("unknown field").then(|| quoted.next()).flatten() else {
-        return Error::usage(format!("configuration `{place}`: {message}"));
-    };
-    let known: Vec<&str> = quoted.collect();
-    let error = Error::usage(format!("unknown configuration key `{wrong}` in `{place}`"));
-    let error = match nearest(wrong, known.iter().copied()) {
-        Some(near) => error.hint(format!("did you mean `{near}`?")),
-        None => error,
-    };
-    error.hint(format!("known: {}", known.join(", ")))
-}
-
 impl RunConfig {
     /// Reads a merged table section by section, so that an error names its section.
     pub fn from_table(table: toml::Table) -> Result<Self> {
@@ -364,16 +294,6 @@ mod tests {
             let entry = crate::optimizer::find(&config.optimizer.name).unwrap();
             (entry.build)(config.optimizer.table().unwrap()).unwrap();
         }
-    }
-
-    #[test]
-    fn set_reaches_nested_keys_and_merge_lays_over() {
-        let mut table: toml::Table = "[update]\nlearning_rate = 0.1\nclip = 2.0".parse().unwrap();
-        set(&mut table, "update.learning_rate=0.5").unwrap();
-        set(&mut table, "optimizer.name=sft").unwrap();
-        let config = RunConfig::from_table(table).unwrap();
-        assert_eq!((config.update.learning_rate, config.update.clip), (0.5, 2.0));
-        assert_eq!(config.optimizer.name, "sft");
     }
 
     #[test]

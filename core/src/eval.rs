@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::judge::{answer_is_right, tiles as judge};
 use crate::model::{ImageSampling, ModelCard, TextSampling, UnifiedModel};
 use crate::scene::rng::Rng;
-use crate::scene::{Category, Split, Task, sample};
+use crate::scene::{Category, Split, Task};
 use crate::{seed, tiles};
 
 /// Counts of successes by category.
@@ -86,12 +86,11 @@ pub fn check_tiles(card: &ModelCard) -> Result<()> {
 
 /// `per_category` tasks of every category, held out from training where the category has enough of them.
 pub fn tasks(per_category: usize, seed: u64) -> Result<Vec<Task>> {
-    let list = tiles::object_list();
     let mut rng = Rng::new(seed);
     Category::ALL
         .iter()
         .flat_map(|category| std::iter::repeat_n(*category, per_category))
-        .map(|category| sample(&list, category, Split::Test, &mut rng))
+        .map(|category| tiles::sample(category, Split::Test, &mut rng))
         .collect()
 }
 

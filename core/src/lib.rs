@@ -19,6 +19,7 @@ pub mod reward;
 pub mod run_dir;
 pub mod scene;
 pub mod seed;
+pub mod table;
 pub mod tiles;
 pub mod train;
 pub mod update;

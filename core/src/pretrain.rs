@@ -10,13 +10,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::config::{EvalOptions, ModelOptions, Rollout, section};
+use crate::config::{EvalOptions, ModelOptions, Rollout};
 use crate::error::{Error, Result, unknown_name};
 use crate::model::{Images, Mode, ParameterGroup, Policy, Replay, UnifiedModel};
 use crate::optimizer::backward;
 use crate::optimizer::objective::{image_logp, token_mean};
 use crate::scene::rng::Rng;
-use crate::scene::{Category, Split, Task, sample};
+use crate::scene::{Category, Split, Task};
+use crate::table::section;
 use crate::tiles::{self, Scene};
 use crate::update::{AdamW, UpdateOptions};
 use crate::{eval, judge, seed};
@@ -272,11 +273,10 @@ fn seen(model: &dyn UnifiedModel, scenes: &[Scene]) -> Result<Images> {
 
 /// Prompts with drawings; a share of the drawings follows another prompt that differs in one fact.
 fn captioned(rng: &mut Rng, batch: usize, data: &DataOptions) -> Result<(Vec<String>, Vec<Scene>)> {
-    let list = tiles::object_list();
     let weights = category_weights(&data.drawing_weights);
     let mut pairs = Vec::with_capacity(batch);
     for _ in 0..batch {
-        let task = sample(&list, Category::ALL[weighted(rng, &weights)?], Split::All, rng)?;
+        let task = tiles::sample(Category::ALL[weighted(rng, &weights)?], Split::All, rng)?;
         let drawn: Task =
             if rng.chance(data.caption_noise) { tiles::caption_noise(&task, rng)? } else { task.clone() };
         pairs.push((task.prompt, Scene::draw(&drawn.facts, rng)?));
@@ -290,12 +290,11 @@ fn questioned(
     batch: usize,
     data: &DataOptions,
 ) -> Result<(Vec<String>, Vec<String>, Vec<Scene>)> {
-    let list = tiles::object_list();
     let weights = category_weights(&data.understanding_weights);
     let (mut questions, mut answers, mut scenes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..batch {
         let category = Category::ALL[weighted(rng, &weights)?];
-        let task = sample(&list, category, Split::All, rng)?;
+        let task = tiles::sample(category, Split::All, rng)?;
         let scene = if rng.chance(data.mistakes) {
             Scene::with_mistake(&task.facts, rng)?
         } else {

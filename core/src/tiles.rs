@@ -10,7 +10,8 @@ mod palette;
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::scene::{Category, Facts, ObjectList, Relation};
+use crate::scene::rng::Rng;
+use crate::scene::{self, Category, Facts, ObjectList, Relation, Split, Task, Wording};
 
 pub use describe::{truth, vocabulary};
 pub use draw::caption_noise;
@@ -157,7 +158,12 @@ pub fn relation(first: usize, second: usize) -> Option<Relation> {
     }
 }
 
-/// Whether the category's facts name colours.
-fn colored(category: Category) -> bool {
-    matches!(category, Category::Colors | Category::ColorAttr)
+/// A random task of the drawn world.
+pub fn sample(category: Category, split: Split, rng: &mut Rng) -> Result<Task> {
+    scene::sample(&object_list(), category, split, rng).map(task)
+}
+
+/// The task of some facts, in the words that the embedded models know.
+pub fn task(facts: Facts) -> Task {
+    Wording::tiles().task(facts)
 }

@@ -16,7 +16,7 @@ use crate::optimizer::{self, Iteration, Outcome, Phases};
 use crate::reward::RuleSet;
 use crate::run_dir::{RunDir, Samples};
 use crate::scene::rng::Rng;
-use crate::scene::{Category, Split, Task, read_jsonl, sample};
+use crate::scene::{Category, Split, Task, read_jsonl};
 use crate::update::AdamW;
 use crate::{seed, tiles};
 
@@ -304,13 +304,12 @@ impl TaskSource {
     fn batch(&self, step: u64, rollout: &Rollout, seed: u64) -> Result<Vec<Task>> {
         let first = (step - 1) as usize * rollout.prompts;
         let mut rng = Rng::new(seed);
-        let list = tiles::object_list();
         let mut tasks = Vec::with_capacity(rollout.prompts * rollout.group);
         for index in first..first + rollout.prompts {
             let task = match self {
                 Self::Generated => {
                     let category = Category::ALL[index % Category::ALL.len()];
-                    sample(&list, category, Split::Train, &mut rng)?
+                    tiles::sample(category, Split::Train, &mut rng)?
                 }
                 Self::File(known) => known[rng.below(known.len())].clone(),
             };

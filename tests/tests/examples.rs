@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use unirl::config::{RunConfig, read_table};
+use unirl::config::RunConfig;
 use unirl::optimizer;
 use unirl::scene::{Category, Task, read_jsonl};
 
@@ -17,7 +17,7 @@ fn every_run_configuration_is_valid() {
     for (family, name) in
         [("showo", "grpo"), ("showo", "grpo-lora"), ("showo", "sft"), ("janus", "grpo-split")]
     {
-        let table = read_table(&Path::new(EXAMPLES).join(format!("{family}/{name}.toml"))).unwrap();
+        let table = table::read(&Path::new(EXAMPLES).join(format!("{family}/{name}.toml"))).unwrap();
         let config = RunConfig::from_table(table).unwrap();
         let entry = optimizer::find(&config.optimizer.name).unwrap();
         (entry.build)(config.optimizer.table().unwrap()).unwrap();

@@ -151,9 +151,9 @@ fn roughly(asked: Relation, first: usize, second: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scene::Split;
     use crate::scene::rng::Rng;
-    use crate::scene::{Split, sample};
-    use crate::tiles::{object_list, render, truth};
+    use crate::tiles::{render, sample, truth};
 
     fn reading(scene: &Scene) -> Reading {
         Reading { tiles: scene.tiles.map(|tile| tile.map_or(TileReading::Empty, TileReading::Object)) }
@@ -209,8 +209,7 @@ mod tests {
     fn right_drawings_pass_and_wrong_ones_do_not() {
         let mut rng = Rng::new(21);
         for category in Category::ALL {
-            let tasks: Vec<_> =
-                (0..300).map(|_| sample(&object_list(), category, Split::All, &mut rng).unwrap()).collect();
+            let tasks: Vec<_> = (0..300).map(|_| sample(category, Split::All, &mut rng).unwrap()).collect();
             let right: Vec<_> = tasks.iter().map(|t| Scene::draw(&t.facts, &mut rng).unwrap()).collect();
             for (task, reading) in tasks.iter().zip(read(&render(&right)).unwrap()) {
                 let verdict = judge(&task.facts, &reading);

@@ -295,8 +295,9 @@ mod tests {
     fn step_by(options: &str, step: u64, answer_rules: Option<&RuleSet>, shuffle_rewards: bool) -> Learned {
         let mut model = Halves::new();
         let facts = Facts { category: Category::Counting, objects: Vec::new(), relation: None };
-        let [prompt, question, truth] = [String::new(), String::new(), String::new()];
-        let tasks = vec![Task { facts, prompt, question, truth }; 2];
+        let [prompt, question, truth] = std::array::from_fn(|_| String::new());
+        let keywords = Vec::new();
+        let tasks = vec![Task { facts, prompt, question, truth, keywords }; 2];
         let mut iteration = Iteration {
             model: &mut model,
             tasks: &tasks,

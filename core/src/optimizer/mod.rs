@@ -132,8 +132,8 @@ pub(crate) fn options<T: Default + Serialize + DeserializeOwned>(
 ) -> Result<T> {
     let mut whole = toml::Table::try_from(T::default())
         .map_err(|error| Error::failure(format!("the defaults of `{name}`")).cause(error))?;
-    crate::config::merge(&mut whole, table);
-    crate::config::section(&format!("optimizer.{name}"), toml::Value::Table(whole))
+    crate::table::merge(&mut whole, table);
+    crate::table::section(&format!("optimizer.{name}"), toml::Value::Table(whole))
 }
 
 /// Where the time of an iteration went.

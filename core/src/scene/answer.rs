@@ -3,12 +3,10 @@
 //! One grammar serves the `bound` reward rule and the answer judge. It knows no list of nouns: what is neither number,
 //! colour, relation nor filler is a noun, so that anything named beyond what was asked for is seen.
 
-use super::text::{number, plural};
+use super::english::{number, plural};
+use super::lexicon::COLORS;
 use super::{Category, Facts, Relation};
 
-/// The colours that a detector of `GenEval` tells apart.
-const COLORS: [&str; 10] =
-    ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"];
 const DETERMINERS: [&str; 3] = ["a", "an", "the"];
 const SEPARATORS: [&str; 9] = ["and", "with", "plus", "or", "but", "while", ",", "is", "are"];
 /// Relations that no prompt asks for.

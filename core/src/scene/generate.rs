@@ -1,46 +1,15 @@
-//! Random tasks from a list of objects, split into training and test by a stable hash.
+//! Random tasks from a list of objects: one at a time from a split, or many by a mix of categories.
+
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
 use super::rng::{Rng, mix};
-use super::{Category, Facts, Object, Relation, Task};
-use crate::error::{Error, Result};
+use super::{Category, Exclusion, Facts, Object, ObjectList, Relation, Task, Wording};
+use crate::error::{Error, Result, unknown_name};
 
-/// The nouns and colours that tasks are made of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ObjectList {
-    /// Nouns in the singular.
-    pub nouns: Vec<String>,
-    /// Colours.
-    pub colors: Vec<String>,
-}
-
-impl ObjectList {
-    /// Refuses lists of fewer than two nouns or colours, and repeated ones.
-    pub fn new(nouns: Vec<String>, colors: Vec<String>) -> Result<Self> {
-        let list = Self { nouns, colors };
-        list.check()?;
-        Ok(list)
-    }
-
-    fn check(&self) -> Result<()> {
-        for (what, words) in [("nouns", &self.nouns), ("colors", &self.colors)] {
-            if words.len() < 2 {
-                return Err(Error::usage(format!(
-                    "object list: expected at least 2 {what}, got {}",
-                    words.len()
-                )));
-            }
-            if let Some((_, twice)) =
-                words.iter().enumerate().find(|(index, word)| words[..*index].contains(word))
-            {
-                return Err(Error::usage(format!("object list: `{twice}` is twice among the {what}")));
-            }
-        }
-        Ok(())
-    }
-}
+/// Draws without anything fit before there is taken to be nothing.
+const PATIENCE: usize = 10_000;
 
 /// Which tasks to sample.
 ///
@@ -58,7 +27,7 @@ pub enum Split {
 }
 
 impl Split {
-    /// Whether tasks of these facts belong to the split.
+    /// Whether tasks of these facts belong to the split. What says the same in another order has the same place.
     pub fn holds(self, facts: &Facts) -> bool {
         match (self, facts.category) {
             (Split::All, _) | (_, Category::SingleObject | Category::Counting) => true,
@@ -68,22 +37,9 @@ impl Split {
     }
 }
 
-/// FNV-1a of the facts. What says the same in another order (`a left of b`, `b right of a`) has one hash, so that no
-/// test task is a rephrased training task.
+/// FNV-1a of the facts.
 fn is_test(facts: &Facts) -> bool {
-    let mut objects: Vec<String> = facts
-        .objects
-        .iter()
-        .map(|object| format!("{} {}", object.noun, object.color.as_deref().unwrap_or_default()))
-        .collect();
-    let mut relation = facts.relation;
-    if !objects.is_sorted() {
-        objects.reverse();
-        relation = relation.map(Relation::opposite);
-    }
-    let key =
-        format!("{}|{}|{}", facts.category.name(), objects.join("|"), relation.map_or("", Relation::words));
-    let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    let hash = facts.key().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     mix(hash).is_multiple_of(4)
@@ -106,29 +62,130 @@ fn random_facts(list: &ObjectList, category: Category, rng: &mut Rng) -> Facts {
     Facts { category, objects, relation }
 }
 
-/// A random task of a category. Fails for a list that is unfit or has nothing in the split.
-pub fn sample(list: &ObjectList, category: Category, split: Split, rng: &mut Rng) -> Result<Task> {
+/// As in `GenEval`, nobody is asked to paint a person.
+fn paints_a_person(facts: &Facts) -> bool {
+    facts.objects.iter().any(|object| object.noun == "person" && object.color.is_some())
+}
+
+/// Random facts of a category. Fails for a list that is unfit or has nothing in the split.
+pub fn sample(list: &ObjectList, category: Category, split: Split, rng: &mut Rng) -> Result<Facts> {
     list.check()?;
-    (0..10_000)
+    (0..PATIENCE)
         .map(|_| random_facts(list, category, rng))
-        .find(|facts| split.holds(facts))
-        .map(Task::new)
+        .find(|facts| split.holds(facts) && !paints_a_person(facts))
         .ok_or_else(|| {
             Error::usage(format!("the object list has no `{}` tasks in this split", category.name()))
                 .hint("name more nouns and colors")
         })
 }
 
-/// `count` random tasks, each of a random one of `categories` (of all six if there are none).
-pub fn sample_batch(
+/// How many tasks of each category, as shares.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mix([f64; 6]);
+
+impl Default for Mix {
+    /// As many of each.
+    fn default() -> Self {
+        Self([1.0; 6])
+    }
+}
+
+impl std::str::FromStr for Mix {
+    type Err = Error;
+
+    /// `single=1,two=1,counting=2`: a category by its name or the first words of it; what is not named has no share.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut shares = [0.0; 6];
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let wrong = || Error::usage(format!("mix `{part}`: expected `CATEGORY=SHARE`, e.g. `two=1`"));
+            let (name, share) = part.split_once('=').ok_or_else(wrong)?;
+            let share: f64 = share.trim().parse().map_err(|_| wrong())?;
+            if !(share.is_finite() && share >= 0.0) {
+                return Err(Error::usage(format!("mix `{part}`: expected a share of at least 0")));
+            }
+            let category = match name.trim() {
+                "single" => Category::SingleObject,
+                "two" => Category::TwoObject,
+                "count" => Category::Counting,
+                "color" => Category::Colors,
+                "attr" | "attribute" => Category::ColorAttr,
+                name => Category::from_name(name).ok_or_else(|| {
+                    unknown_name(
+                        "category",
+                        name,
+                        &["single", "two", "counting", "colors", "position", "attr"],
+                    )
+                })?,
+            };
+            shares[category as usize] = share;
+        }
+        if shares.iter().sum::<f64>() <= 0.0 {
+            return Err(Error::usage(format!(
+                "mix `{text}`: expected a share above 0 for one category at least"
+            )));
+        }
+        Ok(Self(shares))
+    }
+}
+
+/// What [`generate`] made.
+#[derive(Debug)]
+pub struct Generated {
+    /// The tasks, categories in turn.
+    pub tasks: Vec<Task>,
+    /// Categories that had fewer different prompts than were asked for, and how many: from there on they repeat.
+    pub repeated: Vec<(Category, usize)>,
+}
+
+/// `count` random tasks, none of them excluded, their categories as near to the mix as whole numbers are, at every length
+/// of the list. No prompt comes twice before its category has, in 10,000 draws, nothing new.
+pub fn generate(
     list: &ObjectList,
-    categories: &[Category],
-    split: Split,
+    wording: &Wording,
+    mix: Mix,
+    exclusion: &Exclusion,
     count: usize,
-    rng: &mut Rng,
-) -> Result<Vec<Task>> {
-    let categories = if categories.is_empty() { &Category::ALL } else { categories };
-    (0..count).map(|_| sample(list, categories[rng.below(categories.len())], split, rng)).collect()
+    seed: u64,
+) -> Result<Generated> {
+    list.check()?;
+    let mut rng = Rng::new(seed);
+    let total: f64 = mix.0.iter().sum();
+    let mut given = [0_usize; 6];
+    let mut seen: [HashSet<String>; 6] = Default::default();
+    let mut generated = Generated { tasks: Vec::with_capacity(count), repeated: Vec::new() };
+    while generated.tasks.len() < count {
+        let due = (generated.tasks.len() + 1) as f64;
+        let lack = |category: &Category| {
+            let at = *category as usize;
+            mix.0[at] / total * due - given[at] as f64
+        };
+        let category = Category::ALL
+            .into_iter()
+            .filter(|category| mix.0[*category as usize] > 0.0)
+            .reduce(|most, next| if lack(&next) > lack(&most) { next } else { most })
+            .unwrap_or(Category::SingleObject);
+        let seen = &mut seen[category as usize];
+        let fresh = (0..PATIENCE)
+            .map(|_| wording.task(random_facts(list, category, &mut rng)))
+            .filter(|task| !paints_a_person(&task.facts) && !exclusion.holds(task))
+            .find(|task| !seen.contains(&task.prompt));
+        let Some(task) = fresh else {
+            if seen.is_empty() {
+                return Err(Error::usage(format!("no `{}` prompt is left", category.name())).hint(
+                    "every one is excluded: name more objects with `--objects`, or leave the category out with `--mix`",
+                ));
+            }
+            if !generated.repeated.iter().any(|(known, _)| *known == category) {
+                generated.repeated.push((category, seen.len()));
+            }
+            seen.clear();
+            continue;
+        };
+        seen.insert(task.prompt.clone());
+        given[category as usize] += 1;
+        generated.tasks.push(task);
+    }
+    Ok(generated)
 }
 
 #[cfg(test)]
@@ -147,7 +204,9 @@ mod tests {
             let [train, test] = [Split::Train, Split::Test].map(|split| {
                 let mut rng = Rng::new(7);
                 (0..4000)
-                    .map(|_| sample(&list(), category, split, &mut rng).unwrap().prompt)
+                    .map(|_| {
+                        Wording::tiles().task(sample(&list(), category, split, &mut rng).unwrap()).prompt
+                    })
                     .collect::<BTreeSet<_>>()
             });
             assert!(train.is_disjoint(&test), "{category:?}");
@@ -160,7 +219,7 @@ mod tests {
     fn rephrasing_stays_in_the_split() {
         let mut rng = Rng::new(1);
         for _ in 0..200 {
-            let facts = sample(&list(), Category::Position, Split::Test, &mut rng).unwrap().facts;
+            let facts = sample(&list(), Category::Position, Split::Test, &mut rng).unwrap();
             let mut turned = facts.clone();
             turned.objects.reverse();
             turned.relation = turned.relation.map(Relation::opposite);
@@ -168,18 +227,48 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_seed_gives_the_same_batch() {
-        let batch = |seed| sample_batch(&list(), &[], Split::All, 32, &mut Rng::new(seed)).unwrap();
-        assert_eq!(batch(3), batch(3));
-        assert_ne!(batch(3), batch(4));
+    fn everyday(mix: &str, count: usize, seed: u64) -> Generated {
+        let (list, wording) = (ObjectList::everyday(), Wording::find("paper").unwrap());
+        generate(&list, &wording, mix.parse().unwrap(), &Exclusion::default(), count, seed).unwrap()
     }
 
     #[test]
-    fn unfit_lists_are_refused() {
-        let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert!(ObjectList::new(words(&["cat"]), words(&["red", "blue"])).is_err());
-        let error = ObjectList::new(words(&["cat", "dog", "cat"]), words(&["red", "blue"])).unwrap_err();
-        assert_eq!(error.message(), "object list: `cat` is twice among the nouns");
+    fn a_seed_gives_the_same_tasks_in_the_mix_asked_for() {
+        let made = everyday("two=1,position=2,attr=1", 400, 3).tasks;
+        assert_eq!(made, everyday("two=1,position=2,attr=1", 400, 3).tasks);
+        assert_ne!(made, everyday("two=1,position=2,attr=1", 400, 4).tasks);
+        let count = |category| made.iter().filter(|task| task.facts.category == category).count();
+        assert_eq!(Category::ALL.map(count), [0, 100, 0, 0, 200, 100]);
+        let prompts: BTreeSet<_> = made.iter().map(|task| &task.prompt).collect();
+        assert_eq!(prompts.len(), 400, "a prompt came twice");
+        assert!(made.iter().all(|task| !paints_a_person(&task.facts)));
+    }
+
+    #[test]
+    fn a_small_category_repeats_only_when_it_has_nothing_new() {
+        let made = everyday("single=1", 400, 1);
+        assert_eq!(made.repeated, [(Category::SingleObject, 160)]);
+        let first: BTreeSet<_> = made.tasks[..160].iter().map(|task| &task.prompt).collect();
+        assert_eq!(first.len(), 160);
+    }
+
+    #[test]
+    fn mixes_are_checked() {
+        let wrong = |text: &str| text.parse::<Mix>().unwrap_err().to_string();
+        assert!(wrong("colours=1").contains("did you mean `colors`?"));
+        assert!(wrong("two").contains("expected `CATEGORY=SHARE`"));
+        assert!(wrong("two=-1").contains("at least 0"));
+        assert!(wrong("two=0").contains("above 0"));
+        assert_eq!("single=2, two=1".parse::<Mix>().unwrap(), Mix([2.0, 1.0, 0.0, 0.0, 0.0, 0.0]));
+    }
+
+    #[test]
+    fn a_category_without_prompts_is_an_error() {
+        let (list, wording) = (list(), Wording::tiles());
+        let all = generate(&list, wording, Mix::default(), &Exclusion::default(), 60, 1).unwrap().tasks;
+        let mut exclusion = Exclusion::default();
+        exclusion.add(&all);
+        let error = generate(&list, wording, Mix::default(), &exclusion, 60, 1).unwrap_err();
+        assert_eq!(error.message(), "no `single_object` prompt is left");
     }
 }

@@ -1,100 +1,279 @@
-//! Tasks in files: one JSON object a line.
+//! Tasks in files, one JSON object a line: our own, `GenEval`'s metadata, or as little as a category and a prompt.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{Category, Facts, Task};
+use serde::ser::SerializeStruct as _;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::{Category, Facts, Object, Relation, Task, Wording};
 use crate::error::{Context as _, Error, Result};
 
 impl Facts {
     /// Refuses facts that their category does not allow: the wrong number of objects, a missing colour or relation.
     pub fn check(&self) -> Result<()> {
-        let objects = match self.category {
-            Category::SingleObject | Category::Counting | Category::Colors => 1,
-            Category::TwoObject | Category::Position | Category::ColorAttr => 2,
-        };
         let name = self.category.name();
-        if self.objects.len() != objects {
+        if self.objects.len() != self.category.objects() {
             return Err(Error::usage(format!(
-                "`{name}`: expected {objects} kinds of objects, got {}",
+                "`facts.objects`: expected {} for `{name}`, got {}",
+                self.category.objects(),
                 self.objects.len()
             )));
         }
         if self.relation.is_some() != (self.category == Category::Position) {
             return Err(Error::usage(format!(
-                "`{name}`: only `position` has a `relation`, and always has one"
+                "`facts.relation`: only `position` has one, and always has one; this is `{name}`"
             )));
         }
-        let colored = matches!(self.category, Category::Colors | Category::ColorAttr);
-        for object in &self.objects {
+        for (index, object) in self.objects.iter().enumerate() {
+            let place = format!("facts.objects[{index}]");
             if object.noun.is_empty() {
-                return Err(Error::usage(format!("`{name}`: an object has an empty `noun`")));
+                return Err(Error::usage(format!("`{place}.noun` is empty")));
             }
-            if object.color.is_some() != colored {
-                let wants = if colored { "a" } else { "no" };
+            if object.color.is_some() != self.category.names_colors() {
+                let wants = if self.category.names_colors() { "a" } else { "no" };
+                return Err(Error::usage(format!("`{place}.color`: `{name}` has {wants} colour")));
+            }
+            let counting = self.category == Category::Counting;
+            if !(if counting { object.count > 0 } else { object.count == 1 }) {
                 return Err(Error::usage(format!(
-                    "`{name}`: expected {wants} `color` for `{}`",
-                    object.noun
+                    "`{place}.count` of {} does not fit `{name}`",
+                    object.count
                 )));
-            }
-            let count_fits =
-                if self.category == Category::Counting { object.count > 0 } else { object.count == 1 };
-            if !count_fits {
-                return Err(Error::usage(format!("`{name}`: `count` of {} does not fit", object.count)));
             }
         }
         Ok(())
     }
 }
 
-/// Reads tasks, skipping empty lines; an error names file and line.
+/// A line of a file, as far as it is known: what else stands there is left alone.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Record {
+    /// The category; `tag` in `GenEval`'s files. `facts` may hold it, too.
+    #[serde(alias = "tag")]
+    category: Option<Category>,
+    prompt: String,
+    facts: Option<FactsRecord>,
+    /// `GenEval`'s facts.
+    include: Option<Vec<Included>>,
+    question: Option<String>,
+    truth: Option<String>,
+    /// The right answer beside `GenEval`'s facts; a model's answer in samples.
+    answer: Option<String>,
+    keywords: Option<Vec<String>>,
+    reward: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct FactsRecord {
+    category: Option<Category>,
+    objects: Vec<Object>,
+    relation: Option<Relation>,
+}
+
+/// An object that must be there; `position` is where it lies, seen from the object of that index.
+#[derive(Debug, Clone, Deserialize)]
+struct Included {
+    class: String,
+    count: u32,
+    color: Option<String>,
+    position: Option<(String, usize)>,
+}
+
+impl Record {
+    /// The task of the line. Facts that are not there are read from the prompt; question and truth that are not there are
+    /// worded as in the paper, or, beside `GenEval`'s facts, as in its evaluation.
+    pub fn task(&self) -> Result<Task> {
+        let facts = self.facts()?;
+        let wording = match &self.include {
+            Some(_) => Wording::evaluation(),
+            None => Wording::paper(),
+        };
+        let worded = wording.task(facts);
+        let truth = self.truth.clone().or_else(|| self.answer.clone().filter(|_| self.include.is_some()));
+        Ok(Task {
+            prompt: self.prompt.clone(),
+            question: self.question.clone().unwrap_or(worded.question),
+            truth: truth.unwrap_or(worded.truth),
+            keywords: self.keywords.clone().unwrap_or(worded.keywords),
+            facts: worded.facts,
+        })
+    }
+
+    /// What a model answered; `None` beside `GenEval`'s facts, where `answer` is the truth.
+    pub fn answer(&self) -> Option<&str> {
+        self.answer.as_deref().filter(|_| self.include.is_none())
+    }
+
+    /// What a run gave the answer, as it stands there.
+    pub fn reward(&self) -> Option<&serde_json::Value> {
+        self.reward.as_ref()
+    }
+
+    fn facts(&self) -> Result<Facts> {
+        let inner = self.facts.as_ref().and_then(|facts| facts.category);
+        let category = match (self.category, inner) {
+            (Some(outer), Some(inner)) if outer != inner => {
+                return Err(Error::usage(format!(
+                    "`category` is `{}`, `facts.category` is `{}`",
+                    outer.name(),
+                    inner.name()
+                )));
+            }
+            (outer, inner) => outer.or(inner).ok_or_else(|| Error::usage("`category`: missing"))?,
+        };
+        let facts = match (&self.facts, &self.include) {
+            (Some(facts), _) => Facts { category, objects: facts.objects.clone(), relation: facts.relation },
+            (None, Some(include)) => included(category, include)?,
+            (None, None) => return Facts::parse(category, &self.prompt),
+        };
+        facts.check()?;
+        Ok(facts)
+    }
+}
+
+/// `GenEval`'s facts: of a position, the object that has it stands second in the file and first in the prompt.
+fn included(category: Category, include: &[Included]) -> Result<Facts> {
+    let mut relation = None;
+    let mut objects: Vec<Object> = Vec::new();
+    for (index, object) in include.iter().enumerate() {
+        objects.push(Object { noun: object.class.clone(), count: object.count, color: object.color.clone() });
+        if let Some((words, target)) = &object.position {
+            let known = Relation::ALL.into_iter().find(|relation| relation.words() == words);
+            if index != 1 || *target != 0 || known.is_none() {
+                return Err(Error::usage(format!(
+                    "`include[{index}].position`: expected `[RELATION, 0]` at the second object, got `[\"{words}\", {target}]`"
+                ))
+                .hint("relations: left of, right of, above, below"));
+            }
+            relation = known;
+        }
+    }
+    if relation.is_some() {
+        objects.reverse();
+    }
+    Ok(Facts { category, objects, relation })
+}
+
+impl Serialize for Task {
+    /// `category`, `prompt`, `facts` (objects and relation), `question`, `truth`, `keywords`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Inner<'a> {
+            objects: &'a [Object],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            relation: Option<Relation>,
+        }
+        let mut line = serializer.serialize_struct("Task", 6)?;
+        line.serialize_field("category", &self.facts.category)?;
+        line.serialize_field("prompt", &self.prompt)?;
+        let inner = Inner { objects: &self.facts.objects, relation: self.facts.relation };
+        line.serialize_field("facts", &inner)?;
+        line.serialize_field("question", &self.question)?;
+        line.serialize_field("truth", &self.truth)?;
+        line.serialize_field("keywords", &self.keywords)?;
+        line.end()
+    }
+}
+
+/// Reads the lines of a text called `name`, skipping empty ones: what `read` makes of each. An error names file, line and
+/// field.
+pub fn read_records<T>(name: &str, text: &str, read: impl Fn(&Record) -> Result<T>) -> Result<Vec<T>> {
+    let mut read_lines = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let at = || format!("`{name}`, line {}", index + 1);
+        let mut json = serde_json::Deserializer::from_str(line);
+        let record: Record = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let field = error.path().to_string();
+            let inner = error.inner().to_string();
+            let why = inner.rsplit_once(" at line ").map_or(inner.as_str(), |(why, _)| why);
+            let why = if field == "." { why.into() } else { format!("`{field}`: {why}") };
+            Error::usage(why).context(at())
+        })?;
+        read_lines.push(read(&record).context(at)?);
+    }
+    Ok(read_lines)
+}
+
+/// Reads the tasks of a file.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Task>> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::usage(format!("cannot read the tasks `{}`", path.display())).cause(error))?;
-    let mut tasks = Vec::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let at = || format!("`{}`, line {}: not a task", path.display(), index + 1);
-        let task: Task = serde_json::from_str(line).context(at)?;
-        task.facts.check().context(at)?;
-        tasks.push(task);
-    }
-    Ok(tasks)
+    read_records(&path.display().to_string(), &text, Record::task)
 }
 
-/// Writes tasks, replacing the file.
-pub fn write_jsonl(path: &Path, tasks: &[Task]) -> Result<()> {
+/// The tasks as lines.
+pub fn write_jsonl(tasks: &[Task]) -> Result<String> {
     let mut text = String::new();
     for task in tasks {
         let line = serde_json::to_string(task).context(|| "cannot write a task as JSON")?;
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{line}");
     }
-    std::fs::write(path, text).context(|| format!("cannot write `{}`", path.display()))
+    Ok(text)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Split, rng::Rng, sample_batch};
+    use super::super::{Exclusion, Mix, ObjectList, generate};
     use super::*;
 
-    #[test]
-    fn what_is_written_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tasks.jsonl");
-        let list = crate::tiles::object_list();
-        let tasks = sample_batch(&list, &[], Split::All, 60, &mut Rng::new(5)).unwrap();
-        write_jsonl(&path, &tasks).unwrap();
-        assert_eq!(read_jsonl(&path).unwrap(), tasks);
+    fn read(text: &str) -> Result<Vec<Task>> {
+        read_records("tasks.jsonl", text, Record::task)
     }
 
     #[test]
-    fn a_bad_line_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tasks.jsonl");
-        let line = r#"{"facts":{"category":"position","objects":[]},"prompt":"","question":"","truth":""}"#;
-        std::fs::write(&path, format!("\n{line}\n")).unwrap();
-        let error = read_jsonl(&path).unwrap_err();
-        assert!(error.message().ends_with("line 2: not a task"), "{error}");
-        assert_eq!(error.causes(), ["`position`: expected 2 kinds of objects, got 0"]);
+    fn what_is_written_is_read() {
+        for wording in [Wording::paper(), Wording::evaluation(), Wording::tiles()] {
+            let list = ObjectList::everyday();
+            let tasks = generate(&list, wording, Mix::default(), &Exclusion::default(), 60, 5).unwrap().tasks;
+            assert_eq!(read(&write_jsonl(&tasks).unwrap()).unwrap(), tasks);
+        }
+    }
+
+    #[test]
+    fn geneval_is_read() {
+        let lines = [
+            r#"{"tag": "position", "include": [{"class": "teddy bear", "count": 1}, {"class": "dog", "count": 1, "position": ["right of", 0]}], "prompt": "a photo of a dog right of a teddy bear"}"#,
+            r#"{"tag": "counting", "include": [{"class": "bench", "count": 4}], "exclude": [{"class": "bench", "count": 5}], "prompt": "a photo of four benchs", "question": "How many?", "answer": "four of them"}"#,
+        ];
+        let tasks = read(&lines.join("\n")).unwrap();
+        assert_eq!(tasks[0].facts, Facts::parse(Category::Position, &tasks[0].prompt).unwrap());
+        assert_eq!(tasks[0].facts.objects[0].noun, "dog");
+        assert_eq!(tasks[0].truth, "The dog is right of the teddy bear");
+        assert_eq!([&*tasks[1].question, &*tasks[1].truth], ["How many?", "four of them"]);
+    }
+
+    #[test]
+    fn a_category_and_a_prompt_are_enough() {
+        let tasks = read(r#"{"category": "colors", "prompt": "a photo of a green fork"}"#).unwrap();
+        assert_eq!([&*tasks[0].question, &*tasks[0].truth], ["What is the color of the object?", "Green"]);
+    }
+
+    #[test]
+    fn a_bad_line_is_named_with_its_field() {
+        for (line, words) in [
+            (r#"{"category":"position","prompt":"","facts":{"objects":[]}}"#, "`facts.objects`: expected 2"),
+            (
+                r#"{"category":"counting","prompt":"","facts":{"objects":[{"noun":"a","count":"3"}]}}"#,
+                "`facts.objects[0].count`: invalid type",
+            ),
+            (r#"{"category":"count","prompt":""}"#, "`category`: unknown variant `count`"),
+            (r#"{"prompt":"a photo of a dog"}"#, "`category`: missing"),
+            (
+                r#"{"category":"colors","prompt":"a photo of a green fork","facts":{"category":"counting","objects":[]}}"#,
+                "`facts.category` is `counting`",
+            ),
+            (r#"{"category":"colors"}"#, "missing field `prompt`"),
+            (
+                r#"{"tag":"position","prompt":"","include":[{"class":"a","count":1},{"class":"b","count":1,"position":["near",0]}]}"#,
+                "`include[1].position`",
+            ),
+            ("not json", "expected"),
+        ] {
+            let error = read(&format!("\n{line}\n")).unwrap_err();
+            assert_eq!(error.message(), "`tasks.jsonl`, line 2", "{line}");
+            assert!(error.causes()[0].contains(words), "{error}");
+        }
     }
 }

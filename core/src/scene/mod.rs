@@ -1,19 +1,31 @@
 //! Scenes: what is to be drawn, as facts, and as the prompt, question and answer made from them (§3.2, Table 1).
 
 pub mod answer;
+mod english;
+mod exclude;
 mod generate;
 mod jsonl;
+mod lexicon;
+mod objects;
+mod parse;
 pub mod rng;
-mod text;
+mod template;
+mod wording;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use generate::{ObjectList, Split, sample, sample_batch};
-pub use jsonl::{read_jsonl, write_jsonl};
-pub use text::{article, number_word, plural};
+pub use english::{Plurals, article, number_word, plural};
+pub use exclude::Exclusion;
+pub use generate::{Mix, Split, generate, sample};
+pub use jsonl::{Record, read_jsonl, read_records, write_jsonl};
+pub use lexicon::synonyms;
+pub use objects::ObjectList;
+pub use template::{Part, Place, Slot, Template};
+pub use wording::{Wording, WordingFile};
 
 /// `GenEval`'s six kinds of prompts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
     /// One object.
@@ -51,6 +63,24 @@ impl Category {
             Category::Position => "position",
             Category::ColorAttr => "color_attr",
         }
+    }
+
+    /// The category of a tag.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|category| category.name() == name)
+    }
+
+    /// How many kinds of objects its facts have.
+    pub fn objects(self) -> usize {
+        match self {
+            Category::SingleObject | Category::Counting | Category::Colors => 1,
+            Category::TwoObject | Category::Position | Category::ColorAttr => 2,
+        }
+    }
+
+    /// Whether its facts name colours.
+    pub fn names_colors(self) -> bool {
+        matches!(self, Category::Colors | Category::ColorAttr)
     }
 }
 
@@ -106,6 +136,13 @@ pub struct Object {
     pub color: Option<String>,
 }
 
+impl Object {
+    /// One object, its colour left open.
+    pub fn one(noun: impl Into<String>) -> Self {
+        Self { noun: noun.into(), count: 1, color: None }
+    }
+}
+
 /// What a prompt asks for: all that a judge or a reward rule knows of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Facts {
@@ -118,8 +155,25 @@ pub struct Facts {
     pub relation: Option<Relation>,
 }
 
-/// Facts with the texts made from them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+impl Facts {
+    /// One text for all facts that ask for the same scene: `a left of b` and `b right of a` have the same.
+    pub fn key(&self) -> String {
+        let one = |object: &Object| match self.category {
+            Category::Counting => format!("{} {}", object.count, object.noun),
+            _ => format!("{} {}", object.noun, object.color.as_deref().unwrap_or_default()),
+        };
+        let mut objects: Vec<String> = self.objects.iter().map(one).collect();
+        let mut relation = self.relation;
+        if !objects.is_sorted() {
+            objects.reverse();
+            relation = relation.map(Relation::opposite);
+        }
+        format!("{}|{}|{}", self.category.name(), objects.join("|"), relation.map_or("", Relation::words))
+    }
+}
+
+/// Facts with the texts made from them; a [`Wording`] makes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
     /// What is to be drawn.
     pub facts: Facts,
@@ -129,4 +183,6 @@ pub struct Task {
     pub question: String,
     /// The right answer to `question` about a right drawing.
     pub truth: String,
+    /// The key words of the answer (the paper's Table 2).
+    pub keywords: Vec<String>,
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{COLORS, SHAPES, Scene, Tile, colored, relation};
-use crate::scene::{Category, Relation, article, number_word, plural};
+use super::{COLORS, SHAPES, Scene, Tile, relation};
+use crate::scene::{Category, Relation, Wording, article, number_word, plural};
 
 /// How many objects, or kinds of objects, an answer names before `and more`.
 const NAMED: usize = 4;
@@ -27,7 +27,7 @@ pub fn truth(category: Category, scene: &Scene) -> String {
         let where_to = relation(*first, *second).map_or("diagonal to", Relation::words);
         return format!("the {} is {where_to} the {}", one.noun(), other.noun());
     }
-    if colored(category) {
+    if category.names_colors() {
         let phrase = |(_, tile): &(usize, Tile)| format!("the {} is {}", tile.noun(), tile.color_name());
         return list(&objects.iter().map(phrase).collect::<Vec<_>>(), NAMED_WITH_COLOR);
     }
@@ -52,12 +52,11 @@ pub fn truth(category: Category, scene: &Scene) -> String {
 /// Every word of every prompt, question and canonical answer, sorted.
 pub fn vocabulary() -> Vec<String> {
     let mut words: BTreeSet<String> = BTreeSet::new();
-    let fixed = ["a photo of an", "the is and", "diagonal to", "nothing more"];
-    let questions = Category::ALL.map(Category::question);
-    let relations = Relation::ALL.map(Relation::words);
-    for text in fixed.into_iter().chain(questions).chain(relations) {
+    let fixed = ["an", "diagonal to", "nothing more"];
+    for text in fixed.into_iter().chain(Relation::ALL.map(Relation::words)) {
         words.extend(text.split(' ').map(String::from));
     }
+    words.extend(Wording::tiles().words());
     words.extend((1..=super::TILES as u32).map(number_word));
     words.extend(COLORS.iter().map(|(name, _)| (*name).into()));
     words.extend(SHAPES.iter().flat_map(|(name, _)| [(*name).into(), plural(name)]));
@@ -66,10 +65,10 @@ pub fn vocabulary() -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{TILES, caption_noise, object_list};
+    use super::super::{TILES, caption_noise, sample};
     use super::*;
+    use crate::scene::Split;
     use crate::scene::rng::Rng;
-    use crate::scene::{Split, sample_batch};
 
     fn scene(tiles: &[(usize, usize, usize)]) -> Scene {
         let mut scene = Scene::default();
@@ -105,7 +104,8 @@ mod tests {
                 assert!(words.iter().any(|known| known == word), "`{word}` of `{text}`");
             }
         };
-        for task in sample_batch(&object_list(), &[], Split::All, 3000, &mut rng).unwrap() {
+        for category in Category::ALL.into_iter().cycle().take(3000) {
+            let task = sample(category, Split::All, &mut rng).unwrap();
             let noisy = caption_noise(&task, &mut rng).unwrap();
             for text in [&task.prompt, &task.question, &task.truth, &noisy.prompt] {
                 check(text);

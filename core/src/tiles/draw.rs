@@ -1,6 +1,6 @@
 //! Right and wrong drawings of facts, and captions with one fact wrong.
 
-use super::{COLORS, GRID, SHAPES, Scene, TILES, Tile, colored, index_of, partner, relation};
+use super::{COLORS, GRID, SHAPES, Scene, TILES, Tile, index_of, partner, relation};
 use crate::error::Result;
 use crate::scene::rng::Rng;
 use crate::scene::{Category, Facts, Relation, Task};
@@ -209,7 +209,7 @@ pub fn caption_noise(task: &Task, rng: &mut Rng) -> Result<Task> {
     facts.check()?;
     if let Some(asked) = facts.relation {
         facts.relation = Some(asked.opposite());
-        return Ok(Task::new(facts));
+        return Ok(super::task(facts));
     }
     let at = rng.below(facts.objects.len());
     if facts.category == Category::Counting {
@@ -219,10 +219,10 @@ pub fn caption_noise(task: &Task, rng: &mut Rng) -> Result<Task> {
             _ => 3,
         };
     } else if let [first, second] = facts.objects.as_mut_slice()
-        && colored(facts.category)
+        && facts.category.names_colors()
     {
         std::mem::swap(&mut first.color, &mut second.color);
-    } else if colored(facts.category) {
+    } else if facts.category.names_colors() {
         let color = facts.objects[at].color.as_deref().unwrap_or_default();
         facts.objects[at].color = Some(COLORS[partner(index_of("color", color, &COLORS)?)].0.into());
     } else {
@@ -234,21 +234,21 @@ pub fn caption_noise(task: &Task, rng: &mut Rng) -> Result<Task> {
         }
         facts.objects[at].noun = wrong.into();
     }
-    Ok(Task::new(facts))
+    Ok(super::task(facts))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{object_list, truth};
+    use super::super::{sample, truth};
     use super::*;
+    use crate::scene::Split;
     use crate::scene::answer::mark;
-    use crate::scene::{Split, sample};
 
     fn each_task(seed: u64, mut test: impl FnMut(Task, &mut Rng)) {
         let mut rng = Rng::new(seed);
         for category in Category::ALL {
             for _ in 0..2000 {
-                let task = sample(&object_list(), category, Split::All, &mut rng).unwrap();
+                let task = sample(category, Split::All, &mut rng).unwrap();
                 test(task, &mut rng);
             }
         }

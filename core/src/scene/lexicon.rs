@@ -1,0 +1,103 @@
+//! Everyday objects, what else they are called, and colours.
+
+/// `GenEval`'s ten colours.
+pub const COLORS: [&str; 10] =
+    ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"];
+
+/// The eighty classes of COCO as `GenEval` spells them, in its order, and eighty more everyday objects: 160, as in the paper
+/// (§3.2). Behind each is what an answer may call it instead; none of that names another object of the list.
+#[rustfmt::skip]
+pub(super) const EVERYDAY: [(&str, &[&str]); 160] = [
+    ("person", &["man", "woman", "human"]), ("bicycle", &["bike"]), ("car", &["automobile"]),
+    ("motorcycle", &["motorbike"]), ("airplane", &["plane", "aeroplane"]), ("bus", &[]), ("train", &[]),
+    ("truck", &["lorry"]), ("boat", &["ship"]), ("traffic light", &["stoplight", "traffic signal"]),
+    ("fire hydrant", &["hydrant"]), ("stop sign", &[]), ("parking meter", &[]), ("bench", &[]), ("bird", &[]),
+    ("cat", &["kitten"]), ("dog", &["puppy"]), ("horse", &[]), ("sheep", &[]), ("cow", &[]), ("elephant", &[]),
+    ("bear", &[]), ("zebra", &[]), ("giraffe", &[]), ("backpack", &["rucksack"]), ("umbrella", &["parasol"]),
+    ("handbag", &["purse"]), ("tie", &["necktie"]), ("suitcase", &["luggage"]), ("frisbee", &["flying disc"]),
+    ("skis", &["ski"]), ("snowboard", &[]), ("sports ball", &["ball"]), ("kite", &[]), ("baseball bat", &["bat"]),
+    ("baseball glove", &["baseball mitt", "glove"]), ("skateboard", &[]), ("surfboard", &[]),
+    ("tennis racket", &["racket", "tennis racquet", "racquet"]), ("bottle", &[]), ("wine glass", &["wineglass"]),
+    ("cup", &["mug"]), ("fork", &[]), ("knife", &[]), ("spoon", &[]), ("bowl", &[]), ("banana", &[]),
+    ("apple", &[]), ("sandwich", &[]), ("orange", &[]), ("broccoli", &[]), ("carrot", &[]),
+    ("hot dog", &["hotdog"]), ("pizza", &[]), ("donut", &["doughnut"]), ("cake", &[]), ("chair", &[]),
+    ("couch", &["sofa", "settee"]), ("potted plant", &["plant", "houseplant"]), ("bed", &[]),
+    ("dining table", &["table"]), ("toilet", &[]), ("tv", &["television", "tv set"]),
+    ("laptop", &["laptop computer", "notebook computer"]), ("computer mouse", &["mouse"]),
+    ("tv remote", &["remote", "remote control"]), ("computer keyboard", &["keyboard"]),
+    ("cell phone", &["cellphone", "mobile phone", "phone", "smartphone"]), ("microwave", &["microwave oven"]),
+    ("oven", &[]), ("toaster", &[]), ("sink", &["washbasin"]), ("refrigerator", &["fridge"]), ("book", &[]),
+    ("clock", &[]), ("vase", &[]), ("scissors", &["pair of scissors"]), ("teddy bear", &["teddy"]),
+    ("hair drier", &["hair dryer", "hairdryer", "blow dryer"]), ("toothbrush", &[]),
+
+    ("lamp", &[]), ("candle", &[]), ("pillow", &["cushion"]), ("blanket", &[]), ("curtain", &[]), ("mirror", &[]),
+    ("ladder", &[]), ("bucket", &["pail"]), ("broom", &[]), ("basket", &[]), ("towel", &[]), ("soap", &[]),
+    ("comb", &[]), ("hairbrush", &[]), ("key", &[]), ("padlock", &[]), ("wallet", &[]), ("watch", &["wristwatch"]),
+    ("ring", &[]), ("necklace", &[]), ("hat", &[]), ("scarf", &[]), ("sock", &[]), ("shoe", &[]), ("boot", &[]),
+    ("shirt", &[]), ("jacket", &[]), ("dress", &[]), ("belt", &[]), ("crown", &[]), ("pencil", &[]), ("pen", &[]),
+    ("crayon", &[]), ("paintbrush", &[]), ("ruler", &[]), ("stapler", &[]), ("envelope", &[]), ("notebook", &[]),
+    ("newspaper", &[]), ("globe", &[]), ("hammer", &[]), ("screwdriver", &[]), ("wrench", &["spanner"]),
+    ("saw", &[]), ("shovel", &["spade"]), ("axe", &["ax"]), ("wheelbarrow", &[]), ("tent", &[]),
+    ("flashlight", &["torch"]), ("compass", &[]), ("guitar", &[]), ("violin", &["fiddle"]), ("piano", &[]),
+    ("drum", &[]), ("trumpet", &[]), ("flute", &[]), ("camera", &[]), ("telescope", &[]), ("microscope", &[]),
+    ("calculator", &[]), ("kettle", &[]), ("teapot", &[]), ("frying pan", &["skillet"]), ("ladle", &[]),
+    ("jar", &[]), ("strawberry", &[]), ("lemon", &[]), ("pineapple", &[]), ("watermelon", &[]), ("pumpkin", &[]),
+    ("mushroom", &[]), ("egg", &[]), ("croissant", &[]), ("sunflower", &[]), ("butterfly", &[]),
+    ("rabbit", &["bunny"]), ("penguin", &[]), ("turtle", &["tortoise"]), ("fish", &[]), ("windmill", &[]),
+];
+
+/// Other words for a noun, e.g. `sofa` for `couch`.
+pub fn synonyms(noun: &str) -> &'static [&'static str] {
+    EVERYDAY.iter().find(|(name, _)| *name == noun).map_or(&[], |(_, others)| others)
+}
+
+/// The name that the list has for a noun or its synonym; another noun as it is, in lower case.
+pub(super) fn canonical(noun: &str) -> String {
+    let noun = noun.to_lowercase();
+    let known = EVERYDAY.iter().find(|(_, others)| others.contains(&noun.as_str()));
+    known.map_or(noun, |(name, _)| (*name).into())
+}
+
+/// Every spelling of a colour: `gray` and `grey` are one.
+pub(crate) fn color_spellings(color: &str) -> Vec<String> {
+    let mut spellings = vec![color.to_lowercase()];
+    for (one, other) in [("gray", "grey"), ("grey", "gray")] {
+        if spellings[0].contains(one) {
+            spellings.push(spellings[0].replace(one, other));
+        }
+    }
+    spellings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::super::Plurals;
+    use super::*;
+
+    /// No two objects share a name, a synonym or a plural of either: what is said of one is never said of another.
+    #[test]
+    fn no_object_is_called_as_another() {
+        let mut owner = std::collections::HashMap::new();
+        for (noun, others) in EVERYDAY {
+            let words: HashSet<String> = others
+                .iter()
+                .chain([&noun])
+                .flat_map(|word| [(*word).to_string(), Plurals::English.of(word), Plurals::Geneval.of(word)])
+                .collect();
+            for word in words {
+                if let Some(other) = owner.insert(word.clone(), noun) {
+                    panic!("`{word}` is both `{other}` and `{noun}`");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn grey_is_gray() {
+        assert_eq!(color_spellings("dark gray"), ["dark gray", "dark grey"]);
+        assert_eq!(color_spellings("Grey"), ["grey", "gray"]);
+        assert_eq!(color_spellings("green"), ["green"]);
+    }
+}

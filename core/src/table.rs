@@ -1,0 +1,92 @@
+//! Settings in TOML tables: reading them, laying one over another, and errors that name the key.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result, nearest};
+
+/// Reads a TOML file.
+pub fn read(path: &Path) -> Result<toml::Table> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::usage(format!("cannot read `{}`", path.display())).cause(error))?;
+    text.parse::<toml::Table>().map_err(|error| {
+        Error::usage(format!("`{}` is not valid TOML", path.display())).cause(error.to_string().trim_end())
+    })
+}
+
+/// Lays `top` over `base`, table by table.
+pub fn merge(base: &mut toml::Table, top: toml::Table) {
+    for (key, value) in top {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => merge(below, above),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Applies one `--set path.to.key=value`; a value that is not TOML is taken as a string.
+pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
+    let (path, value) = assignment
+        .split_once('=')
+        .filter(|(path, _)| !path.trim().is_empty())
+        .ok_or_else(|| Error::usage(format!("`--set {assignment}`: expected `key=value`")))?;
+    let value = format!("v = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(value.into()));
+    put(table, path.trim(), value)
+        .map_err(|key| Error::usage(format!("`--set {assignment}`: `{key}` is not a section")))
+}
+
+/// Sets the value at a dotted path, making the tables on the way; the error is the key that holds something else.
+pub fn put<'p>(table: &mut toml::Table, path: &'p str, value: toml::Value) -> Result<(), &'p str> {
+    let mut keys: Vec<&str> = path.split('.').collect();
+    let last = keys.pop().unwrap_or_default();
+    let mut place = table;
+    for key in keys {
+        let inner = place.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        place = inner.as_table_mut().ok_or(key)?;
+    }
+    place.insert(last.into(), value);
+    Ok(())
+}
+
+/// Reads a section, naming the key that is wrong and the nearest one that is right.
+pub fn section<T: DeserializeOwned>(place: &str, value: toml::Value) -> Result<T> {
+    value.try_into().map_err(|error: toml::de::Error| explain(place, error.message()))
+}
+
+fn explain(place: &str, message: &str) -> Error {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(wrong) = message.starts_with("unknown field").then(|| quoted.next()).flatten() else {
+        return Error::usage(format!("configuration `{place}`: {message}"));
+    };
+    let known: Vec<&str> = quoted.collect();
+    let error = Error::usage(format!("unknown configuration key `{wrong}` in `{place}`"));
+    let error = match nearest(wrong, known.iter().copied()) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None => error,
+    };
+    error.hint(format!("known: {}", known.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_reaches_nested_keys_and_merge_lays_over() {
+        let mut table: toml::Table = "[update]\nlearning_rate = 0.1\nclip = 2.0".parse().unwrap();
+        set(&mut table, "update.learning_rate=0.5").unwrap();
+        let mut top = toml::Table::new();
+        set(&mut top, "optimizer.name=sft").unwrap();
+        merge(&mut table, top);
+        let expected: toml::Table =
+            "[update]\nlearning_rate = 0.5\nclip = 2.0\n[optimizer]\nname = \"sft\"".parse().unwrap();
+        assert_eq!(table, expected);
+    }
+}
