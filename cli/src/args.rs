@@ -42,6 +42,11 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Asks about an image
     Ask(AskArgs),
+    /// Writes prompts with their facts, questions and right answers, one JSON object a line
+    Prompts(PromptsArgs),
+    /// Scores answers, and compares rule sets on answers already given
+    #[command(subcommand)]
+    Reward(RewardCommand),
     /// Lists the plugins found, what they offer, and why one was refused
     Plugins(PluginsArgs),
     /// Prints the JSON Schema of a configuration
@@ -96,9 +101,9 @@ pub(crate) struct RunArgs {
     /// A shipped set of settings: `tiles` or `tiles-split` (the default for models of the drawn world) or `paper`
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
-    /// The reward rule: a name, or the path of a plugin file
-    #[arg(long, value_name = "NAME|PATH")]
-    pub(crate) reward: Option<String>,
+    /// The reward rules: a name, or the path of a rule file or plugin; repeated, they add up
+    #[arg(long, value_name = "NAME|FILE.toml|PATH")]
+    pub(crate) reward: Vec<String>,
     /// Updates of the weights
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
@@ -183,6 +188,104 @@ pub(crate) struct AskArgs {
     pub(crate) batch: Option<usize>,
 }
 
+/// Making prompts.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PromptsArgs {
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 600)]
+    pub(crate) count: usize,
+    /// The seed
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Shares of the categories, e.g. `single=1,two=1,position=2`; as many of each without it
+    #[arg(long, value_name = "CATEGORY=SHARE,...")]
+    pub(crate) mix: Option<String>,
+    /// What there is to draw: `everyday`, `tiles`, or a file with a noun a line or TOML `nouns` and `colors`
+    #[arg(long, value_name = "NAME|FILE", default_value = "everyday")]
+    pub(crate) objects: String,
+    /// The words of prompts, questions and answers: `paper` (Table 1), `evaluation` (GenEval's, with the released questions),
+    /// `tiles`, or a TOML file of one's own
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) wording: Option<String>,
+    /// Prompts that must not appear: GenEval's metadata or our own; may be repeated
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub(crate) exclude: Vec<PathBuf>,
+    /// The file to write, instead of stdout
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// What to do with rewards.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RewardCommand {
+    /// Scores the samples on stdin: a line with `reward`, `max`, `parts` and `why` for each
+    Score(ScoreArgs),
+    /// Shows which samples on stdin are worth something else under B than under A, and how the weights in their group move
+    Diff(DiffArgs),
+    /// The same for the samples of a finished run: what they got there, and what they would get
+    Replay(ReplayArgs),
+}
+
+/// Scoring.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// The rules: a name, or the path of a rule file or plugin; repeated, they add up
+    #[arg(long, value_name = "NAME|FILE.toml|PATH", required_unless_present = "config")]
+    pub(crate) reward: Vec<String>,
+    /// A configuration, for its `reward.rules` with their weights
+    #[arg(long, value_name = "FILE", conflicts_with = "reward")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Comparing.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DiffArgs {
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// The rules before
+    #[arg(value_name = "A")]
+    pub(crate) before: String,
+    /// The rules after
+    #[arg(value_name = "B")]
+    pub(crate) after: String,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+    /// How rewards become weights: `softmax` or `advantage`
+    #[arg(long, value_name = "NAME", default_value = "softmax")]
+    pub(crate) weighting: String,
+    /// The temperature of softmax weights
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    pub(crate) temperature: f64,
+}
+
+/// Replaying.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ReplayArgs {
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// The folder of the run
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// The rules: a name, or the path of a rule file or plugin; repeated, they add up
+    #[arg(long, value_name = "NAME|FILE.toml|PATH", required = true)]
+    pub(crate) reward: Vec<String>,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+}
+
+/// How differences are shown.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct ShowArgs {
+    /// Changed samples to show; 0 shows all
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) show: usize,
+    /// A JSON object for every changed sample, and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Listing plugins.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PluginsArgs {
@@ -198,7 +301,7 @@ pub(crate) struct PluginsArgs {
 pub(crate) struct SchemaArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// `run`, `pretrain`, or the name of an optimizer
+    /// `run`, `pretrain`, `rules` (a rule file), `wording` (a file of wordings), or the name of an optimizer
     #[arg(value_name = "WHAT", default_value = "run")]
     pub(crate) what: String,
     /// The options of a plugin's entries instead

@@ -1,16 +1,17 @@
 //! From arguments to configurations, models and rule sets.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tch::{Cuda, Device};
 use unirl::config::{self, ModelOptions, RewardOptions, RunConfig};
-use unirl::error::{Error, Result};
+use unirl::error::{Context, Error, Result};
 use unirl::eval;
 use unirl::memory;
 use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel};
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
-use unirl::reward::{RuleSet, WeightedRule};
+use unirl::reward::{RewardFunction, RuleFile, RuleSet, WeightedRule};
 use unirl::table;
 
 use crate::args::ModelArgs;
@@ -160,14 +161,25 @@ pub(crate) fn source(options: &ModelOptions, seed: u64) -> Result<ModelSource> {
 
 /// Loads the rules that the configuration names.
 pub(crate) fn rules(plugins: &mut Plugins, rules: &[WeightedRule]) -> Result<RuleSet> {
-    let loaded = rules
-        .iter()
-        .map(|rule| {
-            let function = plugins.reward(&rule.name, serde_json::Value::Object(serde_json::Map::new()))?;
-            Ok((rule.clone(), function))
-        })
-        .collect::<Result<_>>()?;
+    let loaded =
+        rules.iter().map(|rule| Ok((rule.clone(), reward(plugins, rule)?))).collect::<Result<_>>()?;
     RuleSet::new(loaded)
+}
+
+/// The rules of a name: a file of rules if it ends in `.toml`, else a plugin's.
+fn reward(plugins: &mut Plugins, rule: &WeightedRule) -> Result<Box<dyn RewardFunction>> {
+    let path = Path::new(&rule.name);
+    if path.extension().is_none_or(|end| end != "toml") {
+        let options = serde_json::to_value(&rule.options)
+            .map_err(|error| Error::usage(format!("options of reward rule `{}`", rule.name)).cause(error))?;
+        return plugins.reward(&rule.name, options);
+    }
+    if !rule.options.is_empty() {
+        return Err(Error::usage(format!("reward rule `{}`: a rule file takes no `options`", rule.name))
+            .hint("say it in the file"));
+    }
+    let file = RuleFile::read(path)?;
+    file.build().map_err(|error| error.context(format!("rule file `{}`", path.display())))
 }
 
 /// Loads the rules of the answer objective, where it has its own.
@@ -213,6 +225,20 @@ pub(crate) fn device_name(device: Device) -> String {
         Device::Cuda(index) => format!("cuda:{index}"),
         _ => "cpu".into(),
     }
+}
+
+/// Writes a file that appears under its name only when it is complete.
+pub(crate) fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let place = || format!("cannot write `{}`", path.display());
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".partial-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(folder)
+        .context(place)?;
+    file.write_all(text.as_bytes()).context(place)?;
+    file.persist(path).map_err(|error| error.error).context(place)?;
+    Ok(())
 }
 
 /// Refuses an output file whose folder is missing, before any work is done for it.

@@ -10,6 +10,8 @@ mod logging;
 mod plugins;
 mod pretrain;
 mod progress;
+mod prompts;
+mod reward;
 mod schema;
 mod train;
 
@@ -42,6 +44,8 @@ fn run(args: Args) -> Result<()> {
         Some(Command::Eval(options)) => eval::run(&options),
         Some(Command::Generate(options)) => generate::run(&options),
         Some(Command::Ask(options)) => ask::run(&options),
+        Some(Command::Prompts(options)) => prompts::run(&options),
+        Some(Command::Reward(command)) => reward::run(&command),
         Some(Command::Plugins(options)) => plugins::run(&options),
         Some(Command::Schema(options)) => schema::run(&options),
     }

@@ -6,6 +6,8 @@ use unirl::error::{Context, Result, unknown_name};
 use unirl::optimizer;
 use unirl::plugin::Plugins;
 use unirl::pretrain::PretrainConfig;
+use unirl::reward::RuleFile;
+use unirl::scene::WordingFile;
 
 use crate::args::SchemaArgs;
 
@@ -24,15 +26,17 @@ pub(crate) fn run(args: &SchemaArgs) -> Result<()> {
     Ok(())
 }
 
-/// The schema of a configuration of the framework itself: `run`, `pretrain` or an optimizer's options.
+/// The schema of a file of the framework itself, or of an optimizer's options.
 pub(crate) fn core_schema(what: &str) -> Result<serde_json::Value> {
     Ok(match what {
         "run" => json!(schemars_of::<RunConfig>()),
         "pretrain" => json!(schemars_of::<PretrainConfig>()),
+        "rules" => json!(schemars_of::<RuleFile>()),
+        "wording" => json!(schemars_of::<WordingFile>()),
         name => {
             let entries = optimizer::all();
             let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| {
-                let mut known = vec!["run", "pretrain"];
+                let mut known = vec!["run", "pretrain", "rules", "wording"];
                 known.extend(entries.iter().map(|entry| entry.name));
                 unknown_name("schema", name, &known)
             })?;

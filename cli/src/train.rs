@@ -93,9 +93,11 @@ fn settings(args: &RunArgs) -> Result<Settings> {
     if let Some(name) = &args.optimizer {
         settings.put("optimizer.name", name.as_str())?;
     }
-    if let Some(name) = &args.reward {
-        let rule = toml::Table::from_iter([("name".to_string(), toml::Value::from(name.as_str()))]);
-        settings.put("reward.rules", vec![toml::Value::Table(rule)])?;
+    if !args.reward.is_empty() {
+        let rule = |name: &String| {
+            toml::Value::Table(toml::Table::from_iter([("name".to_string(), name.as_str().into())]))
+        };
+        settings.put("reward.rules", args.reward.iter().map(rule).collect::<Vec<_>>())?;
     }
     if let Some(steps) = args.steps {
         settings.put("train.steps", steps as i64)?;

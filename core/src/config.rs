@@ -134,7 +134,7 @@ pub struct RewardOptions {
 
 impl Default for RewardOptions {
     fn default() -> Self {
-        Self { rules: vec![WeightedRule { name: "bound".into(), weight: 1.0 }], answer_rules: None }
+        Self { rules: vec![WeightedRule::named("bound")], answer_rules: None }
     }
 }
 

@@ -26,6 +26,8 @@ pub mod update;
 pub mod weights;
 
 pub use error::{Error, Result};
+/// The tensor of the one libtorch of the process.
+pub use tch::Tensor;
 
 /// What the exported macros expand to; not for direct use.
 #[doc(hidden)]

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::config::{Rollout, RunConfig};
 use crate::error::{Error, Result};
 use crate::eval::{self, Report};
 use crate::judge::tiles as judge;
-use crate::metrics::MetricsFile;
-use crate::model::{Images, Mode, Parameter, ParameterGroup, UnifiedModel};
+use crate::metrics::{self, MetricsFile};
+use crate::model::{Mode, Parameter, ParameterGroup, UnifiedModel};
 use crate::optimizer::{self, Iteration, Outcome, Phases};
 use crate::reward::RuleSet;
 use crate::run_dir::{RunDir, Samples};
@@ -122,11 +122,12 @@ pub fn train(
         // 3. Report.
         let mut metrics: BTreeMap<String, f64> =
             outcome.metrics.iter().map(|(name, value)| ((*name).to_string(), *value)).collect();
+        metrics.extend(metrics::of_parts(&outcome.rewards));
         metrics.insert("update/gradient_norm".into(), updated.gradient_norm);
         metrics.insert("update/learning_rate".into(), updated.learning_rate);
         let show = options.sample_every > 0 && (step == 1 || step % options.sample_every == 0);
         if judged || show {
-            let pixels = pixels(model, &outcome.images, &config.rollout)?;
+            let pixels = optimizer::pixels(model, &outcome.images, &config.rollout)?;
             if judged {
                 judge_drawings(&pixels, &tasks, &outcome, &mut metrics)?;
             }
@@ -223,8 +224,8 @@ fn save_pictures(
     };
     let images = iteration.draw()?;
     let answers = iteration.answer(&images)?;
-    let (rewards, _) = iteration.score(&answers)?;
-    let pixels = pixels(model, &images, &config.rollout)?;
+    let (rewards, _) = iteration.score(&images, &answers)?;
+    let pixels = optimizer::pixels(model, &images, &config.rollout)?;
     let samples = Samples {
         pixels: &pixels,
         columns: columns as i64,
@@ -233,15 +234,6 @@ fn save_pictures(
         rewards: &rewards,
     };
     run_dir.save_samples(name, &samples)
-}
-
-/// Decodes images as many at once as go through the model otherwise: `[B,3,H,W]` on the CPU.
-fn pixels(model: &dyn UnifiedModel, images: &Images, rollout: &Rollout) -> Result<Tensor> {
-    let parts = rollout.parts(images.len() as usize).into_iter().map(|rows| {
-        let part = images.narrow(rows.start as i64, rows.len() as i64);
-        Ok(tch::no_grad(|| model.pixels(&part))?.to_device(Device::Cpu))
-    });
-    Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0))
 }
 
 /// Measures what the judge thinks of the drawings beside what the model made of them. The judge never teaches.

@@ -61,8 +61,8 @@ fn two_plugins_each_have_their_own_module() {
     let mut plugins = plugins();
     let constant = plugins.reward("constant", json!({"score": 0.25})).unwrap();
     let two = plugins.reward("two", Value::Null).unwrap();
-    assert_eq!(constant.score(&[sample()]).unwrap()[0].score, 0.25);
-    assert_eq!(two.score(&[sample(), sample()]).unwrap()[1].score, 2.0);
+    assert_eq!(constant.score(&[sample()], None).unwrap()[0].score, 0.25);
+    assert_eq!(two.score(&[sample(), sample()], None).unwrap()[1].score, 2.0);
     let fixture = plugins.load("fixture").unwrap();
     let names: Vec<&str> = fixture.entries.iter().map(|entry| entry.name.as_str()).collect();
     assert_eq!(names, ["echo", "nan", "panics", "wrong-shape", "constant"]);

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use unirl::config::RunConfig;
 use unirl::optimizer;
-use unirl::scene::{Category, Task, read_jsonl};
+use unirl::scene::{Category, Wording, read_jsonl};
+use unirl::table;
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
 
@@ -43,7 +44,7 @@ fn the_tasks_follow_from_their_facts() {
     }
     let mut seen = HashSet::new();
     for task in &tasks {
-        assert_eq!(*task, Task::new(task.facts.clone()));
+        assert_eq!(*task, Wording::paper().task(task.facts.clone()));
         assert!(seen.insert(normal(&task.prompt)), "`{}` stands there twice", task.prompt);
     }
     // The benchmark's own file is not part of a checkout.

@@ -102,7 +102,11 @@ fn done(result: Result<()>) -> Result<Message> {
 impl Answer for Box<dyn RewardFunction> {
     fn answer(&mut self, op: &str, args: Message) -> Result<Message> {
         match op {
-            op::SCORE => wire::rewards(&self.score(&wire::read_score(args)?)?),
+            op::WANTS_PIXELS => wire::wants_pixels(self.wants_pixels()),
+            op::SCORE => {
+                let (samples, pixels) = wire::read_score(args)?;
+                wire::rewards(&self.score(&samples, pixels.as_ref())?)
+            }
             _ => Err(unsupported(op)),
         }
     }
@@ -111,12 +115,14 @@ impl Answer for Box<dyn RewardFunction> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Tensor;
+
     use crate::reward::{Reward, Sample};
 
     struct Nothing;
 
     impl RewardFunction for Nothing {
-        fn score(&self, _: &[Sample]) -> Result<Vec<Reward>> {
+        fn score(&self, _: &[Sample], _: Option<&Tensor>) -> Result<Vec<Reward>> {
             Ok(Vec::new())
         }
     }

@@ -75,11 +75,9 @@ macro_rules! register_reward {
 /// A whole plugin, with `crate-type = ["cdylib"]` and the dependencies `unirl`, `serde` and `schemars`:
 ///
 /// ```no_run,standalone_crate
-/// use std::collections::BTreeMap;
-///
 /// use schemars::JsonSchema;
 /// use serde::Deserialize;
-/// use unirl::Result;
+/// use unirl::{Result, Tensor};
 /// use unirl::reward::{Reward, RewardFunction, Sample};
 ///
 /// /// Points for a short answer.
@@ -97,10 +95,10 @@ macro_rules! register_reward {
 /// }
 ///
 /// impl RewardFunction for Brief {
-///     fn score(&self, samples: &[Sample]) -> Result<Vec<Reward>> {
+///     fn score(&self, samples: &[Sample], _pixels: Option<&Tensor>) -> Result<Vec<Reward>> {
 ///         let score = |sample: &Sample| {
 ///             let brief = sample.answer.split_whitespace().count() <= self.words;
-///             Reward { score: f64::from(u8::from(brief)), max: 1.0, parts: BTreeMap::new() }
+///             Reward::new(f64::from(u8::from(brief)), 1.0)
 ///         };
 ///         Ok(samples.iter().map(score).collect())
 ///     }

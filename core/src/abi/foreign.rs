@@ -198,24 +198,38 @@ impl UnifiedModel for ForeignModel {
 }
 
 /// A reward rule in a plugin.
-pub(crate) struct ForeignReward(Remote);
+pub(crate) struct ForeignReward {
+    remote: Remote,
+    wants_pixels: bool,
+}
 
 impl ForeignReward {
-    /// As [`ForeignModel::new`].
-    pub(crate) fn new(label: String, component: ComponentBox) -> Self {
-        Self(Remote::new(label, component))
+    /// As [`ForeignModel::new`]. A plugin of the time before rules could see drawings wants none.
+    pub(crate) fn new(label: String, component: ComponentBox) -> Result<Self> {
+        let remote = Remote::new(label, component);
+        let wants = remote.call(op::WANTS_PIXELS, Ok(Message::default()), wire::read_wants_pixels);
+        let wants_pixels = match wants {
+            Err(error) if error.code() == Code::Unsupported => false,
+            wants => wants?,
+        };
+        Ok(Self { remote, wants_pixels })
     }
 }
 
 impl RewardFunction for ForeignReward {
-    fn score(&self, samples: &[Sample]) -> Result<Vec<Reward>> {
-        self.0.call(op::SCORE, wire::score(samples), |reply| {
+    fn wants_pixels(&self) -> bool {
+        self.wants_pixels
+    }
+
+    fn score(&self, samples: &[Sample], pixels: Option<&Tensor>) -> Result<Vec<Reward>> {
+        let pixels = pixels.filter(|_| self.wants_pixels);
+        self.remote.call(op::SCORE, wire::score(samples, pixels), |reply| {
             let rewards = wire::read_rewards(reply)?;
             let (expected, got) = (samples.len(), rewards.len());
             check(expected == got, || format!("`rewards`: expected {expected}, got {got}"))?;
             for (index, reward) in rewards.iter().enumerate() {
-                check(reward.max > 0.0, || {
-                    format!("`rewards[{index}].max`: expected a positive number, got {}", reward.max)
+                check(reward.max >= 0.0, || {
+                    format!("`rewards[{index}].max`: expected a number of at least 0, got {}", reward.max)
                 })?;
             }
             Ok(rewards)

@@ -4,11 +4,13 @@
 //! `serde_json` writes `null` for them: there is no `null` in any message, and one is refused where it is
 //! written.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use abi_stable::std_types::Tuple2;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tch::{Device, Tensor};
 
@@ -23,18 +25,24 @@ use crate::reward::{Reward, Sample};
 /// A message before it is packed and after it was unpacked.
 #[derive(Debug, Default)]
 pub(crate) struct Message {
-    json: Map<String, Value>,
+    /// JSON by key, as it crosses.
+    json: Vec<(String, Box<RawValue>)>,
     tensors: Vec<(String, Tensor)>,
 }
 
 impl Message {
     pub(crate) fn with(mut self, key: &str, value: &(impl Serialize + ?Sized)) -> Result<Self> {
-        let value = serde_json::to_value(value).context(|| format!("`{key}` cannot be written as JSON"))?;
-        if let Some(place) = find_null(&value) {
-            let message = format!("`{key}{place}`: expected a finite number, got NaN or an infinity");
-            return Err(Error::new(Code::NonFinite, message));
+        let unfit = || format!("`{key}` cannot be written as JSON");
+        let json = serde_json::value::to_raw_value(value).context(unfit)?;
+        // Where the letters do not occur, no value is `null`.
+        if json.get().contains("null") {
+            let value: Value = serde_json::from_str(json.get()).context(unfit)?;
+            if let Some(place) = find_null(&value) {
+                let message = format!("`{key}{place}`: expected a finite number, got NaN or an infinity");
+                return Err(Error::new(Code::NonFinite, message));
+            }
         }
-        self.json.insert(key.into(), value);
+        self.json.push((key.into(), json));
         Ok(self)
     }
 
@@ -62,9 +70,17 @@ impl Message {
         Ok(message.tensor("answers.tokens", &answers.tokens).tensor("answers.mask", &answers.mask))
     }
 
-    pub(crate) fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<T> {
-        let value = self.json.remove(key).ok_or_else(|| Error::failure(format!("`{key}` is missing")))?;
-        serde_json::from_value(value).context(|| format!("`{key}` cannot be read"))
+    pub(crate) fn get<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
+        let found = self.json.iter().find(|(known, _)| known == key);
+        let (_, json) = found.ok_or_else(|| Error::failure(format!("`{key}` is missing")))?;
+        serde_json::from_str(json.get()).context(|| format!("`{key}` cannot be read"))
+    }
+
+    /// All of the JSON as one object.
+    fn text(&self) -> String {
+        let entries =
+            self.json.iter().map(|(key, json)| format!("{}:{}", Value::from(key.as_str()), json.get()));
+        format!("{{{}}}", entries.collect::<Vec<_>>().join(","))
     }
 
     fn take_if_there(&mut self, key: &str) -> Option<Tensor> {
@@ -91,12 +107,14 @@ impl Message {
     }
 
     pub(crate) fn pack(self) -> FfiRecord {
+        let json = self.text();
         let tensors = self.tensors.into_iter().map(|(name, tensor)| Tuple2(name.into(), tensor.into()));
-        FfiRecord { json: Value::Object(self.json).to_string().into(), tensors: tensors.collect() }
+        FfiRecord { json: json.into(), tensors: tensors.collect() }
     }
 
     pub(crate) fn unpack(record: FfiRecord) -> Result<Self> {
-        let json = serde_json::from_str(&record.json).context(|| "a message is not a JSON object")?;
+        let json: BTreeMap<String, Box<RawValue>> =
+            serde_json::from_str(&record.json).context(|| "a message is not a JSON object")?;
         let mut tensors = Vec::with_capacity(record.tensors.len());
         for Tuple2(name, handle) in record.tensors {
             let tensor = Tensor::from(handle);
@@ -105,7 +123,7 @@ impl Message {
             }
             tensors.push((name.into(), tensor));
         }
-        Ok(Self { json, tensors })
+        Ok(Self { json: json.into_iter().collect(), tensors })
     }
 }
 
@@ -137,6 +155,7 @@ pub(crate) mod op {
     pub(crate) const TOKENIZER_LOSS: &str = "tokenizer_loss";
     pub(crate) const SAVE: &str = "save";
     pub(crate) const FOOTPRINT: &str = "footprint";
+    pub(crate) const WANTS_PIXELS: &str = "wants_pixels";
     pub(crate) const SCORE: &str = "score";
 }
 
@@ -146,7 +165,7 @@ pub(crate) fn set_mode(mode: Mode) -> Result<Message> {
     Message::default().with("mode", &mode)
 }
 
-pub(crate) fn read_set_mode(mut message: Message) -> Result<Mode> {
+pub(crate) fn read_set_mode(message: Message) -> Result<Mode> {
     message.get("mode")
 }
 
@@ -154,7 +173,7 @@ pub(crate) fn generate(prompts: &[String], sampling: &ImageSampling) -> Result<M
     Message::default().with("prompts", prompts)?.with("sampling", sampling)
 }
 
-pub(crate) fn read_generate(mut message: Message) -> Result<(Vec<String>, ImageSampling)> {
+pub(crate) fn read_generate(message: Message) -> Result<(Vec<String>, ImageSampling)> {
     Ok((message.get("prompts")?, message.get("sampling")?))
 }
 
@@ -170,7 +189,7 @@ pub(crate) fn encode_answers(texts: &[String]) -> Result<Message> {
     Message::default().with("texts", texts)
 }
 
-pub(crate) fn read_encode_answers(mut message: Message) -> Result<Vec<String>> {
+pub(crate) fn read_encode_answers(message: Message) -> Result<Vec<String>> {
     message.get("texts")
 }
 
@@ -207,16 +226,20 @@ pub(crate) fn save(dir: &Path) -> Result<Message> {
     Message::default().with("dir", utf8(dir)?)
 }
 
-pub(crate) fn read_save(mut message: Message) -> Result<String> {
+pub(crate) fn read_save(message: Message) -> Result<String> {
     message.get("dir")
 }
 
-pub(crate) fn score(samples: &[Sample]) -> Result<Message> {
-    Message::default().with("samples", samples)
+pub(crate) fn score(samples: &[Sample], pixels: Option<&Tensor>) -> Result<Message> {
+    let message = Message::default().with("samples", samples)?;
+    Ok(match pixels {
+        Some(pixels) => message.tensor("pixels", pixels),
+        None => message,
+    })
 }
 
-pub(crate) fn read_score(mut message: Message) -> Result<Vec<Sample>> {
-    message.get("samples")
+pub(crate) fn read_score(mut message: Message) -> Result<(Vec<Sample>, Option<Tensor>)> {
+    Ok((message.get("samples")?, message.take_if_there("pixels")))
 }
 
 // ---- requests and replies ----
@@ -249,7 +272,7 @@ pub(crate) fn footprint(workload: &Workload) -> Result<Message> {
     Message::default().with("workload", workload)
 }
 
-pub(crate) fn read_footprint(mut message: Message) -> Result<Workload> {
+pub(crate) fn read_footprint(message: Message) -> Result<Workload> {
     message.get("workload")
 }
 
@@ -259,7 +282,7 @@ pub(crate) fn memory(footprint: &Footprint) -> Result<Message> {
     Message::default().with("footprint", footprint)
 }
 
-pub(crate) fn read_memory(mut message: Message) -> Result<Footprint> {
+pub(crate) fn read_memory(message: Message) -> Result<Footprint> {
     message.get("footprint")
 }
 
@@ -267,7 +290,7 @@ pub(crate) fn card(card: &ModelCard) -> Result<Message> {
     Message::default().with("card", card)
 }
 
-pub(crate) fn read_card(mut message: Message) -> Result<ModelCard> {
+pub(crate) fn read_card(message: Message) -> Result<ModelCard> {
     message.get("card")
 }
 
@@ -283,7 +306,7 @@ pub(crate) fn parameters(parameters: &[Parameter]) -> Result<Message> {
     Ok(parameters.iter().fold(message, |message, p| message.tensor(&p.name, &p.tensor)))
 }
 
-pub(crate) fn read_parameters(mut message: Message) -> Result<Vec<Parameter>> {
+pub(crate) fn read_parameters(message: Message) -> Result<Vec<Parameter>> {
     let names: Vec<ParameterName> = message.get("parameters")?;
     if names.len() != message.tensors.len() {
         let (names, tensors) = (names.len(), message.tensors.len());
@@ -326,11 +349,19 @@ pub(crate) fn read_loss(mut message: Message) -> Result<Tensor> {
     message.take("loss")
 }
 
+pub(crate) fn wants_pixels(wants: bool) -> Result<Message> {
+    Message::default().with("wants_pixels", &wants)
+}
+
+pub(crate) fn read_wants_pixels(message: Message) -> Result<bool> {
+    message.get("wants_pixels")
+}
+
 pub(crate) fn rewards(rewards: &[Reward]) -> Result<Message> {
     Message::default().with("rewards", rewards)
 }
 
-pub(crate) fn read_rewards(mut message: Message) -> Result<Vec<Reward>> {
+pub(crate) fn read_rewards(message: Message) -> Result<Vec<Reward>> {
     message.get("rewards")
 }
 
@@ -354,9 +385,9 @@ struct WireSource {
 }
 
 /// The argument of `make`. The configuration is the user's own JSON: a `null` in it is an absent option.
-pub(crate) fn make(config: Value, source: Option<&ModelSource>) -> Result<String> {
-    let mut json = Map::new();
-    json.insert("config".into(), config);
+pub(crate) fn make(config: &Value, source: Option<&ModelSource>) -> Result<String> {
+    let config = serde_json::value::to_raw_value(&config).context(|| "the configuration")?;
+    let mut message = Message { json: vec![("config".into(), config)], tensors: Vec::new() };
     if let Some(source) = source {
         let checkpoint = match &source.checkpoint {
             Checkpoint::Builtin => WireCheckpoint::Builtin,
@@ -368,11 +399,10 @@ pub(crate) fn make(config: Value, source: Option<&ModelSource>) -> Result<String
             Device::Cuda(index) => format!("cuda:{index}"),
             other => return Err(Error::usage(format!("device {other:?} is not supported"))),
         };
-        json = Message { json, tensors: Vec::new() }
-            .with("source", &WireSource { checkpoint, device, seed: source.seed, dry: source.dry })?
-            .json;
+        message =
+            message.with("source", &WireSource { checkpoint, device, seed: source.seed, dry: source.dry })?;
     }
-    Ok(Value::Object(json).to_string())
+    Ok(message.text())
 }
 
 /// The configuration, and for a model where its weights come from.
@@ -449,7 +479,8 @@ mod tests {
             sampling: ImageSampling::default(),
         };
         let leaf = Parameter { name: "w".into(), tensor: tokens(), group: ParameterGroup::Shared };
-        let reward = Reward { score: 0.1 + 0.2, max: 1.0, parts: BTreeMap::from([("noun".into(), 1.0)]) };
+        let reward = Reward { parts: BTreeMap::from([("noun".into(), 1.0)]), ..Reward::new(0.1 + 0.2, 1.0) };
+        let told = Reward { why: "has `cat`".into(), ..reward.clone() };
         let seeded = ImageSampling { seed: u64::MAX, ..ImageSampling::default() };
         let reveal = Replay::Reveal { steps: vec![0, 3], scoring: Scoring::GuidedDetached, guidance: 1.5 };
         let messages = [
@@ -466,7 +497,8 @@ mod tests {
             ("> tokenizer_loss", tokenizer_loss(&tokens(), 0.25)?),
             ("> footprint", footprint(&workload)?),
             ("> save", save(Path::new("out/dir"))?),
-            ("> score", score(&[sample()])?),
+            ("> score", score(&[sample()], None)?),
+            ("> score", score(&[sample()], Some(&tokens()))?),
             ("< card", card(&the_card)?),
             ("< parameters", parameters(&[leaf])?),
             ("< generate", images(&some)),
@@ -476,7 +508,9 @@ mod tests {
             ("< pixels", pixels(&tokens())),
             ("< tokenizer_loss", loss(&tokens())),
             ("< footprint", memory(&Footprint::default())?),
+            ("< wants_pixels", wants_pixels(true)?),
             ("< score", rewards(&[reward])?),
+            ("< score", rewards(&[told, Reward::abstain("")])?),
         ];
         let mut text = String::new();
         for (title, message) in messages {
@@ -486,7 +520,7 @@ mod tests {
         }
         let folder = Checkpoint::Folder("w".into());
         let source = ModelSource { checkpoint: folder, device: Device::Cuda(1), seed: 3, dry: false };
-        let made = make(serde_json::json!({"width": 8}), Some(&source))?;
+        let made = make(&serde_json::json!({"width": 8}), Some(&source))?;
         writeln!(text, "> make {made}").expect("a String takes all");
         assert_eq!(text, GOLDEN, "the wire form changed: that orphans built plugins");
         assert_eq!(read_make(&made)?.1, Some(source));
@@ -495,7 +529,7 @@ mod tests {
 
     #[test]
     fn what_json_cannot_say_is_refused_with_its_place() {
-        let bad = Reward { score: f64::NAN, max: 1.0, parts: BTreeMap::new() };
+        let bad = Reward { why: "null".into(), ..Reward::new(f64::NAN, 1.0) };
         let error = rewards(&[bad]).expect_err("NaN");
         assert_eq!(error.code(), Code::NonFinite);
         assert!(error.message().contains("`rewards[0].score`"), "{error}");
@@ -503,10 +537,9 @@ mod tests {
 
     #[test]
     fn a_reward_is_bit_equal_on_both_sides() -> Result<()> {
-        let parts = BTreeMap::new();
-        let there = vec![Reward { score: 0.1 + 0.2, max: 1.0 / 3.0, parts }];
+        let there = vec![Reward { why: "null and \"void\"".into(), ..Reward::new(0.1 + 0.2, 1.0 / 3.0) }];
         assert_eq!(read_rewards(Message::unpack(rewards(&there)?.pack())?)?, there);
-        assert_eq!(read_score(Message::unpack(score(&[sample()])?.pack())?)?, [sample()]);
+        assert_eq!(read_score(Message::unpack(score(&[sample()], None)?.pack())?)?.0, [sample()]);
         Ok(())
     }
 }

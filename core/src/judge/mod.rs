@@ -5,7 +5,7 @@ pub mod tiles;
 use serde::{Deserialize, Serialize};
 
 use crate::scene::Facts;
-use crate::scene::answer::mark;
+use crate::scene::answer::understand;
 
 /// What a judge says of one drawing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub struct Verdict {
     pub reason: String,
 }
 
-/// Whether the answer says all of the facts and no more: full marks under the reward rule `bound`.
+/// Whether the answer says all that the question asks for and no more: full points under the rule set `bound`.
 pub fn answer_is_right(facts: &Facts, answer: &str) -> bool {
-    mark(facts, answer).full()
+    understand(facts, answer).is_right(facts.category)
 }

@@ -82,7 +82,7 @@ impl Optimizer for Grpo {
         // 2. The drawing itself, by the rewards of the answers about it.
         if self.image.coefficient > 0.0 {
             let answers = iteration.answer(&drawn)?;
-            let (rewards, scores) = iteration.score(&answers)?;
+            let (rewards, scores) = iteration.score(&drawn, &answers)?;
             reward_metrics(&rewards, &scores, group, &mut metrics);
             let started = Instant::now();
             let weights = self.weighting.weights(&scores, group, self.weight_temperature);
@@ -95,7 +95,7 @@ impl Optimizer for Grpo {
         if self.answer_coefficient > 0.0 {
             let completed = iteration.complete_all(&drawn, self.gumbel_temperature)?;
             let answers = iteration.answer(&completed)?;
-            let (_, scores) = iteration.score(&answers)?;
+            let (_, scores) = iteration.score(&completed, &answers)?;
             let started = Instant::now();
             let weights = self.weighting.weights(&scores, group, self.weight_temperature);
             let factors = (self.answer_coefficient, self.beta);
@@ -109,7 +109,7 @@ impl Optimizer for Grpo {
             if shown.is_none() {
                 // What is logged and shown are the drawings, so they are asked about too.
                 let answers = iteration.answer(&drawn)?;
-                let (rewards, _) = iteration.score(&answers)?;
+                let (rewards, _) = iteration.score(&drawn, &answers)?;
                 reward_metrics(&rewards, &scores, group, &mut metrics);
                 shown = Some((answers.text, rewards));
             }

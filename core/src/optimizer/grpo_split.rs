@@ -115,10 +115,10 @@ impl Optimizer for GrpoSplit {
         // 1. Draw, answer, score.
         let drawn = iteration.draw()?;
         let answers = iteration.answer(&drawn)?;
-        let (rewards, scores) = iteration.score(&answers)?;
+        let (rewards, scores) = iteration.score(&drawn, &answers)?;
         let group = iteration.group();
         reward_metrics(&rewards, &scores, group, &mut metrics);
-        let answer_scores = match iteration.score_answers(&answers)? {
+        let answer_scores = match iteration.score_answers(&drawn, &answers)? {
             Some((rewards, scores)) => {
                 metrics.insert("reward/answer_mean", mean_reward(&rewards));
                 scores
@@ -267,15 +267,15 @@ mod tests {
     struct Prefers(&'static str);
 
     impl RewardFunction for Prefers {
-        fn score(&self, samples: &[Sample]) -> Result<Vec<Reward>> {
+        fn score(&self, samples: &[Sample], _: Option<&Tensor>) -> Result<Vec<Reward>> {
             let score = |sample: &Sample| f64::from(u8::from(sample.answer == self.0));
-            let reward = |sample| Reward { score: score(sample), max: 1.0, parts: BTreeMap::new() };
+            let reward = |sample| Reward::new(score(sample), 1.0);
             Ok(samples.iter().map(reward).collect())
         }
     }
 
     fn prefers(answer: &'static str) -> RuleSet {
-        let rule = WeightedRule { name: "prefers".into(), weight: 1.0 };
+        let rule = WeightedRule::named("prefers");
         RuleSet::new(vec![(rule, Box::new(Prefers(answer)))]).unwrap()
     }
 

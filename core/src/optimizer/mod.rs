@@ -248,17 +248,27 @@ impl Iteration<'_> {
     }
 
     /// The worth of every answer, and the rewards `[B]` to learn from (permuted in the shuffled control).
-    pub fn score(&mut self, answers: &Answers) -> Result<(Vec<Reward>, Tensor)> {
-        self.score_by(self.rules, answers)
+    pub fn score(&mut self, images: &Images, answers: &Answers) -> Result<(Vec<Reward>, Tensor)> {
+        self.score_by(self.rules, images, answers)
     }
 
     /// The same by the rules of the answer objective, where it has its own: with the same permutation.
-    pub(crate) fn score_answers(&mut self, answers: &Answers) -> Result<Option<(Vec<Reward>, Tensor)>> {
-        self.answer_rules.map(|rules| self.score_by(rules, answers)).transpose()
+    pub(crate) fn score_answers(
+        &mut self,
+        images: &Images,
+        answers: &Answers,
+    ) -> Result<Option<(Vec<Reward>, Tensor)>> {
+        self.answer_rules.map(|rules| self.score_by(rules, images, answers)).transpose()
     }
 
-    fn score_by(&mut self, rules: &RuleSet, answers: &Answers) -> Result<(Vec<Reward>, Tensor)> {
+    fn score_by(
+        &mut self,
+        rules: &RuleSet,
+        images: &Images,
+        answers: &Answers,
+    ) -> Result<(Vec<Reward>, Tensor)> {
         let started = Instant::now();
+        let pixels = rules.wants_pixels().then(|| pixels(&*self.model, images, self.rollout)).transpose()?;
         let samples: Vec<Sample> = self
             .tasks
             .iter()
@@ -271,7 +281,7 @@ impl Iteration<'_> {
                 answer: answer.clone(),
             })
             .collect();
-        let rewards = rules.score(&samples)?;
+        let rewards = rules.score(&samples, pixels.as_ref())?;
         let scores: Vec<f32> = rewards.iter().map(|reward| reward.score as f32).collect();
         let mut scores = Tensor::from_slice(&scores).to_device(answers.tokens.device());
         if self.shuffle_rewards {
@@ -502,6 +512,15 @@ impl ImageTerm {
     }
 }
 
+/// Decodes images as many at once as go through the model otherwise: `[B,3,H,W]` in `0..=1` on the CPU.
+pub(crate) fn pixels(model: &dyn UnifiedModel, images: &Images, rollout: &Rollout) -> Result<Tensor> {
+    let parts = rollout.parts(images.len() as usize).into_iter().map(|rows| {
+        let part = images.narrow(rows.start as i64, rows.len() as i64);
+        Ok(tch::no_grad(|| model.pixels(&part))?.to_device(tch::Device::Cpu))
+    });
+    Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0))
+}
+
 /// Backpropagates a scalar, refusing one that is not finite.
 pub(crate) fn backward(loss: &Tensor, name: &str) -> Result<()> {
     let value = loss.double_value(&[]);
@@ -512,9 +531,10 @@ pub(crate) fn backward(loss: &Tensor, name: &str) -> Result<()> {
     Ok(loss.f_backward()?)
 }
 
-/// The mean of rewards as shares of their maximum.
+/// The mean of rewards as shares of their maximum, over those that are not abstained from; 0 if there is none.
 pub(crate) fn mean_reward(rewards: &[Reward]) -> f64 {
-    rewards.iter().map(|r| r.score / r.max).sum::<f64>() / rewards.len() as f64
+    let shares: Vec<f64> = rewards.iter().filter(|r| !r.abstains()).map(|r| r.score / r.max).collect();
+    shares.iter().sum::<f64>() / shares.len().max(1) as f64
 }
 
 /// The reward figures that every optimizer logs.

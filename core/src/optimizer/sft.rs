@@ -52,7 +52,7 @@ impl Optimizer for Sft {
         // 1. Draw, and look at what the model makes of its drawings.
         let drawn = iteration.draw()?;
         let answers = iteration.answer(&drawn)?;
-        let (rewards, scores) = iteration.score(&answers)?;
+        let (rewards, scores) = iteration.score(&drawn, &answers)?;
         reward_metrics(&rewards, &scores, iteration.group(), &mut metrics);
 
         // 2. Complete the re-masked drawings, and score the right answer about the completed image.

@@ -97,7 +97,7 @@ impl Plugin {
     fn make(
         &self,
         entry: &Entry,
-        config: Value,
+        config: &Value,
         source: Option<&ModelSource>,
     ) -> Result<crate::abi::component::ComponentBox> {
         let json = wire::make(config, source)?;
@@ -227,7 +227,7 @@ impl Plugins {
         let index = self.open(value)?;
         let plugin = &self.loaded[index];
         let entry = plugin.pick(EntryKind::Model, entry)?;
-        let component = plugin.make(entry, config, Some(source))?;
+        let component = plugin.make(entry, &config, Some(source))?;
         Ok(Box::new(ForeignModel::new(plugin.label(entry), component)?))
     }
 
@@ -240,7 +240,7 @@ impl Plugins {
         };
         let plugin = &self.loaded[index];
         let entry = plugin.pick(EntryKind::Reward, wanted)?;
-        Ok(Box::new(ForeignReward::new(plugin.label(entry), plugin.make(entry, config, None)?)))
+        Ok(Box::new(ForeignReward::new(plugin.label(entry), plugin.make(entry, &config, None)?)?))
     }
 
     fn find_reward(&mut self, name: &str) -> Result<usize> {

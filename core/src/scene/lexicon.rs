@@ -1,7 +1,7 @@
 //! Everyday objects, what else they are called, and colours.
 
 /// `GenEval`'s ten colours.
-pub const COLORS: [&str; 10] =
+pub(super) const COLORS: [&str; 10] =
     ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"];
 
 /// The eighty classes of COCO as `GenEval` spells them, in its order, and eighty more everyday objects: 160, as in the paper
@@ -22,7 +22,7 @@ pub(super) const EVERYDAY: [(&str, &[&str]); 160] = [
     ("apple", &[]), ("sandwich", &[]), ("orange", &[]), ("broccoli", &[]), ("carrot", &[]),
     ("hot dog", &["hotdog"]), ("pizza", &[]), ("donut", &["doughnut"]), ("cake", &[]), ("chair", &[]),
     ("couch", &["sofa", "settee"]), ("potted plant", &["plant", "houseplant"]), ("bed", &[]),
-    ("dining table", &["table"]), ("toilet", &[]), ("tv", &["television", "tv set"]),
+    ("dining table", &["table"]), ("toilet", &[]), ("tv", &["television", "television set", "tv set"]),
     ("laptop", &["laptop computer", "notebook computer"]), ("computer mouse", &["mouse"]),
     ("tv remote", &["remote", "remote control"]), ("computer keyboard", &["keyboard"]),
     ("cell phone", &["cellphone", "mobile phone", "phone", "smartphone"]), ("microwave", &["microwave oven"]),
@@ -31,7 +31,7 @@ pub(super) const EVERYDAY: [(&str, &[&str]); 160] = [
     ("hair drier", &["hair dryer", "hairdryer", "blow dryer"]), ("toothbrush", &[]),
 
     ("lamp", &[]), ("candle", &[]), ("pillow", &["cushion"]), ("blanket", &[]), ("curtain", &[]), ("mirror", &[]),
-    ("ladder", &[]), ("bucket", &["pail"]), ("broom", &[]), ("basket", &[]), ("towel", &[]), ("soap", &[]),
+    ("ladder", &[]), ("bucket", &["pail"]), ("broom", &[]), ("basket", &[]), ("towel", &[]), ("sponge", &[]),
     ("comb", &[]), ("hairbrush", &[]), ("key", &[]), ("padlock", &[]), ("wallet", &[]), ("watch", &["wristwatch"]),
     ("ring", &[]), ("necklace", &[]), ("hat", &[]), ("scarf", &[]), ("sock", &[]), ("shoe", &[]), ("boot", &[]),
     ("shirt", &[]), ("jacket", &[]), ("dress", &[]), ("belt", &[]), ("crown", &[]), ("pencil", &[]), ("pen", &[]),

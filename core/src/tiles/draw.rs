@@ -241,8 +241,8 @@ pub fn caption_noise(task: &Task, rng: &mut Rng) -> Result<Task> {
 mod tests {
     use super::super::{sample, truth};
     use super::*;
+    use crate::judge::answer_is_right;
     use crate::scene::Split;
-    use crate::scene::answer::mark;
 
     fn each_task(seed: u64, mut test: impl FnMut(Task, &mut Rng)) {
         let mut rng = Rng::new(seed);
@@ -257,15 +257,15 @@ mod tests {
     #[test]
     fn a_truthful_reader_passes_right_drawings_and_no_other() {
         each_task(1, |task, rng| {
-            assert!(mark(&task.facts, &task.truth).full(), "{task:?}");
+            assert!(answer_is_right(&task.facts, &task.truth), "{task:?}");
             let right = Scene::draw(&task.facts, rng).unwrap();
             right.check(&task.facts).unwrap();
             let said = truth(task.facts.category, &right);
-            assert!(mark(&task.facts, &said).full(), "{}: {said}", task.prompt);
+            assert!(answer_is_right(&task.facts, &said), "{}: {said}", task.prompt);
             let wrong = Scene::with_mistake(&task.facts, rng).unwrap();
             assert!(wrong.check(&task.facts).is_err(), "{}", task.prompt);
             let said = truth(task.facts.category, &wrong);
-            assert!(!mark(&task.facts, &said).full(), "{}: {said}", task.prompt);
+            assert!(!answer_is_right(&task.facts, &said), "{}: {said}", task.prompt);
         });
     }
 
@@ -279,7 +279,7 @@ mod tests {
             let said = truth(task.facts.category, &scene);
             assert_eq!(
                 scene.check(&task.facts).is_ok(),
-                mark(&task.facts, &said).full(),
+                answer_is_right(&task.facts, &said),
                 "{}: {said}",
                 task.prompt
             );
@@ -291,7 +291,7 @@ mod tests {
         each_task(3, |task, rng| {
             let noisy = caption_noise(&task, rng).unwrap();
             noisy.facts.check().unwrap();
-            assert!(!mark(&task.facts, &noisy.truth).full(), "{}: {}", task.prompt, noisy.prompt);
+            assert!(!answer_is_right(&task.facts, &noisy.truth), "{}: {}", task.prompt, noisy.prompt);
             assert!(noisy.facts.objects.iter().all(|object| object.count <= 4));
         });
     }

@@ -32,12 +32,8 @@ fn tiny(gradient_checkpointing: bool) -> Showo {
 struct Long;
 
 impl RewardFunction for Long {
-    fn score(&self, samples: &[Sample]) -> Result<Vec<Reward>> {
-        let score = |sample: &Sample| Reward {
-            score: (sample.answer.len() % 7) as f64,
-            max: 7.0,
-            parts: BTreeMap::new(),
-        };
+    fn score(&self, samples: &[Sample], _: Option<&Tensor>) -> Result<Vec<Reward>> {
+        let score = |sample: &Sample| Reward::new((sample.answer.len() % 7) as f64, 7.0);
         Ok(samples.iter().map(score).collect())
     }
 }

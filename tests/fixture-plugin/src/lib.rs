@@ -1,7 +1,6 @@
 //! What a third party might write, and what it might get wrong: `echo` is a good model, the others fail on
 //! purpose.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -188,8 +187,8 @@ impl Default for Constant {
 }
 
 impl RewardFunction for Constant {
-    fn score(&self, samples: &[Sample]) -> Result<Vec<Reward>> {
-        let reward = Reward { score: self.score, max: 1.0, parts: BTreeMap::new() };
+    fn score(&self, samples: &[Sample], _: Option<&Tensor>) -> Result<Vec<Reward>> {
+        let reward = Reward::new(self.score, 1.0);
         Ok(vec![reward; samples.len()])
     }
 }

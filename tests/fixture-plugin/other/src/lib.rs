@@ -1,17 +1,15 @@
 //! The second plugin in the process: a rule that always gives two points.
 
-use std::collections::BTreeMap;
-
-use unirl::Result;
 use unirl::reward::{Reward, RewardFunction, Sample};
+use unirl::{Result, Tensor};
 
 #[derive(Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 struct Two {}
 
 impl RewardFunction for Two {
-    fn score(&self, samples: &[Sample]) -> Result<Vec<Reward>> {
-        Ok(samples.iter().map(|_| Reward { score: 2.0, max: 2.0, parts: BTreeMap::new() }).collect())
+    fn score(&self, samples: &[Sample], _: Option<&Tensor>) -> Result<Vec<Reward>> {
+        Ok(samples.iter().map(|_| Reward::new(2.0, 2.0)).collect())
     }
 }
 

@@ -1,0 +1,45 @@
+//! `unirl prompts`.
+
+use std::io::Write as _;
+
+use unirl::error::{Context, Error, Result};
+use unirl::scene::{self, Exclusion, Mix, ObjectList, Wording};
+use unirl::tiles;
+
+use crate::args::PromptsArgs;
+use crate::{build, progress};
+
+pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
+    if args.count == 0 {
+        return Err(Error::usage("`--count`: expected at least 1, got 0"));
+    }
+    if let Some(out) = &args.out {
+        build::check_parent(out)?;
+    }
+    let mix: Mix = args.mix.as_deref().map_or(Ok(Mix::default()), str::parse)?;
+    let objects = match args.objects.as_str() {
+        "everyday" => ObjectList::everyday(),
+        "tiles" => tiles::object_list(),
+        path => ObjectList::read(path.as_ref())
+            .map_err(|error| error.hint("`--objects` takes `everyday`, `tiles` or the path of a file"))?,
+    };
+    let default = if args.objects == "tiles" { "tiles" } else { "paper" };
+    let wording = Wording::find(args.wording.as_deref().unwrap_or(default))?;
+    let mut exclusion = Exclusion::default();
+    for path in &args.exclude {
+        exclusion.add(&scene::read_jsonl(path)?);
+    }
+    let generated = scene::generate(&objects, &wording, mix, &exclusion, args.count, args.seed)?;
+    for (category, different) in &generated.repeated {
+        progress::note(&format!("`{}` has {different} different prompts: they repeat", category.name()));
+    }
+    let text = scene::write_jsonl(&generated.tasks)?;
+    match &args.out {
+        Some(out) => build::write_whole(out, &text),
+        None => match std::io::stdout().write_all(text.as_bytes()) {
+            // Who reads on may stop reading.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.context(|| "cannot write to stdout"),
+        },
+    }
+}
