@@ -78,9 +78,16 @@ impl Message {
 
     /// All of the JSON as one object.
     fn text(&self) -> String {
-        let entries =
-            self.json.iter().map(|(key, json)| format!("{}:{}", Value::from(key.as_str()), json.get()));
-        format!("{{{}}}", entries.collect::<Vec<_>>().join(","))
+        let length: usize = self.json.iter().map(|(key, json)| key.len() + json.get().len() + 4).sum();
+        let mut text = String::with_capacity(length + 2);
+        for (key, json) in &self.json {
+            text.push(if text.is_empty() { '{' } else { ',' });
+            text.push_str(&Value::from(key.as_str()).to_string());
+            text.push(':');
+            text.push_str(json.get());
+        }
+        text.push_str(if text.is_empty() { "{}" } else { "}" });
+        text
     }
 
     fn take_if_there(&mut self, key: &str) -> Option<Tensor> {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::rules::Reading;
+use super::rules::{Compiled, Reading};
 use crate::error::{Error, Result};
 use crate::scene::answer::{Said, Vocabulary, Words};
 use crate::scene::{Category, Facts, Part, Place, Plurals, Relation, Slot, Template, number_word};
@@ -43,15 +43,17 @@ enum How {
 }
 
 impl Wanted {
+    /// What a keyword of the file wants of an object, where it does not say of which.
     pub(super) fn new(
-        template: &Template,
-        how: Match,
+        keyword: &Compiled,
         object: usize,
         facts: &Facts,
         reading: &Reading,
+        vocabulary: &Vocabulary,
     ) -> Self {
+        let (template, how) = (&keyword.template, keyword.how);
         let bound = (how == Match::Bound).then(|| template.slots().next()).flatten();
-        let spellings = spellings(template, object, facts, reading);
+        let spellings = spellings(template, object, facts, reading, vocabulary);
         let word = spellings.first().cloned().unwrap_or_default();
         let noun = |index: usize| facts.objects.get(index).map_or("", |object| &object.noun);
         match bound {
@@ -137,12 +139,17 @@ pub(super) fn is_for_each(template: &Template) -> bool {
 }
 
 /// Every spelling of a keyword, the plainest first.
-fn spellings(template: &Template, object: usize, facts: &Facts, reading: &Reading) -> Vec<String> {
-    let vocabulary = reading.vocabulary();
+fn spellings(
+    template: &Template,
+    object: usize,
+    facts: &Facts,
+    reading: &Reading,
+    vocabulary: &Vocabulary,
+) -> Vec<String> {
     template.parts().iter().fold(vec![String::new()], |begun, part| {
         let next = match part {
             Part::Text(text) => vec![text.to_lowercase()],
-            Part::Slot(slot) => words(*slot, object, facts, reading, &vocabulary),
+            Part::Slot(slot) => words(*slot, object, facts, reading, vocabulary),
         };
         begun.iter().flat_map(|start| next.iter().map(move |end| format!("{start}{end}"))).collect()
     })

@@ -134,7 +134,7 @@ impl Default for Reading {
 }
 
 impl Reading {
-    pub(super) fn vocabulary(&self) -> Vocabulary {
+    fn vocabulary(&self) -> Vocabulary {
         Vocabulary {
             usual_synonyms: self.usual_synonyms,
             synonyms: self.synonyms.clone(),
@@ -304,7 +304,8 @@ impl RuleFile {
             return Err(Error::usage("no category has a keyword")
                 .hint("a category's keywords are tables such as `[[counting]]` with `word = \"{count}\"`"));
         }
-        let mut rules = Rules { file: self, keywords };
+        let vocabulary = self.reading.vocabulary();
+        let mut rules = Rules { file: self, vocabulary, keywords };
         rules.check_examples()?;
         rules.file.normalize = options.normalize;
         Ok(Box::new(rules))
@@ -328,9 +329,9 @@ fn is_positive(points: f64) -> bool {
 }
 
 /// A keyword of the file.
-struct Compiled {
-    template: Template,
-    how: Match,
+pub(super) struct Compiled {
+    pub(super) template: Template,
+    pub(super) how: Match,
     points: f64,
     part: String,
     for_each: bool,
@@ -362,6 +363,7 @@ impl Compiled {
 /// The rules of a file, ready to score.
 struct Rules {
     file: RuleFile,
+    vocabulary: Vocabulary,
     /// By category.
     keywords: Vec<Vec<Compiled>>,
 }
@@ -413,7 +415,7 @@ impl Rules {
         for keyword in &self.keywords[facts.category as usize] {
             let objects = if keyword.for_each { facts.objects.len() } else { 1 };
             for object in 0..objects {
-                let one = Wanted::new(&keyword.template, keyword.how, object, facts, &self.file.reading);
+                let one = Wanted::new(keyword, object, facts, &self.file.reading, &self.vocabulary);
                 wanted.push((one, keyword));
             }
         }
@@ -423,7 +425,7 @@ impl Rules {
             facts: facts.clone(),
             truth: Words::of(&sample.truth),
             max: wanted.iter().map(|(_, keyword)| keyword.points).sum(),
-            reader: needs_grammar.then(|| Reader::new(facts, &self.file.reading.vocabulary())),
+            reader: needs_grammar.then(|| Reader::new(facts, &self.vocabulary)),
             wanted,
         }
     }
@@ -438,7 +440,7 @@ impl Rules {
             None => Said::default(),
         };
         let mut reward = Reward { max: prepared.max, ..Reward::default() };
-        let (mut has, mut lacks) = (String::new(), String::new());
+        let (mut has, mut lacks) = (String::with_capacity(64), String::with_capacity(64));
         let mut from = 0;
         for (wanted, keyword) in &prepared.wanted {
             let found = wanted.found(&answer, &said, self.file.reading.negation, &mut from);
@@ -468,7 +470,6 @@ impl Rules {
             (Pay::All, _) => {
                 reward.score = f64::from(u8::from(complete && lost.is_empty()));
                 reward.max = 1.0;
-                reward.parts.clear();
             }
             (Pay::Points, Normalize::Max) => {
                 reward.score /= prepared.max;

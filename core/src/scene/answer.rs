@@ -5,32 +5,68 @@
 //! is neither number, colour, relation nor one of the words below is a noun, so that anything named beyond what was asked
 //! for is seen. An answer names its objects in phrases; commas, `and`, `is` and articles part them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
 
 use super::english::number;
 use super::lexicon::{COLORS, color_spellings, synonyms};
 use super::{Category, Facts, Plurals, Relation};
 
-const ARTICLES: [&str; 3] = ["a", "an", "the"];
-const SEPARATORS: [&str; 9] = ["and", "with", "plus", "or", "but", "while", ",", "is", "are"];
-/// Relations that no prompt asks for.
-const ELSEWHERE: [&str; 10] =
-    ["diagonal", "diagonally", "next", "beside", "near", "behind", "front", "inside", "between", "around"];
-/// What makes a phrase say that something is not there, or not so.
-const DENIALS: [&str; 10] =
-    ["not", "without", "never", "neither", "nor", "none", "nothing", "cannot", "isn", "aren"];
-/// Words that name nothing: of the question, of grammar, of posture, and of size, age, material and look.
+/// What a word does in an answer. A word that is not listed is a number or a noun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Names nothing.
+    Filler,
+    /// Begins a phrase.
+    Article,
+    /// Ends a phrase.
+    Separator,
+    /// Ends a phrase; what follows is said of the object before it.
+    Is,
+    /// Makes a phrase say that something is not there, or not so.
+    Denial,
+    /// `isn't`: both.
+    IsNot,
+    /// One of `GenEval`'s colours.
+    Color,
+    /// Says where something lies; `None` where no prompt asks for it.
+    Place(Option<Relation>),
+}
+
+/// The words of grammar, of the questions, of posture, and of size, age, material and look.
 #[rustfmt::skip]
-const FILLERS: [&str; 86] = [
-    "there", "this", "that", "it", "in", "of", "to", "on", "at", "from", "side", "image", "picture", "photo", "object",
-    "objects", "item", "items", "main", "color", "colour", "colored", "coloured", "number", "total", "shows", "contains",
-    "has", "i", "see", "here", "s", "t", "which",
-    "sitting", "standing", "lying", "laying", "resting", "located", "placed", "positioned", "hanging", "parked", "depicted",
-    "shown", "small", "large", "big", "little", "tiny", "huge", "tall", "short", "long", "round", "old", "new", "young",
-    "vintage", "modern", "single", "wooden", "metal", "metallic", "plastic", "ceramic", "leather", "woolen", "shiny",
-    "bright", "dark", "light", "colorful", "colourful", "beautiful", "pretty", "cute", "lovely", "nice", "plain", "simple",
-    "realistic", "very", "its", "their",
+const ROLES: [(Role, &[&str]); 13] = [
+    (Role::Article, &["a", "an", "the"]),
+    (Role::Separator, &["and", "with", "plus", "or", "but", "while", ","]),
+    (Role::Is, &["is", "are"]),
+    (Role::Denial, &["not", "without", "never", "neither", "nor", "none", "nothing", "cannot"]),
+    (Role::IsNot, &["isn", "aren"]),
+    (Role::Color, &COLORS),
+    (Role::Place(Some(Relation::LeftOf)), &["left"]),
+    (Role::Place(Some(Relation::RightOf)), &["right"]),
+    (Role::Place(Some(Relation::Above)), &["above", "over", "top"]),
+    (Role::Place(Some(Relation::Below)), &["below", "under", "beneath", "underneath"]),
+    (Role::Place(None), &["diagonal", "diagonally", "next", "beside", "near", "behind", "front", "inside", "between", "around"]),
+    (Role::Filler, &[
+        "there", "this", "that", "it", "in", "of", "to", "on", "at", "from", "side", "image", "picture", "photo", "object",
+        "objects", "item", "items", "main", "color", "colour", "colored", "coloured", "number", "total", "shows",
+        "contains", "has", "i", "see", "here", "s", "t", "which", "very", "its", "their",
+    ]),
+    (Role::Filler, &[
+        "sitting", "standing", "lying", "laying", "resting", "located", "placed", "positioned", "hanging", "parked",
+        "depicted", "shown", "small", "large", "big", "little", "tiny", "huge", "tall", "short", "long", "round", "old", "new",
+        "young", "vintage", "modern", "single", "wooden", "metal", "metallic", "plastic", "ceramic", "leather", "woolen",
+        "shiny", "bright", "dark", "light", "colorful", "colourful", "beautiful", "pretty", "cute", "lovely", "nice", "plain",
+        "simple", "realistic",
+    ]),
 ];
+
+fn role(word: &str) -> Option<Role> {
+    static ROLE_OF: LazyLock<HashMap<&str, Role>> = LazyLock::new(|| {
+        ROLES.iter().flat_map(|(role, words)| words.iter().map(|word| (*word, *role))).collect()
+    });
+    ROLE_OF.get(word).copied()
+}
 
 /// One mention of objects.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -108,7 +144,7 @@ pub struct Words {
 impl Words {
     /// Cuts a text; of a text beyond 4 GiB, its beginning.
     pub fn of(text: &str) -> Self {
-        let mut words = Self { text: text.to_lowercase(), spans: Vec::new() };
+        let mut words = Self { text: text.to_lowercase(), spans: Vec::with_capacity(text.len() / 4) };
         let mut start = None;
         for (at, letter) in words.text.char_indices() {
             let at = u32::try_from(at).unwrap_or(u32::MAX);
@@ -156,7 +192,7 @@ impl Words {
     pub fn denied(&self, index: usize) -> bool {
         let before =
             (index.saturating_sub(3)..index).rev().map_while(|at| self.get(at).filter(|word| *word != ","));
-        before.into_iter().any(|word| word == "no" || DENIALS.contains(&word))
+        before.into_iter().any(|word| word == "no" || matches!(role(word), Some(Role::Denial | Role::IsNot)))
     }
 
     /// The text in lower case.
@@ -225,38 +261,38 @@ impl Parser {
         self.answer.placements.push(Placement { subject, relation, object: None });
     }
 
-    fn word(&mut self, word: &str) {
-        if SEPARATORS.contains(&word) {
-            self.close();
-            self.predicate |= matches!(word, "is" | "are");
-        } else if DENIALS.contains(&word) {
-            if !self.phrase.nouns.is_empty() || matches!(word, "isn" | "aren" | "nor") {
+    fn word(&mut self, word: &str, role: Option<Role>) {
+        match role {
+            Some(Role::Filler) => {}
+            Some(Role::Separator) => self.close(),
+            Some(Role::Is) => {
                 self.close();
+                self.predicate = true;
             }
-            self.predicate |= matches!(word, "isn" | "aren");
-            self.phrase.denied = true;
-        } else if ARTICLES.contains(&word) {
-            if !(self.phrase.nouns.is_empty() && self.phrase.colors.is_empty()) {
+            Some(Role::IsNot) => {
                 self.close();
+                self.predicate = true;
+                self.phrase.denied = true;
             }
-            self.phrase.article = true;
-        } else if relation(word).is_some() || ELSEWHERE.contains(&word) {
-            self.place(relation(word));
-        } else if let (Some(count), None) = (number(word), self.phrase.count) {
-            self.phrase.count = Some(count);
-        } else {
-            self.phrase.nouns.push(word.into());
+            Some(Role::Denial) => {
+                if !self.phrase.nouns.is_empty() || word == "nor" {
+                    self.close();
+                }
+                self.phrase.denied = true;
+            }
+            Some(Role::Article) => {
+                if !(self.phrase.nouns.is_empty() && self.phrase.colors.is_empty()) {
+                    self.close();
+                }
+                self.phrase.article = true;
+            }
+            Some(Role::Place(relation)) => self.place(relation),
+            Some(Role::Color) => self.phrase.colors.push(word.into()),
+            None => match (number(word), self.phrase.count) {
+                (Some(count), None) => self.phrase.count = Some(count),
+                _ => self.phrase.nouns.push(word.into()),
+            },
         }
-    }
-}
-
-fn relation(word: &str) -> Option<Relation> {
-    match word {
-        "left" => Some(Relation::LeftOf),
-        "right" => Some(Relation::RightOf),
-        "above" | "over" | "top" => Some(Relation::Above),
-        "below" | "under" | "beneath" | "underneath" => Some(Relation::Below),
-        _ => None,
     }
 }
 
@@ -280,12 +316,12 @@ impl Reader {
             colors
                 .extend(vocabulary.colors(color).iter().map(|spelling| (Words::of(spelling), color.clone())));
         }
-        colors.extend(COLORS.map(|color| (Words::of(color), color.into())));
         // Where colours are asked for, "orange" is one; elsewhere it is the fruit.
         let is_color = |spelling: &Words| {
+            let own = || colors.iter().any(|(color, _)| color.text() == spelling.text());
             facts.category.names_colors()
                 && spelling.len() == 1
-                && colors.iter().any(|(color, _)| color.text() == spelling.text())
+                && (own() || role(spelling.text()) == Some(Role::Color))
         };
         let mut nouns: Vec<(Words, String)> = Vec::new();
         for object in &facts.objects {
@@ -314,8 +350,8 @@ impl Reader {
                 parser.phrase.colors.push(color.clone());
                 index += spelling.len();
             } else {
-                if !FILLERS.contains(&word) && !self.ignore.iter().any(|ignored| ignored == word) {
-                    parser.word(word);
+                if !self.ignore.iter().any(|ignored| ignored == word) {
+                    parser.word(word, role(word));
                 }
                 index += 1;
             }

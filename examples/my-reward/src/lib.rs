@@ -1,0 +1,75 @@
+//! A reward rule that looks at the drawing: how much of the picture is covered by anything at all.
+//!
+//! ```text
+//! cargo build --release -p my-reward
+//! unirl --plugin showo --optimizer grpo --reward exact --reward ink
+//! ```
+//!
+//! With its own options, in a configuration:
+//!
+//! ```toml
+//! [reward]
+//! rules = [{ name = "exact" }, { name = "ink", weight = 0.2, options = { most = 0.1 } }]
+//! ```
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use unirl::reward::{Reward, RewardFunction, Sample};
+use unirl::scene::Category;
+use unirl::{Error, Result, Tensor};
+
+/// How much of a picture may be covered.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Ink {
+    /// The least share of pixels that differ from the background.
+    least: f64,
+    /// The largest.
+    most: f64,
+}
+
+impl Default for Ink {
+    /// Of the drawn world: one or two shapes of its sixteen tiles.
+    fn default() -> Self {
+        Self { least: 0.01, most: 0.125 }
+    }
+}
+
+impl Ink {
+    fn new(self) -> Result<Box<dyn RewardFunction>> {
+        if !(0.0 <= self.least && self.least < self.most && self.most <= 1.0) {
+            return Err(Error::usage(format!(
+                "`least` and `most`: expected 0 <= least < most <= 1, got {} and {}",
+                self.least, self.most
+            )));
+        }
+        Ok(Box::new(self))
+    }
+
+    fn reward(&self, sample: &Sample, covered: f64) -> Reward {
+        if sample.facts.category == Category::Counting {
+            return Reward::abstain("several objects need room");
+        }
+        let fits = (self.least..=self.most).contains(&covered);
+        let why = format!("{:.1} % of the picture is covered", covered * 100.0);
+        Reward { why, ..Reward::new(if fits { 1.0 } else { 0.0 }, 1.0) }
+    }
+}
+
+impl RewardFunction for Ink {
+    fn wants_pixels(&self) -> bool {
+        true
+    }
+
+    fn score(&self, samples: &[Sample], pixels: Option<&Tensor>) -> Result<Vec<Reward>> {
+        let pixels = pixels.ok_or_else(|| Error::failure("the drawings are missing"))?; // [B,3,H,W]
+        let corner = pixels.narrow(2, 0, 1).narrow(3, 0, 1); // [B,3,1,1]
+        let differs = (pixels - corner).abs().amax([1], false).gt(0.1); // [B,H,W]
+        let covered = differs.to_kind(pixels.kind()).mean_dim([1_i64, 2].as_slice(), false, None); // [B]
+        let covered = Vec::<f64>::try_from(covered)?;
+        Ok(samples.iter().zip(covered).map(|(sample, covered)| self.reward(sample, covered)).collect())
+    }
+}
+
+unirl::register_reward!("ink", Ink, Ink::new);
+unirl::export_plugin!();

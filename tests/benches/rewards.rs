@@ -1,0 +1,63 @@
+//! Samples a second through the plugin boundary, on one core, in batches: `cargo bench -p unirl-tests --bench rewards`.
+//! The floor that we hold ourselves to is 200,000 a second.
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput};
+use serde_json::json;
+use unirl::plugin::Plugins;
+use unirl::reward::{RewardFunction, RuleFile, Sample};
+use unirl::scene::rng::Rng;
+use unirl::scene::{Exclusion, Mix, ObjectList, Wording, generate};
+
+const BATCH: usize = 4096;
+const GROUP: usize = 8;
+
+/// Prompts of all categories, a group each; of its answers a third is right, a third wrong, a third chatter.
+fn samples() -> Vec<Sample> {
+    let (list, wording) = (ObjectList::everyday(), Wording::paper());
+    let tasks = generate(&list, wording, Mix::default(), &Exclusion::default(), BATCH / GROUP, 1);
+    let tasks = tasks.expect("tasks").tasks;
+    let mut rng = Rng::new(2);
+    let mut samples = Vec::with_capacity(BATCH);
+    for task in &tasks {
+        for _ in 0..GROUP {
+            let answer = match rng.below(3) {
+                0 => task.truth.clone(),
+                1 => tasks[rng.below(tasks.len())].truth.clone(),
+                _ => format!("In this image there is a large room, and {} is what I see.", task.truth),
+            };
+            samples.push(Sample {
+                facts: task.facts.clone(),
+                prompt: task.prompt.clone(),
+                question: task.question.clone(),
+                truth: task.truth.clone(),
+                answer,
+            });
+        }
+    }
+    samples
+}
+
+fn main() {
+    let samples = samples();
+    let folder = std::env::current_exe().expect("a path").parent().expect("a folder").to_owned();
+    let mut plugins = Plugins::new(&[folder]);
+    let mut rules: Vec<(String, Box<dyn RewardFunction>)> = ["paper", "bound", "exact"]
+        .map(|name| (format!("plugin/{name}"), plugins.reward(name, json!({})).expect("a shipped rule set")))
+        .into();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/my-rules/my-rules.toml");
+    let own = RuleFile::read(file.as_ref()).and_then(RuleFile::build).expect("the example");
+    rules.push(("file/my-rules".into(), own));
+
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut group = criterion.benchmark_group("reward");
+    group.throughput(Throughput::Elements(samples.len() as u64));
+    for (name, rules) in &rules {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| black_box(rules.score(black_box(&samples), None).expect("rewards")));
+        });
+    }
+    group.finish();
+    criterion.final_summary();
+}
