@@ -186,7 +186,9 @@ fn a_wrong_configuration_is_a_usage_error() {
     assert!(several.hints()[0].contains("`fixture/echo`, `fixture/nan`"), "{several}");
     let rule = error(plugins.reward("constent", Value::Null));
     assert_eq!(rule.hints()[0], "did you mean `constant`?");
-    assert!(rule.hints()[1].contains("`constant` (plugin `fixture`), `two` (plugin `other`)"), "{rule}");
+    for known in ["`constant` (plugin `fixture`)", "`two` (plugin `other`)"] {
+        assert!(rule.hints()[1].contains(known), "{rule}");
+    }
     let name = error(plugins.load("fixtur"));
     assert_eq!(name.code(), Code::Usage);
     assert_eq!(name.hints()[0], "did you mean `fixture`?");

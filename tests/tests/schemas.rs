@@ -13,6 +13,8 @@ fn schemas_are_those_of_the_code() {
     for (file, arguments) in [
         ("run", vec!["run"]),
         ("pretrain", vec!["pretrain"]),
+        ("rules", vec!["rules"]),
+        ("wording", vec!["wording"]),
         ("sft", vec!["sft"]),
         ("grpo", vec!["grpo"]),
         ("grpo-split", vec!["grpo-split"]),

@@ -5,6 +5,8 @@
 mod matching;
 mod rules;
 mod set;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

@@ -295,7 +295,7 @@ impl RuleFile {
         let mut keywords = Vec::new();
         for category in Category::ALL {
             let compiled = self.keywords(category).iter().enumerate().map(|(index, keyword)| {
-                let place = || format!("`{}`, keyword {}", category.name(), index + 1);
+                let place = || format!("`{}[{index}]`", category.name());
                 Compiled::new(keyword, category).map_err(|error| error.context(place()))
             });
             keywords.push(compiled.collect::<Result<Vec<_>>>()?);
@@ -381,7 +381,7 @@ struct Prepared<'r> {
 impl Rules {
     fn check_examples(&self) -> Result<()> {
         for (index, example) in self.file.example.iter().enumerate() {
-            let place = || format!("example {}", index + 1);
+            let place = || format!("`example[{index}]`");
             let facts =
                 Facts::parse(example.category, &example.prompt).map_err(|error| error.context(place()))?;
             let task = Wording::paper().task(facts);

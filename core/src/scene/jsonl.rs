@@ -187,7 +187,13 @@ pub fn read_records<T>(name: &str, text: &str, read: impl Fn(&Record) -> Result<
             let field = error.path().to_string();
             let inner = error.inner().to_string();
             let why = inner.rsplit_once(" at line ").map_or(inner.as_str(), |(why, _)| why);
-            let why = if field == "." { why.into() } else { format!("`{field}`: {why}") };
+            let why = if error.inner().is_syntax() || error.inner().is_eof() {
+                format!("not JSON: {why}")
+            } else if field == "." {
+                why.into()
+            } else {
+                format!("`{field}`: {why}")
+            };
             Error::usage(why).context(at())
         })?;
         read_lines.push(read(&record).context(at)?);
@@ -269,7 +275,8 @@ mod tests {
                 r#"{"tag":"position","prompt":"","include":[{"class":"a","count":1},{"class":"b","count":1,"position":["near",0]}]}"#,
                 "`include[1].position`",
             ),
-            ("not json", "expected"),
+            ("nonsense", "not JSON: expected"),
+            (r#"{"category":"colors""#, "not JSON: EOF"),
         ] {
             let error = read(&format!("\n{line}\n")).unwrap_err();
             assert_eq!(error.message(), "`tasks.jsonl`, line 2", "{line}");

@@ -1,0 +1,187 @@
+//! What a rule file can say, each by answers with their points.
+
+use super::{Reward, RuleFile, Sample};
+use crate::scene::{Category, Facts, Wording};
+
+const COUNT: &str = "[[counting]]\nword = \"{count} {objects}\"\n";
+
+fn score(rules: &str, category: Category, prompt: &str, answer: &str) -> Reward {
+    let rules = RuleFile::parse(rules).unwrap().build().unwrap();
+    let task = Wording::paper().task(Facts::parse(category, prompt).unwrap());
+    let sample = Sample {
+        facts: task.facts,
+        prompt: task.prompt,
+        question: task.question,
+        truth: task.truth,
+        answer: answer.into(),
+    };
+    rules.score(&[sample], None).unwrap().remove(0)
+}
+
+fn points(rules: &str, category: Category, prompt: &str, answers: &[(&str, f64)]) {
+    for (answer, expected) in answers {
+        let reward = score(rules, category, prompt, answer);
+        assert!((reward.score - expected).abs() < 1e-12, "`{answer}`: {}", reward.why);
+    }
+}
+
+#[test]
+fn a_phrase_is_whole_words_together() {
+    let prompt = "a photo of three knives";
+    let answers = [
+        ("There are THREE knives.", 1.0),
+        ("3 knifes", 1.0),
+        ("knives, three of them", 0.0),
+        ("three sharp knives", 0.0),
+        ("thirty-three knivesmen", 0.0),
+        ("not three knives", 0.0),
+        ("I do not see a fork, three knives", 1.0),
+    ];
+    points(COUNT, Category::Counting, prompt, &answers);
+    let strict = format!("[reading]\nnumbers = false\nnegation = false\n{COUNT}");
+    points(&strict, Category::Counting, prompt, &[("3 knives", 0.0), ("not three knives", 1.0)]);
+}
+
+#[test]
+fn words_may_stand_apart_and_letters_anywhere() {
+    let of = |how: &str| format!("[[two_object]]\nword = \"{{object}}\"\nmatch = \"{how}\"\n");
+    let prompt = "a photo of a wine glass and a car";
+    let apart = [("a glass of wine, a car", 2.0), ("a glass and carrots", 0.0), ("wine and glass", 1.0)];
+    points(&of("word"), Category::TwoObject, prompt, &apart);
+    let letters = [("carrots", 1.0), ("wine glasses", 1.0), ("a glass of wine", 0.0)];
+    points(&of("substring"), Category::TwoObject, prompt, &letters);
+}
+
+#[test]
+fn order_follows_the_keyword_before() {
+    let rules = r#"
+        [[position]]
+        word = "{object.1}"
+        match = "order"
+        [[position]]
+        word = "{relation}"
+        match = "order"
+        [[position]]
+        word = "{object.2}"
+        match = "order"
+    "#;
+    let answers = [
+        ("the dog is to the left of the bench", 3.0),
+        ("the dog is on the left side of the bench", 3.0),
+        ("the bench is left of the dog", 1.0),
+        ("the bench and the dog, left of it", 2.0),
+    ];
+    points(rules, Category::Position, "a photo of a dog left of a bench", &answers);
+}
+
+#[test]
+fn one_keyword_stands_for_each_object_or_for_the_one_it_names() {
+    let each = "[[color_attr]]\nword = \"{color} {object}\"\npoints = 2\npart = \"pair\"\n";
+    let prompt = "a photo of a blue chair and a red umbrella";
+    let reward = score(each, Category::ColorAttr, prompt, "a blue chair and a green umbrella");
+    assert_eq!((reward.score, reward.max, reward.parts["pair"]), (2.0, 4.0, 2.0));
+    let second = "[[color_attr]]\nword = \"{color.2} {object.2}\"\n";
+    points(second, Category::ColorAttr, prompt, &[("a blue chair", 0.0), ("a red umbrella", 1.0)]);
+    let fixed = "[[color_attr]]\nword = \"photo\"\n";
+    points(fixed, Category::ColorAttr, prompt, &[("a photo", 1.0), ("photos", 0.0)]);
+}
+
+#[test]
+fn synonyms_and_ignored_words_are_the_files() {
+    let rules = r#"
+        [reading]
+        usual_synonyms = false
+        synonyms = { couch = ["davenport"], "light blue" = ["azure"] }
+        ignore = ["comfortable"]
+        [[colors]]
+        word = "{object}"
+        match = "bound"
+        part = "named"
+    "#;
+    // Not named: the sofa goes by its usual synonym, which the file leaves out.
+    let answers = [
+        ("a comfortable davenport", 0.0),
+        ("a red sofa", 0.0),
+        ("a red couch", 1.0),
+        ("a lumpy red couch", 0.0),
+    ];
+    points(rules, Category::Colors, "a photo of a red couch", &answers[1..]);
+    points(rules, Category::Colors, "a photo of a red couch", &[("a comfortable red davenport", 1.0)]);
+    points(
+        &rules.replace("false", "true"),
+        Category::Colors,
+        "a photo of a red couch",
+        &[("a red sofa", 1.0)],
+    );
+}
+
+/// Of 3 points: 1 lost for too much, all for more than five words, 2 for saying the truth twice; never below 0.
+#[test]
+fn penalties_are_taken_off() {
+    let rules = r#"
+        penalties = { extra = 1, long = { words = 5, lose = "all" }, repeat = 2 }
+        [[counting]]
+        word = "{count}"
+        points = 2
+        [[counting]]
+        word = "{object}"
+    "#;
+    let answers = [
+        ("three stars", 3.0),
+        ("three stars, a ring", 2.0),
+        ("three stars, three stars", 0.0), // 3 - 1 - 2: two mentions are too much, too
+        ("a ring and stars", 0.0),
+        ("three stars and nothing else here", 0.0),
+    ];
+    points(rules, Category::Counting, "a photo of three stars", &answers);
+    let why = score(rules, Category::Counting, "a photo of three stars", "three stars, three stars").why;
+    assert_eq!(
+        why,
+        "0 of 3: has `three`, `star`; loses 1: names 2 objects; loses 2: says the right answer 2 times"
+    );
+}
+
+#[test]
+fn pay_and_normalize() {
+    let prompt = "a photo of three stars";
+    let rules = "[[counting]]\nword = \"{count}\"\npoints = 3\n[[counting]]\nword = \"{object}\"\n";
+    let shares = format!("normalize = \"max\"\n{rules}");
+    let reward = score(&shares, Category::Counting, prompt, "three rings");
+    assert_eq!((reward.score, reward.max, reward.parts["number"]), (0.75, 1.0, 0.75));
+    let all = format!("pay = \"all\"\n{rules}");
+    points(&all, Category::Counting, prompt, &[("three rings", 0.0), ("three stars", 1.0)]);
+}
+
+#[test]
+fn a_category_without_keywords_is_passed_over() {
+    let reward = score(COUNT, Category::Colors, "a photo of a green fork", "green");
+    assert!(reward.abstains() && !reward.passes());
+    assert_eq!(reward.why, "no rules for `colors`");
+}
+
+/// Samples of one group share what is prepared for them; a neighbour with other facts does not.
+#[test]
+fn a_batch_is_its_samples() {
+    let rules = RuleFile::parse(COUNT).unwrap().build().unwrap();
+    let sample = |prompt: &str, answer: &str| {
+        let task = Wording::paper().task(Facts::parse(Category::Counting, prompt).unwrap());
+        Sample {
+            facts: task.facts,
+            prompt: task.prompt,
+            question: task.question,
+            truth: task.truth,
+            answer: answer.into(),
+        }
+    };
+    let three = "a photo of three stars";
+    let batch = [
+        sample(three, "three stars"),
+        sample(three, "two stars"),
+        sample("a photo of two stars", "two stars"),
+        sample("a photo of two stars", "three stars"),
+        sample(three, "three stars"),
+    ];
+    let together: Vec<f64> = rules.score(&batch, None).unwrap().iter().map(|reward| reward.score).collect();
+    assert_eq!(together, [1.0, 0.0, 1.0, 0.0, 1.0]);
+    assert!(rules.score(&[], None).unwrap().is_empty());
+}

@@ -1,0 +1,143 @@
+//! `unirl prompts`, and `GenEval`'s own prompts where the shared data is there.
+
+#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use insta::assert_snapshot;
+use unirl::scene::{
+    Category, Exclusion, Facts, Mix, ObjectList, Task, Wording, generate, read_jsonl, write_jsonl,
+};
+
+/// Not part of a checkout.
+fn geneval(file: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/geneval").join(file);
+    path.is_file().then_some(path)
+}
+
+fn unirl(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
+        .arg("prompts")
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn shown(folder: &Path, arguments: &[&str]) -> String {
+    let output = unirl(folder, arguments);
+    format!(
+        "exit: {}\nstdout:\n{}stderr:\n{}",
+        output.status.code().unwrap(),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+#[test]
+fn a_prompt_of_each_category_in_each_wording() {
+    let home = tempfile::tempdir().unwrap();
+    let wordings = ["paper", "evaluation", "tiles"];
+    let texts = wordings.map(|wording| shown(home.path(), &["--count", "6", "--wording", wording]));
+    assert_snapshot!(texts.join("\n"));
+}
+
+#[test]
+fn own_objects_and_words() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("objects.txt"), "goose\nhourglass\nunicorn\n").unwrap();
+    std::fs::write(
+        home.path().join("words.toml"),
+        "[counting]\nquestion = \"Count the {objects}.\"\n[single_object]\ntruth = \"I see {a object}\"",
+    )
+    .unwrap();
+    let arguments =
+        ["--objects", "objects.txt", "--wording", "words.toml", "--mix", "count=1,single=1", "--count", "6"];
+    assert_snapshot!(shown(home.path(), &arguments));
+}
+
+#[test]
+fn wrong_arguments_and_files() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("bad.jsonl"), "\n{\"category\":\"counting\",\"prompt\":\"\",\"facts\":{\"objects\":[{\"noun\":\"cat\",\"count\":\"two\"}]}}\n").unwrap();
+    std::fs::write(home.path().join("words.toml"), "[counting]\nquestion = \"{colour}?\"").unwrap();
+    std::fs::write(home.path().join("one.txt"), "cat\n").unwrap();
+    let all = [
+        vec!["--mix", "colours=1"],
+        vec!["--count", "0"],
+        vec!["--objects", "nowhere.txt"],
+        vec!["--objects", "one.txt"],
+        vec!["--wording", "papr"],
+        vec!["--wording", "words.toml"],
+        vec!["--exclude", "bad.jsonl"],
+        vec!["--out", "no/such/folder.jsonl"],
+    ];
+    let texts = all.map(|arguments| format!("{arguments:?}\n{}", shown(home.path(), &arguments)));
+    assert_snapshot!(texts.join("\n"));
+    assert!(!home.path().join("no").exists());
+}
+
+/// What is written without a word on stdout is whole, and read again.
+#[test]
+fn a_file_of_prompts_is_read_again_and_can_be_excluded() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("tasks.jsonl");
+    let output = unirl(home.path(), &["--count", "120", "--out", "tasks.jsonl"]);
+    assert!(output.status.success() && output.stdout.is_empty());
+    let tasks = read_jsonl(&file).unwrap();
+    assert_eq!(tasks.len(), 120);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), write_jsonl(&tasks).unwrap());
+    let output = unirl(home.path(), &["--count", "120", "--exclude", "tasks.jsonl"]);
+    let other: HashSet<String> =
+        String::from_utf8(output.stdout).unwrap().lines().map(String::from).collect();
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(other.len() == 120 && text.lines().all(|line| !other.contains(line)));
+}
+
+#[test]
+fn geneval_is_read_and_printed_to_the_letter() {
+    let (Some(plain), Some(asked)) =
+        (geneval("evaluation_metadata.jsonl"), geneval("evaluation_metadata_qa.jsonl"))
+    else {
+        return;
+    };
+    let tasks = read_jsonl(&asked).unwrap();
+    assert_eq!(tasks.len(), 553);
+    // Without its questions and answers, the released wording is what the file with them says.
+    assert_eq!(read_jsonl(&plain).unwrap(), tasks);
+    for task in &tasks {
+        assert_eq!(Facts::parse(task.facts.category, &task.prompt).unwrap(), task.facts, "{}", task.prompt);
+        assert_eq!(Wording::evaluation().task(task.facts.clone()), *task);
+    }
+}
+
+#[test]
+fn a_hundred_thousand_prompts_hold_none_of_genevals() {
+    let Some(path) = geneval("evaluation_metadata.jsonl") else { return };
+    let benchmark = read_jsonl(&path).unwrap();
+    let mut exclusion = Exclusion::default();
+    exclusion.add(&benchmark);
+    let words = |task: &Task| {
+        let lower = task.prompt.to_lowercase();
+        lower
+            .split_whitespace()
+            .filter(|word| !matches!(*word, "a" | "an" | "of"))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let prompts: HashSet<String> = benchmark.iter().map(words).collect();
+    let types: HashSet<&str> =
+        benchmark.iter().flat_map(|task| &task.facts.objects).map(|object| object.noun.as_str()).collect();
+    assert_eq!(types.len(), 80);
+    let list = ObjectList::everyday();
+    assert!(types.iter().all(|noun| list.nouns[..80].iter().any(|known| known == noun)));
+    let made = generate(&list, Wording::evaluation(), Mix::default(), &exclusion, 100_000, 7).unwrap();
+    assert_eq!(made.tasks.len(), 100_000);
+    for task in &made.tasks {
+        assert!(!prompts.contains(&words(task)), "{}", task.prompt);
+        let single = task.facts.category == Category::SingleObject;
+        assert!(!(single && types.contains(task.facts.objects[0].noun.as_str())), "{}", task.prompt);
+    }
+}

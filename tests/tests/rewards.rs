@@ -1,0 +1,225 @@
+//! `unirl reward`, and rule sets of one's own in a training run.
+
+#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use insta::assert_snapshot;
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn example(path: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../examples")
+        .join(path)
+        .canonicalize()
+        .unwrap()
+        .display()
+        .to_string()
+}
+
+/// Runs the command in `folder` with `stdin`: exit status, stdout and stderr.
+fn unirl(folder: &Path, stdin: &str, arguments: &[&str]) -> String {
+    let plugins = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
+        .args(arguments)
+        .arg("--plugin-dir")
+        .arg(&plugins)
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Who refuses the arguments does not read.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    format!(
+        "exit: {}\nstdout:\n{}stderr:\n{}",
+        output.status.code().unwrap(),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+    .replace(&example(""), "[EXAMPLES]")
+}
+
+fn samples() -> String {
+    [
+        ("counting", "a photo of three stars", "three stars", "Three stars."),
+        ("counting", "a photo of three stars", "three stars", "two stars"),
+        ("counting", "a photo of three stars", "three stars", "three stars and a ring"),
+        ("counting", "a photo of three stars", "three stars", "not three stars"),
+        (
+            "position",
+            "a photo of a star left of a ring",
+            "the star is left of the ring",
+            "The ring is left of the star.",
+        ),
+        ("position", "a photo of a star left of a ring", "the star is left of the ring", "a star and a disc"),
+    ]
+    .map(|(category, prompt, truth, answer)| {
+        let json =
+            serde_json::json!({ "category": category, "prompt": prompt, "truth": truth, "answer": answer });
+        format!("{json}\n")
+    })
+    .concat()
+}
+
+#[test]
+fn answers_are_scored_with_their_reasons() {
+    let home = TempDir::new().unwrap();
+    let own = example("my-rules/my-rules.toml");
+    fs::write(
+        home.path().join("run.toml"),
+        format!("[reward]\nrules = [{{ name = \"paper\", weight = 0.5 }}, {{ name = {own:?} }}, {{ name = \"exact\", options = {{ normalize = \"max\" }} }}]"),
+    )
+    .unwrap();
+    let of = |arguments: &[&str]| unirl(home.path(), &samples(), &[&["reward", "score"], arguments].concat());
+    assert_snapshot!([of(&["--reward", "bound"]), of(&["--config", "run.toml"])].join("\n"));
+}
+
+#[test]
+fn two_rule_sets_are_compared() {
+    let home = TempDir::new().unwrap();
+    let own = example("my-rules/my-rules.toml");
+    let of = |arguments: &[&str]| unirl(home.path(), &samples(), &[&["reward", "diff"], arguments].concat());
+    assert_snapshot!(
+        [
+            of(&["paper", &own]),
+            of(&["paper", "bound", "--weighting", "advantage", "--show", "1"]),
+            of(&["bound", "bound"]),
+            of(&["paper", "exact", "--json"]),
+        ]
+        .join("\n")
+    );
+}
+
+#[test]
+fn wrong_rule_files_and_samples() {
+    let home = TempDir::new().unwrap();
+    let mut texts = Vec::new();
+    for rules in [
+        "[[counting]]\nwrod = \"{count}\"",
+        "[[counting]]\nword = \"{color}\"",
+        "[[counting]]\nword = \"{cuont}\"",
+        "[[counting]]\nword = \"{count} {objects}\"\nmatch = \"bound\"",
+        "[[counting]]\nword = \"{count}\"\npoints = 0",
+        "[counting]\nword = \"{count}\"",
+        "[penalty]\nextra = 1",
+        "[penalties]\nextra = \"some\"",
+        "[penalties]\nlong = { word = 3, lose = 1 }",
+        "normalize = \"maximum\"",
+        "description = \"nothing\"",
+        "[[counting]]\nword = \"{count}\"\n[[example]]\ncategory = \"counting\"\nprompt = \"a photo of two stars\"\nanswer = \"three stars\"\nreward = 1",
+        "[[counting]\n",
+    ] {
+        fs::write(home.path().join("rules.toml"), rules).unwrap();
+        let said = unirl(home.path(), &samples(), &["reward", "score", "--reward", "rules.toml"]);
+        texts.push(format!("{rules}\n\n{said}"));
+    }
+    for stdin in [
+        "{\"category\":\"counting\",\"prompt\":\"a photo of two stars\"}",
+        "{\"category\":\"counting\",\"prompt\":\"a photo of many stars\",\"answer\":\"two\"}",
+        "{\"category\":\"count\",\"prompt\":\"a photo of two stars\",\"answer\":\"two\"}",
+        "\nnonsense",
+    ] {
+        let said = unirl(home.path(), stdin, &["reward", "score", "--reward", "bound"]);
+        texts.push(format!("{stdin}\n\n{said}"));
+    }
+    for arguments in [
+        vec!["score", "--reward", "bond"],
+        vec!["score", "--reward", "nowhere.toml"],
+        vec!["score", "--reward", "ink"],
+        vec!["diff", "paper", "bound", "--weighting", "softmx"],
+        vec!["replay", "nowhere", "--reward", "bound"],
+    ] {
+        let arguments = [vec!["reward"], arguments].concat();
+        texts.push(format!("{arguments:?}\n\n{}", unirl(home.path(), &samples(), &arguments)));
+    }
+    assert_snapshot!(texts.join("\n----\n"));
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A short run of the drawn world that is rewarded by `rules`: its folder.
+fn trained(home: &TempDir, rules: &str) -> PathBuf {
+    let out = home.path().join("run");
+    fs::write(home.path().join("run.toml"), format!("[reward]\nrules = {rules}")).unwrap();
+    let settings = [
+        "train.steps=1",
+        "train.sample_every=1",
+        "rollout.prompts=6",
+        "rollout.group=2",
+        "eval.prompts=0",
+        "rollout.micro_batch=5",
+    ];
+    let mut arguments = vec![
+        "--plugin",
+        "showo",
+        "--optimizer",
+        "grpo",
+        "--device",
+        "cpu",
+        "--config",
+        "run.toml",
+        "--out",
+        "run",
+    ];
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    let said = unirl(home.path(), "", &arguments);
+    assert!(said.starts_with("exit: 0"), "{said}");
+    out
+}
+
+/// A file of rules, as `examples/my-rules` has one.
+#[test]
+fn a_run_is_rewarded_by_a_file() {
+    let home = TempDir::new().unwrap();
+    let own = example("my-rules/my-rules.toml");
+    let out = trained(&home, &format!("[{{ name = {own:?} }}]"));
+    let metrics = &lines(&out.join("metrics.jsonl"))[0];
+    for part in ["noun", "number", "color", "relation", "attribute"] {
+        assert!(metrics[format!("reward/part/{part}")].is_number(), "{part}: {metrics}");
+    }
+    let samples = lines(&out.join("samples/step-000001.jsonl"));
+    assert_eq!(samples.len(), 12);
+    for sample in &samples {
+        assert_eq!(sample["reward"]["max"], 1.0);
+        assert!(sample["reward"]["why"].as_str().unwrap().contains(" of 1: "), "{sample}");
+    }
+    // What the run noted is what the file says, without the model.
+    let same = unirl(home.path(), "", &["reward", "replay", "run", "--reward", &own]);
+    assert!(same.contains("\n0 of 12 samples change\n"), "{same}");
+    let other = unirl(home.path(), "", &["reward", "replay", "run", "--reward", "paper"]);
+    assert!(other.contains("  paper: ") && !other.contains("\n0 of 12 samples change\n"), "{other}");
+}
+
+/// Code in a plugin that looks at the drawings, as `examples/my-reward` has it, beside a shipped set.
+#[test]
+fn a_run_is_rewarded_by_code_that_sees_the_drawings() {
+    let home = TempDir::new().unwrap();
+    let out =
+        trained(&home, "[{ name = \"exact\" }, { name = \"ink\", weight = 0.5, options = { most = 0.2 } }]");
+    let metrics = &lines(&out.join("metrics.jsonl"))[0];
+    assert!(metrics["reward/part/exact"].is_number() && metrics["reward/part/ink"].is_number(), "{metrics}");
+    for sample in lines(&out.join("samples/step-000001.jsonl")) {
+        let (reward, why) = (&sample["reward"], sample["reward"]["why"].as_str().unwrap());
+        let counting = sample["category"] == "counting";
+        assert_eq!(reward["max"], if counting { 1.0 } else { 1.5 }, "{sample}");
+        assert_eq!(why.contains("ink: several objects need room"), counting, "{why}");
+        let parts = &reward["parts"];
+        let sum = parts["exact"].as_f64().unwrap() + parts["ink"].as_f64().unwrap_or(0.0);
+        assert_eq!(reward["score"].as_f64().unwrap(), sum, "{sample}");
+        if !counting {
+            // The picture has 16 tiles; a shape covers 12 to 64 of the 64 pixels of its own.
+            let covered =
+                why.split("ink: ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
+            assert_eq!(parts["ink"], if (1.0..=20.0).contains(&covered) { 0.5 } else { 0.0 }, "{why}");
+        }
+    }
+}
