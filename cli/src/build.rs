@@ -140,7 +140,7 @@ pub(crate) fn construct(
 ) -> Result<Box<dyn UnifiedModel>> {
     let json = serde_json::to_value(&options.options)
         .map_err(|error| Error::usage("`model.options` cannot be written as JSON").cause(error))?;
-    plugins.model(&options.plugin, json, source)
+    plugins.model(&options.plugin, &json, source)
 }
 
 /// Where the options say that the weights come from.
@@ -172,7 +172,7 @@ fn reward(plugins: &mut Plugins, rule: &WeightedRule) -> Result<Box<dyn RewardFu
     if path.extension().is_none_or(|end| end != "toml") {
         let options = serde_json::to_value(&rule.options)
             .map_err(|error| Error::usage(format!("options of reward rule `{}`", rule.name)).cause(error))?;
-        return plugins.reward(&rule.name, options);
+        return plugins.reward(&rule.name, &options);
     }
     if !rule.options.is_empty() {
         return Err(Error::usage(format!("reward rule `{}`: a rule file takes no `options`", rule.name))

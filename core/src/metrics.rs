@@ -23,24 +23,6 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::error::{Context, Error, Result};
-use crate::reward::Reward;
-
-/// The figures of the parts of rewards.
-pub(crate) fn of_parts(rewards: &[Reward]) -> BTreeMap<String, f64> {
-    let mut parts: BTreeMap<String, (f64, usize)> = BTreeMap::new();
-    for (name, points) in rewards.iter().flat_map(|reward| &reward.parts) {
-        let (sum, count) = parts.entry(format!("reward/part/{name}")).or_default();
-        *sum += points;
-        *count += 1;
-    }
-    let mut figures: BTreeMap<String, f64> =
-        parts.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect();
-    let abstained = rewards.iter().filter(|reward| reward.abstains()).count();
-    if abstained > 0 {
-        figures.insert("reward/abstained".into(), abstained as f64 / rewards.len() as f64);
-    }
-    figures
-}
 
 /// An append-only `metrics.jsonl`.
 pub struct MetricsFile {
@@ -65,26 +47,5 @@ impl MetricsFile {
         }
         let line = serde_json::Value::Object(line).to_string();
         writeln!(self.file, "{line}").context(|| "cannot write `metrics.jsonl`")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_are_means_over_the_samples_that_have_them() {
-        let reward = |parts: &[(&str, f64)]| Reward {
-            parts: parts.iter().map(|(name, points)| ((*name).to_string(), *points)).collect(),
-            ..Reward::new(1.0, 2.0)
-        };
-        let rewards = [
-            reward(&[("noun", 1.0), ("color", 0.0)]),
-            reward(&[("noun", 2.0)]),
-            Reward::abstain("nothing to say"),
-            reward(&[("noun", 0.0), ("color", 1.0)]),
-        ];
-        let expected = [("reward/abstained", 0.25), ("reward/part/color", 0.5), ("reward/part/noun", 1.0)];
-        assert_eq!(of_parts(&rewards), expected.map(|(name, value)| (name.to_string(), value)).into());
     }
 }

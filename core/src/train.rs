@@ -10,7 +10,7 @@ use crate::config::{Rollout, RunConfig};
 use crate::error::{Error, Result};
 use crate::eval::{self, Report};
 use crate::judge::tiles as judge;
-use crate::metrics::{self, MetricsFile};
+use crate::metrics::MetricsFile;
 use crate::model::{Mode, Parameter, ParameterGroup, UnifiedModel};
 use crate::optimizer::{self, Iteration, Outcome, Phases};
 use crate::reward::RuleSet;
@@ -122,7 +122,7 @@ pub fn train(
         // 3. Report.
         let mut metrics: BTreeMap<String, f64> =
             outcome.metrics.iter().map(|(name, value)| ((*name).to_string(), *value)).collect();
-        metrics.extend(metrics::of_parts(&outcome.rewards));
+        metrics.extend(optimizer::part_metrics(&outcome.rewards));
         metrics.insert("update/gradient_norm".into(), updated.gradient_norm);
         metrics.insert("update/learning_rate".into(), updated.learning_rate);
         let show = options.sample_every > 0 && (step == 1 || step % options.sample_every == 0);

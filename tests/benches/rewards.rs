@@ -44,7 +44,7 @@ fn main() {
     let folder = std::env::current_exe().expect("a path").parent().expect("a folder").to_owned();
     let mut plugins = Plugins::new(&[folder]);
     let mut rules: Vec<(String, Box<dyn RewardFunction>)> = ["paper", "bound", "exact"]
-        .map(|name| (format!("plugin/{name}"), plugins.reward(name, json!({})).expect("a shipped rule set")))
+        .map(|name| (format!("plugin/{name}"), plugins.reward(name, &json!({})).expect("a shipped rule set")))
         .into();
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/my-rules/my-rules.toml");
     let own = RuleFile::read(file.as_ref()).and_then(RuleFile::build).expect("the example");

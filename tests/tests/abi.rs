@@ -32,7 +32,7 @@ fn source() -> ModelSource {
 }
 
 fn model(entry: &str) -> Box<dyn UnifiedModel> {
-    plugins().model(&format!("fixture/{entry}"), json!({}), &source()).unwrap()
+    plugins().model(&format!("fixture/{entry}"), &json!({}), &source()).unwrap()
 }
 
 fn texts(texts: &[&str]) -> Vec<String> {
@@ -59,8 +59,8 @@ fn sample() -> Sample {
 #[test]
 fn two_plugins_each_have_their_own_module() {
     let mut plugins = plugins();
-    let constant = plugins.reward("constant", json!({"score": 0.25})).unwrap();
-    let two = plugins.reward("two", Value::Null).unwrap();
+    let constant = plugins.reward("constant", &json!({"score": 0.25})).unwrap();
+    let two = plugins.reward("two", &Value::Null).unwrap();
     assert_eq!(constant.score(&[sample()], None).unwrap()[0].score, 0.25);
     assert_eq!(two.score(&[sample(), sample()], None).unwrap()[1].score, 2.0);
     let fixture = plugins.load("fixture").unwrap();
@@ -172,19 +172,19 @@ fn wrong_shapes_and_nan_are_one_error_with_its_place() -> Result<()> {
 #[test]
 fn a_wrong_configuration_is_a_usage_error() {
     let mut plugins = plugins();
-    let key = error(plugins.model("fixture/echo", json!({"widht": 3}), &source()));
+    let key = error(plugins.model("fixture/echo", &json!({"widht": 3}), &source()));
     assert_eq!(key.code(), Code::Usage);
     assert_eq!(key.message(), "plugin `fixture` could not make model `echo`");
     assert_eq!(key.causes(), ["unknown configuration key `widht`"]);
     assert_eq!(key.hints(), ["did you mean `width`?", "known: width"]);
-    let value = error(plugins.model("fixture/echo", json!({"width": "wide"}), &source()));
+    let value = error(plugins.model("fixture/echo", &json!({"width": "wide"}), &source()));
     assert_eq!(value.code(), Code::Usage);
     assert!(value.causes()[0].starts_with("configuration `width`: invalid type: string"), "{value}");
-    let entry = error(plugins.model("fixture/ecco", json!({}), &source()));
+    let entry = error(plugins.model("fixture/ecco", &json!({}), &source()));
     assert_eq!(entry.hints()[0], "did you mean `echo`?");
-    let several = error(plugins.model("fixture", json!({}), &source()));
+    let several = error(plugins.model("fixture", &json!({}), &source()));
     assert!(several.hints()[0].contains("`fixture/echo`, `fixture/nan`"), "{several}");
-    let rule = error(plugins.reward("constent", Value::Null));
+    let rule = error(plugins.reward("constent", &Value::Null));
     assert_eq!(rule.hints()[0], "did you mean `constant`?");
     for known in ["`constant` (plugin `fixture`)", "`two` (plugin `other`)"] {
         assert!(rule.hints()[1].contains(known), "{rule}");

@@ -19,7 +19,7 @@ fn resident() -> i64 {
 fn tensor_handles_do_not_leak() -> Result<()> {
     let here = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     let source = ModelSource { checkpoint: Checkpoint::Fresh, device: Device::Cpu, seed: 0, dry: false };
-    let model = Plugins::new(&[here]).model("fixture/echo", json!({}), &source)?;
+    let model = Plugins::new(&[here]).model("fixture/echo", &json!({}), &source)?;
     let pixels = Tensor::zeros([256, 3, 2, 2], (Kind::Float, Device::Cpu)); // and 8 KiB of tokens back
     for _ in 0..500 {
         model.encode(&pixels)?;

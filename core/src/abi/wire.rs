@@ -70,9 +70,10 @@ impl Message {
         Ok(message.tensor("answers.tokens", &answers.tokens).tensor("answers.mask", &answers.mask))
     }
 
-    pub(crate) fn get<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
-        let found = self.json.iter().find(|(known, _)| known == key);
-        let (_, json) = found.ok_or_else(|| Error::failure(format!("`{key}` is missing")))?;
+    pub(crate) fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<T> {
+        let found = self.json.iter().position(|(known, _)| known == key);
+        let found = found.ok_or_else(|| Error::failure(format!("`{key}` is missing")))?;
+        let (_, json) = self.json.swap_remove(found);
         serde_json::from_str(json.get()).context(|| format!("`{key}` cannot be read"))
     }
 
@@ -172,7 +173,7 @@ pub(crate) fn set_mode(mode: Mode) -> Result<Message> {
     Message::default().with("mode", &mode)
 }
 
-pub(crate) fn read_set_mode(message: Message) -> Result<Mode> {
+pub(crate) fn read_set_mode(mut message: Message) -> Result<Mode> {
     message.get("mode")
 }
 
@@ -180,7 +181,7 @@ pub(crate) fn generate(prompts: &[String], sampling: &ImageSampling) -> Result<M
     Message::default().with("prompts", prompts)?.with("sampling", sampling)
 }
 
-pub(crate) fn read_generate(message: Message) -> Result<(Vec<String>, ImageSampling)> {
+pub(crate) fn read_generate(mut message: Message) -> Result<(Vec<String>, ImageSampling)> {
     Ok((message.get("prompts")?, message.get("sampling")?))
 }
 
@@ -196,7 +197,7 @@ pub(crate) fn encode_answers(texts: &[String]) -> Result<Message> {
     Message::default().with("texts", texts)
 }
 
-pub(crate) fn read_encode_answers(message: Message) -> Result<Vec<String>> {
+pub(crate) fn read_encode_answers(mut message: Message) -> Result<Vec<String>> {
     message.get("texts")
 }
 
@@ -233,7 +234,7 @@ pub(crate) fn save(dir: &Path) -> Result<Message> {
     Message::default().with("dir", utf8(dir)?)
 }
 
-pub(crate) fn read_save(message: Message) -> Result<String> {
+pub(crate) fn read_save(mut message: Message) -> Result<String> {
     message.get("dir")
 }
 
@@ -279,7 +280,7 @@ pub(crate) fn footprint(workload: &Workload) -> Result<Message> {
     Message::default().with("workload", workload)
 }
 
-pub(crate) fn read_footprint(message: Message) -> Result<Workload> {
+pub(crate) fn read_footprint(mut message: Message) -> Result<Workload> {
     message.get("workload")
 }
 
@@ -289,7 +290,7 @@ pub(crate) fn memory(footprint: &Footprint) -> Result<Message> {
     Message::default().with("footprint", footprint)
 }
 
-pub(crate) fn read_memory(message: Message) -> Result<Footprint> {
+pub(crate) fn read_memory(mut message: Message) -> Result<Footprint> {
     message.get("footprint")
 }
 
@@ -297,7 +298,7 @@ pub(crate) fn card(card: &ModelCard) -> Result<Message> {
     Message::default().with("card", card)
 }
 
-pub(crate) fn read_card(message: Message) -> Result<ModelCard> {
+pub(crate) fn read_card(mut message: Message) -> Result<ModelCard> {
     message.get("card")
 }
 
@@ -313,7 +314,7 @@ pub(crate) fn parameters(parameters: &[Parameter]) -> Result<Message> {
     Ok(parameters.iter().fold(message, |message, p| message.tensor(&p.name, &p.tensor)))
 }
 
-pub(crate) fn read_parameters(message: Message) -> Result<Vec<Parameter>> {
+pub(crate) fn read_parameters(mut message: Message) -> Result<Vec<Parameter>> {
     let names: Vec<ParameterName> = message.get("parameters")?;
     if names.len() != message.tensors.len() {
         let (names, tensors) = (names.len(), message.tensors.len());
@@ -360,7 +361,7 @@ pub(crate) fn wants_pixels(wants: bool) -> Result<Message> {
     Message::default().with("wants_pixels", &wants)
 }
 
-pub(crate) fn read_wants_pixels(message: Message) -> Result<bool> {
+pub(crate) fn read_wants_pixels(mut message: Message) -> Result<bool> {
     message.get("wants_pixels")
 }
 
@@ -368,7 +369,7 @@ pub(crate) fn rewards(rewards: &[Reward]) -> Result<Message> {
     Message::default().with("rewards", rewards)
 }
 
-pub(crate) fn read_rewards(message: Message) -> Result<Vec<Reward>> {
+pub(crate) fn read_rewards(mut message: Message) -> Result<Vec<Reward>> {
     message.get("rewards")
 }
 

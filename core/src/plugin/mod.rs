@@ -220,27 +220,27 @@ impl Plugins {
     pub fn model(
         &mut self,
         plugin: &str,
-        config: Value,
+        config: &Value,
         source: &ModelSource,
     ) -> Result<Box<dyn UnifiedModel>> {
         let (value, entry) = split(plugin);
         let index = self.open(value)?;
         let plugin = &self.loaded[index];
         let entry = plugin.pick(EntryKind::Model, entry)?;
-        let component = plugin.make(entry, &config, Some(source))?;
+        let component = plugin.make(entry, config, Some(source))?;
         Ok(Box::new(ForeignModel::new(plugin.label(entry), component)?))
     }
 
     /// Makes a reward rule: `name` is looked up in all plugins on the search path; a path names a plugin file
     /// with one rule, `PATH#NAME` one of several.
-    pub fn reward(&mut self, name: &str, config: Value) -> Result<Box<dyn RewardFunction>> {
+    pub fn reward(&mut self, name: &str, config: &Value) -> Result<Box<dyn RewardFunction>> {
         let (index, wanted) = match split(name) {
             (path, entry) if search::is_path(path) => (self.open(path)?, entry),
             _ => (self.find_reward(name)?, Some(name)),
         };
         let plugin = &self.loaded[index];
         let entry = plugin.pick(EntryKind::Reward, wanted)?;
-        Ok(Box::new(ForeignReward::new(plugin.label(entry), plugin.make(entry, &config, None)?)?))
+        Ok(Box::new(ForeignReward::new(plugin.label(entry), plugin.make(entry, config, None)?)?))
     }
 
     fn find_reward(&mut self, name: &str) -> Result<usize> {

@@ -56,22 +56,17 @@ impl Wanted {
         let spellings = spellings(template, object, facts, reading, vocabulary);
         let word = spellings.first().cloned().unwrap_or_default();
         let noun = |index: usize| facts.objects.get(index).map_or("", |object| &object.noun);
-        match bound {
-            Some(slot) => {
-                let index = slot.index.unwrap_or(object);
-                let label = match slot.place {
-                    Place::Count | Place::Color => format!("`{word}` at `{}`", noun(index)),
-                    Place::Relation => format!("`{word}` from `{}` to `{}`", noun(0), noun(1)),
-                    _ => format!("`{word}`"),
-                };
-                Self { label, how: How::Bound(slot.place, index) }
-            }
-            None => {
-                let label = format!("`{word}`");
-                let spellings = spellings.iter().map(|spelling| Words::of(spelling)).collect();
-                Self { label, how: How::Spelled(how, spellings) }
-            }
-        }
+        let Some(slot) = bound else {
+            let spellings = spellings.iter().map(|spelling| Words::of(spelling)).collect();
+            return Self { label: format!("`{word}`"), how: How::Spelled(how, spellings) };
+        };
+        let index = slot.index.unwrap_or(object);
+        let label = match slot.place {
+            Place::Count | Place::Color => format!("`{word}` at `{}`", noun(index)),
+            Place::Relation => format!("`{word}` from `{}` to `{}`", noun(0), noun(1)),
+            _ => format!("`{word}`"),
+        };
+        Self { label, how: How::Bound(slot.place, index) }
     }
 
     /// Whether the keyword needs what the grammar understood.

@@ -1,6 +1,6 @@
 //! Rule sets as files: which keywords an answer must have, how they are found, and what they are worth.
 //!
-//! ```
+//! ```no_run
 //! # use unirl::reward::{RewardFunction, RuleFile, Sample};
 //! # use unirl::scene::{Category, Facts, Wording};
 //! let rules = RuleFile::parse(
@@ -104,6 +104,7 @@ pub enum Pay {
 /// How answers are read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a file, each of its own")]
 pub struct Reading {
     /// Whether the plural of an object counts for it; `bound` always takes it.
     pub plurals: bool,

@@ -69,10 +69,13 @@ impl RuleSet {
     /// The weighted sum of all rules that do not abstain. With several, the parts are what each rule adds to the sum, under
     /// its name, and its own parts behind that. `pixels` are for the rules that want them.
     pub fn score(&self, samples: &[Sample], pixels: Option<&Tensor>) -> Result<Vec<Reward>> {
-        if let [(rule, function)] = self.rules.as_slice()
-            && rule.weight == 1.0
-        {
-            return checked(rule, samples, function.score(samples, pixels)?);
+        if let [(rule, function)] = self.rules.as_slice() {
+            let mut rewards = checked(rule, samples, function.score(samples, pixels)?)?;
+            for reward in &mut rewards {
+                reward.score *= rule.weight;
+                reward.max *= rule.weight;
+            }
+            return Ok(rewards);
         }
         let mut totals = vec![Reward::default(); samples.len()];
         for (rule, function) in &self.rules {

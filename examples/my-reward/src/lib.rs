@@ -36,7 +36,7 @@ impl Default for Ink {
 }
 
 impl Ink {
-    fn new(self) -> Result<Box<dyn RewardFunction>> {
+    fn checked(self) -> Result<Box<dyn RewardFunction>> {
         if !(0.0 <= self.least && self.least < self.most && self.most <= 1.0) {
             return Err(Error::usage(format!(
                 "`least` and `most`: expected 0 <= least < most <= 1, got {} and {}",
@@ -71,5 +71,5 @@ impl RewardFunction for Ink {
     }
 }
 
-unirl::register_reward!("ink", Ink, Ink::new);
+unirl::register_reward!("ink", Ink, Ink::checked);
 unirl::export_plugin!();
