@@ -53,7 +53,7 @@ fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: b
     for mut parameter in model.parameters().unwrap() {
         tch::no_grad(|| parameter.tensor += parameter.tensor.randn_like() * 1e-3); // a KL that is not 0
     }
-    let rule = WeightedRule { name: "long".into(), weight: 1.0 };
+    let rule = WeightedRule::named("long");
     let rules = RuleSet::new(vec![(rule, Box::new(Long))]).unwrap();
     let tasks: Vec<_> = eval::tasks(1, 3).unwrap()[..2]
         .iter()

@@ -1,5 +1,5 @@
 //! Packs a checkpoint folder into the file that the plugin embeds:
-//! `cargo run --release -p unirl-plugin-janus --example pack -- DIR plugins/janus/builtin/tiles.safetensors`
+//! `cargo run --release -p unirl-plugin-showo --example pack_showo -- DIR plugins/showo/builtin/tiles.safetensors`
 
 use std::path::Path;
 
@@ -8,5 +8,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [folder, file] = arguments.as_slice() else {
         return Err("usage: pack DIR FILE".into());
     };
-    Ok(unirl_plugin_janus::checkpoint::pack(Path::new(folder), Path::new(file))?)
+    Ok(unirl_plugin_showo::checkpoint::pack(Path::new(folder), Path::new(file))?)
 }
