@@ -37,7 +37,7 @@ fn peak(group: usize, micro_batch: usize) -> f64 {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(1));
     };
     assert!(status.success());
     most
