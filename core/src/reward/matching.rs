@@ -3,7 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::rules::{Compiled, Reading};
+use super::file::Reading;
+use super::rules::Compiled;
 use crate::error::{Error, Result};
 use crate::scene::answer::{Said, Vocabulary, Words};
 use crate::scene::{Category, Facts, Part, Place, Plurals, Relation, Slot, Template, number_word};

@@ -2,6 +2,7 @@
 //!
 //! A rule set is code ([`RewardFunction`], a plugin's) or a TOML file ([`RuleFile`]); several add up in a [`RuleSet`].
 
+mod file;
 mod matching;
 mod rules;
 mod set;
@@ -16,10 +17,10 @@ use tch::Tensor;
 use crate::error::{Error, Result};
 use crate::scene::{Facts, Record};
 
-pub use matching::Match;
-pub use rules::{
+pub use file::{
     Example, Keyword, LongAnswer, Loss, Normalize, Pay, Penalties, Reading, RuleFile, ShippedOptions,
 };
+pub use matching::Match;
 pub use set::{RuleSet, WeightedRule};
 
 /// One drawing with its question and the model's answer, as a reward rule sees it: text and facts, never tokens.
