@@ -204,7 +204,7 @@ impl RuleFile {
 
     /// Reads the text of a file.
     ///
-    /// ```no_run
+    /// ```no_run,standalone_crate
     /// # use unirl::reward::{RewardFunction, RuleFile, Sample};
     /// # use unirl::scene::{Category, Facts, Wording};
     /// let rules = RuleFile::parse(
