@@ -127,15 +127,48 @@ pub(crate) struct PretrainArgs {
 
 /// Evaluation.
 #[derive(Debug, Clone, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct EvalArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<EvalCommand>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// A folder for the verdicts and, at the end, `receipt.json`; one that was left unfinished is gone on with
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Evaluates every N-th part from the K-th, into the `--out` that all shards share
+    #[arg(long, value_name = "K/N", requires = "out")]
+    pub(crate) shard: Option<String>,
     /// Prompts a category
     #[arg(long, value_name = "N")]
     pub(crate) prompts: Option<usize>,
     /// One JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What else to do with evaluations.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum EvalCommand {
+    /// Checks a receipt: that nothing in it was altered, and that its figures follow from its verdicts
+    Verify(VerifyArgs),
+}
+
+/// Checking a receipt.
+#[derive(Debug, Clone, clap::Args)]
+#[command(disable_version_flag = true)]
+pub(crate) struct VerifyArgs {
+    /// The receipt
+    #[arg(value_name = "FILE")]
+    pub(crate) receipt: PathBuf,
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// The plugin of a model whose weights are to be those of the receipt
+    #[arg(long, value_name = "NAME|PATH")]
+    pub(crate) plugin: Option<String>,
+    /// `builtin`, or the checkpoint folder of that model
+    #[arg(long, value_name = "builtin|DIR", requires = "plugin", default_value = "builtin")]
+    pub(crate) model: String,
 }
 
 /// Drawing.

@@ -1,12 +1,11 @@
 //! From arguments to configurations, models and rule sets.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tch::{Cuda, Device};
 use unirl::config::{self, ModelOptions, RewardOptions, RunConfig};
-use unirl::error::{Context, Error, Result};
+use unirl::error::{Error, Result};
 use unirl::eval;
 use unirl::memory;
 use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel};
@@ -225,20 +224,6 @@ pub(crate) fn device_name(device: Device) -> String {
         Device::Cuda(index) => format!("cuda:{index}"),
         _ => "cpu".into(),
     }
-}
-
-/// Writes a file that appears under its name only when it is complete.
-pub(crate) fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let place = || format!("cannot write `{}`", path.display());
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".partial-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(folder)
-        .context(place)?;
-    file.write_all(text.as_bytes()).context(place)?;
-    file.persist(path).map_err(|error| error.error).context(place)?;
-    Ok(())
 }
 
 /// Refuses an output file whose folder is missing, before any work is done for it.

@@ -1,15 +1,20 @@
 //! `unirl eval`.
 
+use unirl::config::ModelOptions;
 use unirl::error::{Context, Error, Result};
-use unirl::eval;
+use unirl::eval::{self, EvalFolder, Evaluation, ModelStamp, Receipt, Report, Shard};
 use unirl::plugin::Plugins;
 
-use crate::args::EvalArgs;
+use crate::args::{EvalArgs, EvalCommand, VerifyArgs};
 use crate::build::{self, Settings};
 use crate::progress;
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
+    if let Some(EvalCommand::Verify(args)) = &args.command {
+        return verify(args);
+    }
+    let shard: Shard = args.shard.as_deref().map_or(Ok(Shard::default()), str::parse)?;
     let mut settings = Settings::new(&args.model, None)?;
     if let Some(prompts) = args.prompts {
         settings.put("eval.prompts", prompts as i64)?;
@@ -22,18 +27,70 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     let (mut model, config) = build::inference(&settings, &mut plugins)?;
-    eval::check_tiles(model.card())?;
-    let tasks = eval::tasks(config.eval.prompts, config.eval.seed)?;
-    let bar = progress::bar("eval", tasks.len() as u64);
-    let report =
-        eval::evaluate(&mut *model, &tasks, &config.rollout, config.eval.batch, config.eval.seed, |done| {
-            bar.inc(done as u64);
-        })?;
+    let plugin = plugins.load(&config.model.plugin)?;
+    let plugin = format!("{} {}", plugin.name, plugin.version);
+    let options = &config.eval;
+    let tasks = eval::tasks(options.prompts, options.seed)?;
+    let evaluation =
+        Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
+
+    let mine = (shard.index..evaluation.parts()).step_by(shard.of);
+    let bar = progress::bar("eval", mine.map(|part| evaluation.part_tasks(part).len() as u64).sum());
+    let figures = match &args.out {
+        None => Report::of(&tasks, &evaluation.run(&mut *model, |done| bar.inc(done as u64))?),
+        Some(out) => {
+            let folder = EvalFolder::open(out, &evaluation, ModelStamp::new(&*model, plugin)?)?;
+            let receipt = folder.run(&mut *model, shard, |done| bar.inc(done as u64))?;
+            bar.finish_and_clear();
+            let Some(receipt) = receipt else {
+                let (done, parts) = (folder.done()?.len(), evaluation.parts());
+                progress::note(&format!(
+                    "{done} of {parts} parts are there: the receipt is written with the last"
+                ));
+                return Ok(());
+            };
+            progress::note(&format!("receipt: {}", out.join("receipt.json").display()));
+            receipt.figures
+        }
+    };
     bar.finish_and_clear();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report).context(|| "cannot write the report")?);
+        println!("{}", serde_json::to_string_pretty(&figures).context(|| "cannot write the report")?);
     } else {
-        println!("{}", eval::table(&report, None));
+        print!("{}", eval::table(&figures));
     }
+    Ok(())
+}
+
+/// `unirl eval verify`.
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn verify(args: &VerifyArgs) -> Result<()> {
+    let receipt = Receipt::verify(&args.receipt)?;
+    let plan = &receipt.plan;
+    if let Some(plugin) = &args.plugin {
+        let options = ModelOptions {
+            plugin: plugin.clone(),
+            checkpoint: args.model.clone(),
+            device: "cpu".into(),
+            ..ModelOptions::default()
+        };
+        let model = build::model(&mut Plugins::new(&args.search.plugin_dir), &options, plan.seed)?;
+        receipt.check_model(&*model)?;
+    }
+    println!(
+        "nothing was altered: {} verdicts on `{}` ({})",
+        receipt.items.len(),
+        plan.model.name,
+        plan.model.plugin
+    );
+    println!(
+        "weights  {}{}",
+        plan.model.weights,
+        if args.plugin.is_some() { ", those of the model" } else { "" }
+    );
+    println!("prompts  {}", plan.prompts);
+    println!("judges   `{}` of drawings, `{}` of answers", plan.image_judge, plan.answer_judge);
+    println!("seed     {}, unirl {}, libtorch {}\n", plan.seed, plan.unirl, plan.libtorch);
+    print!("{}", eval::table(&receipt.figures));
     Ok(())
 }

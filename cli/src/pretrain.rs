@@ -3,10 +3,11 @@
 use std::fs;
 
 use unirl::error::{Context, Error, Result};
+use unirl::eval::{self, Evaluation, Report};
 use unirl::model::Checkpoint;
 use unirl::plugin::Plugins;
 use unirl::pretrain::{Event, PretrainConfig, pretrain};
-use unirl::{eval, run_dir, table};
+use unirl::{run_dir, table};
 
 use crate::args::PretrainArgs;
 use crate::{build, progress};
@@ -63,18 +64,12 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     if config.eval.prompts > 0 {
         let tasks = eval::tasks(config.eval.prompts, config.eval.seed)?;
         let bar = progress::bar("eval", tasks.len() as u64);
-        let report = eval::evaluate(
-            &mut *model,
-            &tasks,
-            &config.rollout,
-            config.eval.batch,
-            config.eval.seed,
-            |done| {
-                bar.inc(done as u64);
-            },
-        )?;
+        let options = &config.eval;
+        let evaluation =
+            Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
+        let items = evaluation.run(&mut *model, |done| bar.inc(done as u64))?;
         bar.finish_and_clear();
-        println!("\n{}", eval::table(&report, None));
+        print!("\n{}", eval::table(&Report::of(&tasks, &items)));
     }
     Ok(())
 }

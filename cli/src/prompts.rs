@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use unirl::error::{Context, Error, Result};
 use unirl::scene::{self, Exclusion, Mix, ObjectList, Wording};
-use unirl::tiles;
+use unirl::{run_dir, tiles};
 
 use crate::args::PromptsArgs;
 use crate::{build, progress};
@@ -35,7 +35,7 @@ pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
     }
     let text = scene::write_jsonl(&generated.tasks)?;
     match &args.out {
-        Some(out) => build::write_whole(out, &text),
+        Some(out) => run_dir::write_whole(out, &text),
         None => match std::io::stdout().write_all(text.as_bytes()) {
             // Who reads on may stop reading.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

@@ -55,7 +55,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
             "base -> trained, {} prompts a category, {} steps\n",
             config.eval.prompts, config.train.steps
         );
-        println!("{}", eval::table(before, Some(after)));
+        println!("{}", eval::comparison(before, after));
     }
     println!("run         {}", run_dir.root().display());
     println!("checkpoint  {}", report.checkpoint.display());

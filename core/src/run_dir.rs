@@ -1,8 +1,10 @@
 //! The folder of a run: `config.toml`, `metrics.jsonl`, `samples/` (`step-000020`, and `base` and `trained`, the same
 //! prompts from the same seed), `checkpoints/step-000100/` with `checkpoints/latest`
-//! pointing at the last, and at the end `report.json`, the evaluations before and after.
+//! pointing at the last, `eval/base.json` and `eval/trained.json`, the receipts of the evaluations before and after, and at
+//! the end `report.json`, their figures.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -33,7 +35,7 @@ impl RunDir {
                 .find(|path| !path.exists())
                 .unwrap_or_default(),
         };
-        for folder in [root.clone(), root.join("samples"), root.join("checkpoints")] {
+        for folder in [root.clone(), root.join("samples"), root.join("eval"), root.join("checkpoints")] {
             fs::create_dir_all(&folder).context(|| format!("cannot create `{}`", folder.display()))?;
         }
         Ok(Self { root })
@@ -113,6 +115,20 @@ struct Line<'a> {
     task: &'a Task,
     answer: &'a str,
     reward: &'a Reward,
+}
+
+/// Writes a file that appears under its name only when it is complete.
+pub fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let place = || format!("cannot write `{}`", path.display());
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".partial-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(folder)
+        .context(place)?;
+    file.write_all(text.as_bytes()).context(place)?;
+    file.persist(path).map_err(|error| error.error).context(place)?;
+    Ok(())
 }
 
 /// Saves a model into `path`, which must not exist and does not until the checkpoint is whole.

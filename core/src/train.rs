@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use crate::config::{Rollout, RunConfig};
 use crate::error::{Error, Result};
-use crate::eval::{self, Report};
+use crate::eval::{self, Evaluation, ModelStamp, Receipt, Report};
 use crate::judge::tiles as judge;
 use crate::metrics::MetricsFile;
 use crate::model::{Mode, Parameter, ParameterGroup, UnifiedModel};
@@ -187,15 +187,16 @@ fn evaluate(
     model.set_mode(Mode::Eval)?;
     let tasks = eval::tasks(options.prompts, options.seed)?;
     watch(Event::EvalStarted(what, tasks.len()));
-    let report = tch::no_grad(|| {
-        eval::evaluate(model, &tasks, &config.rollout, options.batch, options.seed, |done| {
-            watch(Event::Evaluated(done));
-        })
-    })?;
+    let evaluation =
+        Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
+    let items = evaluation.run(model, |done| watch(Event::Evaluated(done)))?;
+    let stamp = ModelStamp::new(model, &config.model.plugin)?;
+    let receipt = Receipt::new(&evaluation, stamp, items)?;
+    run_dir.write(&format!("eval/{what}.json"), &receipt.to_json()?)?;
     if options.pictures > 0 {
         save_pictures(model, rules, config, run_dir, what)?;
     }
-    Ok(Some(report))
+    Ok(Some(receipt.figures))
 }
 
 /// Draws a prompt of each category a few times, the same for every model, so that base and trained can be compared.

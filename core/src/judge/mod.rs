@@ -3,9 +3,13 @@
 pub mod tiles;
 
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
-use crate::scene::Facts;
+use crate::error::Result;
 use crate::scene::answer::understand;
+use crate::scene::rng::Rng;
+use crate::scene::{Facts, Task};
+use crate::tiles::{Scene, render};
 
 /// What a judge says of one drawing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,4 +25,61 @@ pub struct Verdict {
 /// Whether the answer says all that the question asks for and no more: full points under the rule set `bound`.
 pub fn answer_is_right(facts: &Facts, answer: &str) -> bool {
     understand(facts, answer).is_right(facts.category)
+}
+
+/// Judges drawings, and has images that show what was asked for.
+pub trait ImageJudge {
+    /// What stands in a receipt: its name, and what decides its verdicts.
+    fn name(&self) -> String;
+
+    /// A verdict a task. `pixels [B,3,H,W]`, f32 in `0..=1`.
+    fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>>;
+
+    /// An image a task that shows what it asks for, `[B,3,H,W]` in `0..=1`; the same for the same seed.
+    fn references(&self, tasks: &[Task], seed: u64) -> Result<Tensor>;
+}
+
+/// Judges answers.
+pub trait AnswerJudge {
+    /// What stands in a receipt.
+    fn name(&self) -> String;
+
+    /// Whether each answer is right.
+    fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<bool>>;
+}
+
+/// The exact judge of the drawn world.
+#[derive(Debug, Clone, Copy)]
+pub struct TilesJudge;
+
+impl ImageJudge for TilesJudge {
+    fn name(&self) -> String {
+        "tiles".into()
+    }
+
+    fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>> {
+        let readings = tiles::read(pixels)?;
+        Ok(tasks.iter().zip(&readings).map(|(task, reading)| tiles::judge(&task.facts, reading)).collect())
+    }
+
+    fn references(&self, tasks: &[Task], seed: u64) -> Result<Tensor> {
+        let mut rng = Rng::new(seed);
+        let scenes: Vec<Scene> =
+            tasks.iter().map(|task| Scene::draw(&task.facts, &mut rng)).collect::<Result<_>>()?;
+        Ok(render(&scenes))
+    }
+}
+
+/// [`answer_is_right`]: what the reward rule set `exact` pays for.
+#[derive(Debug, Clone, Copy)]
+pub struct Exact;
+
+impl AnswerJudge for Exact {
+    fn name(&self) -> String {
+        "exact".into()
+    }
+
+    fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<bool>> {
+        Ok(tasks.iter().zip(answers).map(|(task, answer)| answer_is_right(&task.facts, answer)).collect())
+    }
 }
