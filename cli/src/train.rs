@@ -39,7 +39,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let answer_rules = build::answer_rules(&mut plugins, &config.reward)?;
     let entry = optimizer::find(&config.optimizer.name)?;
     optimizer::check_fits(entry, model.card())?;
-    if config.eval.prompts > 0 {
+    if config.eval.prompts > 0 || config.eval.every > 0 {
         eval::check_tiles(model.card())?;
     }
 
@@ -56,6 +56,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
             config.eval.prompts, config.train.steps
         );
         println!("{}", eval::comparison(before, after));
+    }
+    if let Some(why) = &report.stopped {
+        println!("stopped by the guard: {why}\n");
     }
     println!("run         {}", run_dir.root().display());
     println!("checkpoint  {}", report.checkpoint.display());

@@ -170,6 +170,22 @@ impl OptimizerOptions {
     }
 }
 
+/// The figures that a checkpoint can be chosen by.
+pub(crate) const GUARD_FIGURES: [&str; 4] = ["t2i", "mmu", "t2i_to_mmu", "mmu_to_t2i"];
+
+/// What happens when a category falls by more than its interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GuardAction {
+    /// The log says so.
+    #[default]
+    Warn,
+    /// The run ends there.
+    Stop,
+    /// The weights of the best step come back and the moments of the update are forgotten; after three times the run ends.
+    Rollback,
+}
+
 /// How the model is evaluated before and after training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -183,11 +199,28 @@ pub struct EvalOptions {
     /// In training, how often a prompt of each category is drawn for `samples/base.png` and `samples/trained.png`; 0 draws
     /// none.
     pub pictures: usize,
+    /// In training, every so many steps a small fixed set of training tasks is judged; 0 never does.
+    pub every: u64,
+    /// How many tasks a category that set has.
+    pub every_prompts: usize,
+    /// By which figure of that set the best checkpoint is kept: `t2i`, `mmu`, `t2i_to_mmu` or `mmu_to_t2i`.
+    pub best: String,
+    /// What happens when drawing or reading of a category falls below the base's interval there.
+    pub guard: GuardAction,
 }
 
 impl Default for EvalOptions {
     fn default() -> Self {
-        Self { prompts: 100, batch: 100, seed: 2505, pictures: 8 }
+        Self {
+            prompts: 100,
+            batch: 100,
+            seed: 2505,
+            pictures: 8,
+            every: 0,
+            every_prompts: 20,
+            best: "t2i".into(),
+            guard: GuardAction::Warn,
+        }
     }
 }
 
@@ -252,6 +285,12 @@ impl RunConfig {
         at_least_one("eval.batch", self.eval.batch as u64)?;
         at_least_one("rollout.images.steps", self.rollout.images.steps.max(0) as u64)?;
         at_least_one("rollout.answers.max_tokens", self.rollout.answers.max_tokens.max(0) as u64)?;
+        if !GUARD_FIGURES.contains(&self.eval.best.as_str()) {
+            return Err(unknown_name("figure in `eval.best`", &self.eval.best, &GUARD_FIGURES));
+        }
+        if self.eval.every > 0 {
+            at_least_one("eval.every_prompts", self.eval.every_prompts as u64)?;
+        }
         if self.rollout.answers.top_k < 0 {
             let got = self.rollout.answers.top_k;
             return Err(Error::usage(format!("`rollout.answers.top_k`: expected at least 0, got {got}")));

@@ -7,6 +7,7 @@ pub mod autograd;
 pub mod config;
 pub mod error;
 pub mod eval;
+pub mod guard;
 pub mod hash;
 pub mod judge;
 pub mod memory;

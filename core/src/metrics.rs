@@ -11,6 +11,8 @@
 //! | `judge/right` | share of drawings that the exact judge calls right; never used to learn |
 //! | `judge/wrong_passed` | of the wrong drawings, the share whose answer got every point |
 //! | `judge/wrong_passed/CATEGORY` | the same by category |
+//! | `eval/t2i`, `eval/mmu`, `eval/t2i_to_mmu`, `eval/mmu_to_t2i` | means of the categories on the drift guard's set, at its steps (`eval.every`) |
+//! | `eval/rollback` | 1 at a step at which the guard went back |
 //! | `loss/answer`, `loss/image` | the terms of the objective |
 //! | `kl/answer`, `kl/image` | k3 divergence from the reference policy a token |
 //! | `kl/answer_clamped`, `kl/image_clamped` | share of tokens whose log-ratio was clamped |

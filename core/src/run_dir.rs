@@ -1,6 +1,6 @@
 //! The folder of a run: `config.toml`, `metrics.jsonl`, `samples/` (`step-000020`, and `base` and `trained`, the same
 //! prompts from the same seed), `checkpoints/step-000100/` with `checkpoints/latest`
-//! pointing at the last, `eval/base.json` and `eval/trained.json`, the receipts of the evaluations before and after, and at
+//! pointing at the last and, where the run is guarded, `checkpoints/best` at the best, `eval/base.json` and `eval/trained.json`, the receipts of the evaluations before and after, and at
 //! the end `report.json`, their figures.
 
 use std::fs;
@@ -68,14 +68,35 @@ impl RunDir {
         let folder = self.root.join("checkpoints");
         let name = format!("step-{step:06}");
         let path = folder.join(&name);
-        save_whole(model, &path)?;
-        let link = folder.join("latest");
-        let next = folder.join("latest.new");
-        let place = || format!("cannot point `{}` at `{name}`", link.display());
-        let _ = fs::remove_file(&next);
-        std::os::unix::fs::symlink(&name, &next).context(place)?;
-        fs::rename(&next, &link).context(place)?;
+        if !path.exists() {
+            save_whole(model, &path)?;
+        }
+        point(&folder, "latest", &name)?;
         Ok(path)
+    }
+
+    /// Saves the model of the best step so far and points `checkpoints/best` there. `before` is removed: the folder of an
+    /// earlier best that nothing else wants. What is returned is to be given back with the next one.
+    pub fn save_best(
+        &self,
+        model: &dyn UnifiedModel,
+        step: u64,
+        before: Option<PathBuf>,
+    ) -> Result<Option<PathBuf>> {
+        let folder = self.root.join("checkpoints");
+        let name = format!("step-{step:06}");
+        let path = folder.join(&name);
+        let own = !path.exists();
+        if own {
+            save_whole(model, &path)?;
+        }
+        point(&folder, "best", &name)?;
+        if let Some(before) = before
+            && fs::read_link(folder.join("latest")).ok().is_none_or(|latest| folder.join(latest) != before)
+        {
+            fs::remove_dir_all(&before).context(|| format!("cannot remove `{}`", before.display()))?;
+        }
+        Ok(own.then_some(path))
     }
 
     /// Writes sample drawings, and what was asked, answered and rewarded, as `samples/NAME.png` and `.jsonl`.
@@ -93,6 +114,15 @@ impl RunDir {
             .context(|| "cannot write the samples")?;
         self.write(&format!("{name}.jsonl"), &(lines.join("\n") + "\n"))
     }
+}
+
+/// Points the link `name` of a folder at one of its entries.
+fn point(folder: &Path, name: &str, entry: &str) -> Result<()> {
+    let (link, next) = (folder.join(name), folder.join(format!("{name}.new")));
+    let place = || format!("cannot point `{}` at `{entry}`", link.display());
+    let _ = fs::remove_file(&next);
+    std::os::unix::fs::symlink(entry, &next).context(place)?;
+    fs::rename(&next, &link).context(place)
 }
 
 /// Drawings with what was asked, answered and rewarded, row by row.

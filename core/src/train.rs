@@ -9,6 +9,7 @@ use tch::Tensor;
 use crate::config::{Rollout, RunConfig};
 use crate::error::{Error, Result};
 use crate::eval::{self, Evaluation, ModelStamp, Receipt, Report};
+use crate::guard::{Course, Guard};
 use crate::judge::tiles as judge;
 use crate::metrics::MetricsFile;
 use crate::model::{Mode, Parameter, ParameterGroup, UnifiedModel};
@@ -40,6 +41,8 @@ pub struct RunReport {
     pub after: Option<Report>,
     /// The last checkpoint.
     pub checkpoint: PathBuf,
+    /// Why the drift guard ended the run early, if it did.
+    pub stopped: Option<String>,
     /// From the first evaluation to the last.
     pub wall: Duration,
 }
@@ -89,6 +92,9 @@ pub fn train(
         let _ = parameter.tensor.set_requires_grad(false);
     }
     let mut update = AdamW::new(weights, config.update.clone(), options.steps);
+    let mut guard = Guard::new(model, config, &update)?;
+    let mut last = options.steps;
+    let mut stopped = None;
 
     watch(Event::TrainStarted(options.steps));
     for step in 1..=options.steps {
@@ -151,25 +157,35 @@ pub fn train(
         ] {
             metrics.insert(name.into(), time.as_secs_f64());
         }
+        let course = match &mut guard {
+            Some(guard) => guard.after(step, model, &mut update, run_dir, &mut metrics)?,
+            None => Course::On,
+        };
         file.append(step, &metrics)?;
         watch(Event::Stepped(&StepReport { step, metrics, phases }));
 
         // 4. Keep the weights.
+        if let Course::Stop(why) = course {
+            (last, stopped) = (step, Some(why));
+            break;
+        }
         let every = config.checkpoint.every;
         if every > 0 && step % every == 0 && step < options.steps {
             run_dir.save_checkpoint(model, step)?;
         }
     }
-    let checkpoint = run_dir.save_checkpoint(model, options.steps)?;
+    let checkpoint = run_dir.save_checkpoint(model, last)?;
     let after = evaluate(model, rules, config, run_dir, "trained", watch)?;
     let wall = started.elapsed();
     let report = serde_json::json!({
         "base": before,
         "trained": after,
+        "steps": last,
+        "stopped": stopped,
         "wall_seconds": wall.as_secs_f64(),
     });
     run_dir.write("report.json", &format!("{report:#}\n"))?;
-    Ok(RunReport { before, after, checkpoint, wall })
+    Ok(RunReport { before, after, checkpoint, stopped, wall })
 }
 
 fn evaluate(

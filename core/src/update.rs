@@ -92,6 +92,27 @@ impl AdamW {
         Self { options, slots, step: 0, total_steps }
     }
 
+    /// Copies of all weights, in the precision in which they are updated.
+    pub fn weights(&self) -> Vec<Tensor> {
+        let copy = |slot: &Slot| slot.master.as_ref().unwrap_or(&slot.weight).detach().copy();
+        self.slots.iter().map(copy).collect()
+    }
+
+    /// Takes such copies back, and forgets moments: the next update is like the first, but for the schedule.
+    pub fn restore(&mut self, weights: &[Tensor]) {
+        tch::no_grad(|| {
+            for (slot, weight) in self.slots.iter_mut().zip(weights) {
+                slot.weight.copy_(weight);
+                if let Some(master) = &mut slot.master {
+                    master.copy_(weight);
+                }
+                let _ = slot.mean.zero_();
+                let _ = slot.square.zero_();
+                slot.steps = 0;
+            }
+        });
+    }
+
     /// Forgets all gradients.
     pub fn zero_grad(&mut self) {
         for slot in &mut self.slots {
@@ -179,6 +200,30 @@ mod tests {
     fn parameter(values: &[f32], kind: Kind) -> Parameter {
         let tensor = Tensor::from_slice(values).to_kind(kind).set_requires_grad(true);
         Parameter { name: "w".into(), tensor, group: ParameterGroup::Shared }
+    }
+
+    #[test]
+    fn what_is_restored_goes_the_same_way_again() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let p = parameter(&[1.0, -2.0], kind);
+            let weight = p.tensor.shallow_clone();
+            let options = UpdateOptions { learning_rate: 0.1, warmup: 1, ..UpdateOptions::default() };
+            let mut adam = AdamW::new(vec![p], options, 10);
+            let start = adam.weights();
+            let mut ends = Vec::new();
+            for _ in 0..2 {
+                for _ in 0..3 {
+                    adam.zero_grad();
+                    (&weight * &weight).sum(Kind::Float).backward();
+                    adam.apply().unwrap();
+                }
+                ends.push(Vec::<f64>::try_from(weight.detach().to_kind(Kind::Double)).unwrap());
+                adam.restore(&start);
+            }
+            assert_eq!(ends[0], ends[1]);
+            assert_ne!(ends[0], [1.0, -2.0]);
+            assert_eq!(Vec::<f64>::try_from(weight.detach().to_kind(Kind::Double)).unwrap(), [1.0, -2.0]);
+        }
     }
 
     #[test]

@@ -37,6 +37,14 @@ pub struct Score {
     pub counts: BTreeMap<String, [u64; 2]>,
 }
 
+impl Score {
+    /// A category's value and interval, where something was counted.
+    pub(crate) fn of(&self, category: Category) -> Option<(f64, Interval)> {
+        let name = category.name();
+        self.by_category.get(name).copied().flatten().zip(self.intervals.get(name).copied().flatten())
+    }
+}
+
 /// What an evaluation found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
