@@ -7,6 +7,7 @@ use unirl::plugin::Plugins;
 
 use crate::args::{EvalArgs, EvalCommand, VerifyArgs};
 use crate::build::{self, Settings};
+use crate::endpoint::Endpoint;
 use crate::progress;
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
@@ -14,6 +15,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     if let Some(EvalCommand::Verify(args)) = &args.command {
         return verify(args);
     }
+    let endpoint = Endpoint::new(&args.judge)?;
     let shard: Shard = args.shard.as_deref().map_or(Ok(Shard::default()), str::parse)?;
     let mut settings = Settings::new(&args.model, None)?;
     if let Some(prompts) = args.prompts {
@@ -31,8 +33,11 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let plugin = format!("{} {}", plugin.name, plugin.version);
     let options = &config.eval;
     let tasks = eval::tasks(options.prompts, options.seed)?;
-    let evaluation =
+    let mut evaluation =
         Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
+    if let Some(endpoint) = &endpoint {
+        evaluation.answers = endpoint;
+    }
 
     let mine = (shard.index..evaluation.parts()).step_by(shard.of);
     let bar = progress::bar("eval", mine.map(|part| evaluation.part_tasks(part).len() as u64).sum());

@@ -4,6 +4,7 @@ mod args;
 mod ask;
 mod batch;
 mod build;
+mod endpoint;
 mod eval;
 mod generate;
 mod logging;

@@ -1,5 +1,7 @@
 //! The log on stderr.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::args::LogForm;
@@ -14,7 +16,10 @@ pub(crate) fn init(verbose: u8, form: LogForm) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match form {
-        LogForm::Text => builder.without_time().with_target(verbose > 1).init(),
+        LogForm::Text => {
+            let colors = std::io::stderr().is_terminal();
+            builder.without_time().with_target(verbose > 1).with_ansi(colors).init();
+        }
         LogForm::Json => builder.json().init(),
     }
 }

@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
 
 use insta::assert_snapshot;
 use serde_json::Value;
@@ -106,6 +109,104 @@ fn a_receipt_is_verified() {
         eval(home.path(), &["--out", "."]),
         eval(home.path(), &["--set", "eval.best=t2y"]),
     ];
+    assert_snapshot!(texts.join("\n"));
+}
+
+/// A judge that answers with `replies` in turn, the last of them for ever: its address, and what it was asked.
+fn endpoint(replies: Vec<(u16, &'static str)>) -> (String, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let (sender, asked) = mpsc::channel();
+    std::thread::spawn(move || {
+        for index in 0.. {
+            let Ok((stream, _)) = listener.accept() else { return };
+            let mut reader = BufReader::new(stream);
+            let (mut head, mut length) = (String::new(), 0);
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                if let Some(number) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = number.trim().parse().unwrap();
+                }
+                if line.trim().is_empty() {
+                    break;
+                }
+                head += &line;
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            let _ = sender.send(format!("{head}{}", String::from_utf8(body).unwrap()));
+            let (status, reply) = replies[index.min(replies.len() - 1)];
+            let text = format!(
+                "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{reply}",
+                reply.len()
+            );
+            reader.get_mut().write_all(text.as_bytes()).unwrap();
+        }
+    });
+    (url, asked)
+}
+
+const YES: &str = r#"{"choices":[{"message":{"role":"assistant","content":"Yes."}}]}"#;
+const NO: &str = r#"{"choices":[{"message":{"content":"no, it is not"}}]}"#;
+const PERHAPS: &str = r#"{"choices":[{"message":{"content":"perhaps"}}]}"#;
+
+#[test]
+fn a_language_model_judges_answers_once_each() {
+    let home = TempDir::new().unwrap();
+    let (url, asked) = endpoint(vec![(503, "busy"), (200, NO), (200, YES)]);
+    let judged = |url: &str| {
+        let arguments =
+            ["--json", "--judge-url", url, "--judge-model", "m", "--judge-cache", "replies.jsonl"];
+        eval(home.path(), &arguments)
+    };
+    let said = judged(&url);
+    assert!(said.starts_with("exit: 0"), "{said}");
+    let figures: Value =
+        serde_json::from_str(said["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap()).unwrap();
+    let counts = figures["mmu"]["counts"].as_object().unwrap().values();
+    let right: u64 = counts.map(|count| count[0].as_u64().unwrap()).sum();
+    // The first question, as often as it was asked, got a no; all others a yes.
+    assert!((15..=18).contains(&right), "{figures}");
+    let asked: Vec<String> = asked.try_iter().collect();
+    assert!(
+        asked[0].starts_with("POST /v1/chat/completions ") && !asked[0].contains("authorization"),
+        "{}",
+        asked[0]
+    );
+    assert!(
+        asked[0].contains("\"model\":\"m\"") && asked[0].contains("The right answer is: "),
+        "{}",
+        asked[0]
+    );
+    assert_eq!(asked[0], asked[1], "what failed is asked again");
+    let kept = fs::read_to_string(home.path().join("replies.jsonl")).unwrap();
+    assert_eq!(kept.lines().count(), asked.len() - 1, "each once");
+    assert_eq!(kept.matches("\"right\":false").count(), 1);
+    // The same address, and nobody there: every reply is known.
+    assert_eq!(judged(&url).split("stderr:").next(), said.split("stderr:").next());
+}
+
+#[test]
+fn a_judge_that_does_not_judge_is_a_clear_error() {
+    let home = TempDir::new().unwrap();
+    let judged = |arguments: &[&str]| {
+        eval(home.path(), &[&["--judge-model", "m", "--judge-cache", "r.jsonl"], arguments].concat())
+    };
+    let (refuses, _) = endpoint(vec![(401, "no such key")]);
+    let (chats, _) = endpoint(vec![(200, PERHAPS)]);
+    let (other, _) = endpoint(vec![(200, "<html>")]);
+    let down = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let down = format!("http://{down}/v1");
+    let texts = [
+        (refuses.as_str(), judged(&["--judge-url", &refuses])),
+        (chats.as_str(), judged(&["--judge-url", &chats])),
+        (other.as_str(), judged(&["--judge-url", &other])),
+        (down.as_str(), judged(&["--judge-url", &down])),
+        ("nowhere", judged(&["--judge-url", "localhost:8000"])),
+        ("nowhere", judged(&["--judge-url", "http://x", "--judge-question", "papr"])),
+    ]
+    .map(|(url, text)| text.replace(url, "[URL]"));
     assert_snapshot!(texts.join("\n"));
 }
 

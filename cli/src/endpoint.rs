@@ -1,0 +1,246 @@
+//! A language model behind an OpenAI-compatible endpoint as the judge of answers: the one thing that opens the network, and
+//! only where the user points it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use unirl::error::{Context, Error, Result, unknown_name};
+use unirl::hash;
+use unirl::judge::AnswerJudge;
+use unirl::scene::Task;
+
+use crate::args::JudgeArgs;
+
+const QUESTIONS: [(&str, &str); 2] = [
+    (
+        "question",
+        "Somebody was asked about a picture: {question}\nThe right answer is: {truth}\nThe answer given is: {answer}\n\
+         Is the answer given right? It is wrong if it leaves out or changes an object, number, colour or position, or \
+         names more than the right answer. Reply with yes or no.",
+    ),
+    (
+        "paper",
+        "Predicted answer: {answer}\nGround-truth answer: {truth}\nDoes the predicted answer match the ground-truth \
+         answer? Reply with yes or no.",
+    ),
+];
+
+/// How often it is asked before it counts as down.
+const ATTEMPTS: u32 = 5;
+/// The wait before the second attempt; each further one is twice as long.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// The longest an attempt may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The judge.
+pub(crate) struct Endpoint {
+    url: String,
+    model: String,
+    key: Option<String>,
+    question: String,
+    agent: ureq::Agent,
+    cache: RefCell<Cache>,
+}
+
+/// How an attempt failed.
+enum Failure {
+    /// It may be better in a moment, perhaps after so many seconds.
+    Passing(String, Option<u64>),
+    /// It will not.
+    Lasting(String),
+}
+
+impl Endpoint {
+    /// The judge that the arguments name, if they name one.
+    pub(crate) fn new(args: &JudgeArgs) -> Result<Option<Self>> {
+        let (Some(url), Some(model)) = (&args.judge_url, &args.judge_model) else { return Ok(None) };
+        if !(url.starts_with("http://") || url.starts_with("https://")) {
+            return Err(Error::usage(format!(
+                "`--judge-url {url}`: expected an address that begins with http:// or https://"
+            ))
+            .hint("e.g. `http://localhost:8000/v1`"));
+        }
+        let question = match QUESTIONS.iter().find(|(name, _)| *name == args.judge_question) {
+            Some((_, text)) => (*text).to_string(),
+            None if Path::new(&args.judge_question).is_file() => fs::read_to_string(&args.judge_question)
+                .context(|| format!("cannot read `{}`", args.judge_question))?,
+            None => {
+                return Err(unknown_name(
+                    "judge question",
+                    &args.judge_question,
+                    &QUESTIONS.map(|(name, _)| name),
+                )
+                .hint("or the path of a file"));
+            }
+        };
+        if !(question.contains("{truth}") && question.contains("{answer}")) {
+            return Err(Error::usage("the judge question has no place for `{truth}` and `{answer}`"));
+        }
+        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
+        Ok(Some(Self {
+            url: url.trim_end_matches('/').into(),
+            model: model.clone(),
+            key: std::env::var(&args.judge_key).ok().filter(|key| !key.is_empty()),
+            question,
+            agent: config.build().into(),
+            cache: RefCell::new(Cache::open(args.judge_cache.clone())?),
+        }))
+    }
+
+    fn ask(&self, message: &str) -> Result<bool> {
+        let key = hash::text(&format!("{}\n{}\n{message}", self.url, self.model));
+        if let Some(verdict) = self.cache.borrow().known.get(&key) {
+            return Ok(*verdict);
+        }
+        let mut wait = FIRST_WAIT;
+        let mut last = String::new();
+        for attempt in 1..=ATTEMPTS {
+            match self.attempt(message) {
+                Ok(verdict) => {
+                    self.cache.borrow_mut().keep(key, verdict)?;
+                    return Ok(verdict);
+                }
+                Err(Failure::Lasting(why)) => return Err(self.failed(why)),
+                Err(Failure::Passing(why, after)) => {
+                    tracing::warn!("attempt {attempt} of {ATTEMPTS}: {why}");
+                    last = why;
+                    if attempt < ATTEMPTS {
+                        std::thread::sleep(after.map_or(wait, Duration::from_secs).min(PATIENCE));
+                        wait *= 2;
+                    }
+                }
+            }
+        }
+        Err(self.failed(last).cause(format!("{ATTEMPTS} attempts")))
+    }
+
+    fn failed(&self, why: String) -> Error {
+        Error::failure(format!("the judge at `{}` did not judge", self.url)).cause(why).hint(
+            "what it has judged is kept, and so is every finished part of `--out DIR`: the same command goes on from there",
+        )
+    }
+
+    fn attempt(&self, message: &str) -> Result<bool, Failure> {
+        let body = json!({
+            "model": self.model,
+            "messages": [{ "role": "user", "content": message }],
+            "temperature": 0,
+        });
+        let mut request = self
+            .agent
+            .post(format!("{}/chat/completions", self.url))
+            .header("content-type", "application/json");
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let mut response =
+            request.send(body.to_string()).map_err(|error| Failure::Passing(error.to_string(), None))?;
+        let status = response.status().as_u16();
+        let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let text = response
+            .body_mut()
+            .read_to_string()
+            .map_err(|error| Failure::Passing(error.to_string(), None))?;
+        let beginning = || text.chars().take(200).collect::<String>();
+        match status {
+            200 => {}
+            408 | 429 | 500.. => {
+                return Err(Failure::Passing(format!("status {status}: {}", beginning()), after));
+            }
+            _ => return Err(Failure::Lasting(format!("status {status}: {}", beginning()))),
+        }
+        let reply: Option<Value> = serde_json::from_str(&text).ok();
+        let content = reply.as_ref().and_then(|reply| reply["choices"][0]["message"]["content"].as_str());
+        let Some(content) = content else {
+            return Err(Failure::Lasting(format!(
+                "its reply has no `choices[0].message.content`: {}",
+                beginning()
+            )));
+        };
+        let word: String = content
+            .trim_start()
+            .chars()
+            .take_while(|letter| letter.is_alphabetic())
+            .collect::<String>()
+            .to_lowercase();
+        match word.as_str() {
+            "yes" => Ok(true),
+            "no" => Ok(false),
+            _ => Err(Failure::Lasting(format!(
+                "expected a reply that begins with yes or no, got `{}`",
+                content.chars().take(200).collect::<String>()
+            ))),
+        }
+    }
+}
+
+impl AnswerJudge for Endpoint {
+    fn name(&self) -> String {
+        format!("{} at {}, question {}", self.model, self.url, &hash::text(&self.question)[..12])
+    }
+
+    fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<bool>> {
+        let message = |(task, answer): (&Task, &String)| {
+            // The answer last: what a model says is not read for places.
+            let asked = self.question.replace("{question}", &task.question).replace("{truth}", &task.truth);
+            asked.replace("{answer}", answer)
+        };
+        tasks.iter().zip(answers).map(|pair| self.ask(&message(pair))).collect()
+    }
+}
+
+/// Verdicts by the hash of endpoint, model and message, one JSON object a line.
+struct Cache {
+    known: HashMap<String, bool>,
+    file: File,
+    path: PathBuf,
+}
+
+impl Cache {
+    fn open(path: Option<PathBuf>) -> Result<Self> {
+        let path = match path {
+            Some(path) => path,
+            None => default_path().ok_or_else(|| {
+                Error::usage("no folder for the judge's replies")
+                    .hint("name a file: `--judge-cache FILE.jsonl`")
+            })?,
+        };
+        let place = || format!("cannot open the judge's replies `{}`", path.display());
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).context(place)?;
+        }
+        let mut known = HashMap::new();
+        let mut cut = false;
+        if let Ok(text) = fs::read_to_string(&path) {
+            cut = !text.is_empty() && !text.ends_with('\n');
+            // A line that was cut off by a kill is asked for again.
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            known.extend(
+                lines.filter_map(|line| Some((line["key"].as_str()?.to_string(), line["right"].as_bool()?))),
+            );
+        }
+        let mut file = OpenOptions::new().create(true).append(true).open(&path).context(place)?;
+        if cut {
+            writeln!(file).context(place)?;
+        }
+        Ok(Self { known, file, path })
+    }
+
+    fn keep(&mut self, key: String, verdict: bool) -> Result<()> {
+        writeln!(self.file, "{}", json!({ "key": key, "right": verdict }))
+            .context(|| format!("cannot write `{}`", self.path.display()))?;
+        self.known.insert(key, verdict);
+        Ok(())
+    }
+}
+
+fn default_path() -> Option<PathBuf> {
+    let folder = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let folder = folder.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    Some(folder.join("unirl/judge.jsonl"))
+}
