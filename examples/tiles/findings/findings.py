@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""The paper's findings in small: trains every arm on seeds 1, 2 and 3, and writes its Tables 4, 5 and 6 with intervals.
+
+    ./x findings                      # every arm that is not done yet, then the tables and the plots
+    ./x findings --only grpo sft      # only these arms
+    ./x findings --tables             # no training: what is done so far
+
+Runs go to `runs/findings/ARM-SEED`, two at a time with a thread each, and are reused where they are complete: an
+interrupted command goes on where it was. Arms and what the paper found stand below. A figure is the mean over the seeds;
+its interval resamples seeds and tasks (95 %, percentile bootstrap), and that of a gain pairs each task with itself before
+training. Written: `findings.md`, `showo.svg`, `showo.png`, `janus.svg` and `janus.png` beside this file.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+RUNS = ROOT / "runs" / "findings"
+SEEDS = (1, 2, 3)
+RESAMPLINGS = 1000
+
+SHOWO = ["--plugin", "showo"]
+JANUS = ["--plugin", "janus"]
+SHUFFLED = ["--set", "train.shuffle_rewards=true"]
+# Of each: its family, what it is called, and its arguments.
+ARMS = {
+    "sft": ("Show-o", "SFT", [*SHOWO, "--optimizer", "sft", "--set", "update.learning_rate=2e-5"]),
+    "grpo": ("Show-o", "GRPO, end to end", [*SHOWO, "--optimizer", "grpo"]),
+    "grpo-split": ("Show-o", "GRPO, split", [*SHOWO, "--optimizer", "grpo-split"]),
+    "grpo-shuffled": ("Show-o", "GRPO, shuffled rewards", [*SHOWO, "--optimizer", "grpo", *SHUFFLED]),
+    "janus-split": ("Janus", "GRPO, split", [*JANUS, "--optimizer", "grpo-split"]),
+    "janus-sft": ("Janus", "SFT", [*JANUS, "--optimizer", "sft"]),
+    "janus-shuffled": ("Janus", "GRPO, split, shuffled rewards", [*JANUS, "--optimizer", "grpo-split", *SHUFFLED]),
+}
+# What every arm is watched by while it trains: the curves.
+WATCH = ["--device", "cpu", "--set", "eval.every=10", "--set", "eval.every_prompts=20", "--set", "eval.batch=120"]
+
+CATEGORIES = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
+HEADS = ["Single.", "Two.", "Count.", "Colors", "Posi.", "Attri."]
+
+# Whether a task counts for a figure, and as a success.
+FIGURES = {
+    "T2I": lambda v: v["strict"],
+    "MMU": lambda v: v["understood"],
+    "T2I→MMU": lambda v: v["passed"] if v["strict"] else None,
+    "MMU→T2I": lambda v: v["strict"] if v["understood"] else None,
+    "wrong passed": lambda v: None if v["strict"] else v["passed"],
+}
+# The paper's Overall columns (Tables 4, 5 and 6; the chains are pooled there, the others means of the categories).
+PAPER = {
+    ("Show-o", None): {"T2I": 0.60, "MMU": 0.71, "T2I→MMU": 0.83, "MMU→T2I": 0.70},
+    ("Show-o", "sft"): {"T2I": 0.77, "MMU": 0.67, "T2I→MMU": 0.81, "MMU→T2I": 0.80},
+    ("Show-o", "grpo"): {"T2I": 0.71, "MMU": 0.79, "T2I→MMU": 0.93, "MMU→T2I": 0.81},
+    ("Janus", None): {"T2I": 0.60, "MMU": 0.84, "T2I→MMU": 0.67, "MMU→T2I": 0.68},
+    ("Janus", "janus-split"): {"T2I": 0.65, "MMU": 0.88, "T2I→MMU": 0.76, "MMU→T2I": 0.74},
+}
+
+
+# ---- training ----
+
+
+def folder(arm, seed):
+    return RUNS / f"{arm}-{seed}"
+
+
+def complete(arm, seed):
+    return (folder(arm, seed) / "report.json").exists()
+
+
+def train(job):
+    arm, seed, program = job
+    place = folder(arm, seed)
+    shutil.rmtree(place, ignore_errors=True)
+    print(f"{arm}, seed {seed} ...", file=sys.stderr, flush=True)
+    command = [program, *ARMS[arm][2], *WATCH, "--seed", str(seed), "--out", place]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode != 0:
+        sys.exit(f"{arm}, seed {seed}:\n{done.stderr}")
+    seconds = json.loads((place / "report.json").read_text())["wall_seconds"]
+    print(f"{arm}, seed {seed}: {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+# ---- figures ----
+
+
+def verdicts(arm, seed, what):
+    """The verdicts of a receipt by category, in the order of the tasks."""
+    receipt = json.loads((folder(arm, seed) / "eval" / f"{what}.json").read_text())
+    by_category = {name: [] for name in CATEGORIES}
+    for line in receipt["verdicts"]:
+        by_category[line["task"]["category"]].append(line["verdict"])
+    return by_category
+
+
+def means(by_category, counts):
+    """A figure by category, the mean of the categories and the pooled one; None where nothing counts."""
+    values, hits, total = [], 0, 0
+    for name in CATEGORIES:
+        counted = [float(value) for value in map(counts, by_category[name]) if value is not None]
+        values.append(sum(counted) / len(counted) if counted else None)
+        hits, total = hits + sum(counted), total + len(counted)
+    known = [value for value in values if value is not None]
+    return [*values, sum(known) / len(known) if known else None, hits / total if total else None]
+
+
+def average(rows):
+    """Column by column, over the rows that have a value there."""
+    columns = [[value for value in column if value is not None] for column in zip(*rows)]
+    return [sum(column) / len(column) if column else None for column in columns]
+
+
+def interval(samples):
+    samples = sorted(value for value in samples if value is not None)
+    if not samples:
+        return None
+    at = lambda share: samples[round((len(samples) - 1) * share)]
+    return at(0.025), at(0.975)
+
+
+class Arm:
+    """The base and the trained verdicts of an arm's seeds, and figures of both with intervals."""
+
+    def __init__(self, name):
+        self.name = name
+        self.base = [verdicts(name, seed, "base") for seed in SEEDS]
+        self.trained = [verdicts(name, seed, "trained") for seed in SEEDS]
+        self.before, self.after, self.gain = {}, {}, {}
+        rng = random.Random(6)
+        draws = []
+        for _ in range(RESAMPLINGS):
+            seeds = [rng.randrange(len(SEEDS)) for _ in SEEDS]
+            tasks = {c: [rng.randrange(len(self.base[0][c])) for _ in self.base[0][c]] for c in CATEGORIES}
+            pick = lambda runs: [{c: [runs[seed][c][task] for task in tasks[c]] for c in CATEGORIES} for seed in seeds]
+            draws.append((pick(self.base), pick(self.trained)))
+        for figure, counts in FIGURES.items():
+            of = lambda runs: average([means(run, counts) for run in runs])
+            before, after = of(self.base), of(self.trained)
+            olds, news = [of(draw[0]) for draw in draws], [of(draw[1]) for draw in draws]
+            self.before[figure] = list(zip(before, map(interval, zip(*olds))))
+            self.after[figure] = list(zip(after, map(interval, zip(*news))))
+            minus = lambda new, old: None if None in (new, old) else new - old
+            gains = [[minus(n, o) for n, o in zip(new, old)] for new, old in zip(news, olds)]
+            self.gain[figure] = list(zip(map(minus, after, before), map(interval, zip(*gains))))
+        each = lambda runs, figure: [means(run, FIGURES[figure])[6] for run in runs]
+        self.by_seed = {f: [n - o for n, o in zip(each(self.trained, f), each(self.base, f))] for f in ("T2I", "MMU")}
+
+
+def cell(value, signed=False):
+    number, ends = value
+    if number is None:
+        return "–"
+    form = "{:+.2f}" if signed else "{:.2f}"
+    return form.format(number) + (f" ({form.format(ends[0])}, {form.format(ends[1])})" if ends else "")
+
+
+def table(title, figure, arms, pooled):
+    lines = [f"**{title}**", "", "| | " + " | ".join(HEADS) + " | Overall | gain |", "|---" * 9 + "|"]
+    overall = 7 if pooled else 6
+    for family in dict.fromkeys(ARMS[arm.name][0] for arm in arms):
+        of_family = [arm for arm in arms if ARMS[arm.name][0] == family]
+        rows = [(family, of_family[0].before[figure], None)]
+        rows += [(ARMS[arm.name][1], arm.after[figure], arm.gain[figure]) for arm in of_family]
+        for name, values, gains in rows:
+            numbers = ["–" if value[0] is None else f"{value[0]:.2f}" for value in values[:6]]
+            gain = "" if gains is None else cell(gains[overall], signed=True)
+            lines.append(f"| {name} | {' | '.join(numbers)} | {cell(values[overall])} | {gain} |")
+    return lines + [""]
+
+
+def verdict(gain):
+    number, ends = gain
+    if number is None or ends is None:
+        return "–"
+    return "rises" if ends[0] > 0 else "falls" if ends[1] < 0 else "no change beyond chance"
+
+
+def statements(arms):
+    lines = ["| | figure | paper | here | here it |", "|---|---|---|---|---|"]
+    for arm in arms:
+        family, name, _ = ARMS[arm.name]
+        paper = PAPER.get((family, arm.name))
+        for figure in ("T2I", "MMU", "T2I→MMU", "MMU→T2I"):
+            at = 7 if "→" in figure else 6
+            there = f"{PAPER[family, None][figure]:.2f} → {paper[figure]:.2f}" if paper else "not told"
+            here = f"{arm.before[figure][at][0]:.2f} → {arm.after[figure][at][0]:.2f}"
+            lines.append(f"| {family}, {name} | {figure} | {there} | {here} | {verdict(arm.gain[figure][at])} |")
+    return lines + [""]
+
+
+def report(arms):
+    lines = [
+        "<!-- written by findings.py -->",
+        "",
+        "Seeds 1, 2 and 3 of each arm, 100 held-out prompts a category, 95 % intervals over seeds and tasks.",
+        "T2I and MMU are means of the categories, the chains are pooled, as in the paper.",
+        "",
+    ]
+    lines += table("Table 4 in small: drawing (T2I)", "T2I", arms, False)
+    lines += table("Table 5 in small: reading (MMU)", "MMU", arms, False)
+    lines += table("Table 6 in small: T2I→MMU", "T2I→MMU", arms, True)
+    lines += table("Table 6 in small: MMU→T2I", "MMU→T2I", arms, True)
+    lines += table("Wrong drawings that the model passes", "wrong passed", arms, True)
+    lines += ["**Beside the paper** (Overall, before → after)", "", *statements(arms)]
+    lines += ["**By seed**", "", "| | T2I | MMU |", "|---|---|---|"]
+    for arm in arms:
+        family, name, _ = ARMS[arm.name]
+        each = [" ".join(f"{gain:+.3f}" for gain in arm.by_seed[figure]) for figure in ("T2I", "MMU")]
+        lines.append(f"| {family}, {name} | {each[0]} | {each[1]} |")
+    (HERE / "findings.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+# ---- plots ----
+
+
+def curve(arm, seed, name):
+    """The steps and values of a metric."""
+    lines = (folder(arm, seed) / "metrics.jsonl").read_text().splitlines()
+    points = [(line["step"], line[name]) for line in map(json.loads, lines) if name in line]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def plot(family, arms):
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plots: matplotlib is not installed; `./x findings` brings its own", file=sys.stderr)
+        return
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "unirl"
+    from matplotlib import pyplot
+
+    panels = {
+        "reward": "reward/mean",
+        "T2I": "eval/t2i",
+        "MMU": "eval/mmu",
+        "T2I→MMU": "eval/t2i_to_mmu",
+        "MMU→T2I": "eval/mmu_to_t2i",
+    }
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(15, 3.2), layout="constrained")
+    for axis, (title, name) in zip(axes, panels.items()):
+        for index, arm in enumerate(arms):
+            curves = [curve(arm.name, seed, name) for seed in SEEDS]
+            steps = curves[0][0]
+            rows = [[values[at] for _, values in curves if at < len(values)] for at in range(len(steps))]
+            middle = [sum(row) / len(row) for row in rows]
+            axis.plot(steps, middle, color=f"C{index}", label=ARMS[arm.name][1])
+            axis.fill_between(steps, list(map(min, rows)), list(map(max, rows)), color=f"C{index}", alpha=0.15, lw=0)
+        axis.set(title=title, xlabel="step", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small", loc="lower left")
+    figure.suptitle(f"{family}: mean of the seeds, and from the least to the most")
+    for ending in ("svg", "png"):
+        metadata = {"Date": None} if ending == "svg" else {"Software": None}
+        figure.savefig(HERE / f"{family.lower().replace('-', '')}.{ending}", dpi=110, metadata=metadata)
+    pyplot.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="ARM", choices=list(ARMS), default=list(ARMS), help=", ".join(ARMS))
+    parser.add_argument("--tables", action="store_true", help="train nothing, write tables and plots of what is done")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (2)")
+    parser.add_argument("--unirl", type=Path, metavar="PROGRAM", default=ROOT / "target/release/unirl", help="the program")
+    options = parser.parse_args()
+    if not options.tables:
+        program = options.unirl.resolve()
+        jobs = [(arm, seed, program) for seed in SEEDS for arm in options.only if not complete(arm, seed)]
+        with ThreadPoolExecutor(max(1, options.jobs)) as pool:
+            list(pool.map(train, jobs))
+    done = [arm for arm in ARMS if all(complete(arm, seed) for seed in SEEDS)]
+    if not done:
+        sys.exit("error: no arm has all its seeds yet\n\nhint: `./x findings` trains them")
+    arms = [Arm(arm) for arm in done]
+    report(arms)
+    for family in dict.fromkeys(ARMS[arm.name][0] for arm in arms):
+        plot(family, [arm for arm in arms if ARMS[arm.name][0] == family])
+
+
+if __name__ == "__main__":
+    main()
