@@ -154,21 +154,33 @@ pub(crate) struct EvalArgs {
 #[command(next_help_heading = "A language model as the judge of answers")]
 pub(crate) struct JudgeArgs {
     /// Where it is asked: an OpenAI-compatible endpoint, e.g. `http://localhost:8000/v1`
-    #[arg(long, value_name = "URL", requires = "judge_model")]
-    pub(crate) judge_url: Option<String>,
+    #[arg(id = "judge-url", long = "judge-url", value_name = "URL", requires = "judge-model")]
+    pub(crate) url: Option<String>,
     /// Its name there
-    #[arg(long, value_name = "NAME", requires = "judge_url")]
-    pub(crate) judge_model: Option<String>,
+    #[arg(id = "judge-model", long = "judge-model", value_name = "NAME", requires = "judge-url")]
+    pub(crate) model: Option<String>,
     /// The environment variable that holds the key; no key is sent where it is not set
-    #[arg(long, value_name = "VARIABLE", default_value = "OPENAI_API_KEY", requires = "judge_url")]
-    pub(crate) judge_key: String,
+    #[arg(
+        id = "judge-key",
+        long = "judge-key",
+        value_name = "VARIABLE",
+        default_value = "OPENAI_API_KEY",
+        requires = "judge-url"
+    )]
+    pub(crate) key: String,
     /// What it is asked: `question` (with the question that was asked), `paper` (whether the predicted answer matches the
     /// ground-truth answer, as in A.1), or a file with `{question}`, `{truth}` and `{answer}` in it
-    #[arg(long, value_name = "NAME|FILE", default_value = "question", requires = "judge_url")]
-    pub(crate) judge_question: String,
+    #[arg(
+        id = "judge-question",
+        long = "judge-question",
+        value_name = "NAME|FILE",
+        default_value = "question",
+        requires = "judge-url"
+    )]
+    pub(crate) question: String,
     /// Where its replies are kept, so that none is asked for twice; `judge.jsonl` in the user's cache folder without it
-    #[arg(long, value_name = "FILE.jsonl", requires = "judge_url")]
-    pub(crate) judge_cache: Option<PathBuf>,
+    #[arg(id = "judge-cache", long = "judge-cache", value_name = "FILE.jsonl", requires = "judge-url")]
+    pub(crate) cache: Option<PathBuf>,
 }
 
 /// What else to do with evaluations.

@@ -35,7 +35,7 @@ const ATTEMPTS: u32 = 5;
 /// The wait before the second attempt; each further one is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// The longest an attempt may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The judge.
 pub(crate) struct Endpoint {
@@ -58,24 +58,21 @@ enum Failure {
 impl Endpoint {
     /// The judge that the arguments name, if they name one.
     pub(crate) fn new(args: &JudgeArgs) -> Result<Option<Self>> {
-        let (Some(url), Some(model)) = (&args.judge_url, &args.judge_model) else { return Ok(None) };
+        let (Some(url), Some(model)) = (&args.url, &args.model) else { return Ok(None) };
         if !(url.starts_with("http://") || url.starts_with("https://")) {
             return Err(Error::usage(format!(
                 "`--judge-url {url}`: expected an address that begins with http:// or https://"
             ))
             .hint("e.g. `http://localhost:8000/v1`"));
         }
-        let question = match QUESTIONS.iter().find(|(name, _)| *name == args.judge_question) {
+        let question = match QUESTIONS.iter().find(|(name, _)| *name == args.question) {
             Some((_, text)) => (*text).to_string(),
-            None if Path::new(&args.judge_question).is_file() => fs::read_to_string(&args.judge_question)
-                .context(|| format!("cannot read `{}`", args.judge_question))?,
+            None if Path::new(&args.question).is_file() => {
+                fs::read_to_string(&args.question).context(|| format!("cannot read `{}`", args.question))?
+            }
             None => {
-                return Err(unknown_name(
-                    "judge question",
-                    &args.judge_question,
-                    &QUESTIONS.map(|(name, _)| name),
-                )
-                .hint("or the path of a file"));
+                return Err(unknown_name("judge question", &args.question, &QUESTIONS.map(|(name, _)| name))
+                    .hint("or the path of a file"));
             }
         };
         if !(question.contains("{truth}") && question.contains("{answer}")) {
@@ -85,10 +82,10 @@ impl Endpoint {
         Ok(Some(Self {
             url: url.trim_end_matches('/').into(),
             model: model.clone(),
-            key: std::env::var(&args.judge_key).ok().filter(|key| !key.is_empty()),
+            key: std::env::var(&args.key).ok().filter(|key| !key.is_empty()),
             question,
             agent: config.build().into(),
-            cache: RefCell::new(Cache::open(args.judge_cache.clone())?),
+            cache: RefCell::new(Cache::open(args.cache.clone())?),
         }))
     }
 

@@ -149,14 +149,7 @@ pub fn train(
                 run_dir.save_samples(&format!("step-{step:06}"), &samples)?;
             }
         }
-        for (name, time) in [
-            ("time/draw", phases.draw),
-            ("time/answer", phases.answer),
-            ("time/score", phases.score),
-            ("time/update", phases.update),
-        ] {
-            metrics.insert(name.into(), time.as_secs_f64());
-        }
+        metrics.extend(phases.metrics());
         let course = match &mut guard {
             Some(guard) => guard.after(step, model, &mut update, run_dir, &mut metrics)?,
             None => Course::On,

@@ -97,7 +97,9 @@ impl Report {
             .collect();
         let mut tallies = <[Tally; 6]>::default();
         for (category, items) in by_category.iter().enumerate() {
-            items.iter().for_each(|item| add(&mut tallies, category, item));
+            for item in items {
+                add(&mut tallies, category, item);
+            }
         }
         let [t2i, t2i_lenient, mmu, t2i_to_mmu, mmu_to_t2i, wrong_passed] = std::array::from_fn(|figure| {
             let others: Vec<&Tally> = resampled.iter().map(|tallies| &tallies[figure]).collect();
@@ -201,8 +203,11 @@ fn intervals(score: &Score) -> [Option<Interval>; 8] {
 }
 
 fn heading(width: usize) -> String {
-    let heads: String = HEADS.iter().map(|head| format!(" {head:>width$}")).collect();
-    format!("{:<13}{heads}\n", "")
+    let mut text = format!("{:<13}", "");
+    for head in HEADS {
+        text += &format!(" {head:>width$}");
+    }
+    text + "\n"
 }
 
 /// A table with a row a figure and a column a category, the 95 % intervals below.

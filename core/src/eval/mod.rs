@@ -25,6 +25,7 @@ pub use receipt::{ModelStamp, Receipt};
 /// What was found about one task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "verdicts, each of its own")]
 pub struct Item {
     /// The drawing shows exactly what was asked for.
     pub strict: bool,

@@ -149,6 +149,14 @@ pub struct Phases {
     pub update: Duration,
 }
 
+impl Phases {
+    /// Seconds, under the names of [`crate::metrics`].
+    pub(crate) fn metrics(&self) -> [(String, f64); 4] {
+        [("draw", self.draw), ("answer", self.answer), ("score", self.score), ("update", self.update)]
+            .map(|(name, time)| (format!("time/{name}"), time.as_secs_f64()))
+    }
+}
+
 /// The model, the tasks and the rule set of one iteration, and the steps that all optimizers share.
 pub struct Iteration<'a> {
     /// The model that learns.
