@@ -190,8 +190,11 @@ mod tests {
         let tasks: Vec<Task> = (0..20)
             .map(|index| tiles::sample(Category::Colors, Split::All, &mut Rng::new(index)).unwrap())
             .collect();
-        let item =
-            |index: usize| Item { strict: index < right, understood: index < understood, ..Item::default() };
+        let item = |index: usize| Item {
+            strict: index < right,
+            understood: Some(index < understood),
+            ..Item::default()
+        };
         Report::of(&tasks, &(0..20).map(item).collect::<Vec<_>>())
     }
 

@@ -68,9 +68,9 @@ type Counts = fn(&Item) -> Option<bool>;
 const FIGURES: [Counts; 6] = [
     |item| Some(item.strict),
     |item| Some(item.lenient),
-    |item| Some(item.understood),
+    |item| item.understood,
     |item| item.strict.then_some(item.passed),
-    |item| item.understood.then_some(item.strict),
+    |item| (item.understood == Some(true)).then_some(item.strict),
     |item| (!item.strict).then_some(item.passed),
 ];
 
@@ -260,7 +260,7 @@ mod tests {
     }
 
     fn item(strict: bool, passed: bool, understood: bool) -> Item {
-        Item { strict, lenient: strict, passed, understood, ..Item::default() }
+        Item { strict, lenient: strict, passed, understood: Some(understood), ..Item::default() }
     }
 
     #[test]

@@ -8,11 +8,12 @@ mod folder;
 mod receipt;
 
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
 use crate::config::Rollout;
 use crate::error::{Error, Result};
 use crate::hash;
-use crate::judge::{AnswerJudge, Exact, ImageJudge, TilesJudge};
+use crate::judge::{AnswerJudge, Exact, ImageJudge, TilesJudge, Verdict};
 use crate::model::{ImageSampling, ModelCard, TextSampling, UnifiedModel};
 use crate::scene::rng::Rng;
 use crate::scene::{Category, Split, Task};
@@ -37,10 +38,10 @@ pub struct Item {
     pub answer: String,
     /// That answer is right.
     pub passed: bool,
-    /// What the model says of the reference image.
-    pub reference_answer: String,
+    /// What the model says of the reference image, where there is one.
+    pub reference_answer: Option<String>,
     /// That answer is right.
-    pub understood: bool,
+    pub understood: Option<bool>,
     /// The SHA-256 of the drawing, 8 bits a channel, in the order `[3,H,W]`.
     pub drawing: String,
 }
@@ -129,26 +130,53 @@ impl<'a> Evaluation<'a> {
         let about_drawn = tch::no_grad(|| model.answer(&drawn, &questions, &answering))?.text;
         let passed = self.answers.judge(tasks, &about_drawn)?;
 
-        let shown = self.images.references(tasks, seed::derive(self.seed, &[index as u64, 1]))?;
-        let shown = tch::no_grad(|| model.encode(&shown))?;
-        let about_shown = tch::no_grad(|| model.answer(&shown, &questions, &answering))?.text;
-        let understood = self.answers.judge(tasks, &about_shown)?;
+        let (about_shown, understood) = self.about_references(model, index)?;
 
-        let rows = verdicts.into_iter().zip(about_drawn).zip(passed).zip(about_shown).zip(understood);
         let drawings = hash::pictures(&pixels)?;
-        Ok(rows
-            .zip(drawings)
-            .map(|(((((verdict, answer), passed), reference_answer), understood), drawing)| Item {
-                strict: verdict.strict,
-                lenient: verdict.lenient,
-                reason: verdict.reason,
+        let mut items = Vec::with_capacity(tasks.len());
+        let rows = verdicts.into_iter().zip(about_drawn).zip(passed).zip(drawings);
+        for ((((verdict, answer), passed), drawing), (reference_answer, understood)) in
+            rows.zip(about_shown.into_iter().zip(understood))
+        {
+            let Verdict { strict, lenient, reason } = verdict;
+            items.push(Item {
+                strict,
+                lenient,
+                reason,
                 answer,
                 passed,
                 reference_answer,
                 understood,
                 drawing,
-            })
-            .collect())
+            });
+        }
+        Ok(items)
+    }
+
+    /// What the model says of the reference images of a part, and whether that is right.
+    fn about_references(
+        &self,
+        model: &mut dyn UnifiedModel,
+        index: usize,
+    ) -> Result<(Vec<Option<String>>, Vec<Option<bool>>)> {
+        let tasks = self.part_tasks(index);
+        let references = self.images.references(tasks, seed::derive(self.seed, &[index as u64, 1]))?;
+        let (mut answers, mut verdicts) = (vec![None; tasks.len()], vec![None; tasks.len()]);
+        let there: Vec<usize> = (0..tasks.len()).filter(|row| references[*row].is_some()).collect();
+        if there.is_empty() {
+            return Ok((answers, verdicts));
+        }
+        let shown: Vec<&Tensor> = references.iter().flatten().collect();
+        let shown = tch::no_grad(|| model.encode(&Tensor::stack(&shown, 0)))?;
+        let asked: Vec<Task> = there.iter().map(|row| tasks[*row].clone()).collect();
+        let questions: Vec<String> = asked.iter().map(|task| task.question.clone()).collect();
+        let said = tch::no_grad(|| model.answer(&shown, &questions, &self.answering()))?.text;
+        let right = self.answers.judge(&asked, &said)?;
+        for ((row, said), right) in there.into_iter().zip(said).zip(right) {
+            answers[row] = Some(said);
+            verdicts[row] = Some(right);
+        }
+        Ok((answers, verdicts))
     }
 
     /// Evaluates everything; `progress` is told how many tasks are done.

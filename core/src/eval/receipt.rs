@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Evaluation, Item, Report};
 use crate::error::{Context, Error, Result};
 use crate::hash;
-use crate::judge::{AnswerJudge, Exact};
+use crate::judge::{AnswerJudge, Exact, answer_is_right};
 use crate::model::{ImageSampling, TextSampling, UnifiedModel};
 use crate::plugin::mapped_version;
 use crate::scene::{Task, read_records, write_jsonl};
@@ -176,14 +176,12 @@ impl Receipt {
             return Err(altered("its prompts are others"));
         }
         if body.plan.answer_judge == Exact.name() {
-            let answers = |of: fn(&Item) -> &String| items.iter().map(of).cloned().collect::<Vec<_>>();
-            let passed = Exact.judge(&tasks, &answers(|item| &item.answer))?;
-            let understood = Exact.judge(&tasks, &answers(|item| &item.reference_answer))?;
-            let fits =
-                items.iter().zip(passed).zip(understood).all(|((item, passed), understood)| {
-                    item.passed == passed && item.understood == understood
-                });
-            if !fits {
+            let right = |task: &Task, answer: &String| answer_is_right(&task.facts, answer);
+            let fits = |(task, item): (&Task, &Item)| {
+                let understood = item.reference_answer.as_ref().map(|answer| right(task, answer));
+                item.passed == right(task, &item.answer) && item.understood == understood
+            };
+            if !tasks.iter().zip(&items).all(fits) {
                 return Err(altered("a verdict on an answer does not follow from the answer"));
             }
         }
@@ -231,8 +229,8 @@ mod tests {
             reason: if index % 2 == 0 { String::new() } else { "an extra `red star`".into() },
             answer: task.truth.clone(),
             passed: true,
-            reference_answer: "nothing".into(),
-            understood: false,
+            reference_answer: Some("nothing".into()),
+            understood: Some(false),
             drawing: hash::text(&task.prompt),
         };
         let items = tasks.iter().enumerate().map(item).collect();

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::scene::answer::understand;
 use crate::scene::rng::Rng;
 use crate::scene::{Facts, Task};
-use crate::tiles::{Scene, render};
+use crate::tiles::Scene;
 
 /// What a judge says of one drawing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +35,9 @@ pub trait ImageJudge {
     /// A verdict a task. `pixels [B,3,H,W]`, f32 in `0..=1`.
     fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>>;
 
-    /// An image a task that shows what it asks for, `[B,3,H,W]` in `0..=1`; the same for the same seed.
-    fn references(&self, tasks: &[Task], seed: u64) -> Result<Tensor>;
+    /// For each task an image that shows what it asks for, `[3,H,W]` in `0..=1`, where there is one; the same for the same
+    /// seed.
+    fn references(&self, tasks: &[Task], seed: u64) -> Result<Vec<Option<Tensor>>>;
 }
 
 /// Judges answers.
@@ -62,11 +63,9 @@ impl ImageJudge for TilesJudge {
         Ok(tasks.iter().zip(&readings).map(|(task, reading)| tiles::judge(&task.facts, reading)).collect())
     }
 
-    fn references(&self, tasks: &[Task], seed: u64) -> Result<Tensor> {
+    fn references(&self, tasks: &[Task], seed: u64) -> Result<Vec<Option<Tensor>>> {
         let mut rng = Rng::new(seed);
-        let scenes: Vec<Scene> =
-            tasks.iter().map(|task| Scene::draw(&task.facts, &mut rng)).collect::<Result<_>>()?;
-        Ok(render(&scenes))
+        tasks.iter().map(|task| Ok(Some(Scene::draw(&task.facts, &mut rng)?.render()))).collect()
     }
 }
 
