@@ -1,10 +1,11 @@
 //! Post-training of unified multimodal models on their own images: the UniRL method (arXiv 2505.23380) on libtorch.
 //!
-//! A plugin author reads [`model`] or [`reward`]; a reader of the method starts at [`train`] and [`optimizer`].
+//! A plugin author reads [`model`], [`reward`] or [`detector`]; a reader of the method starts at [`train`] and [`optimizer`].
 
 mod abi;
 pub mod autograd;
 pub mod config;
+pub mod detector;
 pub mod error;
 pub mod eval;
 pub mod guard;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use tracing::field::{Field, Visit};
 use tracing::span;
+use unirl::detector::Detection;
 use unirl::error::Code;
 use unirl::model::{
     Checkpoint, ImageSampling, Images, ModelSource, Policy, Replay, TextSampling, UnifiedModel,
@@ -17,6 +18,7 @@ use unirl::model::{
 use unirl::plugin::{EntryKind, PluginState, Plugins};
 use unirl::reward::Sample;
 use unirl::scene::{Category, Facts};
+use unirl::tiles::{self, Scene, Tile};
 use unirl::{Error, Result};
 
 fn here() -> PathBuf {
@@ -65,9 +67,9 @@ fn two_plugins_each_have_their_own_module() {
     assert_eq!(two.score(&[sample(), sample()], None).unwrap()[1].score, 2.0);
     let fixture = plugins.load("fixture").unwrap();
     let names: Vec<&str> = fixture.entries.iter().map(|entry| entry.name.as_str()).collect();
-    assert_eq!(names, ["echo", "nan", "panics", "wrong-shape", "constant"]);
-    assert_eq!(fixture.entries[4].kind, EntryKind::Reward);
-    let width = &fixture.entries[0].schema["properties"]["width"];
+    assert_eq!(names, ["tiles", "echo", "nan", "panics", "wrong-shape", "constant"]);
+    assert_eq!([0, 5].map(|at| fixture.entries[at].kind), [EntryKind::Detector, EntryKind::Reward]);
+    let width = &fixture.entries[1].schema["properties"]["width"];
     assert_eq!(width["description"], "Width of the embedding.");
     assert_eq!(plugins.load("other").unwrap().entries.len(), 1);
 }
@@ -192,6 +194,49 @@ fn a_wrong_configuration_is_a_usage_error() {
     let name = error(plugins.load("fixtur"));
     assert_eq!(name.code(), Code::Usage);
     assert_eq!(name.hints()[0], "did you mean `fixture`?");
+}
+
+#[test]
+fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
+    let mut plugins = plugins();
+    let mut scene = Scene::default();
+    scene.tiles[5] = Some(Tile { shape: 2, color: 0 });
+    scene.tiles[15] = Some(Tile { shape: 0, color: 4 });
+    let pixels = tiles::render(&[scene, Scene::default()]);
+    let (classes, colors) = (texts(&["square"]), texts(&["red"]));
+    let detector = plugins.detector("tiles", &json!({"score": 0.5}))?;
+    let square = Detection {
+        class: "square".into(),
+        score: 0.5,
+        bounds: [8.0, 8.0, 16.0, 16.0],
+        color: Some("red".into()),
+    };
+    assert_eq!(detector.detect(&pixels, &classes, &colors)?, [vec![square.clone()], vec![]]);
+    let plain = Detection { color: None, ..square };
+    assert_eq!(detector.detect(&pixels, &classes, &[])?, [vec![plain], vec![]]);
+
+    let mut said = |config: Value| {
+        let detector = plugins.detector("tiles", &config).unwrap();
+        error(detector.detect(&pixels, &classes, &colors)).to_string()
+    };
+    let failed = "plugin `fixture/tiles` failed in `detect`\n  caused by: ";
+    for (config, why) in [
+        (json!({"forgets": true}), "`detections`: expected 2 pictures, got 1"),
+        (json!({"score": 1.5}), "`detections[0][0]`: `score`: expected a number in 0..=1, got 1.5"),
+        (
+            json!({"widen": -9.0}),
+            "`detections[0][0]`: `box`: expected finite [x0, y0, x1, y1] with x0 <= x1 and y0 <= y1, \
+             got [8.0, 8.0, 7.0, 16.0]",
+        ),
+    ] {
+        assert_eq!(said(config), format!("{failed}{why}"));
+    }
+    let name = error(plugins.detector("tyles", &Value::Null));
+    assert_eq!((name.code(), name.message()), (Code::Usage, "unknown detector `tyles`"));
+    assert_eq!(name.hints(), ["did you mean `tiles`?", "known: `tiles` (plugin `fixture`)"]);
+    let none = here().join("libunirl_plugin_other.so").display().to_string();
+    assert_eq!(error(plugins.detector(&none, &Value::Null)).message(), "plugin `other` offers no detector");
+    Ok(())
 }
 
 static EVENTS: Mutex<Vec<String>> = Mutex::new(Vec::new());

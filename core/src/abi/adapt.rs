@@ -9,6 +9,7 @@ use abi_stable::std_types::{RResult, RStr};
 use super::component::{Component, Component_TO, ComponentBox, FfiError, FfiRecord};
 use super::guard::guard;
 use super::wire::{self, Message, op};
+use crate::detector::Detector;
 use crate::error::{Code, Error, Result};
 use crate::model::{Policy, UnifiedModel};
 use crate::reward::RewardFunction;
@@ -45,6 +46,11 @@ pub(super) fn model(model: Box<dyn UnifiedModel>) -> ComponentBox {
 /// Wraps a reward rule.
 pub(super) fn reward(rule: Box<dyn RewardFunction>) -> ComponentBox {
     Component_TO::from_value(Adapt(Some(rule)), TD_Opaque)
+}
+
+/// Wraps a detector.
+pub(super) fn detector(detector: Box<dyn Detector>) -> ComponentBox {
+    Component_TO::from_value(Adapt(Some(detector)), TD_Opaque)
 }
 
 fn unsupported(op: &str) -> Error {
@@ -106,6 +112,19 @@ impl Answer for Box<dyn RewardFunction> {
             op::SCORE => {
                 let (samples, pixels) = wire::read_score(args)?;
                 wire::rewards(&self.score(&samples, pixels.as_ref())?)
+            }
+            _ => Err(unsupported(op)),
+        }
+    }
+}
+
+impl Answer for Box<dyn Detector> {
+    fn answer(&mut self, op: &str, args: Message) -> Result<Message> {
+        let _no_grad = tch::no_grad_guard();
+        match op {
+            op::DETECT => {
+                let (pixels, classes, colors) = wire::read_detect(args)?;
+                wire::detections(&self.detect(&pixels, &classes, &colors)?)
             }
             _ => Err(unsupported(op)),
         }

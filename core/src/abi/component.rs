@@ -64,7 +64,7 @@ impl From<FfiError> for Error {
     }
 }
 
-/// What a plugin makes: a model or a reward rule behind one method. One object, one thread at a time.
+/// What a plugin makes: a model, a reward rule or a detector behind one method. One object, one thread at a time.
 #[sabi_trait]
 pub trait Component: Send {
     /// An operation that is not known answers the code `unsupported`.

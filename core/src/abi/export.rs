@@ -1,5 +1,5 @@
-//! What a plugin author writes: `register_model!`, `register_reward!`, `export_plugin!`, and what stands
-//! behind them.
+//! What a plugin author writes: `register_model!`, `register_reward!`, `register_detector!`, `export_plugin!`,
+//! and what stands behind them.
 #![allow(unsafe_code, reason = "the header of abi_stable's root module")]
 
 use abi_stable::library::{__call_root_module_loader, CheckTypeLayout, LibHeader, RootModuleResult};
@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::component::{ComponentBox, FfiEntry, FfiError, HostApi, PluginModule, PluginModule_Ref};
 use super::guard::{guard, install_hook};
 use super::{adapt, log, stamp, wire};
+use crate::detector::Detector;
 use crate::error::{Code, Error, Result, unknown_name};
 use crate::model::{ModelSource, UnifiedModel};
 use crate::reward::RewardFunction;
@@ -59,6 +60,28 @@ macro_rules! register_reward {
                 new: |config| {
                     let new: fn($config) -> $crate::Result<::std::boxed::Box<dyn $crate::reward::RewardFunction>> =
                         $new;
+                    new($crate::__private::config::<$config>(config)?)
+                },
+            }
+        }
+    };
+}
+
+/// Registers a detector: its name, its configuration, and how to construct it.
+///
+/// The constructor is `fn(Config) -> Result<Box<dyn Detector>>`; the rest is as in
+/// [`register_model!`](crate::register_model).
+#[macro_export]
+macro_rules! register_detector {
+    ($name:expr, $config:ty, $new:expr $(,)?) => {
+        $crate::__private::inventory::submit! {
+            $crate::__private::DetectorEntry {
+                name: $name,
+                schema: $crate::__private::schema::<$config>,
+                new: |config| {
+                    let new: fn(
+                        $config,
+                    ) -> $crate::Result<::std::boxed::Box<dyn $crate::detector::Detector>> = $new;
                     new($crate::__private::config::<$config>(config)?)
                 },
             }
@@ -125,7 +148,7 @@ macro_rules! export_plugin {
 /// What the macros expand to.
 pub mod private {
     pub use super::super::stamp::stamp;
-    pub use super::{ModelEntry, RewardEntry, config, lib_header, schema};
+    pub use super::{DetectorEntry, ModelEntry, RewardEntry, config, lib_header, schema};
     pub use abi_stable::library::LibHeader;
     pub use inventory;
 }
@@ -150,8 +173,19 @@ pub struct RewardEntry {
     pub new: fn(&Value) -> Result<Box<dyn RewardFunction>>,
 }
 
+/// A registered detector.
+pub struct DetectorEntry {
+    /// Its name.
+    pub name: &'static str,
+    /// The schema of its configuration.
+    pub schema: fn() -> Value,
+    /// Its constructor.
+    pub new: fn(&Value) -> Result<Box<dyn Detector>>,
+}
+
 inventory::collect!(ModelEntry);
 inventory::collect!(RewardEntry);
+inventory::collect!(DetectorEntry);
 
 /// The header through which `abi_stable` finds the functions of a plugin.
 pub const fn lib_header() -> LibHeader {
@@ -178,7 +212,9 @@ extern "C" fn entries() -> RResult<RVec<FfiEntry>, FfiError> {
         };
         let models = inventory::iter::<ModelEntry>.into_iter().map(|e| entry("model", e.name, e.schema));
         let rewards = inventory::iter::<RewardEntry>.into_iter().map(|e| entry("reward", e.name, e.schema));
-        Ok(models.chain(rewards).collect())
+        let detectors =
+            inventory::iter::<DetectorEntry>.into_iter().map(|e| entry("detector", e.name, e.schema));
+        Ok(models.chain(rewards).chain(detectors).collect())
     })
 }
 
@@ -196,6 +232,11 @@ extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<Co
                 let mut rewards = inventory::iter::<RewardEntry>.into_iter();
                 let entry = rewards.find(|entry| entry.name == name).ok_or_else(unknown)?;
                 Ok(adapt::reward((entry.new)(&config)?))
+            }
+            ("detector", _) => {
+                let mut detectors = inventory::iter::<DetectorEntry>.into_iter();
+                let entry = detectors.find(|entry| entry.name == name).ok_or_else(unknown)?;
+                Ok(adapt::detector((entry.new)(&config)?))
             }
             _ => Err(unknown()),
         }

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::component::ComponentBox;
 use super::wire::{self, Message, op};
+use crate::detector::{Detection, Detector};
 use crate::error::{Code, Error, Result};
 use crate::model::{
     Answers, Footprint, ImageLogits, ImageSampling, Images, Mode, ModelCard, Parameter, Policy, Replay,
@@ -233,6 +234,34 @@ impl RewardFunction for ForeignReward {
                 })?;
             }
             Ok(rewards)
+        })
+    }
+}
+
+/// A detector in a plugin.
+pub(crate) struct ForeignDetector(Remote);
+
+impl ForeignDetector {
+    /// As [`ForeignModel::new`].
+    pub(crate) fn new(label: String, component: ComponentBox) -> Self {
+        Self(Remote::new(label, component))
+    }
+}
+
+impl Detector for ForeignDetector {
+    fn detect(&self, pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Vec<Vec<Detection>>> {
+        self.0.call(op::DETECT, wire::detect(pixels, classes, colors), |reply| {
+            let pictures = wire::read_detections(reply)?;
+            let (expected, got) = (pixels.size().first().copied().unwrap_or(0) as usize, pictures.len());
+            check(expected == got, || format!("`detections`: expected {expected} pictures, got {got}"))?;
+            for (picture, found) in pictures.iter().enumerate() {
+                for (index, detection) in found.iter().enumerate() {
+                    detection.check().map_err(|error| {
+                        Error::failure(format!("`detections[{picture}][{index}]`: {}", error.message()))
+                    })?;
+                }
+            }
+            Ok(pictures)
         })
     }
 }

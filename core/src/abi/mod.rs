@@ -1,6 +1,6 @@
 //! The only code that crosses from one library to another.
 //!
-//! A plugin implements `UnifiedModel` or `RewardFunction`; `adapt` wraps it as a [`component::Component`],
+//! A plugin implements `UnifiedModel`, `RewardFunction` or `Detector`; `adapt` wraps it as a [`component::Component`],
 //! `foreign` wraps that on the host's side and implements the same trait. `wire` writes every operation as a
 //! message of JSON and named tensors, so that the layout below never changes within an abi number and
 //! messages can.

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Tensor};
 
 use super::component::FfiRecord;
+use crate::detector::Detection;
 use crate::error::{Code, Context, Error, Result};
 use crate::model::{
     Answers, Checkpoint, Footprint, ImageLogits, ImageSampling, Images, Mode, ModelCard, ModelSource,
@@ -165,6 +166,7 @@ pub(crate) mod op {
     pub(crate) const FOOTPRINT: &str = "footprint";
     pub(crate) const WANTS_PIXELS: &str = "wants_pixels";
     pub(crate) const SCORE: &str = "score";
+    pub(crate) const DETECT: &str = "detect";
 }
 
 // ---- requests ----
@@ -248,6 +250,14 @@ pub(crate) fn score(samples: &[Sample], pixels: Option<&Tensor>) -> Result<Messa
 
 pub(crate) fn read_score(mut message: Message) -> Result<(Vec<Sample>, Option<Tensor>)> {
     Ok((message.get("samples")?, message.take_if_there("pixels")))
+}
+
+pub(crate) fn detect(pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Message> {
+    Ok(Message::default().with("classes", classes)?.with("colors", colors)?.tensor("pixels", pixels))
+}
+
+pub(crate) fn read_detect(mut message: Message) -> Result<(Tensor, Vec<String>, Vec<String>)> {
+    Ok((message.take("pixels")?, message.get("classes")?, message.get("colors")?))
 }
 
 // ---- requests and replies ----
@@ -373,6 +383,14 @@ pub(crate) fn read_rewards(mut message: Message) -> Result<Vec<Reward>> {
     message.get("rewards")
 }
 
+pub(crate) fn detections(pictures: &[Vec<Detection>]) -> Result<Message> {
+    Message::default().with("detections", pictures)
+}
+
+pub(crate) fn read_detections(mut message: Message) -> Result<Vec<Vec<Detection>>> {
+    message.get("detections")
+}
+
 // ---- construction ----
 
 #[derive(Serialize, Deserialize)]
@@ -489,6 +507,9 @@ mod tests {
         let leaf = Parameter { name: "w".into(), tensor: tokens(), group: ParameterGroup::Shared };
         let reward = Reward { parts: BTreeMap::from([("noun".into(), 1.0)]), ..Reward::new(0.1 + 0.2, 1.0) };
         let told = Reward { why: "has `cat`".into(), ..reward.clone() };
+        let plain =
+            Detection { class: "cat".into(), score: 0.97, bounds: [0.0, 1.5, 20.0, 30.0], color: None };
+        let colored = Detection { color: Some("red".into()), ..plain.clone() };
         let seeded = ImageSampling { seed: u64::MAX, ..ImageSampling::default() };
         let reveal = Replay::Reveal { steps: vec![0, 3], scoring: Scoring::GuidedDetached, guidance: 1.5 };
         let messages = [
@@ -507,6 +528,7 @@ mod tests {
             ("> save", save(Path::new("out/dir"))?),
             ("> score", score(&[sample()], None)?),
             ("> score", score(&[sample()], Some(&tokens()))?),
+            ("> detect", detect(&tokens(), &texts, &["red".to_owned()])?),
             ("< card", card(&the_card)?),
             ("< parameters", parameters(&[leaf])?),
             ("< generate", images(&some)),
@@ -519,6 +541,7 @@ mod tests {
             ("< wants_pixels", wants_pixels(true)?),
             ("< score", rewards(&[reward])?),
             ("< score", rewards(&[told, Reward::abstain("")])?),
+            ("< detect", detections(&[vec![plain, colored], Vec::new()])?),
         ];
         let mut text = String::new();
         for (title, message) in messages {

@@ -95,6 +95,7 @@ fn entries(module: PluginModule_Ref) -> Result<Vec<Entry>> {
         let kind = match entry.kind.as_str() {
             "model" => EntryKind::Model,
             "reward" => EntryKind::Reward,
+            "detector" => EntryKind::Detector,
             later => {
                 tracing::debug!("entry `{}` is of the unknown kind `{later}`", entry.name);
                 continue;

@@ -1,5 +1,5 @@
-//! Plugins from the host's side: found by name, checked before they are opened, asked for models and reward
-//! rules.
+//! Plugins from the host's side: found by name, checked before they are opened, asked for models, reward
+//! rules and detectors.
 //!
 //! A plugin stays in the process until it ends: there is no unloading, and a rebuilt one needs a new process.
 
@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::abi::component::PluginModule_Ref;
-use crate::abi::foreign::{ForeignModel, ForeignReward};
+use crate::abi::foreign::{ForeignDetector, ForeignModel, ForeignReward};
 use crate::abi::wire;
+use crate::detector::Detector;
 use crate::error::{Error, Result, nearest, unknown_name};
 use crate::model::{ModelSource, UnifiedModel};
 use crate::reward::RewardFunction;
@@ -29,6 +30,8 @@ pub enum EntryKind {
     Model,
     /// A [`RewardFunction`].
     Reward,
+    /// A [`Detector`].
+    Detector,
 }
 
 impl fmt::Display for EntryKind {
@@ -36,6 +39,7 @@ impl fmt::Display for EntryKind {
         f.write_str(match self {
             EntryKind::Model => "model",
             EntryKind::Reward => "reward",
+            EntryKind::Detector => "detector",
         })
     }
 }
@@ -234,18 +238,27 @@ impl Plugins {
     /// Makes a reward rule: `name` is looked up in all plugins on the search path; a path names a plugin file
     /// with one rule, `PATH#NAME` one of several.
     pub fn reward(&mut self, name: &str, config: &Value) -> Result<Box<dyn RewardFunction>> {
-        let (index, wanted) = match split(name) {
-            (path, entry) if search::is_path(path) => (self.open(path)?, entry),
-            _ => (self.find_reward(name)?, Some(name)),
-        };
-        let plugin = &self.loaded[index];
-        let entry = plugin.pick(EntryKind::Reward, wanted)?;
+        let (plugin, entry) = self.find(EntryKind::Reward, name)?;
         Ok(Box::new(ForeignReward::new(plugin.label(entry), plugin.make(entry, config, None)?)?))
     }
 
-    fn find_reward(&mut self, name: &str) -> Result<usize> {
-        let offers =
-            |plugin: &Plugin| plugin.entries.iter().any(|e| e.kind == EntryKind::Reward && e.name == name);
+    /// Makes a detector; `name` is as in [`Plugins::reward`].
+    pub fn detector(&mut self, name: &str, config: &Value) -> Result<Box<dyn Detector>> {
+        let (plugin, entry) = self.find(EntryKind::Detector, name)?;
+        Ok(Box::new(ForeignDetector::new(plugin.label(entry), plugin.make(entry, config, None)?)))
+    }
+
+    fn find(&mut self, kind: EntryKind, name: &str) -> Result<(&Plugin, &Entry)> {
+        let (index, wanted) = match split(name) {
+            (path, entry) if search::is_path(path) => (self.open(path)?, entry),
+            _ => (self.find_by_name(kind, name)?, Some(name)),
+        };
+        let plugin = &self.loaded[index];
+        Ok((plugin, plugin.pick(kind, wanted)?))
+    }
+
+    fn find_by_name(&mut self, kind: EntryKind, name: &str) -> Result<usize> {
+        let offers = |plugin: &Plugin| plugin.entries.iter().any(|e| e.kind == kind && e.name == name);
         if let Some(index) = self.loaded.iter().position(offers) {
             return Ok(index);
         }
@@ -253,18 +266,22 @@ impl Plugins {
         if let Some(index) = self.loaded.iter().position(offers) {
             return Ok(index);
         }
-        let rules = || {
-            let rules = |plugin| Plugin::rules(plugin).map(move |rule| (rule, plugin.name.as_str()));
-            self.loaded.iter().flat_map(rules)
-        };
-        let mut error = Error::usage(format!("unknown reward rule `{name}`"));
-        if let Some(near) = nearest(name, rules().map(|(rule, _)| rule)) {
+        let offered: Vec<(&str, &str)> = self
+            .loaded
+            .iter()
+            .flat_map(|plugin| plugin.entries.iter().map(move |entry| (plugin, entry)))
+            .filter(|(_, entry)| entry.kind == kind)
+            .map(|(plugin, entry)| (entry.name.as_str(), plugin.name.as_str()))
+            .collect();
+        let what = if kind == EntryKind::Reward { "reward rule".into() } else { kind.to_string() };
+        let mut error = Error::usage(format!("unknown {what} `{name}`"));
+        if let Some(near) = nearest(name, offered.iter().map(|(entry, _)| *entry)) {
             error = error.hint(format!("did you mean `{near}`?"));
         }
         let known: Vec<String> =
-            rules().map(|(rule, plugin)| format!("`{rule}` (plugin `{plugin}`)")).collect();
+            offered.iter().map(|(entry, plugin)| format!("`{entry}` (plugin `{plugin}`)")).collect();
         error = error.hint(match &known[..] {
-            [] => format!("no plugin with reward rules was found in {}", search::list(&self.dirs)),
+            [] => format!("no plugin with {what}s was found in {}", search::list(&self.dirs)),
             known => format!("known: {}", known.join(", ")),
         });
         for report in &self.reports {
@@ -277,12 +294,6 @@ impl Plugins {
             }
         }
         Err(error)
-    }
-}
-
-impl Plugin {
-    fn rules(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().filter(|entry| entry.kind == EntryKind::Reward).map(|entry| entry.name.as_str())
     }
 }
 

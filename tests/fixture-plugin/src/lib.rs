@@ -6,11 +6,14 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
+use unirl::detector::{Detection, Detector};
+use unirl::judge::tiles::{self, TileReading};
 use unirl::model::{
     Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, ModelSource,
     Parameter, ParameterGroup, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
 };
 use unirl::reward::{Reward, RewardFunction, Sample};
+use unirl::tiles::{GRID, TILE};
 use unirl::{Error, Result};
 
 /// Image tokens, codes, pixels of an edge, words.
@@ -193,6 +196,54 @@ impl RewardFunction for Constant {
     }
 }
 
+/// How the detector of the drawn world answers, and what it gets wrong on purpose.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default)]
+struct TilesConfig {
+    /// The score of every detection.
+    score: f32,
+    /// Added to the right edge of every box.
+    widen: f32,
+    /// Whether it says which colour a tile has.
+    colors: bool,
+    /// Whether it forgets the last picture.
+    forgets: bool,
+}
+
+impl Default for TilesConfig {
+    fn default() -> Self {
+        Self { score: 0.99, widen: 0.0, colors: true, forgets: false }
+    }
+}
+
+impl Detector for TilesConfig {
+    fn detect(&self, pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Vec<Vec<Detection>>> {
+        let mut pictures = Vec::new();
+        for reading in tiles::read(pixels)? {
+            let mut found = Vec::new();
+            for (place, tile) in reading.tiles.iter().enumerate() {
+                let TileReading::Object(tile) = tile else { continue };
+                if !classes.iter().any(|class| class == tile.noun()) {
+                    continue;
+                }
+                let (left, top) = ((place % GRID * TILE) as f32, (place / GRID * TILE) as f32);
+                let color = tile.color_name().to_owned();
+                found.push(Detection {
+                    class: tile.noun().into(),
+                    score: self.score,
+                    bounds: [left, top, left + TILE as f32 + self.widen, top + TILE as f32],
+                    color: Some(color).filter(|color| self.colors && colors.contains(color)),
+                });
+            }
+            pictures.push(found);
+        }
+        if self.forgets {
+            pictures.pop();
+        }
+        Ok(pictures)
+    }
+}
+
 unirl::register_model!("echo", EchoConfig, |config, source| Echo::boxed(&config, source, Fault::None));
 unirl::register_model!("panics", EchoConfig, |config, source| Echo::boxed(&config, source, Fault::Panics));
 unirl::register_model!("wrong-shape", EchoConfig, |config, source| Echo::boxed(
@@ -202,4 +253,5 @@ unirl::register_model!("wrong-shape", EchoConfig, |config, source| Echo::boxed(
 ));
 unirl::register_model!("nan", EchoConfig, |config, source| Echo::boxed(&config, source, Fault::Nan));
 unirl::register_reward!("constant", Constant, |config| Ok(Box::new(config)));
+unirl::register_detector!("tiles", TilesConfig, |config| Ok(Box::new(config)));
 unirl::export_plugin!();
