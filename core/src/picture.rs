@@ -48,6 +48,11 @@ pub fn read_padded(path: &Path, resolution: i64, fill: u8) -> Result<Tensor> {
     Ok(to_tensor(&square))
 }
 
+/// Reads a picture as `[1,3,H,W]` f32 in `0..=1`, in its own size.
+pub fn read_as_it_is(path: &Path) -> Result<Tensor> {
+    Ok(to_tensor(&open(path)?))
+}
+
 fn wrong(path: &Path) -> String {
     format!("cannot read the picture `{}`", path.display())
 }

@@ -1,5 +1,6 @@
 //! Judges: whether a drawing, and an answer about it, are right. They measure; rewards come from reward rules.
 
+pub mod geneval;
 pub mod tiles;
 
 use serde::{Deserialize, Serialize};

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::ser::SerializeStruct as _;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -176,26 +177,33 @@ impl Serialize for Task {
     }
 }
 
+/// Reads one JSON value, and nothing behind it; an error names the field.
+pub(crate) fn read_json<T: DeserializeOwned>(text: &str) -> Result<T> {
+    let explain = |field: &str, error: &serde_json::Error| {
+        let inner = error.to_string();
+        let why = inner.rsplit_once(" at line ").map_or(inner.as_str(), |(why, _)| why);
+        Error::usage(if error.is_syntax() || error.is_eof() {
+            format!("not JSON: {why}")
+        } else if field == "." {
+            why.into()
+        } else {
+            format!("`{field}`: {why}")
+        })
+    };
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| explain(&error.path().to_string(), error.inner()))?;
+    json.end().map_err(|error| explain(".", &error))?;
+    Ok(value)
+}
+
 /// Reads the lines of a text called `name`, skipping empty ones: what `read` makes of each. An error names file, line and
 /// field.
 pub fn read_records<T>(name: &str, text: &str, read: impl Fn(&Record) -> Result<T>) -> Result<Vec<T>> {
     let mut read_lines = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let at = || format!("`{name}`, line {}", index + 1);
-        let mut json = serde_json::Deserializer::from_str(line);
-        let record: Record = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            let field = error.path().to_string();
-            let inner = error.inner().to_string();
-            let why = inner.rsplit_once(" at line ").map_or(inner.as_str(), |(why, _)| why);
-            let why = if error.inner().is_syntax() || error.inner().is_eof() {
-                format!("not JSON: {why}")
-            } else if field == "." {
-                why.into()
-            } else {
-                format!("`{field}`: {why}")
-            };
-            Error::usage(why).context(at())
-        })?;
+        let record: Record = read_json(line).context(at)?;
         read_lines.push(read(&record).context(at)?);
     }
     Ok(read_lines)

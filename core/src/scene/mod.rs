@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use english::{Plurals, article, number_word, plural};
 pub use exclude::Exclusion;
 pub use generate::{Mix, Split, generate, sample};
+pub(crate) use jsonl::read_json;
 pub use jsonl::{Record, read_jsonl, read_records, write_jsonl};
 pub use lexicon::synonyms;
 pub use objects::ObjectList;

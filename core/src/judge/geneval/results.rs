@@ -1,0 +1,143 @@
+//! Lines and figures, as `GenEval`'s scripts write and print them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::rules::{Judgement, judge};
+use super::{Metadata, Prompt};
+use crate::detector::Detection;
+use crate::error::{Context as _, Error, Result};
+use crate::scene::Category;
+
+/// An image in `GenEval`'s file of results.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ResultLine {
+    /// The image, below the folder of the set.
+    pub filename: String,
+    /// The kind of prompt.
+    pub tag: Category,
+    /// The prompt.
+    pub prompt: String,
+    /// Whether the image is right.
+    pub correct: bool,
+    /// Why not.
+    pub reason: String,
+    /// The prompt's line: JSON in a string.
+    pub metadata: String,
+    /// The detections that counted, `{class: [[x0, y0, x1, y1, score], ...]}`: JSON in a string.
+    pub details: String,
+}
+
+impl ResultLine {
+    fn new(filename: &str, metadata: &Metadata, judged: Judgement) -> Result<Self> {
+        let numbers =
+            |Detection { bounds: [x0, y0, x1, y1], score, .. }: &Detection| [*x0, *y0, *x1, *y1, *score];
+        let details: BTreeMap<&str, Vec<[f32; 5]>> = judged
+            .kept
+            .iter()
+            .map(|(class, found)| (class.as_str(), found.iter().map(numbers).collect()))
+            .collect();
+        Ok(Self {
+            filename: filename.into(),
+            tag: metadata.tag,
+            prompt: metadata.prompt.clone(),
+            correct: judged.correct,
+            reason: judged.reason,
+            metadata: metadata.line().into(),
+            details: serde_json::to_string(&details).context(|| "cannot write detections as JSON")?,
+        })
+    }
+}
+
+/// So many of so many.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Share {
+    /// The right ones.
+    pub correct: usize,
+    /// All.
+    pub of: usize,
+    /// The right ones by all.
+    pub share: f64,
+}
+
+impl Share {
+    fn count(hits: impl IntoIterator<Item = bool>) -> Self {
+        let (mut correct, mut of) = (0, 0);
+        for hit in hits {
+            correct += usize::from(hit);
+            of += 1;
+        }
+        Self { correct, of, share: correct as f64 / of.max(1) as f64 }
+    }
+}
+
+/// The images of a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TagShare {
+    /// The tag.
+    pub tag: Category,
+    /// Its images.
+    #[serde(flatten)]
+    pub images: Share,
+}
+
+/// The figures of a set.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// `GenEval`'s overall score: the mean over the tags that are there, whatever their numbers of images.
+    pub overall: f64,
+    /// By tag.
+    pub tags: Vec<TagShare>,
+    /// All images.
+    pub images: Share,
+    /// Prompts, right if at least one of their images is.
+    pub prompts: Share,
+}
+
+/// Judges every image of a set. An image without detections is an error.
+pub fn judge_all(
+    prompts: &[Prompt],
+    detections: &BTreeMap<String, Vec<Detection>>,
+) -> Result<(Vec<ResultLine>, Summary)> {
+    let mut lines = Vec::new();
+    let mut any_right = Vec::new();
+    for Prompt { metadata, images, .. } in prompts {
+        let before = lines.len();
+        for image in images {
+            let found = detections
+                .get(image)
+                .ok_or_else(|| Error::usage(format!("there are no detections of `{image}`")))?;
+            let judged = judge(metadata, found).context(|| format!("cannot judge `{image}`"))?;
+            lines.push(ResultLine::new(image, metadata, judged)?);
+        }
+        any_right.push(lines[before..].iter().any(|line| line.correct));
+    }
+    let of_tag = |tag| Share::count(lines.iter().filter(|line| line.tag == tag).map(|line| line.correct));
+    let tags = Category::ALL.map(|tag| TagShare { tag, images: of_tag(tag) });
+    let tags: Vec<TagShare> = tags.into_iter().filter(|tag| tag.images.of > 0).collect();
+    let summary = Summary {
+        overall: tags.iter().map(|tag| tag.images.share).sum::<f64>() / tags.len().max(1) as f64,
+        images: Share::count(lines.iter().map(|line| line.correct)),
+        prompts: Share::count(any_right),
+        tags,
+    };
+    Ok((lines, summary))
+}
+
+/// The figures for people.
+pub fn table(summary: &Summary) -> String {
+    let mut text = format!("{:<14} {:>8}\n", "tag", "right");
+    // Writing to a string cannot fail.
+    for TagShare { tag, images } in &summary.tags {
+        let _ =
+            writeln!(text, "{:<14} {:>8.4}  {} of {}", tag.name(), images.share, images.correct, images.of);
+    }
+    let _ = writeln!(text, "{:<14} {:>8.4}  mean of {} tags", "Overall", summary.overall, summary.tags.len());
+    let Share { correct, of, share } = summary.images;
+    let _ = writeln!(text, "{:<14} {share:>8.4}  {correct} of {of}", "images");
+    let Share { correct, of, share } = summary.prompts;
+    let _ = write!(text, "{:<14} {share:>8.4}  {correct} of {of} with a right image", "prompts");
+    text
+}

@@ -1,0 +1,262 @@
+//! The verdict on one image.
+//!
+//! Every number is f32, as in the original, whose detections are arrays of f32.
+
+use std::collections::BTreeMap;
+
+use super::{Include, Metadata};
+use crate::detector::Detection;
+use crate::error::{Error, Result};
+use crate::scene::{Category, Relation};
+
+/// A detection counts if its score is above this: `threshold` of `evaluate_images.py`.
+pub const THRESHOLD: f32 = 0.3;
+
+/// The same for prompts of the tag `counting`: `counting_threshold` of `evaluate_images.py`.
+pub const COUNTING_THRESHOLD: f32 = 0.9;
+
+/// Of a class so many of the highest scores are kept: `max_objects` of `evaluate_images.py`.
+///
+/// After it the script has a suppression of overlapping boxes, with the limit `max_overlap` of 1.0. It is written so that at
+/// 1.0 no overlap is computed and nothing is removed, not even a box that is there twice, so there is none here.
+pub const MAX_OBJECTS: usize = 16;
+
+/// The part of both sizes together by which two centres may be apart along an axis and still count as level:
+/// `position_threshold` of `evaluate_images.py`.
+pub const POSITION_MARGIN: f32 = 0.1;
+
+/// What is left of the offset of two centres is nothing if it is below this on both axes, in pixels; written out in
+/// `relative_position` of `evaluate_images.py`.
+pub const NO_OFFSET: f32 = 1e-3;
+
+/// The part of the whole offset that must be left along an axis for a relation to hold; written out in `relative_position`
+/// of `evaluate_images.py`.
+pub const POSITION_SHARE: f32 = 0.5;
+
+/// Whether an image is right.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judgement {
+    /// Whether every clause holds.
+    pub correct: bool,
+    /// A line for every clause that does not; empty if the image is right.
+    pub reason: String,
+    /// The detections that counted, by class, the surest first.
+    pub kept: BTreeMap<String, Vec<Detection>>,
+}
+
+/// Applies the clauses of a prompt to what was found in an image of it.
+///
+/// An object that is not asked for is no fault, except where `exclude` says so, which is the case for counting alone. An
+/// error is a detection without the colour that a clause asks for.
+pub fn judge(metadata: &Metadata, detections: &[Detection]) -> Result<Judgement> {
+    let kept = keep(metadata.tag, detections);
+    let of_class = |class: &str| kept.get(class).map_or(&[][..], Vec::as_slice);
+    let mut reasons = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
+    for include in &metadata.include {
+        let all = of_class(&include.class);
+        let found = &all[..all.len().min(include.count)];
+        let fault = fault(include, found, &groups)?;
+        groups.push((&include.class, fault.is_none().then_some(found)));
+        reasons.extend(fault);
+    }
+    for exclude in &metadata.exclude {
+        let found = of_class(&exclude.class).len();
+        if found >= exclude.count {
+            reasons.push(format!("expected fewer than {} `{}`, found {found}", exclude.count, exclude.class));
+        }
+    }
+    Ok(Judgement { correct: reasons.is_empty(), reason: reasons.join("\n"), kept })
+}
+
+/// The class of a clause with the objects that satisfy it, or none if it failed.
+type Group<'a> = (&'a str, Option<&'a [Detection]>);
+
+/// The detections that count. Of equal scores the later comes first, as from a stable sort that is turned round.
+fn keep(tag: Category, detections: &[Detection]) -> BTreeMap<String, Vec<Detection>> {
+    let threshold = if tag == Category::Counting { COUNTING_THRESHOLD } else { THRESHOLD };
+    let mut kept: BTreeMap<String, Vec<Detection>> = BTreeMap::new();
+    for detection in detections.iter().rev().filter(|detection| detection.score > threshold) {
+        kept.entry(detection.class.clone()).or_default().push(detection.clone());
+    }
+    for class in kept.values_mut() {
+        class.sort_by(|one, other| other.score.total_cmp(&one.score));
+        class.truncate(MAX_OBJECTS);
+    }
+    kept
+}
+
+/// Why a clause does not hold, if so. `found` are at most as many as it asks for; `groups` belong to the clauses before.
+fn fault(include: &Include, found: &[Detection], groups: &[Group]) -> Result<Option<String>> {
+    let Include { class, count, color, position } = include;
+    if found.len() < *count {
+        return Ok(Some(format!("expected {count} `{class}`, found {}", found.len())));
+    }
+    if let Some(color) = color {
+        let seen = colors(found)?;
+        let fitting = seen.iter().filter(|seen| *seen == color).count();
+        if fitting < *count {
+            return Ok(Some(format!("expected {count} {color} `{class}`, found {}", seen.join(", "))));
+        }
+    }
+    let Some(position) = position else { return Ok(None) };
+    let wanted = position.relation;
+    let (target_class, targets) = groups.get(position.target).copied().unwrap_or_default();
+    let asked = format!("expected `{class}` {} `{target_class}`", wanted.words());
+    let Some(targets) = targets else {
+        return Ok(Some(format!("{asked}, whose own clause failed")));
+    };
+    for object in found {
+        for target in targets {
+            let relations = relations(object.bounds, target.bounds);
+            if !relations.contains(&wanted) {
+                let words: Vec<&str> = relations.into_iter().map(Relation::words).collect();
+                let seen = if words.is_empty() { "no clear relation".into() } else { words.join(" and ") };
+                return Ok(Some(format!("{asked}, found {seen}")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn colors(found: &[Detection]) -> Result<Vec<&str>> {
+    if let Some(without) = found.iter().find(|detection| detection.color.is_none()) {
+        return Err(Error::usage(format!(
+            "the prompt asks for the colour of `{}`, and its detection of score {} has no `color`",
+            without.class, without.score
+        ))
+        .hint("a detection names the verdict of a colour classifier: `\"color\": \"red\"`"));
+    }
+    Ok(found.iter().filter_map(|detection| detection.color.as_deref()).collect())
+}
+
+/// Where the first box lies, seen from the second: none, one or two relations.
+pub fn relations(first: [f32; 4], second: [f32; 4]) -> Vec<Relation> {
+    let centre = |bounds: [f32; 4], axis: usize| f32::midpoint(bounds[axis], bounds[axis + 2]);
+    let size = |bounds: [f32; 4], axis: usize| (bounds[axis + 2] - bounds[axis]).abs();
+    let offset = [0, 1].map(|axis| centre(first, axis) - centre(second, axis));
+    let left = [0, 1].map(|axis| {
+        let margin = POSITION_MARGIN * (size(first, axis) + size(second, axis));
+        (offset[axis].abs() - margin).max(0.0) * offset[axis].signum()
+    });
+    if left.iter().all(|rest| rest.abs() < NO_OFFSET) {
+        return Vec::new();
+    }
+    let length = (offset[0] * offset[0] + offset[1] * offset[1]).sqrt();
+    let [x, y] = left.map(|rest| rest / length);
+    Relation::ALL
+        .into_iter()
+        .filter(|relation| match relation {
+            Relation::LeftOf => x < -POSITION_SHARE,
+            Relation::RightOf => x > POSITION_SHARE,
+            Relation::Above => y < -POSITION_SHARE,
+            Relation::Below => y > POSITION_SHARE,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(class: &str, score: f32, bounds: [f32; 4]) -> Detection {
+        Detection { class: class.into(), score, bounds, color: None }
+    }
+
+    fn of(class: &str, score: f32) -> Detection {
+        at(class, score, [0.0, 0.0, 10.0, 10.0])
+    }
+
+    fn colored(class: &str, score: f32, color: &str) -> Detection {
+        Detection { color: Some(color.into()), ..of(class, score) }
+    }
+
+    /// The reason, empty if the image is right.
+    fn reason(metadata: &str, detections: &[Detection]) -> String {
+        let judged = judge(&Metadata::parse(metadata).unwrap(), detections).unwrap();
+        assert_eq!(judged.correct, judged.reason.is_empty());
+        judged.reason
+    }
+
+    const ONE: &str = r#"{"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": ""}"#;
+    const COUNT: &str = r#"{"tag": "counting", "include": [{"class": "dog", "count": 2}], "exclude": [{"class": "dog", "count": 3}], "prompt": ""}"#;
+    const RED: &str =
+        r#"{"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": ""}"#;
+    const PLACE: &str = r#"{"tag": "position", "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}], "prompt": ""}"#;
+
+    #[test]
+    fn a_score_must_be_above_the_threshold() {
+        assert_eq!(reason(ONE, &[of("dog", 0.3)]), "expected 1 `dog`, found 0");
+        assert_eq!(reason(ONE, &[of("dog", 0.301)]), "");
+        assert_eq!(reason(COUNT, &[of("dog", 0.95), of("dog", 0.9)]), "expected 2 `dog`, found 1");
+        assert_eq!(reason(COUNT, &[of("dog", 0.95), of("dog", 0.91)]), "");
+    }
+
+    #[test]
+    fn extra_objects_are_a_fault_of_counting_alone() {
+        assert_eq!(reason(ONE, &[of("dog", 0.9), of("dog", 0.8), of("cat", 0.9)]), "");
+        let three = [of("dog", 0.95), of("dog", 0.95), of("dog", 0.95)];
+        assert_eq!(reason(COUNT, &three), "expected fewer than 3 `dog`, found 3");
+        // Boxes that are there twice are not one: the original's suppression does nothing at its limit of 1.0.
+        assert_eq!(reason(COUNT, &three[..2]), "");
+    }
+
+    #[test]
+    fn sixteen_of_a_class_are_kept_the_surest_first_and_of_equals_the_last() {
+        let mut many: Vec<Detection> = (0..20).map(|i| of("dog", 0.4 + i as f32 / 100.0)).collect();
+        many[3].score = many[19].score;
+        many[3].color = Some("red".into());
+        let judged = judge(&Metadata::parse(ONE).unwrap(), &many).unwrap();
+        let kept = &judged.kept["dog"];
+        assert_eq!(kept.len(), MAX_OBJECTS);
+        assert_eq!((&kept[0], &kept[1]), (&many[19], &many[3]));
+        assert!(kept.is_sorted_by(|one, other| one.score >= other.score));
+    }
+
+    #[test]
+    fn colors_are_asked_of_the_surest_alone() {
+        assert_eq!(reason(RED, &[colored("dog", 0.9, "red"), of("dog", 0.8)]), "");
+        let blue = [colored("dog", 0.9, "blue"), colored("dog", 0.8, "red")];
+        assert_eq!(reason(RED, &blue), "expected 1 red `dog`, found blue");
+        assert_eq!(reason(RED, &[of("cat", 0.9)]), "expected 1 `dog`, found 0");
+        let error = judge(&Metadata::parse(RED).unwrap(), &[of("dog", 0.75)]).unwrap_err();
+        assert!(error.message().contains("`dog`, and its detection of score 0.75 has no `color`"), "{error}");
+    }
+
+    #[test]
+    fn a_place_is_seen_from_a_clause_that_holds() {
+        let cat = at("cat", 0.9, [50.0, 0.0, 60.0, 10.0]);
+        let [left, right] = [0.0, 100.0].map(|x| at("dog", 0.9, [x, 0.0, x + 10.0, 10.0]));
+        assert_eq!(reason(PLACE, &[cat.clone(), left.clone()]), "");
+        assert_eq!(reason(PLACE, &[cat.clone(), right]), "expected `dog` left of `cat`, found right of");
+        assert_eq!(
+            reason(PLACE, std::slice::from_ref(&left)),
+            "expected 1 `cat`, found 0\nexpected `dog` left of `cat`, whose own clause failed"
+        );
+        let twin = Detection { class: "dog".into(), ..cat.clone() };
+        assert_eq!(reason(PLACE, &[cat, twin]), "expected `dog` left of `cat`, found no clear relation");
+        // With several of each, every pair must be so.
+        let pairs = PLACE.replace(r#""count": 1"#, r#""count": 2"#);
+        let row = |class: &str, x: f32, score: f32| at(class, score, [x, 0.0, x + 10.0, 10.0]);
+        let mut four =
+            [row("dog", 0.0, 0.9), row("dog", 20.0, 0.8), row("cat", 60.0, 0.9), row("cat", 90.0, 0.8)];
+        assert_eq!(reason(&pairs, &four), "");
+        four[1] = row("dog", 75.0, 0.8);
+        assert_eq!(reason(&pairs, &four), "expected `dog` left of `cat`, found right of");
+    }
+
+    #[test]
+    fn relations_leave_a_margin_and_may_be_two() {
+        let unit = |x: f32, y: f32| [x, y, x + 10.0, y + 10.0];
+        let middle = unit(0.0, 0.0);
+        assert_eq!(relations(unit(-30.0, 0.0), middle), [Relation::LeftOf]);
+        assert_eq!(relations(unit(30.0, 5.0), middle), [Relation::RightOf]);
+        assert_eq!(relations(unit(-30.0, -30.0), middle), [Relation::LeftOf, Relation::Above]);
+        assert_eq!(relations(unit(30.0, 30.0), middle), [Relation::RightOf, Relation::Below]);
+        assert_eq!(relations(middle, middle), []);
+        // A tenth of both widths is 2: 1.9 is level, and of 4 only half remains.
+        assert_eq!(relations(unit(1.9, 0.0), middle), []);
+        assert_eq!(relations(unit(4.0, 0.0), middle), []);
+        assert_eq!(relations(unit(4.1, 0.0), middle), [Relation::RightOf]);
+    }
+}
