@@ -47,6 +47,9 @@ pub(crate) enum Command {
     /// Scores answers, and compares rule sets on answers already given
     #[command(subcommand)]
     Reward(RewardCommand),
+    /// Draws a set of images for GenEval's prompts, and judges one by GenEval's rules
+    #[command(subcommand)]
+    Geneval(GenevalCommand),
     /// Lists the plugins found, what they offer, and why one was refused
     Plugins(PluginsArgs),
     /// Prints the JSON Schema of a configuration
@@ -353,6 +356,76 @@ pub(crate) struct ShowArgs {
     /// A JSON object for every changed sample, and nothing else
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What to do with a set of images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GenevalCommand {
+    /// Draws the images of every prompt into GenEval's folders; what is there already stays
+    Draw(GenevalDrawArgs),
+    /// Judges a folder of images by what a detector found in them
+    Judge(GenevalJudgeArgs),
+}
+
+/// Drawing a set.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct GenevalDrawArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The prompts, GenEval's `evaluation_metadata.jsonl` or a file of the same form
+    #[arg(long, value_name = "FILE.jsonl", required = true)]
+    pub(crate) metadata: PathBuf,
+    /// The folder of the set
+    #[arg(long, value_name = "DIR", required = true)]
+    pub(crate) out: PathBuf,
+    /// Images a prompt
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) count: usize,
+    /// Classifier-free guidance, as the model's family counts it
+    #[arg(long, value_name = "G")]
+    pub(crate) guidance: Option<f64>,
+    /// Decoding steps of a masked model
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<i64>,
+    /// Images at once; as many as fit the memory without it
+    #[arg(long, value_name = "N")]
+    pub(crate) batch: Option<usize>,
+}
+
+/// Judging a set.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct GenevalJudgeArgs {
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// The folder of the set: `00000/metadata.jsonl`, `00000/samples/0000.png`, …
+    #[arg(long, value_name = "DIR", required = true)]
+    pub(crate) images: PathBuf,
+    #[command(flatten)]
+    pub(crate) found: FoundArgs,
+    /// One option of the detector, e.g. `score=0.5`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "detector")]
+    pub(crate) sets: Vec<String>,
+    /// Where the detector is given the pictures: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", requires = "detector")]
+    pub(crate) device: Option<String>,
+    /// The file to write with a line an image, as GenEval's script writes it
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub(crate) out: Option<PathBuf>,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where detections come from.
+#[derive(Debug, Clone, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct FoundArgs {
+    /// What a detector found, a line an image
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub(crate) detections: Option<PathBuf>,
+    /// The detector: a name, or the path of a plugin
+    #[arg(long, value_name = "NAME|PATH")]
+    pub(crate) detector: Option<String>,
 }
 
 /// Listing plugins.

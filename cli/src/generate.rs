@@ -57,7 +57,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
                 let at = index * size + row;
                 let name = format!("{:05}-{:02}.png", at / args.count, at % args.count);
                 let path = folder(&args.out)?.join(name);
-                let texts = texts(args, &config, &prompts[at], at);
+                let texts = texts(&config, &prompts[at], (at, prompts.len()));
                 picture::write_grid(&pixels.narrow(0, row as i64, 1), 1, &path, &texts)?;
             }
         }
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     }
     bar.finish_and_clear();
     if one_file {
-        let texts = texts(args, &config, &args.prompt.join("\n"), 0);
+        let texts = texts(&config, &args.prompt.join("\n"), (0, prompts.len()));
         picture::write_grid(&Tensor::cat(&pictures, 0), args.count as i64, &args.out, &texts)?;
     }
     println!("{}", args.out.display());
@@ -77,8 +77,12 @@ fn folder(path: &Path) -> Result<&Path> {
     Ok(path)
 }
 
-/// What goes into the metadata of a picture: enough to draw it again.
-fn texts(args: &GenerateArgs, config: &RunConfig, prompt: &str, index: usize) -> Vec<(&'static str, String)> {
+/// What goes into the metadata of a picture, one of so many: enough to draw it again.
+pub(crate) fn texts(
+    config: &RunConfig,
+    prompt: &str,
+    (index, of): (usize, usize),
+) -> Vec<(&'static str, String)> {
     let images = &config.rollout.images;
     vec![
         ("prompt", prompt.to_string()),
@@ -88,7 +92,7 @@ fn texts(args: &GenerateArgs, config: &RunConfig, prompt: &str, index: usize) ->
         ("steps", images.steps.to_string()),
         ("temperature", images.temperature.to_string()),
         ("seed", config.train.seed.to_string()),
-        ("index", format!("{index} of {}", args.prompt.len() * args.count)),
+        ("index", format!("{index} of {of}")),
         ("Software", format!("unirl {}", env!("CARGO_PKG_VERSION"))),
     ]
 }

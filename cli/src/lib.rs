@@ -7,6 +7,7 @@ mod build;
 mod endpoint;
 mod eval;
 mod generate;
+mod geneval;
 mod logging;
 mod plugins;
 mod pretrain;
@@ -47,6 +48,7 @@ fn run(args: Args) -> Result<()> {
         Some(Command::Ask(options)) => ask::run(&options),
         Some(Command::Prompts(options)) => prompts::run(&options),
         Some(Command::Reward(command)) => reward::run(&command),
+        Some(Command::Geneval(command)) => geneval::run(&command),
         Some(Command::Plugins(options)) => plugins::run(&options),
         Some(Command::Schema(options)) => schema::run(&options),
     }

@@ -1,0 +1,277 @@
+//! `unirl geneval`: a set of images for `GenEval`'s prompts, and its judgement.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tch::Tensor;
+use unirl::config::RunConfig;
+use unirl::detector::Detection;
+use unirl::error::{Context, Error, Result};
+use unirl::judge::geneval::{
+    self, Metadata, Prompt, SETTINGS, Vocabulary, image_path, prompt_folder, read_detections, read_folder,
+    read_metadata,
+};
+use unirl::model::{ImageSampling, Part};
+use unirl::plugin::Plugins;
+use unirl::{picture, seed, table};
+
+use crate::args::{GenevalCommand, GenevalDrawArgs, GenevalJudgeArgs};
+use crate::build::{self, Settings};
+use crate::{batch, generate, progress};
+
+/// Prompts that share a seed: with four images each, as many as are drawn at once where all fit. An image depends on its
+/// place in this block, and on nothing before or behind it.
+const BLOCK: usize = 32;
+
+pub(crate) fn run(command: &GenevalCommand) -> Result<()> {
+    match command {
+        GenevalCommand::Draw(args) => draw(args),
+        GenevalCommand::Judge(args) => judge(args),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn draw(args: &GenevalDrawArgs) -> Result<()> {
+    let GenevalDrawArgs { out, count, .. } = args;
+    let count = *count;
+    if count == 0 {
+        return Err(Error::usage("`--count`: expected at least 1, got 0"));
+    }
+    let prompts = read_metadata(&args.metadata)?;
+    let mut settings = Settings::new(&args.model, None)?;
+    if let Some(guidance) = args.guidance {
+        settings.put("rollout.images.guidance", guidance)?;
+    }
+    if let Some(steps) = args.steps {
+        settings.put("rollout.images.steps", steps)?;
+    }
+    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    let (mut model, config) = build::inference(&settings, &mut plugins)?;
+    let size = batch::size(&*model, &config, args.batch, |footprint| footprint.generate)?;
+
+    prepare(out, &record(&config, prompts.len(), count)?)?;
+    let mut missing = Vec::new();
+    for (index, prompt) in prompts.iter().enumerate() {
+        if !is_whole(out, index, prompt, count)? {
+            missing.push(index);
+        }
+    }
+    if missing.len() < prompts.len() {
+        let there = prompts.len() - missing.len();
+        progress::note(&format!("{there} of {} prompts are drawn already", prompts.len()));
+    }
+    let bar = progress::bar("draw", (missing.len() * count) as u64);
+    for images in batches(&missing, count, size) {
+        let block = images.start / (BLOCK * count);
+        let first = (images.start % (BLOCK * count)) as i64;
+        // The same pictures whatever fits at once, and whatever was there.
+        let part = Some(Part { first, of: (BLOCK * count) as i64 });
+        let seed = seed::derive(config.train.seed, &[block as u64]);
+        let texts: Vec<String> = images.clone().map(|image| prompts[image / count].prompt.clone()).collect();
+        let drawn = model.generate(&texts, &ImageSampling { seed, part, ..config.rollout.images.clone() })?;
+        let pixels = model.pixels(&drawn)?.to_device(tch::Device::Cpu);
+        for (row, image) in images.clone().enumerate() {
+            let prompt = image / count;
+            write_metadata(out, prompt, &prompts[prompt])?;
+            let texts = generate::texts(&config, &texts[row], (image, prompts.len() * count));
+            let path = out.join(image_path(prompt, image % count));
+            picture::write_grid(&pixels.narrow(0, row as i64, 1), 1, &path, &texts)?;
+        }
+        bar.inc(images.len() as u64);
+        tracing::info!("drew {} of {} images", bar.position(), missing.len() * count);
+    }
+    bar.finish_and_clear();
+    println!("{}", out.display());
+    Ok(())
+}
+
+/// What decides the images of a set, in words that stay the same wherever the command is called.
+fn record(config: &RunConfig, prompts: usize, count: usize) -> Result<Value> {
+    let checkpoint = match config.model.checkpoint.as_str() {
+        "builtin" => "builtin".into(),
+        folder => std::fs::canonicalize(folder)
+            .context(|| format!("cannot find the model folder `{folder}`"))?
+            .display()
+            .to_string(),
+    };
+    let options = serde_json::to_value(&config.model.options)
+        .map_err(|error| Error::usage("`model.options` cannot be written as JSON").cause(error))?;
+    let images = &config.rollout.images;
+    Ok(json!({
+        "prompts": prompts,
+        "count": count,
+        "plugin": config.model.plugin,
+        "model": checkpoint,
+        "options": options,
+        "guidance": images.guidance,
+        "steps": images.steps,
+        "temperature": images.temperature,
+        "seed": config.train.seed,
+    }))
+}
+
+/// Makes the folder of a set, or refuses one that was drawn otherwise: half of it would be of other settings.
+fn prepare(out: &Path, record: &Value) -> Result<()> {
+    let path = out.join(SETTINGS);
+    let another = || format!("`{}` holds another set of images", out.display());
+    let hint = "draw into another folder, or with the settings that the set has";
+    if path.is_file() {
+        let place = || format!("cannot read `{}`", path.display());
+        let text = std::fs::read_to_string(&path).context(place)?;
+        let before: Value = serde_json::from_str(&text).context(place)?;
+        for (key, value) in record.as_object().into_iter().flatten() {
+            let old = before.get(key).unwrap_or(&Value::Null);
+            if old != value {
+                let cause = format!("`{key}` of `{}` is {old}, now it is {value}", path.display());
+                return Err(Error::usage(another()).cause(cause).hint(hint));
+            }
+        }
+        return Ok(());
+    }
+    let used = out.is_dir()
+        && std::fs::read_dir(out).context(|| format!("cannot read `{}`", out.display()))?.next().is_some();
+    if used {
+        let cause = format!("it is not empty, and there is no `{SETTINGS}` in it");
+        return Err(Error::usage(format!("`{}` is not a set of `unirl geneval draw`", out.display()))
+            .cause(cause)
+            .hint("draw into another folder"));
+    }
+    std::fs::create_dir_all(out).context(|| format!("cannot create `{}`", out.display()))?;
+    let text = serde_json::to_string_pretty(record).context(|| "cannot write the settings")?;
+    build::write_whole(&path, &format!("{text}\n"))
+}
+
+/// Whether all that a prompt should have is there. What an interrupted process left half-written is removed.
+fn is_whole(out: &Path, index: usize, prompt: &Metadata, count: usize) -> Result<bool> {
+    let folder = out.join(prompt_folder(index));
+    let path = folder.join("metadata.jsonl");
+    if let Ok(line) = std::fs::read_to_string(&path)
+        && line != prompt.line()
+    {
+        return Err(Error::usage(format!("`{}` holds another set of images", out.display()))
+            .cause(format!("`{}` is not the line of prompt {index}", path.display()))
+            .hint("draw into another folder, or with the metadata that the set has"));
+    }
+    for folder in [folder.clone(), folder.join("samples")] {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(".partial-") {
+                let place = || format!("cannot remove `{}`", entry.path().display());
+                std::fs::remove_file(entry.path()).context(place)?;
+            }
+        }
+    }
+    Ok(path.is_file() && (0..count).all(|image| out.join(image_path(index, image)).is_file()))
+}
+
+/// The images of some prompts in runs of at most `size`, none of which goes over the end of a block.
+fn batches(prompts: &[usize], count: usize, size: usize) -> Vec<Range<usize>> {
+    let mut batches: Vec<Range<usize>> = Vec::new();
+    for image in prompts.iter().flat_map(|prompt| prompt * count..(prompt + 1) * count) {
+        match batches.last_mut() {
+            Some(last) if last.end == image && last.len() < size && image % (BLOCK * count) != 0 => {
+                last.end += 1;
+            }
+            _ => batches.push(image..image + 1),
+        }
+    }
+    batches
+}
+
+/// Writes the line of a prompt where it is not yet: to the letter, without an end of line, as `GenEval`'s script does.
+fn write_metadata(out: &Path, index: usize, prompt: &Metadata) -> Result<()> {
+    let folder = out.join(prompt_folder(index));
+    let path = folder.join("metadata.jsonl");
+    if path.is_file() {
+        return Ok(());
+    }
+    let samples = folder.join("samples");
+    std::fs::create_dir_all(&samples).context(|| format!("cannot create `{}`", samples.display()))?;
+    build::write_whole(&path, prompt.line())
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn judge(args: &GenevalJudgeArgs) -> Result<()> {
+    if let Some(out) = &args.out {
+        build::check_parent(out)?;
+    }
+    let prompts = read_folder(&args.images)?;
+    let detections = match (&args.found.detections, &args.found.detector) {
+        (Some(path), _) => read_detections(path, &prompts)?,
+        (None, Some(name)) => detect(args, name, &prompts)?,
+        (None, None) => return Err(Error::usage("expected `--detections` or `--detector`")),
+    };
+    let (lines, summary) = geneval::judge_all(&prompts, &detections)?;
+    if let Some(out) = &args.out {
+        let mut text = String::new();
+        for line in &lines {
+            text += &serde_json::to_string(line).context(|| "cannot write a result")?;
+            text.push('\n');
+        }
+        build::write_whole(out, &text)?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&summary).context(|| "cannot write the figures")?);
+    } else {
+        println!("{}", geneval::table(&summary));
+    }
+    Ok(())
+}
+
+/// Asks a detector about every image, those of a prompt at once.
+fn detect(
+    args: &GenevalJudgeArgs,
+    name: &str,
+    prompts: &[Prompt],
+) -> Result<BTreeMap<String, Vec<Detection>>> {
+    let mut options = toml::Table::new();
+    for assignment in &args.sets {
+        table::set(&mut options, assignment)?;
+    }
+    let options = serde_json::to_value(&options).map_err(|error| {
+        Error::usage("the options of the detector cannot be written as JSON").cause(error)
+    })?;
+    // A GPU is opened before the first tensor.
+    let device = build::device(args.device.as_deref().unwrap_or("auto"))?;
+    let detector = Plugins::new(&args.search.plugin_dir).detector(name, &options)?;
+    let words = Vocabulary::of(prompts.iter().map(|prompt| &prompt.metadata));
+    let images: usize = prompts.iter().map(|prompt| prompt.images.len()).sum();
+    let bar = progress::bar("detect", images as u64);
+    let mut all = BTreeMap::new();
+    for prompt in prompts {
+        let pictures: Vec<Tensor> = prompt
+            .images
+            .iter()
+            .map(|image| picture::read_as_it_is(&args.images.join(image)))
+            .collect::<Result<_>>()?;
+        let mut found = Vec::new();
+        for run in pictures.chunk_by(|one, other| one.size() == other.size()) {
+            let pixels = Tensor::cat(run, 0).to_device(device); // [B,3,H,W]
+            found.extend(detector.detect(&pixels, &words.classes, &words.colors)?);
+        }
+        for (image, detections) in prompt.images.iter().zip(found) {
+            for detection in &detections {
+                words
+                    .check_class(&detection.class)
+                    .context(|| format!("detector `{name}` about `{image}`"))?;
+            }
+            all.insert(image.clone(), detections);
+        }
+        bar.inc(prompt.images.len() as u64);
+    }
+    bar.finish_and_clear();
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::batches;
+
+    #[test]
+    fn batches_are_runs_within_a_block() {
+        assert_eq!(batches(&[0, 1, 3], 2, 3), [0..3, 3..4, 6..8]);
+        assert_eq!(batches(&[31, 32], 4, 128), [124..128, 128..132]);
+        assert!(batches(&[], 4, 8).is_empty());
+    }
+}

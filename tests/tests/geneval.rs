@@ -1,0 +1,561 @@
+//! `GenEval`: the rules against a second reading of them, the set that `unirl geneval draw` makes, and what
+//! `unirl geneval judge` says of good and bad sets.
+
+#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use insta::assert_snapshot;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use unirl::detector::Detection;
+use unirl::judge::geneval::{Metadata, judge, read_metadata};
+use unirl::judge::tiles;
+use unirl::picture;
+use unirl::plugin::Plugins;
+use unirl::scene::read_jsonl;
+use unirl::scene::rng::Rng;
+
+const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/geneval");
+
+fn plugin_dir() -> PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().to_owned()
+}
+
+/// Runs `unirl geneval` in `folder`: exit status, stdout and stderr.
+fn unirl(folder: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
+        .arg("geneval")
+        .args(arguments)
+        .arg("--plugin-dir")
+        .arg(plugin_dir())
+        .current_dir(folder)
+        .env_remove("UNIRL_PLUGIN_PATH")
+        .env_remove("RUST_BACKTRACE")
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .output()
+        .unwrap();
+    format!(
+        "exit: {}\nstdout:\n{}stderr:\n{}",
+        output.status.code().unwrap(),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+// ---- the rules ----
+
+/// A second reading of the rules, from their description and in its order, over JSON and tuples.
+mod second {
+    use super::{HashMap, Value};
+
+    type Found = (f32, [f32; 4], String);
+
+    /// For every class the detections above the threshold, sure ones first: ascending, turned round, cut.
+    fn filtered(tag: &str, detections: &[(String, Found)]) -> HashMap<String, Vec<Found>> {
+        let limit: f32 = if tag == "counting" { 0.9 } else { 0.3 };
+        let mut objects = HashMap::new();
+        for (class, _) in detections {
+            let own: Vec<&Found> = detections.iter().filter(|(c, _)| c == class).map(|(_, f)| f).collect();
+            let mut order: Vec<usize> = (0..own.len()).collect();
+            order.sort_by(|i, j| own[*i].0.partial_cmp(&own[*j].0).unwrap());
+            order.reverse();
+            order.retain(|i| own[*i].0 > limit);
+            order.truncate(16);
+            let chosen: Vec<Found> = order.into_iter().map(|i| own[i].clone()).collect();
+            objects.insert(class.clone(), chosen);
+        }
+        objects
+    }
+
+    fn relative(a: [f32; 4], b: [f32; 4]) -> Vec<&'static str> {
+        let (ax, ay) = (0.5 * (a[0] + a[2]), 0.5 * (a[1] + a[3]));
+        let (bx, by) = (0.5 * (b[0] + b[2]), 0.5 * (b[1] + b[3]));
+        let (off_x, off_y) = (ax - bx, ay - by);
+        let wide = (a[2] - a[0]).abs() + (b[2] - b[0]).abs();
+        let high = (a[3] - a[1]).abs() + (b[3] - b[1]).abs();
+        let shrink = |off: f32, sizes: f32| {
+            let rest = off.abs() - 0.1 * sizes;
+            if rest <= 0.0 || off == 0.0 {
+                0.0
+            } else if off < 0.0 {
+                -rest
+            } else {
+                rest
+            }
+        };
+        let (rev_x, rev_y) = (shrink(off_x, wide), shrink(off_y, high));
+        let mut said = Vec::new();
+        if rev_x.abs() < 1e-3 && rev_y.abs() < 1e-3 {
+            return said;
+        }
+        let norm = (off_x * off_x + off_y * off_y).sqrt();
+        let (dx, dy) = (rev_x / norm, rev_y / norm);
+        if dx < -0.5 {
+            said.push("left of");
+        }
+        if dx > 0.5 {
+            said.push("right of");
+        }
+        if dy < -0.5 {
+            said.push("above");
+        }
+        if dy > 0.5 {
+            said.push("below");
+        }
+        said
+    }
+
+    /// Whether the image is right, and how many clauses failed.
+    pub(super) fn evaluate(metadata: &Value, detections: &[(String, Found)]) -> (bool, usize) {
+        let objects = filtered(metadata["tag"].as_str().unwrap(), detections);
+        let nothing = Vec::new();
+        let (mut correct, mut faults) = (true, 0);
+        let mut matched_groups: Vec<Option<Vec<Found>>> = Vec::new();
+        for wanted in metadata["include"].as_array().unwrap() {
+            let count = wanted["count"].as_u64().unwrap() as usize;
+            let all = objects.get(wanted["class"].as_str().unwrap()).unwrap_or(&nothing);
+            let found: Vec<Found> = all.iter().take(count).cloned().collect();
+            let mut matched = true;
+            if found.len() < count {
+                matched = false;
+            } else {
+                if let Some(color) = wanted["color"].as_str() {
+                    let mut same = 0;
+                    for (_, _, seen) in &found {
+                        if seen == color {
+                            same += 1;
+                        }
+                    }
+                    if same < count {
+                        matched = false;
+                    }
+                }
+                if matched && let Some(position) = wanted["position"].as_array() {
+                    let expected = position[0].as_str().unwrap();
+                    match &matched_groups[position[1].as_u64().unwrap() as usize] {
+                        None => matched = false,
+                        Some(targets) => {
+                            for (_, bounds, _) in &found {
+                                for (_, target, _) in targets {
+                                    if !relative(*bounds, *target).contains(&expected) {
+                                        matched = false;
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            if matched {
+                matched_groups.push(Some(found));
+            } else {
+                correct = false;
+                faults += 1;
+                matched_groups.push(None);
+            }
+        }
+        if let Some(excludes) = metadata["exclude"].as_array() {
+            for unwanted in excludes {
+                let there = objects.get(unwanted["class"].as_str().unwrap()).unwrap_or(&nothing).len();
+                if there as u64 >= unwanted["count"].as_u64().unwrap() {
+                    correct = false;
+                    faults += 1;
+                }
+            }
+        }
+        (correct, faults)
+    }
+}
+
+const CLASSES: [&str; 3] = ["dog", "cat", "bench"];
+const SEEN: [&str; 2] = ["red", "blue"];
+const TAGS: [&str; 6] = ["single_object", "two_object", "counting", "colors", "position", "color_attr"];
+
+fn random_metadata(tag: &str, rng: &mut Rng) -> Value {
+    let (one, other) = rng.two_below(CLASSES.len());
+    let (one, other) = (CLASSES[one], CLASSES[other]);
+    let color = |rng: &mut Rng| SEEN[rng.below(SEEN.len())];
+    // Mostly one object as in the original, at times two.
+    let count = 1 + usize::from(rng.chance(0.2));
+    let mut line = json!({"tag": tag, "include": [{"class": one, "count": count}], "prompt": "a photo"});
+    match tag {
+        "counting" => {
+            let count = 2 + rng.below(3);
+            line["include"][0]["count"] = json!(count);
+            line["exclude"] = json!([{"class": one, "count": count + 1}]);
+        }
+        "colors" => line["include"][0]["color"] = json!(color(rng)),
+        "single_object" => {}
+        _ => {
+            line["include"].as_array_mut().unwrap().push(json!({"class": other, "count": 1}));
+            if tag == "color_attr" {
+                for clause in 0..2 {
+                    line["include"][clause]["color"] = json!(color(rng));
+                }
+            }
+            if tag == "position" {
+                let words = ["left of", "right of", "above", "below"][rng.below(4)];
+                line["include"][1]["position"] = json!([words, 0]);
+            }
+        }
+    }
+    line
+}
+
+/// Scores on a grid that holds both thresholds, boxes on one that is coarse at times.
+fn random_detections(tag: &str, rng: &mut Rng) -> Vec<Detection> {
+    let many = rng.chance(0.1);
+    let count = if many { 30 } else { rng.below(8) };
+    let step = [0.37, 5.0, 20.0][rng.below(3)];
+    let edge = |rng: &mut Rng| rng.below(13) as f32 * step;
+    (0..count)
+        .map(|_| {
+            let least = if tag == "counting" || many { 17 } else { 4 };
+            let (x, y) = (edge(rng), edge(rng));
+            Detection {
+                class: CLASSES[if many { 0 } else { rng.below(CLASSES.len()) }].into(),
+                score: (least + rng.below(21 - least)) as f32 / 20.0,
+                bounds: [x, y, x + edge(rng), y + edge(rng)],
+                color: Some(SEEN[rng.below(SEEN.len())].into()),
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn two_readings_of_the_rules_agree() {
+    let mut rng = Rng::new(17);
+    let mut verdicts: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+    for round in 0..4000 {
+        let tag = TAGS[round % TAGS.len()];
+        let metadata = random_metadata(tag, &mut rng);
+        let detections = random_detections(tag, &mut rng);
+        let tuples: Vec<_> = detections
+            .iter()
+            .map(|found| (found.class.clone(), (found.score, found.bounds, found.color.clone().unwrap())))
+            .collect();
+        let (correct, faults) = second::evaluate(&metadata, &tuples);
+        let judged = judge(&Metadata::parse(&metadata.to_string()).unwrap(), &detections).unwrap();
+        assert_eq!(
+            (judged.correct, judged.reason.lines().count()),
+            (correct, faults),
+            "{metadata}\n{detections:?}\n{}",
+            judged.reason
+        );
+        verdicts.entry(tag).or_default()[usize::from(correct)] += 1;
+    }
+    // Neither verdict is rare in any tag, so that agreement says something.
+    assert!(verdicts.len() == 6 && verdicts.values().flatten().all(|count| *count >= 25), "{verdicts:?}");
+}
+
+/// `GenEval`'s own file is not part of a checkout.
+#[test]
+fn genevals_metadata_are_read_and_kept_to_the_letter() {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/geneval/evaluation_metadata.jsonl");
+    if !path.is_file() {
+        return;
+    }
+    let prompts = read_metadata(&path).unwrap();
+    assert_eq!(prompts.len(), 553);
+    let lines: Vec<&str> = prompts.iter().map(Metadata::line).collect();
+    assert_eq!(lines.join("\n"), fs::read_to_string(&path).unwrap().trim_end());
+    let asked = path.with_file_name("evaluation_metadata_qa.jsonl");
+    if asked.is_file() {
+        assert_eq!(read_metadata(&asked).unwrap().len(), 553);
+    }
+}
+
+// ---- drawing ----
+
+/// Every file below a folder with its bytes.
+fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(root).unwrap().display().to_string();
+                all.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    }
+    all
+}
+
+fn draw(home: &Path, out: &str, count: &str, more: &[&str]) -> String {
+    let metadata = format!("{EXAMPLE}/metadata.jsonl");
+    let mut arguments = vec!["draw", "--plugin", "showo", "--device", "cpu", "--metadata", &metadata];
+    arguments.extend(["--out", out, "--count", count]);
+    arguments.extend(more);
+    unirl(home, &arguments)
+}
+
+#[test]
+fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
+    let home = TempDir::new().unwrap();
+    let home = home.path();
+    let said = draw(home, "whole", "2", &["--seed", "3"]);
+    assert_eq!(said, "exit: 0\nstdout:\nwhole\nstderr:\n");
+    let whole = files(&home.join("whole"));
+    let prompts = read_metadata(&Path::new(EXAMPLE).join("metadata.jsonl")).unwrap();
+    assert_eq!(whole.len(), 1 + prompts.len() * 3);
+    for (index, prompt) in prompts.iter().enumerate() {
+        assert_eq!(whole[&format!("{index:05}/metadata.jsonl")], prompt.line().as_bytes());
+        let image = |number: usize| &whole[&format!("{index:05}/samples/{number:04}.png")];
+        assert_ne!(image(0), image(1));
+    }
+
+    // Other batches, an interruption in the middle of a prompt, and one in the middle of a file.
+    let said = draw(home, "parts", "2", &["--seed", "3", "--batch", "5"]);
+    assert!(said.starts_with("exit: 0"), "{said}");
+    let parts = home.join("parts");
+    assert!(files(&parts) == whole, "the size of a batch changes the images");
+    fs::remove_file(parts.join("00002/samples/0001.png")).unwrap();
+    fs::remove_dir_all(parts.join("00007")).unwrap();
+    fs::remove_dir_all(parts.join("00011")).unwrap();
+    fs::write(parts.join("00002/samples/.partial-x"), "half").unwrap();
+    let untouched = fs::metadata(parts.join("00003/samples/0000.png")).unwrap().modified().unwrap();
+    let said = draw(home, "parts", "2", &["--seed", "3", "--batch", "3"]);
+    assert_eq!(said, "exit: 0\nstdout:\nparts\nstderr:\n9 of 12 prompts are drawn already\n");
+    assert!(files(&parts) == whole, "the interruption changed the images");
+    let same = fs::metadata(parts.join("00003/samples/0000.png")).unwrap().modified().unwrap();
+    assert_eq!(same, untouched);
+    let said = draw(home, "other", "2", &["--seed", "4"]);
+    assert!(said.starts_with("exit: 0"), "{said}");
+    assert!(files(&home.join("other"))["00000/samples/0000.png"] != whole["00000/samples/0000.png"]);
+
+    // The detector's verdicts lie between those of the exact judge: what that one allows strictly is right here, and
+    // what is right here it allows at least leniently.
+    let arguments = ["judge", "--images", "whole", "--detector", "tiles", "--out", "results.jsonl", "--json"];
+    let said = unirl(home, &arguments);
+    let summary = said.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
+    let summary: Value = serde_json::from_str(summary).unwrap();
+    let results: Vec<Value> = fs::read_to_string(home.join("results.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(results.len(), 24);
+    let tasks = read_jsonl(&Path::new(EXAMPLE).join("metadata.jsonl")).unwrap();
+    let mut right = 0;
+    for (index, result) in results.iter().enumerate() {
+        let filename = result["filename"].as_str().unwrap();
+        assert_eq!(filename, format!("{:05}/samples/{:04}.png", index / 2, index % 2));
+        assert_eq!(result["metadata"], prompts[index / 2].line());
+        let pixels = picture::read(&home.join("whole").join(filename), 32).unwrap();
+        let exact = tiles::judge(&tasks[index / 2].facts, &tiles::read(&pixels).unwrap()[0]);
+        let correct = result["correct"].as_bool().unwrap();
+        assert!(correct >= exact.strict && correct <= exact.lenient, "{result}\n{exact:?}");
+        assert_eq!(correct, result["reason"] == "");
+        right += usize::from(correct);
+    }
+    assert_eq!(summary["images"], json!({"correct": right, "of": 24, "share": right as f64 / 24.0}));
+    assert_eq!(summary["tags"].as_array().unwrap().len(), 6);
+
+    // Without its verdicts on colours the detector is no use here.
+    let blind = ["judge", "--images", "whole", "--detector", "tiles", "--set", "colors=false"];
+    let said = unirl(home, &blind);
+    assert!(said.starts_with("exit: 2") && said.contains("has no `color`"), "{said}");
+    let silent = unirl(home, &["judge", "--images", "whole", "--detector", "tiles", "--set", "forgets=true"]);
+    assert_snapshot!(silent);
+}
+
+// ---- the example ----
+
+/// What stands in `examples/geneval/README.md` is what the command prints. `UPDATE_EXAMPLES=1` writes the detections anew.
+#[test]
+fn the_example_is_judged_as_its_page_says() {
+    let home = TempDir::new().unwrap();
+    let home = home.path();
+    let folder = Path::new(EXAMPLE);
+    let said = draw(home, "drawn", "4", &[]);
+    assert!(said.starts_with("exit: 0"), "{said}");
+    if std::env::var_os("UPDATE_EXAMPLES").is_some() {
+        let detector = Plugins::new(&[plugin_dir()]).detector("tiles", &Value::Null).unwrap();
+        let palette = unirl::tiles::object_list();
+        let mut text = String::new();
+        for prompt in 0..12 {
+            for image in 0..4 {
+                let name = format!("{prompt:05}/samples/{image:04}.png");
+                let pixels = picture::read(&home.join("drawn").join(&name), 32).unwrap();
+                let found = detector.detect(&pixels, &palette.nouns, &palette.colors).unwrap();
+                let found = serde_json::to_string(&found[0]).unwrap(); // a `Value` would widen its numbers
+                text += &format!("{{\"filename\":\"{name}\",\"detections\":{found}}}\n");
+            }
+        }
+        fs::write(folder.join("detections.jsonl"), text).unwrap();
+    }
+    let detections = format!("{EXAMPLE}/detections.jsonl");
+    let arguments = ["judge", "--images", "drawn", "--detections", &detections, "--out", "results.jsonl"];
+    let said = unirl(home, &arguments);
+    let table = said.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
+    let page = fs::read_to_string(folder.join("README.md")).unwrap();
+    assert!(page.contains(&format!("```text\n{table}```\n")), "the page should say:\n{table}");
+    let results = fs::read_to_string(home.join("results.jsonl")).unwrap();
+    if std::env::var_os("UPDATE_EXAMPLES").is_some() {
+        fs::write(folder.join("results.jsonl"), &results).unwrap();
+    }
+    assert_eq!(results, fs::read_to_string(folder.join("results.jsonl")).unwrap());
+}
+
+// ---- what a user can do wrong ----
+
+const DOG: &str =
+    r#"{"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}"#;
+const CAT: &str = r#"{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a photo of a red cat"}"#;
+
+/// A set of two prompts with two images each; no judge of detections opens them.
+fn set(home: &Path) -> PathBuf {
+    let root = home.join("set");
+    let _ = fs::remove_dir_all(&root);
+    for (index, line) in [DOG, CAT].iter().enumerate() {
+        let folder = root.join(format!("{index:05}"));
+        fs::create_dir_all(folder.join("samples")).unwrap();
+        fs::write(folder.join("metadata.jsonl"), line).unwrap();
+        fs::write(folder.join("grid.png"), "").unwrap();
+        for image in ["0000.png", "0001.png", "notes.png", "0002.txt"] {
+            fs::write(folder.join("samples").join(image), "").unwrap();
+        }
+    }
+    fs::create_dir(root.join("extra")).unwrap();
+    root
+}
+
+fn line(image: &str, detections: &str) -> String {
+    format!("{{\"filename\": \"{image}\", \"detections\": [{detections}]}}\n")
+}
+
+fn four(first: &str, last: &str) -> String {
+    let middle = line("00000/samples/0001.png", "") + &line("00001/samples/0000.png", "");
+    line("00000/samples/0000.png", first) + &middle + &line("00001/samples/0001.png", last)
+}
+
+#[test]
+fn a_set_of_files_alone_is_judged() {
+    let home = TempDir::new().unwrap();
+    set(home.path());
+    let dog = r#"{"class": "dog", "score": 0.5, "box": [0, 0, 9, 9]}"#;
+    let cats = r#"{"class": "cat", "score": 0.7, "box": [0, 0, 9, 9], "color": "blue"}, {"class": "car", "score": 0.1, "box": [1, 2, 3, 4]}"#;
+    fs::write(home.path().join("found.jsonl"), four(dog, cats)).unwrap();
+    let judge = ["judge", "--images", "set", "--detections", "found.jsonl"];
+    let table = unirl(home.path(), &[&judge[..], &["--out", "results.jsonl"]].concat());
+    let summary = unirl(home.path(), &[&judge[..], &["--json"]].concat());
+    let results = fs::read_to_string(home.path().join("results.jsonl")).unwrap();
+    assert_snapshot!([table, summary, results].join("\n"));
+}
+
+#[test]
+fn detections_that_do_not_fit() {
+    let home = TempDir::new().unwrap();
+    set(home.path());
+    let dog = |class: &str, score: &str, bounds: &str| {
+        format!("{{\"class\": \"{class}\", \"score\": {score}, \"box\": {bounds}}}")
+    };
+    let good = dog("dog", "0.9", "[0, 0, 9, 9]");
+    let mut texts = Vec::new();
+    for found in [
+        line("00000/samples/0000.png", &good),
+        four(&dog("dog", "0.9", "[5, 0, 4, 9]"), ""),
+        four(&dog("dog", "0.9", "[0, 0, 9]"), ""),
+        four(&dog("dog", "0.9", "[0, 0, 1e300, 9]"), ""),
+        four(&dog("dog", "90", "[0, 0, 9, 9]"), ""),
+        four(&dog("mouse", "0.9", "[0, 0, 9, 9]"), ""),
+        four(&dog("giraff", "0.9", "[0, 0, 9, 9]"), ""),
+        four(&good, &dog("cat", "0.75", "[0, 0, 9, 9]")),
+        four(&good, "") + &line("00000/samples/0000.png", ""),
+        four(&good, "") + &line("set/00000/samples/0000.png", ""),
+        four(&good, "") + "{\"filename\": \"00000/samples/0000.png\"}\n",
+        four(&good, "") + "\n{\"filename\": \n",
+    ] {
+        fs::write(home.path().join("found.jsonl"), &found).unwrap();
+        let said = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        assert!(!said.contains("internal error"), "{said}");
+        texts.push(format!("{found}\n{said}"));
+    }
+    assert_snapshot!(texts.join("----\n"));
+}
+
+/// What is done to a good set.
+type Change = fn(&Path);
+
+#[test]
+fn sets_that_are_not_whole() {
+    let home = TempDir::new().unwrap();
+    fs::write(home.path().join("found.jsonl"), four("", "")).unwrap();
+    let mut texts = Vec::new();
+    let changes: [(&str, Change); 9] = [
+        ("no folder", |root| fs::remove_dir_all(root).unwrap()),
+        ("no prompts", |root| {
+            fs::remove_dir_all(root).unwrap();
+            fs::create_dir(root).unwrap();
+        }),
+        ("an image less", |root| fs::remove_file(root.join("00001/samples/0001.png")).unwrap()),
+        ("no images", |root| fs::remove_dir_all(root.join("00000/samples")).unwrap()),
+        ("a number is missing", |root| fs::rename(root.join("00001"), root.join("00003")).unwrap()),
+        ("fewer prompts than were to be drawn", |root| {
+            fs::write(root.join("draw.json"), r#"{"prompts": 553, "count": 2}"#).unwrap();
+        }),
+        ("fewer images than were to be drawn", |root| {
+            fs::write(root.join("draw.json"), r#"{"prompts": 2, "count": 4}"#).unwrap();
+        }),
+        ("no metadata", |root| fs::remove_file(root.join("00001/metadata.jsonl")).unwrap()),
+        ("bad metadata", |root| {
+            fs::write(root.join("00001/metadata.jsonl"), "{\"tag\": \"colours\"").unwrap();
+        }),
+    ];
+    for (what, change) in changes {
+        change(&set(home.path()));
+        let said = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        texts.push(format!("{what}\n{said}"));
+    }
+    assert_snapshot!(texts.join("----\n"));
+}
+
+#[test]
+fn wrong_arguments() {
+    let home = TempDir::new().unwrap();
+    set(home.path());
+    fs::write(
+        home.path().join("bad.jsonl"),
+        format!("{DOG}\n\n{}\n", DOG.replace("\"count\": 1", "\"count\": \"one\"")),
+    )
+    .unwrap();
+    fs::write(home.path().join("empty.jsonl"), "\n").unwrap();
+    fs::write(home.path().join("good.jsonl"), format!("{DOG}\n")).unwrap();
+    let judge = |more: &[&'static str]| [&["judge", "--images", "set"], more].concat();
+    let draw = |more: &[&'static str]| [&["draw", "--plugin", "showo", "--device", "cpu"], more].concat();
+    let small = ["--metadata", "good.jsonl", "--out", "drawn", "--count", "1", "--steps", "1"];
+    let all = [
+        judge(&[]),
+        judge(&["--detections", "nowhere.jsonl"]),
+        judge(&["--detections", "found.jsonl", "--detector", "tiles"]),
+        judge(&["--detections", "found.jsonl", "--out", "no/such/results.jsonl"]),
+        judge(&["--detector", "tyles"]),
+        judge(&["--detector", "tiles", "--set", "scor=1"]),
+        judge(&["--detector", "tiles", "--device", "gpu"]),
+        judge(&["--detector", "tiles"]),
+        draw(&["--metadata", "nowhere.jsonl", "--out", "drawn"]),
+        draw(&["--metadata", "bad.jsonl", "--out", "drawn"]),
+        draw(&["--metadata", "empty.jsonl", "--out", "drawn"]),
+        draw(&["--metadata", "good.jsonl", "--out", "drawn", "--count", "0"]),
+        draw(&["--metadata", "good.jsonl", "--out", "set"]),
+        draw(&small),
+        draw(&[&small[..], &["--guidance", "3"]].concat()),
+        draw(&[&small[..], &["--batch", "0"]].concat()),
+    ];
+    let texts = all.map(|arguments| format!("{arguments:?}\n{}", unirl(home.path(), &arguments)));
+    let texts = texts.join("----\n").replace(&plugin_dir().display().to_string(), "[PLUGINS]");
+    assert_snapshot!(texts);
+    // The line of a prompt that is another than the one that was drawn.
+    fs::write(home.path().join("good.jsonl"), format!("{CAT}\n")).unwrap();
+    let said = unirl(home.path(), &draw(&small));
+    assert!(said.starts_with("exit: 2") && said.contains("is not the line of prompt 0"), "{said}");
+}
