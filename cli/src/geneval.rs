@@ -49,9 +49,16 @@ fn draw(args: &GenevalDrawArgs) -> Result<()> {
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     let (mut model, config) = build::inference(&settings, &mut plugins)?;
-    let size = batch::size(&*model, &config, args.batch, |footprint| footprint.generate)?;
-
-    prepare(out, &record(&config, prompts.len(), count)?)?;
+    let mut record = record(&config, prompts.len(), count)?;
+    let before = drawn_with(out, &record)?;
+    // Other batches round otherwise: a set that is gone on with keeps those that it was begun with.
+    let begun = before.as_ref().and_then(|before| before["batch"].as_u64()).filter(|size| *size > 0);
+    let wanted = args.batch.or(begun.map(|size| size as usize));
+    let size = batch::size(&*model, &config, wanted, |footprint| footprint.generate)?;
+    if before.is_none() {
+        record["batch"] = size.into();
+        begin(out, &record)?;
+    }
     let mut missing = Vec::new();
     for (index, prompt) in prompts.iter().enumerate() {
         if !is_whole(out, index, prompt, count)? {
@@ -62,11 +69,13 @@ fn draw(args: &GenevalDrawArgs) -> Result<()> {
         let there = prompts.len() - missing.len();
         progress::note(&format!("{there} of {} prompts are drawn already", prompts.len()));
     }
-    let bar = progress::bar("draw", (missing.len() * count) as u64);
-    for images in batches(&missing, count, size) {
+    let batches = batches(&missing, count, size, prompts.len() * count);
+    let total: usize = batches.iter().map(ExactSizeIterator::len).sum();
+    let bar = progress::bar("draw", total as u64);
+    for images in batches {
         let block = images.start / (BLOCK * count);
         let first = (images.start % (BLOCK * count)) as i64;
-        // The same pictures whatever fits at once, and whatever was there.
+        // The same random numbers whatever fits at once, and whatever was there.
         let part = Some(Part { first, of: (BLOCK * count) as i64 });
         let seed = seed::derive(config.train.seed, &[block as u64]);
         let texts: Vec<String> = images.clone().map(|image| prompts[image / count].prompt.clone()).collect();
@@ -74,13 +83,16 @@ fn draw(args: &GenevalDrawArgs) -> Result<()> {
         let pixels = model.pixels(&drawn)?.to_device(tch::Device::Cpu);
         for (row, image) in images.clone().enumerate() {
             let prompt = image / count;
+            if missing.binary_search(&prompt).is_err() {
+                continue;
+            }
             write_metadata(out, prompt, &prompts[prompt])?;
             let texts = generate::texts(&config, &texts[row], (image, prompts.len() * count));
             let path = out.join(image_path(prompt, image % count));
             picture::write_grid(&pixels.narrow(0, row as i64, 1), 1, &path, &texts)?;
         }
         bar.inc(images.len() as u64);
-        tracing::info!("drew {} of {} images", bar.position(), missing.len() * count);
+        tracing::info!("drew {} of {total} images", bar.position());
     }
     bar.finish_and_clear();
     println!("{}", out.display());
@@ -112,11 +124,9 @@ fn record(config: &RunConfig, prompts: usize, count: usize) -> Result<Value> {
     }))
 }
 
-/// Makes the folder of a set, or refuses one that was drawn otherwise: half of it would be of other settings.
-fn prepare(out: &Path, record: &Value) -> Result<()> {
+/// What a set was begun with, if it was; refuses one of other settings, of which half would then be of these.
+fn drawn_with(out: &Path, record: &Value) -> Result<Option<Value>> {
     let path = out.join(SETTINGS);
-    let another = || format!("`{}` holds another set of images", out.display());
-    let hint = "draw into another folder, or with the settings that the set has";
     if path.is_file() {
         let place = || format!("cannot read `{}`", path.display());
         let text = std::fs::read_to_string(&path).context(place)?;
@@ -124,23 +134,27 @@ fn prepare(out: &Path, record: &Value) -> Result<()> {
         for (key, value) in record.as_object().into_iter().flatten() {
             let old = before.get(key).unwrap_or(&Value::Null);
             if old != value {
-                let cause = format!("`{key}` of `{}` is {old}, now it is {value}", path.display());
-                return Err(Error::usage(another()).cause(cause).hint(hint));
+                return Err(Error::usage(format!("`{}` holds another set of images", out.display()))
+                    .cause(format!("`{key}` of `{}` is {old}, now it is {value}", path.display()))
+                    .hint("draw into another folder, or with the settings that the set has"));
             }
         }
-        return Ok(());
+        return Ok(Some(before));
     }
     let used = out.is_dir()
         && std::fs::read_dir(out).context(|| format!("cannot read `{}`", out.display()))?.next().is_some();
     if used {
-        let cause = format!("it is not empty, and there is no `{SETTINGS}` in it");
         return Err(Error::usage(format!("`{}` is not a set of `unirl geneval draw`", out.display()))
-            .cause(cause)
+            .cause(format!("it is not empty, and there is no `{SETTINGS}` in it"))
             .hint("draw into another folder"));
     }
+    Ok(None)
+}
+
+fn begin(out: &Path, record: &Value) -> Result<()> {
     std::fs::create_dir_all(out).context(|| format!("cannot create `{}`", out.display()))?;
     let text = serde_json::to_string_pretty(record).context(|| "cannot write the settings")?;
-    build::write_whole(&path, &format!("{text}\n"))
+    build::write_whole(&out.join(SETTINGS), &format!("{text}\n"))
 }
 
 /// Whether all that a prompt should have is there. What an interrupted process left half-written is removed.
@@ -165,15 +179,16 @@ fn is_whole(out: &Path, index: usize, prompt: &Metadata, count: usize) -> Result
     Ok(path.is_file() && (0..count).all(|image| out.join(image_path(index, image)).is_file()))
 }
 
-/// The images of some prompts in runs of at most `size`, none of which goes over the end of a block.
-fn batches(prompts: &[usize], count: usize, size: usize) -> Vec<Range<usize>> {
+/// The batches in which some image of these prompts is, of all batches of `size` into which the blocks of `images` are cut. Batches are
+/// drawn whole, so that an image is drawn beside the same others whether the set was interrupted or not.
+fn batches(prompts: &[usize], count: usize, size: usize, images: usize) -> Vec<Range<usize>> {
+    let block = BLOCK * count;
     let mut batches: Vec<Range<usize>> = Vec::new();
     for image in prompts.iter().flat_map(|prompt| prompt * count..(prompt + 1) * count) {
-        match batches.last_mut() {
-            Some(last) if last.end == image && last.len() < size && image % (BLOCK * count) != 0 => {
-                last.end += 1;
-            }
-            _ => batches.push(image..image + 1),
+        if batches.last().is_none_or(|last| last.end <= image) {
+            let start = image - image % block % size;
+            let end = (image - image % block + block).min(images);
+            batches.push(start..start.saturating_add(size).min(end));
         }
     }
     batches
@@ -269,9 +284,15 @@ mod tests {
     use super::batches;
 
     #[test]
-    fn batches_are_runs_within_a_block() {
-        assert_eq!(batches(&[0, 1, 3], 2, 3), [0..3, 3..4, 6..8]);
-        assert_eq!(batches(&[31, 32], 4, 128), [124..128, 128..132]);
-        assert!(batches(&[], 4, 8).is_empty());
+    fn batches_are_the_same_whatever_is_missing() {
+        let all = batches(&(0..40).collect::<Vec<_>>(), 2, 5, 80);
+        assert_eq!(all[11..], [55..60, 60..64, 64..69, 69..74, 74..79, 79..80]);
+        for missing in [vec![2], vec![0, 1, 7], vec![31, 32, 39]] {
+            let some = batches(&missing, 2, 5, 80);
+            assert!(some.iter().all(|batch| all.contains(batch)), "{some:?}");
+            let images = missing.iter().flat_map(|prompt| [prompt * 2, prompt * 2 + 1]);
+            assert!(images.into_iter().all(|image| some.iter().any(|batch| batch.contains(&image))));
+        }
+        assert!(batches(&[], 4, 8, 8).is_empty());
     }
 }
