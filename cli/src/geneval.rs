@@ -15,7 +15,7 @@ use unirl::judge::geneval::{
 };
 use unirl::model::{ImageSampling, Part};
 use unirl::plugin::Plugins;
-use unirl::{picture, seed, table};
+use unirl::{picture, run_dir, seed, table};
 
 use crate::args::{GenevalCommand, GenevalDrawArgs, GenevalJudgeArgs};
 use crate::build::{self, Settings};
@@ -154,7 +154,7 @@ fn drawn_with(out: &Path, record: &Value) -> Result<Option<Value>> {
 fn begin(out: &Path, record: &Value) -> Result<()> {
     std::fs::create_dir_all(out).context(|| format!("cannot create `{}`", out.display()))?;
     let text = serde_json::to_string_pretty(record).context(|| "cannot write the settings")?;
-    build::write_whole(&out.join(SETTINGS), &format!("{text}\n"))
+    run_dir::write_whole(&out.join(SETTINGS), &format!("{text}\n"))
 }
 
 /// Whether all that a prompt should have is there. What an interrupted process left half-written is removed.
@@ -203,7 +203,7 @@ fn write_metadata(out: &Path, index: usize, prompt: &Metadata) -> Result<()> {
     }
     let samples = folder.join("samples");
     std::fs::create_dir_all(&samples).context(|| format!("cannot create `{}`", samples.display()))?;
-    build::write_whole(&path, prompt.line())
+    run_dir::write_whole(&path, prompt.line())
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
@@ -224,7 +224,7 @@ fn judge(args: &GenevalJudgeArgs) -> Result<()> {
             text += &serde_json::to_string(line).context(|| "cannot write a result")?;
             text.push('\n');
         }
-        build::write_whole(out, &text)?;
+        run_dir::write_whole(out, &text)?;
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary).context(|| "cannot write the figures")?);
