@@ -26,7 +26,6 @@ pub use receipt::{ModelStamp, Receipt};
 /// What was found about one task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(clippy::struct_excessive_bools, reason = "verdicts, each of its own")]
 pub struct Item {
     /// The drawing shows exactly what was asked for.
     pub strict: bool,
@@ -130,15 +129,14 @@ impl<'a> Evaluation<'a> {
         let about_drawn = tch::no_grad(|| model.answer(&drawn, &questions, &answering))?.text;
         let passed = self.answers.judge(tasks, &about_drawn)?;
 
-        let (about_shown, understood) = self.about_references(model, index)?;
+        let about_shown = self.about_references(model, index)?;
 
         let drawings = hash::pictures(&pixels)?;
         let mut items = Vec::with_capacity(tasks.len());
         let rows = verdicts.into_iter().zip(about_drawn).zip(passed).zip(drawings);
-        for ((((verdict, answer), passed), drawing), (reference_answer, understood)) in
-            rows.zip(about_shown.into_iter().zip(understood))
-        {
+        for ((((verdict, answer), passed), drawing), shown) in rows.zip(about_shown) {
             let Verdict { strict, lenient, reason } = verdict;
+            let (reference_answer, understood) = shown.unzip();
             items.push(Item {
                 strict,
                 lenient,
@@ -153,18 +151,18 @@ impl<'a> Evaluation<'a> {
         Ok(items)
     }
 
-    /// What the model says of the reference images of a part, and whether that is right.
+    /// What the model says of the reference images of a part, where there are such, and whether that is right.
     fn about_references(
         &self,
         model: &mut dyn UnifiedModel,
         index: usize,
-    ) -> Result<(Vec<Option<String>>, Vec<Option<bool>>)> {
+    ) -> Result<Vec<Option<(String, bool)>>> {
         let tasks = self.part_tasks(index);
         let references = self.images.references(tasks, seed::derive(self.seed, &[index as u64, 1]))?;
-        let (mut answers, mut verdicts) = (vec![None; tasks.len()], vec![None; tasks.len()]);
+        let mut about = vec![None; tasks.len()];
         let there: Vec<usize> = (0..tasks.len()).filter(|row| references[*row].is_some()).collect();
         if there.is_empty() {
-            return Ok((answers, verdicts));
+            return Ok(about);
         }
         let shown: Vec<&Tensor> = references.iter().flatten().collect();
         let shown = tch::no_grad(|| model.encode(&Tensor::stack(&shown, 0)))?;
@@ -172,11 +170,10 @@ impl<'a> Evaluation<'a> {
         let questions: Vec<String> = asked.iter().map(|task| task.question.clone()).collect();
         let said = tch::no_grad(|| model.answer(&shown, &questions, &self.answering()))?.text;
         let right = self.answers.judge(&asked, &said)?;
-        for ((row, said), right) in there.into_iter().zip(said).zip(right) {
-            answers[row] = Some(said);
-            verdicts[row] = Some(right);
+        for (row, verdict) in there.into_iter().zip(said.into_iter().zip(right)) {
+            about[row] = Some(verdict);
         }
-        Ok((answers, verdicts))
+        Ok(about)
     }
 
     /// Evaluates everything; `progress` is told how many tasks are done.
