@@ -143,13 +143,33 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "K/N", requires = "out")]
     pub(crate) shard: Option<String>,
     /// Prompts a category
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "metadata")]
     pub(crate) prompts: Option<usize>,
     /// One JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
+    pub(crate) geneval: GenevalEvalArgs,
+    #[command(flatten)]
     pub(crate) judge: JudgeArgs,
+}
+
+/// GenEval's prompts instead of those of the drawn world.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "GenEval's prompts, judged by its rules")]
+pub(crate) struct GenevalEvalArgs {
+    /// GenEval's `evaluation_metadata.jsonl`, with or without questions and answers
+    #[arg(long, value_name = "FILE.jsonl", requires = "detector")]
+    pub(crate) metadata: Option<PathBuf>,
+    /// The detector of a plugin: its name, or the path of the plugin's file
+    #[arg(long, value_name = "NAME|PATH", requires = "metadata")]
+    pub(crate) detector: Option<String>,
+    /// Images of another model, as `unirl geneval draw` leaves them; the model is asked about the right ones
+    #[arg(long, value_name = "IMG", requires_all = ["metadata", "results"])]
+    pub(crate) references: Option<PathBuf>,
+    /// Which of them are right: what `unirl geneval judge --out` wrote
+    #[arg(long, value_name = "FILE.jsonl", requires = "references")]
+    pub(crate) results: Option<PathBuf>,
 }
 
 /// A language model that judges answers instead of the rules of `exact`.

@@ -1,11 +1,17 @@
 //! `unirl eval`.
 
+use std::path::Path;
+
 use unirl::config::ModelOptions;
 use unirl::error::{Context, Error, Result};
 use unirl::eval::{self, EvalFolder, Evaluation, ModelStamp, Receipt, Report, Shard};
+use unirl::judge::geneval::GenevalJudge;
+use unirl::judge::{AnswerJudge, Exact};
+use unirl::model::ModelCard;
 use unirl::plugin::Plugins;
+use unirl::{picture, scene};
 
-use crate::args::{EvalArgs, EvalCommand, VerifyArgs};
+use crate::args::{EvalArgs, EvalCommand, GenevalEvalArgs, VerifyArgs};
 use crate::build::{self, Settings};
 use crate::endpoint::Endpoint;
 use crate::progress;
@@ -24,7 +30,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     if let Some(seed) = args.model.seed {
         settings.put("eval.seed", seed as i64)?;
     }
-    if settings.early()?.eval.prompts == 0 {
+    if args.geneval.metadata.is_none() && settings.early()?.eval.prompts == 0 {
         return Err(Error::usage("prompts a category: expected at least 1, got 0"));
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
@@ -32,12 +38,17 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let plugin = plugins.load(&config.model.plugin)?;
     let plugin = format!("{} {}", plugin.name, plugin.version);
     let options = &config.eval;
-    let tasks = eval::tasks(options.prompts, options.seed)?;
-    let mut evaluation =
-        Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
-    if let Some(endpoint) = &endpoint {
-        evaluation.answers = endpoint;
-    }
+    let geneval = geneval_judge(&args.geneval, &mut plugins, model.card())?;
+    let tasks = match &args.geneval.metadata {
+        Some(path) => scene::read_jsonl(path)?,
+        None => eval::tasks(options.prompts, options.seed)?,
+    };
+    let (rollout, batch, seed) = (&config.rollout, options.batch, options.seed);
+    let answers: &dyn AnswerJudge = endpoint.as_ref().map_or(&Exact as _, |endpoint| endpoint);
+    let evaluation = match &geneval {
+        Some(images) => Evaluation { tasks: &tasks, images, answers, rollout, batch, seed },
+        None => Evaluation { answers, ..Evaluation::of_tiles(model.card(), &tasks, rollout, batch, seed)? },
+    };
 
     let mine = (shard.index..evaluation.parts()).step_by(shard.of);
     let bar = progress::bar("eval", mine.map(|part| evaluation.part_tasks(part).len() as u64).sum());
@@ -65,6 +76,27 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         print!("{}", eval::table(&figures));
     }
     Ok(())
+}
+
+/// The judge of GenEval's prompts, where they are asked for.
+fn geneval_judge(
+    args: &GenevalEvalArgs,
+    plugins: &mut Plugins,
+    card: &ModelCard,
+) -> Result<Option<GenevalJudge>> {
+    let (Some(metadata), Some(name)) = (&args.metadata, &args.detector) else { return Ok(None) };
+    let detector = plugins.detector(name, &serde_json::json!({}))?;
+    let judge = GenevalJudge::new(metadata, (name.clone(), detector))?;
+    let (Some(images), Some(results)) = (&args.references, &args.results) else { return Ok(Some(judge)) };
+    let (side, grey) = (card.reads_at.unwrap_or(card.resolution), card.pads_with);
+    let read = move |path: &Path| {
+        let picture = match grey {
+            Some(grey) => picture::read_padded(path, side, grey),
+            None => picture::read(path, side),
+        };
+        Ok(picture?.squeeze_dim(0))
+    };
+    judge.with_references(images, results, Box::new(read)).map(Some)
 }
 
 /// `unirl eval verify`.

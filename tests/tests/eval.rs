@@ -112,6 +112,88 @@ fn a_receipt_is_verified() {
     assert_snapshot!(texts.join("\n"));
 }
 
+/// GenEval's way: prompts of its metadata, its rules over a detector, and questions about another model's right images.
+#[test]
+fn genevals_prompts_are_evaluated_by_a_detector() {
+    let home = TempDir::new().unwrap();
+    let metadata = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/geneval/metadata.jsonl");
+    let run = |arguments: &[&str]| {
+        let said = unirl(home.path(), arguments);
+        assert!(said.starts_with("exit: 0"), "{said}");
+        said
+    };
+    run(&[
+        "geneval",
+        "draw",
+        "--plugin",
+        "janus",
+        "--metadata",
+        metadata,
+        "--out",
+        "img",
+        "--count",
+        "2",
+        "--device=cpu",
+    ]);
+    run(&[
+        "geneval",
+        "judge",
+        "--images",
+        "img",
+        "--detector",
+        "tiles",
+        "--out",
+        "results.jsonl",
+        "--device=cpu",
+    ]);
+    let results = fs::read_to_string(home.path().join("results.jsonl")).unwrap();
+    let lines: Vec<Value> = results.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let right = |prompt: &str| lines.iter().any(|line| line["prompt"] == prompt && line["correct"] == true);
+
+    let evaluation =
+        ["eval", "--plugin", "showo", "--metadata", metadata, "--detector", "tiles", "--device=cpu"];
+    let shown =
+        [&evaluation[..], &["--references", "img", "--results", "results.jsonl", "--out", "e"]].concat();
+    run(&shown);
+    let receipt = read(&home.path().join("e/receipt.json"));
+    let judge = receipt["plan"]["image_judge"].as_str().unwrap();
+    assert!(judge.starts_with("geneval by `tiles`, references "), "{judge}");
+    let verdicts = receipt["verdicts"].as_array().unwrap();
+    assert_eq!(verdicts.len(), 12);
+    for verdict in verdicts {
+        // Asked about a reference exactly where the other model drew a right one.
+        let prompt = verdict["task"]["prompt"].as_str().unwrap();
+        assert_eq!(verdict["verdict"]["understood"].is_boolean(), right(prompt), "{prompt}");
+        assert_eq!(verdict["verdict"]["strict"], verdict["verdict"]["lenient"]);
+    }
+    run(&["eval", "verify", "e/receipt.json"]);
+
+    // Without references drawing is judged all the same.
+    let alone = run(&[&evaluation[..], &["--json"]].concat());
+    let figures: Value =
+        serde_json::from_str(alone["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap()).unwrap();
+    assert_eq!(figures["t2i"], receipt["figures"]["t2i"]);
+    assert_eq!(figures["mmu"]["macro"], Value::Null);
+
+    let wrong = |arguments: &[&str]| unirl(home.path(), &[&evaluation[..], arguments].concat());
+    fs::write(home.path().join("lost.jsonl"), results.replace("00000/samples", "00009/samples/none"))
+        .unwrap();
+    fs::write(home.path().join("bad.jsonl"), "{\"filename\": 3}\n").unwrap();
+    let texts = [
+        wrong(&["--references", "img", "--results", "lost.jsonl"]),
+        wrong(&["--references", "img", "--results", "bad.jsonl"]),
+        wrong(&["--references", "img", "--results", "nowhere.jsonl"]),
+        wrong(&["--references", "img"]),
+        unirl(home.path(), &["eval", "--plugin", "showo", "--metadata", metadata])
+            .replace(metadata, "[METADATA]"),
+        unirl(
+            home.path(),
+            &["eval", "--plugin", "showo", "--metadata", "results.jsonl", "--detector", "tils"],
+        ),
+    ];
+    assert_snapshot!(texts.join("\n"));
+}
+
 /// A judge that answers with `replies` in turn, the last of them for ever: its address, and what it was asked.
 fn endpoint(replies: Vec<(u16, &'static str)>) -> (String, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -3,13 +3,16 @@
 //! The rules are those of `evaluate_images.py` and `summary_scores.py`. The networks are not here: detections come from a
 //! file or from a plugin's [`Detector`](crate::detector::Detector), and so do the colours of objects, for which the
 //! original asks CLIP. `metadata` holds what a prompt asks for, `rules` the verdict on one image, `folder` the images and
-//! their detections, `results` the lines and figures.
+//! their detections, `results` the lines and figures;
+//! `evaluation` lets `unirl eval` judge by these rules.
 
+mod evaluation;
 mod folder;
 mod metadata;
 mod results;
 mod rules;
 
+pub use evaluation::{GenevalJudge, ReadPicture};
 pub use folder::{Prompt, SETTINGS, image_path, prompt_folder, read_detections, read_folder};
 pub use metadata::{Exclude, Include, Metadata, Position, Vocabulary, read_metadata};
 pub use results::{ResultLine, Share, Summary, TagShare, judge_all, table};

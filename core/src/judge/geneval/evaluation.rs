@@ -1,0 +1,117 @@
+//! `GenEval`'s prompts as an evaluation: its rules over a detector judge the drawings, and the images of another model that
+//! those rules called right are what the model is asked about (A.1 of the paper).
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tch::Tensor;
+
+use super::{Metadata, Vocabulary, judge, read_metadata};
+use crate::detector::Detector;
+use crate::error::{Context as _, Error, Result};
+use crate::judge::{ImageJudge, Verdict};
+use crate::scene::{Task, read_json};
+use crate::{hash, seed};
+
+/// How a model reads a picture: `[3,H,W]` in `0..=1`.
+pub type ReadPicture = Box<dyn Fn(&Path) -> Result<Tensor>>;
+
+/// The judge.
+pub struct GenevalJudge {
+    name: String,
+    detector: Box<dyn Detector>,
+    prompts: HashMap<String, Metadata>,
+    words: Vocabulary,
+    references: Option<References>,
+}
+
+/// Images that show what their prompts ask for.
+struct References {
+    /// By prompt.
+    images: HashMap<String, Vec<PathBuf>>,
+    read: ReadPicture,
+}
+
+/// What of a line of `unirl geneval judge --out` is needed here.
+#[derive(Deserialize)]
+struct ResultLine {
+    filename: String,
+    prompt: String,
+    correct: bool,
+}
+
+impl GenevalJudge {
+    /// The judge of the prompts in `metadata`. `detector` has the name by which a receipt calls it.
+    pub fn new(metadata: &Path, detector: (String, Box<dyn Detector>)) -> Result<Self> {
+        let metadata = read_metadata(metadata)?;
+        let words = Vocabulary::of(&metadata);
+        let prompts = metadata.into_iter().map(|metadata| (metadata.prompt.clone(), metadata)).collect();
+        let (name, detector) = detector;
+        Ok(Self { name: format!("geneval by `{name}`"), detector, prompts, words, references: None })
+    }
+
+    /// Takes for references the images below `root` that the lines of `results` call right, read by `read`.
+    pub fn with_references(mut self, root: &Path, results: &Path, read: ReadPicture) -> Result<Self> {
+        let text = std::fs::read_to_string(results)
+            .map_err(|error| Error::usage(format!("cannot read `{}`", results.display())).cause(error))?;
+        let mut images: HashMap<String, Vec<PathBuf>> = HashMap::new();
+        for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let place = || format!("`{}`, line {}", results.display(), index + 1);
+            let line: ResultLine = read_json(line).context(place)?;
+            let path = root.join(&line.filename);
+            if !path.is_file() {
+                return Err(Error::usage(format!("no image at `{}`", path.display())).context(place()));
+            }
+            if line.correct && self.prompts.contains_key(&line.prompt) {
+                images.entry(line.prompt).or_default().push(path);
+            }
+        }
+        if images.is_empty() {
+            return Err(Error::usage(format!(
+                "`{}` calls no image of these prompts right",
+                results.display()
+            )));
+        }
+        self.name += &format!(", references {}", &hash::text(&text)[..12]);
+        self.references = Some(References { images, read });
+        Ok(self)
+    }
+}
+
+impl ImageJudge for GenevalJudge {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// `GenEval` knows one verdict, which is lenient by its nature: it is both here.
+    fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>> {
+        let found = self.detector.detect(pixels, &self.words.classes, &self.words.colors)?;
+        if found.len() != tasks.len() {
+            return Err(Error::failure(format!(
+                "{}: expected detections of {} images, got {}",
+                self.name,
+                tasks.len(),
+                found.len()
+            )));
+        }
+        let verdict = |(task, detections): (&Task, &Vec<_>)| {
+            let metadata = self.prompts.get(&task.prompt).ok_or_else(|| {
+                Error::failure(format!("{}: `{}` is none of its prompts", self.name, task.prompt))
+            })?;
+            let judged = judge(metadata, detections)?;
+            Ok(Verdict { strict: judged.correct, lenient: judged.correct, reason: judged.reason })
+        };
+        tasks.iter().zip(&found).map(verdict).collect()
+    }
+
+    fn references(&self, tasks: &[Task], seed: u64) -> Result<Vec<Option<Tensor>>> {
+        let reference = |(index, task): (usize, &Task)| {
+            let Some(References { images, read }) = &self.references else { return Ok(None) };
+            let Some(images) = images.get(&task.prompt) else { return Ok(None) };
+            let chosen = seed::derive(seed, &[index as u64]) % images.len() as u64;
+            read(&images[chosen as usize]).map(Some)
+        };
+        tasks.iter().enumerate().map(reference).collect()
+    }
+}
