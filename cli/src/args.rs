@@ -37,7 +37,7 @@ pub(crate) enum Command {
     /// Trains a fresh model, or one named by `--model`, on drawn images: how the embedded checkpoints are made
     Pretrain(PretrainArgs),
     /// Measures drawing, answering and their balance
-    Eval(EvalArgs),
+    Eval(Box<EvalArgs>),
     /// Draws images from prompts
     Generate(GenerateArgs),
     /// Asks about an image
