@@ -44,23 +44,10 @@ impl FromStr for Shard {
 }
 
 /// The folder of an evaluation.
-#[derive(Debug)]
 pub struct EvalFolder<'e> {
     root: PathBuf,
     evaluation: &'e Evaluation<'e>,
     model: ModelStamp,
-}
-
-impl std::fmt::Debug for Evaluation<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Evaluation of {} tasks by `{}` and `{}`",
-            self.tasks.len(),
-            self.images.name(),
-            self.answers.name()
-        )
-    }
 }
 
 impl<'e> EvalFolder<'e> {
