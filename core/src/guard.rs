@@ -1,7 +1,8 @@
 //! The drift guard: every so many steps a small fixed set of tasks is drawn, answered and judged in both directions. The run
 //! keeps its best checkpoint, warns when a category falls below what chance explains, and may stop or go back.
 //!
-//! The set is made of training tasks: the choice of a checkpoint never sees what the evaluation at the end asks.
+//! The set is made of training tasks: the choice of a checkpoint does not see what the evaluation at the end asks, but for
+//! the two categories that have too few tasks to be split.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

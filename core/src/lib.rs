@@ -8,7 +8,7 @@ pub mod config;
 pub mod detector;
 pub mod error;
 pub mod eval;
-pub mod guard;
+mod guard;
 pub mod hash;
 pub mod judge;
 pub mod memory;
