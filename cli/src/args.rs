@@ -230,6 +230,20 @@ pub(crate) struct VerifyArgs {
     pub(crate) model: String,
 }
 
+/// How images are drawn.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DrawingArgs {
+    /// Classifier-free guidance, as the model's family counts it
+    #[arg(long, value_name = "G")]
+    pub(crate) guidance: Option<f64>,
+    /// Decoding steps of a masked model
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<i64>,
+    /// Images at once; as many as fit the memory without it
+    #[arg(long, value_name = "N")]
+    pub(crate) batch: Option<usize>,
+}
+
 /// Drawing.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct GenerateArgs {
@@ -241,15 +255,8 @@ pub(crate) struct GenerateArgs {
     /// Images a prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) count: usize,
-    /// Classifier-free guidance, as the model's family counts it
-    #[arg(long, value_name = "G")]
-    pub(crate) guidance: Option<f64>,
-    /// Decoding steps of a masked model
-    #[arg(long, value_name = "N")]
-    pub(crate) steps: Option<i64>,
-    /// Images at once; as many as fit the memory without it
-    #[arg(long, value_name = "N")]
-    pub(crate) batch: Option<usize>,
+    #[command(flatten)]
+    pub(crate) drawing: DrawingArgs,
     /// The picture to write, all images as one grid, a row a prompt; or a folder for a picture each
     #[arg(long, value_name = "FILE.png|DIR", default_value = "generated.png")]
     pub(crate) out: PathBuf,
@@ -401,15 +408,8 @@ pub(crate) struct GenevalDrawArgs {
     /// Images a prompt
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub(crate) count: usize,
-    /// Classifier-free guidance, as the model's family counts it
-    #[arg(long, value_name = "G")]
-    pub(crate) guidance: Option<f64>,
-    /// Decoding steps of a masked model
-    #[arg(long, value_name = "N")]
-    pub(crate) steps: Option<i64>,
-    /// Images at once; as many as fit the memory without it
-    #[arg(long, value_name = "N")]
-    pub(crate) batch: Option<usize>,
+    #[command(flatten)]
+    pub(crate) drawing: DrawingArgs,
 }
 
 /// Judging a set.

@@ -1,11 +1,8 @@
 //! `unirl ask`.
 
-use std::path::PathBuf;
-
 use tch::Tensor;
 use unirl::error::{Error, Result};
 use unirl::model::{Part, TextSampling};
-use unirl::picture;
 use unirl::plugin::Plugins;
 
 use crate::args::AskArgs;
@@ -29,18 +26,13 @@ pub(crate) fn run(args: &AskArgs) -> Result<()> {
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     let (mut model, config) = build::inference(&settings, &mut plugins)?;
-    let card = model.card();
-    let (side, grey) = (card.reads_at.unwrap_or(card.resolution), card.pads_with);
-    let read = |path: &PathBuf| match grey {
-        Some(grey) => picture::read_padded(path, side, grey),
-        None => picture::read(path, side),
-    };
+    let read = build::picture_reader(model.card());
 
     let size = batch::size(&*model, &config, args.batch, |footprint| footprint.answer)?;
     let bar = progress::bar("answer", args.image.len() as u64);
     let mut answers = Vec::new();
     for (index, paths) in args.image.chunks(size).enumerate() {
-        let pixels: Vec<Tensor> = paths.iter().map(read).collect::<Result<_>>()?;
+        let pixels: Vec<Tensor> = paths.iter().map(|path| read(path)).collect::<Result<_>>()?;
         let images = model.encode(&Tensor::cat(&pixels, 0))?;
         let questions = vec![args.question.clone(); paths.len()];
         let part = Some(Part { first: (index * size) as i64, of: args.image.len() as i64 });

@@ -1,19 +1,21 @@
 //! From arguments to configurations, models and rule sets.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, Tensor};
 use unirl::config::{self, ModelOptions, RewardOptions, RunConfig};
-use unirl::error::{Error, Result};
+use unirl::error::{Context, Error, Result};
 use unirl::eval;
 use unirl::memory;
 use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel};
+use unirl::picture;
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
 use unirl::reward::{RewardFunction, RuleFile, RuleSet, WeightedRule};
 use unirl::table;
 
-use crate::args::ModelArgs;
+use crate::args::{DrawingArgs, ModelArgs};
 use crate::progress;
 
 /// The settings of a run: how the model is meant to draw, preset, file and `--set` in this order, then flags. Which preset
@@ -29,6 +31,18 @@ impl Settings {
         let mut settings = Self { preset: preset.map(String::from), own: own_settings(args)? };
         if let Some(seed) = args.seed {
             settings.put("train.seed", seed as i64)?;
+        }
+        Ok(settings)
+    }
+
+    /// The settings of a command that draws.
+    pub(crate) fn drawing(args: &ModelArgs, drawing: &DrawingArgs) -> Result<Self> {
+        let mut settings = Self::new(args, None)?;
+        if let Some(guidance) = drawing.guidance {
+            settings.put("rollout.images.guidance", guidance)?;
+        }
+        if let Some(steps) = drawing.steps {
+            settings.put("rollout.images.steps", steps)?;
         }
         Ok(settings)
     }
@@ -223,6 +237,23 @@ pub(crate) fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
         _ => "cpu".into(),
+    }
+}
+
+/// How a model of this card reads a picture: `[1,3,H,W]` in `0..=1`.
+pub(crate) fn picture_reader(card: &ModelCard) -> impl Fn(&Path) -> Result<Tensor> + use<> {
+    let (side, grey) = (card.reads_at.unwrap_or(card.resolution), card.pads_with);
+    move |path| match grey {
+        Some(grey) => picture::read_padded(path, side, grey),
+        None => picture::read(path, side),
+    }
+}
+
+/// Writes to stdout; who reads on may stop reading.
+pub(crate) fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context(|| "cannot write to stdout"),
     }
 }
 

@@ -9,7 +9,7 @@ use unirl::judge::geneval::GenevalJudge;
 use unirl::judge::{AnswerJudge, Exact};
 use unirl::model::ModelCard;
 use unirl::plugin::Plugins;
-use unirl::{picture, scene};
+use unirl::scene;
 
 use crate::args::{EvalArgs, EvalCommand, GenevalEvalArgs, VerifyArgs};
 use crate::build::{self, Settings};
@@ -88,14 +88,8 @@ fn geneval_judge(
     let detector = plugins.detector(name, &serde_json::json!({}))?;
     let judge = GenevalJudge::new(metadata, (name.clone(), detector))?;
     let (Some(images), Some(results)) = (&args.references, &args.results) else { return Ok(Some(judge)) };
-    let (side, grey) = (card.reads_at.unwrap_or(card.resolution), card.pads_with);
-    let read = move |path: &Path| {
-        let picture = match grey {
-            Some(grey) => picture::read_padded(path, side, grey),
-            None => picture::read(path, side),
-        };
-        Ok(picture?.squeeze_dim(0))
-    };
+    let picture = build::picture_reader(card);
+    let read = move |path: &Path| Ok(picture(path)?.squeeze_dim(0));
     judge.with_references(images, results, Box::new(read)).map(Some)
 }
 

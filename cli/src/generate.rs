@@ -29,19 +29,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     if one_file {
         build::check_parent(&args.out)?;
     }
-    let mut settings = Settings::new(&args.model, None)?;
-    if let Some(guidance) = args.guidance {
-        settings.put("rollout.images.guidance", guidance)?;
-    }
-    if let Some(steps) = args.steps {
-        settings.put("rollout.images.steps", steps)?;
-    }
+    let settings = Settings::drawing(&args.model, &args.drawing)?;
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     let (mut model, config) = build::inference(&settings, &mut plugins)?;
     let prompts: Vec<String> =
         args.prompt.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.count)).collect();
 
-    let size = batch::size(&*model, &config, args.batch, |footprint| footprint.generate)?;
+    let size = batch::size(&*model, &config, args.drawing.batch, |footprint| footprint.generate)?;
     let bar = progress::bar("draw", prompts.len() as u64);
     let mut pictures: Vec<Tensor> = Vec::new();
     for (index, rows) in prompts.chunks(size).enumerate() {

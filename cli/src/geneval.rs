@@ -40,20 +40,14 @@ fn draw(args: &GenevalDrawArgs) -> Result<()> {
         return Err(Error::usage("`--count`: expected at least 1, got 0"));
     }
     let prompts = read_metadata(&args.metadata)?;
-    let mut settings = Settings::new(&args.model, None)?;
-    if let Some(guidance) = args.guidance {
-        settings.put("rollout.images.guidance", guidance)?;
-    }
-    if let Some(steps) = args.steps {
-        settings.put("rollout.images.steps", steps)?;
-    }
+    let settings = Settings::drawing(&args.model, &args.drawing)?;
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     let (mut model, config) = build::inference(&settings, &mut plugins)?;
     let mut record = record(&config, prompts.len(), count)?;
     let before = drawn_with(out, &record)?;
     // Other batches round otherwise: a set that is gone on with keeps those that it was begun with.
     let begun = before.as_ref().and_then(|before| before["batch"].as_u64()).filter(|size| *size > 0);
-    let wanted = args.batch.or(begun.map(|size| size as usize));
+    let wanted = args.drawing.batch.or(begun.map(|size| size as usize));
     let size = batch::size(&*model, &config, wanted, |footprint| footprint.generate)?;
     if before.is_none() {
         record["batch"] = size.into();

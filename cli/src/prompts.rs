@@ -1,8 +1,6 @@
 //! `unirl prompts`.
 
-use std::io::Write as _;
-
-use unirl::error::{Context, Error, Result};
+use unirl::error::{Error, Result};
 use unirl::scene::{self, Exclusion, Mix, ObjectList, Wording};
 use unirl::{run_dir, tiles};
 
@@ -36,10 +34,6 @@ pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
     let text = scene::write_jsonl(&generated.tasks)?;
     match &args.out {
         Some(out) => run_dir::write_whole(out, &text),
-        None => match std::io::stdout().write_all(text.as_bytes()) {
-            // Who reads on may stop reading.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            written => written.context(|| "cannot write to stdout"),
-        },
+        None => build::print(&text),
     }
 }

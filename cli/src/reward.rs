@@ -1,6 +1,6 @@
 //! `unirl reward`: scores of answers, and what another rule set would make of them.
 
-use std::io::{Read as _, Write};
+use std::io::Read as _;
 use std::ops::Range;
 use std::path::Path;
 
@@ -26,11 +26,7 @@ pub(crate) fn run(command: &RewardCommand) -> Result<()> {
         RewardCommand::Diff(args) => diff(args),
         RewardCommand::Replay(args) => replay(args),
     }?;
-    match std::io::stdout().write_all(written.as_bytes()) {
-        // Who reads on may stop reading.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done.context(|| "cannot write to stdout"),
-    }
+    build::print(&written)
 }
 
 /// A line of `unirl reward score`.

@@ -27,13 +27,7 @@ fn samples() -> Vec<Sample> {
                 1 => tasks[rng.below(tasks.len())].truth.clone(),
                 _ => format!("In this image there is a large room, and {} is what I see.", task.truth),
             };
-            samples.push(Sample {
-                facts: task.facts.clone(),
-                prompt: task.prompt.clone(),
-                question: task.question.clone(),
-                truth: task.truth.clone(),
-                answer,
-            });
+            samples.push(Sample::new(task, answer));
         }
     }
     samples

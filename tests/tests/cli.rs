@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,12 +48,7 @@ impl Run {
             .env("CUDA_VISIBLE_DEVICES", "") // what is said of GPUs is that there is none
             .output()
             .unwrap();
-        let text = format!(
-            "exit: {}\nstdout:\n{}stderr:\n{}",
-            output.status.code().unwrap(),
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let text = common::shown(&output);
         let program =
             Path::new(env!("CARGO_BIN_EXE_unirl-under-test")).parent().unwrap().display().to_string();
         let home = self.home.path().canonicalize().unwrap().display().to_string();

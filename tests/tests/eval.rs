@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
 
+mod common;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
@@ -25,12 +27,7 @@ fn unirl(folder: &Path, arguments: &[&str]) -> String {
         .env("OMP_NUM_THREADS", "1") // small as it is, it gains nothing from two and waits for them
         .output()
         .unwrap();
-    format!(
-        "exit: {}\nstdout:\n{}stderr:\n{}",
-        output.status.code().unwrap(),
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    common::shown(&output)
 }
 
 const SMALL: [&str; 8] =

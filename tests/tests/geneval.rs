@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
 
+mod common;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,12 +41,7 @@ fn unirl(folder: &Path, arguments: &[&str]) -> String {
         .env("CUDA_VISIBLE_DEVICES", "")
         .output()
         .unwrap();
-    format!(
-        "exit: {}\nstdout:\n{}stderr:\n{}",
-        output.status.code().unwrap(),
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    common::shown(&output)
 }
 
 // ---- the rules ----

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
 
+mod common;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -28,12 +30,7 @@ fn unirl(folder: &Path, arguments: &[&str]) -> Output {
 
 fn shown(folder: &Path, arguments: &[&str]) -> String {
     let output = unirl(folder, arguments);
-    format!(
-        "exit: {}\nstdout:\n{}stderr:\n{}",
-        output.status.code().unwrap(),
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    common::shown(&output)
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
 
+mod common;
+
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -37,13 +39,7 @@ fn unirl(folder: &Path, stdin: &str, arguments: &[&str]) -> String {
     // Who refuses the arguments does not read.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     let output = child.wait_with_output().unwrap();
-    format!(
-        "exit: {}\nstdout:\n{}stderr:\n{}",
-        output.status.code().unwrap(),
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-    .replace(&example(""), "[EXAMPLES]")
+    common::shown(&output).replace(&example(""), "[EXAMPLES]")
 }
 
 fn samples() -> String {

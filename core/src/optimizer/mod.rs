@@ -277,18 +277,8 @@ impl Iteration<'_> {
     ) -> Result<(Vec<Reward>, Tensor)> {
         let started = Instant::now();
         let pixels = rules.wants_pixels().then(|| pixels(&*self.model, images, self.rollout)).transpose()?;
-        let samples: Vec<Sample> = self
-            .tasks
-            .iter()
-            .zip(&answers.text)
-            .map(|(task, answer)| Sample {
-                facts: task.facts.clone(),
-                prompt: task.prompt.clone(),
-                question: task.question.clone(),
-                truth: task.truth.clone(),
-                answer: answer.clone(),
-            })
-            .collect();
+        let samples: Vec<Sample> =
+            self.tasks.iter().zip(&answers.text).map(|(task, answer)| Sample::new(task, answer)).collect();
         let rewards = rules.score(&samples, pixels.as_ref())?;
         let scores: Vec<f32> = rewards.iter().map(|reward| reward.score as f32).collect();
         let mut scores = Tensor::from_slice(&scores).to_device(answers.tokens.device());

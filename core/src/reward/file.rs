@@ -231,9 +231,7 @@ impl RuleFile {
     /// .build()?;
     /// let facts = Facts::parse(Category::Counting, "a photo of two cups")?;
     /// let task = Wording::paper().task(facts);
-    /// let answer = "three cups".to_string();
-    /// let sample = Sample { facts: task.facts, prompt: task.prompt, question: task.question, truth: task.truth, answer };
-    /// let reward = rules.score(&[sample], None)?.remove(0);
+    /// let reward = rules.score(&[Sample::new(&task, "three cups")], None)?.remove(0);
     /// assert_eq!((reward.score, reward.max), (1.0, 3.0));
     /// assert_eq!(reward.why, "1 of 3: has `cup`; lacks `two` at `cup`");
     /// # Ok::<(), unirl::Error>(())

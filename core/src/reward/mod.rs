@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::scene::{Facts, Record};
+use crate::scene::{Facts, Record, Task};
 
 pub use file::{
     Example, Keyword, LongAnswer, Loss, Normalize, Pay, Penalties, Reading, RuleFile, ShippedOptions,
@@ -39,17 +39,21 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// What the model answered about a drawing of a task.
+    pub fn new(task: &Task, answer: impl Into<String>) -> Self {
+        Self {
+            facts: task.facts.clone(),
+            prompt: task.prompt.clone(),
+            question: task.question.clone(),
+            truth: task.truth.clone(),
+            answer: answer.into(),
+        }
+    }
+
     /// The sample of a line with an answer.
     pub fn from_record(record: &Record) -> Result<Self> {
-        let answer = record.answer().ok_or_else(|| Error::usage("missing field `answer`"))?.into();
-        let task = record.task()?;
-        Ok(Self {
-            facts: task.facts,
-            prompt: task.prompt,
-            question: task.question,
-            truth: task.truth,
-            answer,
-        })
+        let answer = record.answer().ok_or_else(|| Error::usage("missing field `answer`"))?;
+        Ok(Self::new(&record.task()?, answer))
     }
 }
 

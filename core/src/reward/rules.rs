@@ -107,13 +107,7 @@ impl Rules {
             let facts =
                 Facts::parse(example.category, &example.prompt).map_err(|error| error.context(place()))?;
             let task = Wording::paper().task(facts);
-            let sample = Sample {
-                facts: task.facts,
-                prompt: example.prompt.clone(),
-                question: task.question,
-                truth: task.truth,
-                answer: example.answer.clone(),
-            };
+            let sample = Sample::new(&task, &example.answer);
             let reward = self.score_one(&self.prepare(&sample), &sample);
             if (reward.score - example.reward).abs() > 1e-9 {
                 return Err(Error::usage(format!(

@@ -8,13 +8,7 @@ const COUNT: &str = "[[counting]]\nword = \"{count} {objects}\"\n";
 fn score(rules: &str, category: Category, prompt: &str, answer: &str) -> Reward {
     let rules = RuleFile::parse(rules).unwrap().build().unwrap();
     let task = Wording::paper().task(Facts::parse(category, prompt).unwrap());
-    let sample = Sample {
-        facts: task.facts,
-        prompt: task.prompt,
-        question: task.question,
-        truth: task.truth,
-        answer: answer.into(),
-    };
+    let sample = Sample::new(&task, answer);
     rules.score(&[sample], None).unwrap().remove(0)
 }
 
@@ -187,13 +181,7 @@ fn a_batch_is_its_samples() {
     let rules = RuleFile::parse(COUNT).unwrap().build().unwrap();
     let sample = |prompt: &str, answer: &str| {
         let task = Wording::paper().task(Facts::parse(Category::Counting, prompt).unwrap());
-        Sample {
-            facts: task.facts,
-            prompt: task.prompt,
-            question: task.question,
-            truth: task.truth,
-            answer: answer.into(),
-        }
+        Sample::new(&task, answer)
     };
     let three = "a photo of three stars";
     let batch = [

@@ -16,8 +16,7 @@ fn shipped() -> [(&'static str, Box<dyn RewardFunction>); 3] {
 }
 
 fn score(rule: &dyn RewardFunction, task: &Task, answer: &str) -> Reward {
-    let Task { facts, prompt, question, truth, .. } = task.clone();
-    rule.score(&[Sample { facts, prompt, question, truth, answer: answer.into() }], None).unwrap().remove(0)
+    rule.score(&[Sample::new(task, answer)], None).unwrap().remove(0)
 }
 
 /// Rounded to four places.
