@@ -36,6 +36,8 @@ pub(crate) enum LogForm {
 pub(crate) enum Command {
     /// Trains a fresh model, or one named by `--model`, on drawn images: how the embedded checkpoints are made
     Pretrain(PretrainArgs),
+    /// Does a step that failed again, from the folder that it left behind
+    ReplayStep(ReplayStepArgs),
     /// Measures drawing, answering and their balance
     Eval(Box<EvalArgs>),
     /// Draws images from prompts
@@ -95,6 +97,7 @@ pub(crate) struct ModelArgs {
 /// Training.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Training")]
+#[command(mut_arg("plugin", |plugin| plugin.required(false).required_unless_present("resume")))]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -113,9 +116,31 @@ pub(crate) struct RunArgs {
     /// The folder of the run; the first free `runs/…` without it
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Checks the settings and prints what memory the run would take, without reading the weights
+    /// Goes on with the run in a folder; its settings hold
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["preset", "out", "dry_run"])]
+    pub(crate) resume: Option<PathBuf>,
+    /// Goes on even where settings given here are not those of the run
+    #[arg(long, requires = "resume")]
+    pub(crate) allow_change: bool,
+    /// Only algorithms of libtorch that answer the same each time; slower on a GPU
+    #[arg(long)]
+    pub(crate) deterministic: bool,
+    /// Checks the settings and prints what memory and disk the run would take, without reading the weights
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// A step once more.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ReplayStepArgs {
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// What the step left behind, `RUN/failed-step-NNNNNN`, or a checkpoint, of which the next step is done
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+    /// Another value of a setting, e.g. `update.learning_rate=1e-5`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
 }
 
 /// Pretraining; with `--model` it goes on from there.
@@ -463,7 +488,7 @@ pub(crate) struct PluginsArgs {
 pub(crate) struct SchemaArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// `run`, `pretrain`, `rules` (a rule file), `wording` (a file of wordings), or the name of an optimizer
+    /// `run`, `pretrain`, `rules` (a rule file), `wording` (a file of wordings), `metrics` (a line of `metrics.jsonl`), or the name of an optimizer
     #[arg(value_name = "WHAT", default_value = "run")]
     pub(crate) what: String,
     /// The options of a plugin's entries instead

@@ -54,7 +54,7 @@ impl Settings {
 
     /// The settings as far as they are known before the model: wrong ones are told before it is loaded.
     pub(crate) fn early(&self) -> Result<RunConfig> {
-        self.over(toml::Table::new(), self.preset.as_deref().or(Some("tiles")))
+        self.over_preset(toml::Table::new(), self.preset.as_deref().or(Some("tiles")))
     }
 
     /// The settings for a model.
@@ -63,13 +63,18 @@ impl Settings {
             ImageSpace::Shared => "tiles",
             ImageSpace::Decoupled => "tiles-split",
         });
-        self.over(own_sampling(card)?, self.preset.as_deref().or(tiles))
+        self.over_preset(own_sampling(card)?, self.preset.as_deref().or(tiles))
     }
 
-    fn over(&self, mut table: toml::Table, preset: Option<&str>) -> Result<RunConfig> {
+    fn over_preset(&self, mut table: toml::Table, preset: Option<&str>) -> Result<RunConfig> {
         if let Some(preset) = preset {
             table::merge(&mut table, config::preset(preset)?);
         }
+        self.over(table)
+    }
+
+    /// What the user says, over the settings of a run.
+    pub(crate) fn over(&self, mut table: toml::Table) -> Result<RunConfig> {
         table::merge(&mut table, self.own.clone());
         RunConfig::from_table(table)
     }

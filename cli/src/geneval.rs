@@ -15,7 +15,7 @@ use unirl::judge::geneval::{
 };
 use unirl::model::{ImageSampling, Part};
 use unirl::plugin::Plugins;
-use unirl::{picture, run_dir, seed, table};
+use unirl::{picture, seed, table, whole};
 
 use crate::args::{GenevalCommand, GenevalDrawArgs, GenevalJudgeArgs};
 use crate::build::{self, Settings};
@@ -148,7 +148,7 @@ fn drawn_with(out: &Path, record: &Value) -> Result<Option<Value>> {
 fn begin(out: &Path, record: &Value) -> Result<()> {
     std::fs::create_dir_all(out).context(|| format!("cannot create `{}`", out.display()))?;
     let text = serde_json::to_string_pretty(record).context(|| "cannot write the settings")?;
-    run_dir::write_whole(&out.join(SETTINGS), &format!("{text}\n"))
+    whole::write(&out.join(SETTINGS), &format!("{text}\n"))
 }
 
 /// Whether all that a prompt should have is there. What an interrupted process left half-written is removed.
@@ -197,7 +197,7 @@ fn write_metadata(out: &Path, index: usize, prompt: &Metadata) -> Result<()> {
     }
     let samples = folder.join("samples");
     std::fs::create_dir_all(&samples).context(|| format!("cannot create `{}`", samples.display()))?;
-    run_dir::write_whole(&path, prompt.line())
+    whole::write(&path, prompt.line())
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
@@ -218,7 +218,7 @@ fn judge(args: &GenevalJudgeArgs) -> Result<()> {
             text += &serde_json::to_string(line).context(|| "cannot write a result")?;
             text.push('\n');
         }
-        run_dir::write_whole(out, &text)?;
+        whole::write(out, &text)?;
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary).context(|| "cannot write the figures")?);

@@ -4,15 +4,18 @@ mod args;
 mod ask;
 mod batch;
 mod build;
+mod dry_run;
 mod endpoint;
 mod eval;
 mod generate;
 mod geneval;
+mod interrupt;
 mod logging;
 mod plugins;
 mod pretrain;
 mod progress;
 mod prompts;
+mod replay;
 mod reward;
 mod schema;
 mod train;
@@ -26,7 +29,7 @@ use unirl::error::{Code, Error, Result};
 
 use args::{Args, Command};
 
-/// Exit status: 0 done, 1 failed, 2 asked for something that does not exist.
+/// Exit status: 0 done, 1 failed, 2 asked for something that does not exist, 130 interrupted.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     logging::init(args.verbose, args.log);
@@ -34,7 +37,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report(&error);
-            ExitCode::from(if error.code() == Code::Usage { 2 } else { 1 })
+            ExitCode::from(match error.code() {
+                Code::Usage => 2,
+                Code::Interrupted => interrupt::STATUS,
+                _ => 1,
+            })
         }
     }
 }
@@ -47,6 +54,7 @@ fn run(args: Args) -> Result<()> {
         Some(Command::Generate(options)) => generate::run(&options),
         Some(Command::Ask(options)) => ask::run(&options),
         Some(Command::Prompts(options)) => prompts::run(&options),
+        Some(Command::ReplayStep(options)) => replay::run(&options),
         Some(Command::Reward(command)) => reward::run(&command),
         Some(Command::Geneval(command)) => geneval::run(&command),
         Some(Command::Plugins(options)) => plugins::run(&options),

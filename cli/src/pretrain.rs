@@ -1,13 +1,11 @@
 //! `unirl pretrain`.
 
-use std::fs;
-
 use unirl::error::{Context, Error, Result};
 use unirl::eval::{self, Evaluation, Report};
 use unirl::model::Checkpoint;
 use unirl::plugin::Plugins;
 use unirl::pretrain::{Event, PretrainConfig, pretrain};
-use unirl::{run_dir, table};
+use unirl::{table, whole};
 
 use crate::args::PretrainArgs;
 use crate::{build, progress};
@@ -55,10 +53,11 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         }
     })?;
     bar.finish_and_clear();
-    run_dir::save_whole(&*model, &args.out)?;
-    let text = toml::to_string(&config).context(|| "cannot write the recipe")?;
-    let path = args.out.join("pretrain.toml");
-    fs::write(&path, text).context(|| format!("cannot write `{}`", path.display()))?;
+    let recipe = toml::to_string(&config).context(|| "cannot write the recipe")?;
+    whole::folder(&args.out, |partial| {
+        model.save(partial)?;
+        whole::write(&partial.join("pretrain.toml"), &recipe)
+    })?;
     println!("checkpoint  {}", args.out.display());
 
     if config.eval.prompts > 0 {
@@ -67,7 +66,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         let options = &config.eval;
         let evaluation =
             Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
-        let items = evaluation.run(&mut *model, |done| bar.inc(done as u64))?;
+        let items = evaluation.run(&mut *model, |done| Ok(bar.inc(done as u64)))?;
         bar.finish_and_clear();
         print!("\n{}", eval::table(&Report::of(&tasks, &items)));
     }

@@ -34,7 +34,11 @@ impl Watcher {
         match event {
             Event::EvalStarted(what, length) => self.start(what, *length as u64),
             Event::Evaluated(count) => self.bar.inc(*count as u64),
-            Event::TrainStarted(steps) => self.start("train", *steps),
+            Event::TrainStarted(done, steps) => {
+                self.start("train", *steps);
+                self.bar.set_position(*done);
+                self.bar.reset_eta();
+            }
             Event::Stepped(report) => self.step(report),
         }
     }

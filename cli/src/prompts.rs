@@ -2,7 +2,7 @@
 
 use unirl::error::{Error, Result};
 use unirl::scene::{self, Exclusion, Mix, ObjectList, Wording};
-use unirl::{run_dir, tiles};
+use unirl::{tiles, whole};
 
 use crate::args::PromptsArgs;
 use crate::{build, progress};
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
     }
     let text = scene::write_jsonl(&generated.tasks)?;
     match &args.out {
-        Some(out) => run_dir::write_whole(out, &text),
+        Some(out) => whole::write(out, &text),
         None => build::print(&text),
     }
 }

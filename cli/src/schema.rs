@@ -3,6 +3,7 @@
 use serde_json::json;
 use unirl::config::RunConfig;
 use unirl::error::{Context, Result, unknown_name};
+use unirl::metrics;
 use unirl::optimizer;
 use unirl::plugin::Plugins;
 use unirl::pretrain::PretrainConfig;
@@ -33,10 +34,11 @@ pub(crate) fn core_schema(what: &str) -> Result<serde_json::Value> {
         "pretrain" => json!(schemars_of::<PretrainConfig>()),
         "rules" => json!(schemars_of::<RuleFile>()),
         "wording" => json!(schemars_of::<WordingFile>()),
+        "metrics" => metrics::schema(),
         name => {
             let entries = optimizer::all();
             let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| {
-                let mut known = vec!["run", "pretrain", "rules", "wording"];
+                let mut known = vec!["run", "pretrain", "rules", "wording", "metrics"];
                 known.extend(entries.iter().map(|entry| entry.name));
                 unknown_name("schema", name, &known)
             })?;

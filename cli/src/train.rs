@@ -1,55 +1,152 @@
-//! `unirl --plugin NAME --optimizer NAME`.
+//! `unirl --plugin NAME --optimizer NAME` and `unirl --resume RUN`.
 
+use std::path::Path;
+
+use unirl::checkpoint::TrainingState;
 use unirl::config::RunConfig;
 use unirl::error::{Error, Result};
-use unirl::memory::MemoryPlan;
-use unirl::model::ModelSource;
+use unirl::model::UnifiedModel;
 use unirl::optimizer;
 use unirl::plugin::Plugins;
+use unirl::reward::RuleSet;
 use unirl::run_dir::RunDir;
-use unirl::{eval, scene, train};
+use unirl::train::{Event, RunReport};
+use unirl::{autograd, eval, scene, table, train};
 
 use crate::args::RunArgs;
 use crate::build::{self, Settings};
 use crate::progress::Watcher;
+use crate::{dry_run, interrupt};
 
-#[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
+    match &args.resume {
+        None => begin(args),
+        Some(root) => resume(args, root),
+    }
+}
+
+fn begin(args: &RunArgs) -> Result<()> {
     let settings = settings(args)?;
     let early = settings.early()?;
-    let entry = optimizer::find(&early.optimizer.name)?;
-    optimizer::build(entry, &early)?;
     if let Some(out) = &args.out {
         RunDir::check_free(out)?;
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     plugins.load(&early.model.plugin)?;
-    build::rules(&mut plugins, &early.reward.rules)?;
-    build::answer_rules(&mut plugins, &early.reward)?;
-    if let Some(tasks) = &early.train.tasks {
+    check(&early, &mut plugins)?;
+    if args.dry_run {
+        return dry_run::run(&settings, &early, &mut plugins, args.out.as_deref());
+    }
+    prepare(&early);
+    let model = build::model(&mut plugins, &early.model, early.train.seed)?;
+    let config = settings.config(model.card())?;
+    let mut all = Everything::new(model, &config, &mut plugins)?;
+    let name = format!("{}-{}", all.model.card().name, config.optimizer.name);
+    let run_dir = RunDir::create(args.out.clone(), &name, &config)?;
+    all.train(&config, &run_dir, None)
+}
+
+fn resume(args: &RunArgs, root: &Path) -> Result<()> {
+    let run_dir = RunDir::open(root)?;
+    let recorded = table::read(&root.join("config.toml"))?;
+    let before = RunConfig::from_table(recorded.clone())?;
+    let config = settings(args)?.over(recorded)?;
+    let changes = table::differences(&before.to_table()?, &config.to_table()?);
+    if !changes.is_empty() && !args.allow_change {
+        let mut error = Error::usage("the settings are not those of the run");
+        for change in &changes {
+            error = error.cause(change);
+        }
+        return Err(error.hint("go on with them all the same: `--allow-change`"));
+    }
+    if changes.is_empty() && root.join("report.json").is_file() {
+        return Err(Error::usage(format!("the run in `{}` is complete", root.display())).hint(format!(
+            "train on: `--resume {} --set train.steps={} --allow-change`",
+            root.display(),
+            config.train.steps * 2
+        )));
+    }
+    let from = run_dir.newest()?;
+    if let Some(from) = &from
+        && from.step > config.train.steps
+    {
+        return Err(Error::usage(format!(
+            "`train.steps`: expected at least {}, which are done, got {}",
+            from.step, config.train.steps
+        )));
+    }
+    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    check(&config, &mut plugins)?;
+    prepare(&config);
+    let model = build::model(&mut plugins, &config.model, config.train.seed)?;
+    let mut all = Everything::new(model, &config, &mut plugins)?;
+    match &from {
+        Some(from) => tracing::info!("going on after step {}", from.step),
+        None => tracing::info!("no checkpoint yet: the run begins at its beginning"),
+    }
+    if !changes.is_empty() {
+        run_dir.write_settings(&config)?;
+    }
+    all.train(&config, &run_dir, from)
+}
+
+/// Everything of a run but its folder.
+pub(crate) struct Everything {
+    pub(crate) model: Box<dyn UnifiedModel>,
+    pub(crate) rules: RuleSet,
+    pub(crate) answer_rules: Option<RuleSet>,
+}
+
+impl Everything {
+    pub(crate) fn new(
+        model: Box<dyn UnifiedModel>,
+        config: &RunConfig,
+        plugins: &mut Plugins,
+    ) -> Result<Self> {
+        let rules = build::rules(plugins, &config.reward.rules)?;
+        let answer_rules = build::answer_rules(plugins, &config.reward)?;
+        optimizer::check_fits(optimizer::find(&config.optimizer.name)?, model.card())?;
+        if config.eval.prompts > 0 || config.eval.every > 0 {
+            eval::check_tiles(model.card())?;
+        }
+        Ok(Self { model, rules, answer_rules })
+    }
+
+    fn train(&mut self, config: &RunConfig, run_dir: &RunDir, from: Option<TrainingState>) -> Result<()> {
+        interrupt::listen()?;
+        let mut watcher = Watcher::new();
+        let mut watch = |event: Event<'_>| {
+            watcher.on(&event);
+            interrupt::asked()
+        };
+        let (model, answer_rules) = (&mut *self.model, self.answer_rules.as_ref());
+        let report = train::train(model, &self.rules, answer_rules, config, run_dir, from, &mut watch)?;
+        drop(watcher);
+        show(&report, config, run_dir);
+        Ok(())
+    }
+}
+
+/// What can be told to be wrong before the model is loaded.
+fn check(config: &RunConfig, plugins: &mut Plugins) -> Result<()> {
+    optimizer::build(optimizer::find(&config.optimizer.name)?, config)?;
+    build::rules(plugins, &config.reward.rules)?;
+    build::answer_rules(plugins, &config.reward)?;
+    if let Some(tasks) = &config.train.tasks {
         scene::read_jsonl(tasks.as_ref())?;
     }
-    if args.dry_run {
-        return plan(&settings, &early, &mut plugins);
+    Ok(())
+}
+
+/// What has to be set before the device is used.
+pub(crate) fn prepare(config: &RunConfig) {
+    if config.train.deterministic {
+        autograd::set_deterministic();
     }
+}
 
-    let mut model = build::model(&mut plugins, &early.model, early.train.seed)?;
-    let config = settings.config(model.card())?;
-    let rules = build::rules(&mut plugins, &config.reward.rules)?;
-    let answer_rules = build::answer_rules(&mut plugins, &config.reward)?;
-    let entry = optimizer::find(&config.optimizer.name)?;
-    optimizer::check_fits(entry, model.card())?;
-    if config.eval.prompts > 0 || config.eval.every > 0 {
-        eval::check_tiles(model.card())?;
-    }
-
-    let run_dir =
-        RunDir::create(args.out.clone(), &format!("{}-{}", model.card().name, config.optimizer.name))?;
-    let mut watcher = Watcher::new();
-    let mut watch = |event: train::Event<'_>| watcher.on(&event);
-    let report = train::train(&mut *model, &rules, answer_rules.as_ref(), &config, &run_dir, &mut watch)?;
-    drop(watcher);
-
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn show(report: &RunReport, config: &RunConfig, run_dir: &RunDir) {
     if let (Some(before), Some(after)) = (&report.before, &report.after) {
         println!(
             "base -> trained, {} prompts a category, {} steps\n",
@@ -60,35 +157,18 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     if let Some(why) = &report.stopped {
         println!("stopped by the guard: {why}\n");
     }
+    let alarms = report.alarms;
+    for (count, what) in [
+        (alarms.equal_rewards, "no group had unequal rewards: nothing was learned"),
+        (alarms.diverged, "the policy was more than 1 nat a token from its reference"),
+    ] {
+        if count > 0 {
+            println!("at {count} of {} steps {what}", config.train.steps);
+        }
+    }
     println!("run         {}", run_dir.root().display());
     println!("checkpoint  {}", report.checkpoint.display());
     println!("wall time   {:.0} s", report.wall.as_secs_f64());
-    Ok(())
-}
-
-/// `--dry-run`: what the run would take, from sizes alone.
-#[expect(clippy::print_stdout, reason = "the result of the command")]
-fn plan(settings: &Settings, early: &RunConfig, plugins: &mut Plugins) -> Result<()> {
-    let source = ModelSource { dry: true, ..build::source(&early.model, early.train.seed)? };
-    let model = build::construct(plugins, &early.model, &source)?;
-    let config = settings.config(model.card())?;
-    let entry = optimizer::find(&config.optimizer.name)?;
-    optimizer::check_fits(entry, model.card())?;
-    let algorithm = optimizer::build(entry, &config)?;
-    let plan = MemoryPlan::new(&*model, &*algorithm, &config, source.device)?;
-    println!("{} of {} on {}\n", entry.name, model.card().name, build::device_name(source.device));
-    print!("{}", plan.table());
-    match plan.fitting() {
-        Some(0) => Err(Error::failure("the run does not fit the device, not even an image at a time").hint(format!(
-            "use smaller images or a GPU with more memory; `unirl schema --plugin {}` lists what a model offers to take less",
-            early.model.plugin
-        ))),
-        Some(fitting) if fitting < plan.micro_batch => {
-            Err(Error::failure(format!("{} images at once do not fit the device", plan.micro_batch))
-                .hint(format!("`--set rollout.micro_batch={fitting}`")))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn settings(args: &RunArgs) -> Result<Settings> {
@@ -104,6 +184,9 @@ fn settings(args: &RunArgs) -> Result<Settings> {
     }
     if let Some(steps) = args.steps {
         settings.put("train.steps", steps as i64)?;
+    }
+    if args.deterministic {
+        settings.put("train.deterministic", true)?;
     }
     Ok(settings)
 }

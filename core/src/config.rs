@@ -74,13 +74,23 @@ pub struct TrainOptions {
     pub tasks: Option<String>,
     /// Permutes the rewards over the batch: the control run that must learn nothing.
     pub shuffle_rewards: bool,
-    /// Writes sample pictures every so many steps; 0 writes none.
+    /// Draws the pictures of `eval.pictures` every so many steps, by the settings of the evaluation; 0 never does.
     pub sample_every: u64,
+    /// Only operations of libtorch that answer the same each time. On a CPU they do so in any case, and with the same number
+    /// of threads.
+    pub deterministic: bool,
 }
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { steps: 100, seed: 1, tasks: None, shuffle_rewards: false, sample_every: 20 }
+        Self {
+            steps: 100,
+            seed: 1,
+            tasks: None,
+            shuffle_rewards: false,
+            sample_every: 20,
+            deterministic: false,
+        }
     }
 }
 
@@ -196,8 +206,7 @@ pub struct EvalOptions {
     pub batch: usize,
     /// The seed of the evaluation, independent of the run's.
     pub seed: u64,
-    /// In training, how often a prompt of each category is drawn for `samples/base.png` and `samples/trained.png`; 0 draws
-    /// none.
+    /// In training, how often a prompt of each category is drawn for the pictures in `samples/`; 0 draws none.
     pub pictures: usize,
     /// In training, every so many steps a small fixed set of training tasks is judged; 0 never does.
     pub every: u64,
@@ -225,11 +234,19 @@ impl Default for EvalOptions {
 }
 
 /// When weights are written.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointOptions {
-    /// Every so many steps; 0 writes only the last.
+    /// Every so many steps; 0 writes only the last. What a run was killed before costs at most so many steps.
     pub every: u64,
+    /// How many of the last are kept, beside the best; 0 keeps all.
+    pub keep: usize,
+}
+
+impl Default for CheckpointOptions {
+    fn default() -> Self {
+        Self { every: 100, keep: 2 }
+    }
 }
 
 const PRESETS: [(&str, &str); 3] = [
@@ -270,6 +287,16 @@ impl RunConfig {
         }
         config.check()?;
         Ok(config)
+    }
+
+    /// The settings as [`Self::from_table`] reads them.
+    pub fn to_table(&self) -> Result<toml::Table> {
+        toml::Table::try_from(self).context(|| "cannot write the configuration")
+    }
+
+    /// The settings as the text of a TOML file.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).context(|| "cannot write the configuration")
     }
 
     fn check(&self) -> Result<()> {

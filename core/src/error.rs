@@ -16,6 +16,8 @@ pub enum Code {
     Panic,
     /// A tensor holds NaN or an infinity.
     NonFinite,
+    /// The user asked for an end: exit status 130.
+    Interrupted,
     /// Anything else: exit status 1.
     Failure,
 }
@@ -28,13 +30,14 @@ impl Code {
             Code::Unsupported => "unsupported",
             Code::Panic => "panic",
             Code::NonFinite => "non_finite",
+            Code::Interrupted => "interrupted",
             Code::Failure => "failure",
         }
     }
 
     /// The inverse of [`Code::name`]; a name of a later version reads as [`Code::Failure`].
     pub fn from_name(name: &str) -> Self {
-        [Code::Usage, Code::Unsupported, Code::Panic, Code::NonFinite]
+        [Code::Usage, Code::Unsupported, Code::Panic, Code::NonFinite, Code::Interrupted]
             .into_iter()
             .find(|code| code.name() == name)
             .unwrap_or(Code::Failure)

@@ -5,15 +5,14 @@
 //! the two categories that have too few tasks to be split.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::config::{GUARD_FIGURES, GuardAction, RunConfig};
 use crate::error::Result;
 use crate::eval::{Evaluation, Report};
 use crate::model::{Mode, UnifiedModel};
-use crate::run_dir::RunDir;
 use crate::scene::rng::Rng;
 use crate::scene::{Category, Split, Task};
 use crate::update::AdamW;
@@ -25,82 +24,62 @@ const MOST_ROLLBACKS: u32 = 3;
 /// The stream of the evaluation's seed that the set is drawn from.
 const STREAM: u64 = 7;
 
-/// How a run goes on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Course {
-    /// As it was.
-    On,
-    /// It ends, and why.
-    Stop(String),
+/// What the guard made of a step; nothing where it was not its time.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// No step before was as good.
+    pub(crate) best: bool,
+    /// The run is to end, and why.
+    pub(crate) stop: Option<String>,
+}
+
+/// What the guard remembers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GuardState {
+    /// The model before the first step.
+    base: Report,
+    /// The chosen figure at its best, where it counted anything.
+    best: Option<f64>,
+    /// The step of that; the base has none.
+    pub(crate) best_step: Option<u64>,
+    /// Figures and categories that had fallen at the last look.
+    fallen: BTreeSet<String>,
+    rollbacks: u32,
 }
 
 /// The guard of a run.
 pub(crate) struct Guard<'a> {
     config: &'a RunConfig,
     tasks: Vec<Task>,
-    base: Report,
-    best: f64,
-    /// The folder that is there only because it is the best.
-    kept: Option<PathBuf>,
+    pub(crate) state: GuardState,
     /// Where the guard may go back: the weights of the best step.
-    weights: Vec<Tensor>,
-    fallen: BTreeSet<(&'static str, Category)>,
-    rollbacks: u32,
+    pub(crate) weights: Vec<Tensor>,
 }
 
 impl<'a> Guard<'a> {
-    /// Looks at the model before the first step; `None` where the run asks for no guard.
+    /// The guard of a run that begins with `model`; `None` where it asks for no guard.
     pub(crate) fn new(
         model: &mut dyn UnifiedModel,
         config: &'a RunConfig,
         update: &AdamW,
     ) -> Result<Option<Self>> {
-        let options = &config.eval;
-        if options.every == 0 {
-            return Ok(None);
-        }
-        let mut rng = Rng::new(seed::derive(options.seed, &[STREAM]));
-        let categories =
-            Category::ALL.iter().flat_map(|one| std::iter::repeat_n(*one, options.every_prompts));
-        let tasks = categories
-            .map(|category| tiles::sample(category, Split::Train, &mut rng))
-            .collect::<Result<Vec<_>>>()?;
-        let mut guard = Self {
-            config,
-            tasks,
-            base: Report::default(),
-            best: f64::NEG_INFINITY,
-            kept: None,
-            weights: Vec::new(),
-            fallen: BTreeSet::new(),
-            rollbacks: 0,
-        };
-        guard.base = guard.look(model)?;
-        guard.best = guard.chosen(&guard.base);
-        if options.guard == GuardAction::Rollback {
-            guard.weights = update.weights();
-        }
-        Ok(Some(guard))
+        let Some(tasks) = tasks(config)? else { return Ok(None) };
+        let base = look(&tasks, config, model)?;
+        let best = chosen(&base, config);
+        let state = GuardState { base, best, best_step: None, fallen: BTreeSet::new(), rollbacks: 0 };
+        let goes_back = config.eval.guard == GuardAction::Rollback;
+        let weights = if goes_back { update.weights() } else { Vec::new() };
+        Ok(Some(Self { config, tasks, state, weights }))
     }
 
-    fn look(&self, model: &mut dyn UnifiedModel) -> Result<Report> {
-        let options = &self.config.eval;
-        let evaluation = Evaluation::of_tiles(
-            model.card(),
-            &self.tasks,
-            &self.config.rollout,
-            options.batch,
-            options.seed,
-        )?;
-        model.set_mode(Mode::Eval)?;
-        let items = evaluation.run(model, |_| {})?;
-        Ok(Report::of(&self.tasks, &items))
-    }
-
-    /// The figure by which checkpoints are chosen; one that counted nothing is the worst.
-    fn chosen(&self, report: &Report) -> f64 {
-        let score = report.figure(&self.config.eval.best);
-        score.and_then(|score| score.macro_mean).unwrap_or(f64::NEG_INFINITY)
+    /// The guard of a run that goes on.
+    pub(crate) fn resume(
+        config: &'a RunConfig,
+        state: GuardState,
+        weights: Vec<Tensor>,
+    ) -> Result<Option<Self>> {
+        Ok(tasks(config)?.map(|tasks| Self { config, tasks, state, weights }))
     }
 
     /// Looks at the model after a step, where it is time.
@@ -109,56 +88,86 @@ impl<'a> Guard<'a> {
         step: u64,
         model: &mut dyn UnifiedModel,
         update: &mut AdamW,
-        run_dir: &RunDir,
         metrics: &mut BTreeMap<String, f64>,
-    ) -> Result<Course> {
+    ) -> Result<Look> {
         if !step.is_multiple_of(self.config.eval.every) {
-            return Ok(Course::On);
+            return Ok(Look::default());
         }
-        let report = self.look(model)?;
+        let report = look(&self.tasks, self.config, model)?;
         for name in GUARD_FIGURES {
-            if let Some(mean) = report.figure(name).and_then(|score| score.macro_mean) {
+            let Some(score) = report.figure(name) else { continue };
+            if let Some(mean) = score.macro_mean {
                 metrics.insert(format!("eval/{name}"), mean);
             }
+            if let Some([low, high]) = score.macro_interval {
+                metrics.insert(format!("eval/{name}_low"), low);
+                metrics.insert(format!("eval/{name}_high"), high);
+            }
         }
-        let falls = falls(&self.base, &report);
-        let new: Vec<&Fall> = falls.iter().filter(|fall| !self.fallen.contains(&fall.of)).collect();
+        let state = &mut self.state;
+        let falls = falls(&state.base, &report);
+        let new: Vec<&Fall> = falls.iter().filter(|fall| !state.fallen.contains(&fall.of)).collect();
         let told: Vec<String> = new.iter().map(|fall| fall.text.clone()).collect();
         for text in &told {
             tracing::warn!("step {step}: {text}");
         }
         let action = self.config.eval.guard;
+        let stop = |why: String| Look { best: false, stop: Some(why) };
         if !falls.is_empty() && action == GuardAction::Rollback {
-            self.rollbacks += 1;
-            if self.rollbacks > MOST_ROLLBACKS {
-                return Ok(Course::Stop(format!("the model fell again after {MOST_ROLLBACKS} goings back")));
+            state.rollbacks += 1;
+            if state.rollbacks > MOST_ROLLBACKS {
+                return Ok(stop(format!("the model fell again after {MOST_ROLLBACKS} goings back")));
             }
             update.restore(&self.weights);
             metrics.insert("eval/rollback".into(), 1.0);
             tracing::warn!("step {step}: back to the weights of the best step");
-            return Ok(Course::On);
+            return Ok(Look::default());
         }
         if !told.is_empty() && action == GuardAction::Stop {
-            return Ok(Course::Stop(told.join("; ")));
+            return Ok(stop(told.join("; ")));
         }
-        self.fallen = falls.into_iter().map(|fall| fall.of).collect();
-        let chosen = self.chosen(&report);
-        if chosen > self.best {
-            self.best = chosen;
-            let every = self.config.checkpoint.every;
-            let wanted = every > 0 && step.is_multiple_of(every);
-            self.kept = run_dir.save_best(model, step, self.kept.take())?.filter(|_| !wanted);
+        state.fallen = falls.into_iter().map(|fall| fall.of).collect();
+        let chosen = chosen(&report, self.config);
+        let best = chosen > state.best;
+        if best {
+            (state.best, state.best_step) = (chosen, Some(step));
             if action == GuardAction::Rollback {
                 self.weights = update.weights();
             }
         }
-        Ok(Course::On)
+        Ok(Look { best, stop: None })
     }
+}
+
+/// The fixed set, where the run asks for a guard.
+fn tasks(config: &RunConfig) -> Result<Option<Vec<Task>>> {
+    let options = &config.eval;
+    if options.every == 0 {
+        return Ok(None);
+    }
+    let mut rng = Rng::new(seed::derive(options.seed, &[STREAM]));
+    let categories = Category::ALL.iter().flat_map(|one| std::iter::repeat_n(*one, options.every_prompts));
+    let tasks = categories.map(|category| tiles::sample(category, Split::Train, &mut rng));
+    tasks.collect::<Result<_>>().map(Some)
+}
+
+fn look(tasks: &[Task], config: &RunConfig, model: &mut dyn UnifiedModel) -> Result<Report> {
+    let options = &config.eval;
+    let evaluation = Evaluation::of_tiles(model.card(), tasks, &config.rollout, options.batch, options.seed)?;
+    model.set_mode(Mode::Eval)?;
+    let items = evaluation.run(model, |_| Ok(()))?;
+    Ok(Report::of(tasks, &items))
+}
+
+/// The figure by which checkpoints are chosen; one that counted nothing is the worst.
+fn chosen(report: &Report, config: &RunConfig) -> Option<f64> {
+    report.figure(&config.eval.best)?.macro_mean
 }
 
 /// A category that is lower than it was.
 struct Fall {
-    of: (&'static str, Category),
+    /// `FIGURE/CATEGORY`.
+    of: String,
     text: String,
 }
 
@@ -178,7 +187,7 @@ fn falls(base: &Report, now: &Report) -> Vec<Fall> {
                     "{shown} of `{}` fell from {old:.2} to {new:.2} (at most {high:.2})",
                     category.name()
                 );
-                falls.push(Fall { of: (name, category), text });
+                falls.push(Fall { of: format!("{name}/{}", category.name()), text });
             }
         }
     }

@@ -1,9 +1,13 @@
 //! What identifies weights, pictures and texts: SHA-256, in lower-case hexadecimal.
 
+use std::fs::File;
+use std::path::Path;
+
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{Context, Error, Result};
 use crate::model::UnifiedModel;
 
 fn hex(bytes: &[u8]) -> String {
@@ -17,6 +21,37 @@ fn hex(bytes: &[u8]) -> String {
 /// Of a text.
 pub fn text(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes()))
+}
+
+/// Of a file.
+pub fn file(path: &Path) -> Result<String> {
+    let place = || format!("cannot read `{}`", path.display());
+    let mut hash = Sha256::new();
+    std::io::copy(&mut File::open(path).context(place)?, &mut hash).context(place)?;
+    Ok(hex(&hash.finalize()))
+}
+
+/// Adds a field `seal` to an object: the hash of all the others.
+pub(crate) fn seal(mut json: Value) -> Value {
+    let seal = text(&json.to_string());
+    if let Value::Object(fields) = &mut json {
+        fields.insert("seal".into(), seal.into());
+    }
+    json
+}
+
+/// Takes the seal off the text of a `what`; refuses one of another `form`, or that was altered since.
+pub(crate) fn unseal(what: &str, form: u32, sealed: &str) -> Result<Value> {
+    let mut json: Value = serde_json::from_str(sealed).context(|| "not JSON")?;
+    let seal = json.as_object_mut().and_then(|fields| fields.remove("seal"));
+    let seal = seal.ok_or_else(|| Error::failure(format!("not a {what}: it has no `seal`")))?;
+    if json["form"] != form {
+        return Err(Error::failure(format!("form {}: expected {form}", json["form"])));
+    }
+    if seal != text(&json.to_string()) {
+        return Err(Error::failure(format!("the {what} was altered: its seal does not fit")));
+    }
+    Ok(json)
 }
 
 /// Of each of some pictures `[B,3,H,W]` in `0..=1`: of its values in 8 bits, in the order `[3,H,W]`.

@@ -4,6 +4,7 @@
 
 mod abi;
 pub mod autograd;
+pub mod checkpoint;
 pub mod config;
 pub mod detector;
 pub mod error;
@@ -23,10 +24,12 @@ pub mod run_dir;
 pub mod scene;
 pub mod seed;
 pub mod table;
+mod tensorboard;
 pub mod tiles;
 pub mod train;
 pub mod update;
 pub mod weights;
+pub mod whole;
 
 pub use error::{Error, Result};
 /// The tensor of the one libtorch of the process.

@@ -163,7 +163,8 @@ impl MemoryPlan {
     }
 }
 
-fn size(bytes: i64) -> String {
+/// Bytes for people.
+pub(crate) fn size(bytes: i64) -> String {
     let bytes = bytes as f64;
     if bytes < 1e9 { format!("{:.1} MB", bytes / 1e6) } else { format!("{:.2} GB", bytes / 1e9) }
 }

@@ -1,18 +1,24 @@
 //! Pictures from and to files.
 
-use std::fs::Permissions;
+use std::borrow::Cow;
+use std::convert::Infallible;
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use embedded_graphics::mono_font::iso_8859_1::FONT_6X10;
+use embedded_graphics::mono_font::{MonoFont, MonoTextStyle};
+use embedded_graphics::pixelcolor::Rgb888;
+use embedded_graphics::prelude::{DrawTarget, Drawable, OriginDimensions, Pixel, Point, RgbColor, Size};
+use embedded_graphics::text::{Baseline, Text};
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::F32x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::imageops::{crop_imm, replace};
-use image::{DynamicImage, ImageReader, RgbImage};
+use image::{DynamicImage, ImageReader, Rgb, RgbImage};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
+use crate::whole;
 
 /// Pixels that [`read_padded`] leaves of the shorter edge of a thin picture.
 const SHORTEST: u32 = 14;
@@ -42,7 +48,7 @@ pub fn read_padded(path: &Path, resolution: i64, fill: u8) -> Result<Tensor> {
     let scaled = |edge: u32| ((f64::from(edge) / longer * f64::from(side)) as u32).max(SHORTEST).min(side);
     let (width, height) = (scaled(width), scaled(height));
     let picture = resize(&picture, (width, height)).context(|| wrong(path))?;
-    let mut square = RgbImage::from_pixel(side, side, image::Rgb([fill; 3]));
+    let mut square = RgbImage::from_pixel(side, side, Rgb([fill; 3]));
     let (left, top) = ((side - width) / 2, (side - height) / 2);
     replace(&mut square, &picture, left.into(), top.into());
     Ok(to_tensor(&square))
@@ -79,7 +85,7 @@ fn to_bytes(picture: DynamicImage) -> RgbImage {
         ImageLuma16(_) | ImageLumaA16(_) | ImageRgb16(_) | ImageRgba16(_) => {
             let wide = picture.into_rgb16();
             RgbImage::from_fn(wide.width(), wide.height(), |x, y| {
-                image::Rgb(wide.get_pixel(x, y).0.map(|value| (value >> 8) as u8))
+                Rgb(wide.get_pixel(x, y).0.map(|value| (value >> 8) as u8))
             })
         }
         _ => picture.into_rgb8(),
@@ -134,55 +140,149 @@ fn margin(rest: u32) -> u32 {
 /// Writes `[B,3,H,W]` pixels in `0..=1` as one PNG: a single image as it is, so that [`read`] gives it back; several
 /// in a grid, `columns` a row, small ones enlarged without smoothing. `texts`, keys and values, go into its metadata.
 pub fn write_grid(pixels: &Tensor, columns: i64, path: &Path, texts: &[(&str, String)]) -> Result<()> {
-    let (batch, _, height, width) = pixels.size4().context(|| "pictures to save")?;
-    let enlarged = (96 / height.max(1)).max(1);
-    let (scale, gap) = if batch == 1 { (1, 0) } else { (enlarged, enlarged) };
-    let (cell_h, cell_w) = (height * scale, width * scale);
-    let columns = columns.clamp(1, batch.max(1));
-    let rows = (batch + columns - 1) / columns;
-    let pixels = pixels.to_device(Device::Cpu).to_kind(Kind::Float).clamp(0.0, 1.0) * 255.0;
-    let pixels = pixels.repeat_interleave_self_int(scale, 2, None).repeat_interleave_self_int(scale, 3, None);
-    let canvas = Tensor::full(
-        [3, rows * (cell_h + gap) + gap, columns * (cell_w + gap) + gap],
-        160.0,
-        (Kind::Float, Device::Cpu),
-    );
-    for index in 0..batch {
-        let (row, column) = (index / columns, index % columns);
-        canvas
-            .narrow(1, gap + row * (cell_h + gap), cell_h)
-            .narrow(2, gap + column * (cell_w + gap), cell_w)
-            .copy_(&pixels.get(index));
+    let (batch, _, height, _) = pixels.size4().context(|| "pictures to save")?;
+    let scale = if batch == 1 { 1 } else { (96 / height.max(1)).max(1) };
+    let pictures = enlarged(pixels, scale)?;
+    if let [one] = &pictures[..] {
+        return write_png(path, one, texts);
     }
-    let size = canvas.size();
-    let bytes = Vec::<u8>::try_from(canvas.permute([1, 2, 0]).contiguous().to_kind(Kind::Uint8).view([-1]))?;
-    write_png(path, size[2] as u32, size[1] as u32, &bytes, texts)
+    let (width, height) = pictures.first().map_or((0, 0), RgbImage::dimensions);
+    let (columns, gap) = (columns.clamp(1, batch.max(1)) as u32, scale as u32);
+    let rows = (pictures.len() as u32).div_ceil(columns);
+    let size = (columns * (width + gap) + gap, rows * (height + gap) + gap);
+    let mut canvas = RgbImage::from_pixel(size.0, size.1, Rgb([160; 3]));
+    for (index, picture) in (0..).zip(&pictures) {
+        let (row, column) = (index / columns, index % columns);
+        let (left, top) = (gap + column * (width + gap), gap + row * (height + gap));
+        replace(&mut canvas, picture, left.into(), top.into());
+    }
+    write_png(path, &canvas, texts)
 }
 
-/// Writes RGB bytes. The file appears under its name only when it is complete.
-fn write_png(path: &Path, width: u32, height: u32, bytes: &[u8], texts: &[(&str, String)]) -> Result<()> {
-    let place = || format!("cannot write `{}`", path.display());
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut partial = tempfile::Builder::new()
-        .prefix(".partial-")
-        .permissions(Permissions::from_mode(0o666)) // less the umask, as of any new file
-        .tempfile_in(parent)
-        .context(place)?;
-    let mut file = BufWriter::new(partial.as_file_mut());
-    let mut encoder = png::Encoder::new(&mut file, width, height);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    for (key, value) in texts {
-        // iTXt is the one kind of text chunk that is UTF-8.
-        encoder.add_itxt_chunk((*key).to_string(), value.clone()).context(place)?;
+/// What stands beside a picture of a grid.
+#[derive(Debug, Clone, Default)]
+pub struct Caption {
+    /// Above it: only that of the first picture of a row is shown.
+    pub above: String,
+    /// Below it.
+    pub below: String,
+}
+
+/// Writes `[B,3,H,W]` pixels in `0..=1` as one PNG: a grid, `columns` a row, with a caption for each.
+pub fn write_captioned(pixels: &Tensor, columns: i64, captions: &[Caption], path: &Path) -> Result<()> {
+    const GAP: u32 = 6;
+    let (batch, _, height, _) = pixels.size4().context(|| "pictures to save")?;
+    let pictures = enlarged(pixels, (128 / height.max(1)).max(1))?;
+    let columns = columns.clamp(1, batch.max(1)) as usize;
+    let (width, height) = pictures.first().map_or((0, 0), RgbImage::dimensions);
+    let across = columns as u32 * (width + GAP) + GAP;
+
+    let rows: Vec<(Lines, Vec<Lines>)> = captions
+        .chunks(columns)
+        .map(|row| {
+            let below = row.iter().map(|caption| Lines::new(&caption.below, width)).collect();
+            (Lines::new(&row[0].above, across - 2 * GAP), below)
+        })
+        .collect();
+    let row_height = |(above, below): &(Lines, Vec<Lines>)| {
+        above.height() + height + below.iter().map(Lines::height).max().unwrap_or(0) + 3 * GAP
+    };
+    let mut canvas = Canvas(RgbImage::from_pixel(across, rows.iter().map(row_height).sum(), Rgb([255; 3])));
+    let mut top = 0;
+    for (row, pictures) in rows.iter().zip(pictures.chunks(columns)) {
+        let (above, below) = row;
+        above.draw(&mut canvas, GAP, top + GAP);
+        let middle = top + GAP + above.height();
+        for (index, (picture, below)) in pictures.iter().zip(below).enumerate() {
+            let left = GAP + index as u32 * (width + GAP);
+            replace(&mut canvas.0, picture, left.into(), middle.into());
+            below.draw(&mut canvas, left, middle + height + 2);
+        }
+        top += row_height(row);
     }
-    let mut writer = encoder.write_header().context(place)?;
-    writer.write_image_data(bytes).context(place)?;
-    writer.finish().context(place)?;
-    file.flush().context(place)?;
-    drop(file);
-    partial.persist(path).map_err(|error| error.error).context(place)?;
-    Ok(())
+    write_png(path, &canvas.0, &[])
+}
+
+const FONT: MonoFont<'_> = FONT_6X10;
+
+/// A text in lines that fit a width.
+struct Lines(Vec<String>);
+
+impl Lines {
+    fn new(text: &str, width: u32) -> Self {
+        let most = (width / FONT.character_size.width).max(1) as usize;
+        Self(textwrap::wrap(text, most).into_iter().map(Cow::into_owned).collect())
+    }
+
+    fn height(&self) -> u32 {
+        self.0.len() as u32 * FONT.character_size.height
+    }
+
+    fn draw(&self, canvas: &mut Canvas, left: u32, top: u32) {
+        let style = MonoTextStyle::new(&FONT, Rgb888::BLACK);
+        for (index, line) in self.0.iter().enumerate() {
+            let place = Point::new(left as i32, (top + index as u32 * FONT.character_size.height) as i32);
+            let Ok(_) = Text::with_baseline(line, place, style, Baseline::Top).draw(canvas);
+        }
+    }
+}
+
+/// A picture to write text on.
+struct Canvas(RgbImage);
+
+impl OriginDimensions for Canvas {
+    fn size(&self) -> Size {
+        Size::new(self.0.width(), self.0.height())
+    }
+}
+
+impl DrawTarget for Canvas {
+    type Color = Rgb888;
+    type Error = Infallible;
+
+    fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(&mut self, pixels: I) -> Result<(), Infallible> {
+        for Pixel(place, colour) in pixels {
+            let (Ok(x), Ok(y)) = (u32::try_from(place.x), u32::try_from(place.y)) else { continue };
+            if let Some(pixel) = self.0.get_pixel_mut_checked(x, y) {
+                *pixel = Rgb([colour.r(), colour.g(), colour.b()]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Each of `[B,3,H,W]` pixels in `0..=1`, `scale` times as large without smoothing.
+fn enlarged(pixels: &Tensor, scale: i64) -> Result<Vec<RgbImage>> {
+    let (batch, _, height, width) = pixels.size4().context(|| "pictures to save")?;
+    let pixels = pixels.to_device(Device::Cpu).to_kind(Kind::Float).clamp(0.0, 1.0) * 255.0;
+    let pixels = pixels.repeat_interleave_self_int(scale, 2, None).repeat_interleave_self_int(scale, 3, None);
+    let bytes = pixels.permute([0, 2, 3, 1]).to_kind(Kind::Uint8); // [B,H,W,3]
+    (0..batch)
+        .map(|index| {
+            let bytes = Vec::<u8>::try_from(bytes.get(index).contiguous().view([-1]))?;
+            RgbImage::from_raw((width * scale) as u32, (height * scale) as u32, bytes)
+                .ok_or_else(|| Error::failure("a picture of the wrong size"))
+        })
+        .collect()
+}
+
+/// Writes a picture. The file appears under its name only when it is complete.
+fn write_png(path: &Path, picture: &RgbImage, texts: &[(&str, String)]) -> Result<()> {
+    whole::file(path, |file| {
+        let place = || "cannot encode the picture";
+        let mut file = BufWriter::new(file);
+        let mut encoder = png::Encoder::new(&mut file, picture.width(), picture.height());
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        for (key, value) in texts {
+            // iTXt is the one kind of text chunk that is UTF-8.
+            encoder.add_itxt_chunk((*key).to_string(), value.clone()).context(place)?;
+        }
+        let mut writer = encoder.write_header().context(place)?;
+        writer.write_image_data(picture.as_raw()).context(place)?;
+        writer.finish().context(place)?;
+        file.flush().context(place)
+    })
 }
 
 #[cfg(test)]

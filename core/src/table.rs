@@ -1,5 +1,6 @@
 //! Settings in TOML tables: reading them, laying one over another, and errors that name the key.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -55,6 +56,37 @@ pub fn put<'p>(table: &mut toml::Table, path: &'p str, value: toml::Value) -> Re
     Ok(())
 }
 
+/// Where two tables differ: `path: before -> after` for each setting, in order.
+pub fn differences(before: &toml::Table, after: &toml::Table) -> Vec<String> {
+    let (before, after) = (flat(before), flat(after));
+    let mut paths: Vec<&String> = before.keys().chain(after.keys()).collect();
+    paths.sort();
+    paths.dedup();
+    let shown = |value: Option<&toml::Value>| value.map_or_else(|| "nothing".into(), toml::Value::to_string);
+    paths
+        .into_iter()
+        .map(|path| (path, before.get(path), after.get(path)))
+        .filter(|(_, before, after)| before != after)
+        .map(|(path, before, after)| format!("{path}: {} -> {}", shown(before), shown(after)))
+        .collect()
+}
+
+/// Every value that is not a table, by its dotted path.
+pub fn flat(table: &toml::Table) -> BTreeMap<String, toml::Value> {
+    let mut values = BTreeMap::new();
+    for (key, value) in table {
+        match value {
+            toml::Value::Table(inner) => {
+                values.extend(flat(inner).into_iter().map(|(path, value)| (format!("{key}.{path}"), value)));
+            }
+            value => {
+                values.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    values
+}
+
 /// Reads a section, naming the key that is wrong and the nearest one that is right.
 pub fn section<T: DeserializeOwned>(place: &str, value: toml::Value) -> Result<T> {
     value.try_into().map_err(|error: toml::de::Error| explain(place, error.message()))
@@ -77,6 +109,15 @@ fn explain(place: &str, message: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn differences_are_named_by_their_paths() {
+        let before = "a = 1\n[b]\nc = 2.0\nd = \"x\"\n[b.e]\nf = true".parse().unwrap();
+        let after = "a = 1\n[b]\nc = 3.0\ng = [1, 2]\nd = \"x\"".parse().unwrap();
+        let expected = ["b.c: 2.0 -> 3.0", "b.e.f: true -> nothing", "b.g: nothing -> [1, 2]"];
+        assert_eq!(differences(&before, &after), expected);
+        assert!(differences(&before, &before).is_empty());
+    }
 
     #[test]
     fn set_reaches_nested_keys_and_merge_lays_over() {

@@ -49,6 +49,35 @@ impl Default for UpdateOptions {
     }
 }
 
+/// A weight as a checkpoint keeps it.
+#[derive(Debug)]
+pub(crate) struct SlotState {
+    pub(crate) name: String,
+    /// In the precision in which it is updated.
+    weight: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    /// Steps in which there was a gradient.
+    pub(crate) steps: u64,
+}
+
+impl SlotState {
+    /// The tensors, and what they are called on disk.
+    pub(crate) fn parts(&self) -> [(&'static str, &Tensor); 3] {
+        [("weight", &self.weight), ("mean", &self.mean), ("square", &self.square)]
+    }
+
+    /// The inverse of [`Self::parts`].
+    pub(crate) fn from_parts(
+        name: &str,
+        steps: u64,
+        mut read: impl FnMut(&'static str) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let [weight, mean, square] = [read("weight")?, read("mean")?, read("square")?];
+        Ok(Self { name: name.into(), weight, mean, square, steps })
+    }
+}
+
 struct Slot {
     name: String,
     weight: Tensor,
@@ -111,6 +140,55 @@ impl AdamW {
                 slot.steps = 0;
             }
         });
+    }
+
+    /// What goes into a checkpoint: no copies, so it is to be written before the next update.
+    pub(crate) fn state(&self) -> Vec<SlotState> {
+        let state = |slot: &Slot| SlotState {
+            name: slot.name.clone(),
+            weight: slot.master.as_ref().unwrap_or(&slot.weight).detach(),
+            mean: slot.mean.shallow_clone(),
+            square: slot.square.shallow_clone(),
+            steps: slot.steps,
+        };
+        self.slots.iter().map(state).collect()
+    }
+
+    /// Goes on after `step` steps, with what a checkpoint kept.
+    pub(crate) fn resume(&mut self, step: u64, states: &[SlotState]) -> Result<()> {
+        let other = |what: String| {
+            Error::failure("the checkpoint is of another model").cause(what).hint(
+                "the model's options, `model.checkpoint` and the plugin have to be those that the run began with",
+            )
+        };
+        if states.len() != self.slots.len() {
+            return Err(other(format!("expected {} weights, got {}", self.slots.len(), states.len())));
+        }
+        for (slot, state) in self.slots.iter_mut().zip(states) {
+            let name = &slot.name;
+            if state.name != *name {
+                return Err(other(format!("expected `{name}`, got `{}`", state.name)));
+            }
+            for (part, tensor) in state.parts() {
+                let (got, expected) = (tensor.size(), slot.weight.size());
+                if got != expected {
+                    return Err(other(format!(
+                        "{part} of `{name}`: expected shape {expected:?}, got {got:?}"
+                    )));
+                }
+            }
+            tch::no_grad(|| {
+                slot.weight.copy_(&state.weight);
+                if let Some(master) = &mut slot.master {
+                    master.copy_(&state.weight);
+                }
+                slot.mean.copy_(&state.mean);
+                slot.square.copy_(&state.square);
+            });
+            slot.steps = state.steps;
+        }
+        self.step = step;
+        Ok(())
     }
 
     /// Forgets all gradients.
@@ -223,6 +301,35 @@ mod tests {
             assert_eq!(ends[0], ends[1]);
             assert_ne!(ends[0], [1.0, -2.0]);
             assert_eq!(Vec::<f64>::try_from(weight.detach().to_kind(Kind::Double)).unwrap(), [1.0, -2.0]);
+        }
+    }
+
+    #[test]
+    fn what_is_resumed_goes_on_as_if_nothing_had_been() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let options = UpdateOptions { learning_rate: 0.1, warmup: 4, ..UpdateOptions::default() };
+            let fresh = || {
+                let p = parameter(&[1.0, -2.0], kind);
+                let weight = p.tensor.shallow_clone();
+                (AdamW::new(vec![p], options.clone(), 10), weight)
+            };
+            let step = |adam: &mut AdamW, weight: &Tensor| {
+                adam.zero_grad();
+                (weight * weight).sum(Kind::Float).backward();
+                adam.apply().unwrap();
+            };
+            let (mut adam, weight) = fresh();
+            (0..3).for_each(|_| step(&mut adam, &weight));
+            let (mut other, same) = fresh();
+            other.resume(3, &adam.state()).unwrap();
+            for _ in 0..3 {
+                step(&mut adam, &weight);
+                step(&mut other, &same);
+                assert!(weight.equal(&same), "to the bit");
+                assert!(adam.weights()[0].equal(&other.weights()[0]), "to the bit");
+            }
+            let error = other.resume(3, &[]).unwrap_err();
+            assert_eq!(error.causes(), ["expected 1 weights, got 0"]);
         }
     }
 

@@ -8,13 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::plugin_dir;
 use insta::assert_snapshot;
 use tempfile::TempDir;
-
-/// Where cargo leaves the plugins that this package depends on.
-fn plugin_dir() -> PathBuf {
-    std::env::current_exe().unwrap().parent().unwrap().to_owned()
-}
 
 fn plugin_file(name: &str) -> PathBuf {
     plugin_dir().join(format!("libunirl_plugin_{name}.so"))

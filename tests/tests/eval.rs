@@ -8,7 +8,6 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
 use std::sync::mpsc;
 
 use insta::assert_snapshot;
@@ -17,17 +16,7 @@ use tempfile::TempDir;
 
 /// Exit status, stdout and stderr of the command in `folder`.
 fn unirl(folder: &Path, arguments: &[&str]) -> String {
-    let plugins = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let output = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
-        .args(arguments)
-        .arg("--plugin-dir")
-        .arg(plugins)
-        .current_dir(folder)
-        .env("CUDA_VISIBLE_DEVICES", "")
-        .env("OMP_NUM_THREADS", "1") // small as it is, it gains nothing from two and waits for them
-        .output()
-        .unwrap();
-    common::shown(&output)
+    common::shown(&common::unirl(arguments).current_dir(folder).output().unwrap())
 }
 
 const SMALL: [&str; 8] =

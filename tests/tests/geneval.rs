@@ -8,8 +8,8 @@ mod common;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use common::plugin_dir;
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 use tch::Kind;
@@ -24,24 +24,9 @@ use unirl::scene::rng::Rng;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/geneval");
 
-fn plugin_dir() -> PathBuf {
-    std::env::current_exe().unwrap().parent().unwrap().to_owned()
-}
-
 /// Runs `unirl geneval` in `folder`: exit status, stdout and stderr.
 fn unirl(folder: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
-        .arg("geneval")
-        .args(arguments)
-        .arg("--plugin-dir")
-        .arg(plugin_dir())
-        .current_dir(folder)
-        .env_remove("UNIRL_PLUGIN_PATH")
-        .env_remove("RUST_BACKTRACE")
-        .env("CUDA_VISIBLE_DEVICES", "")
-        .output()
-        .unwrap();
-    common::shown(&output)
+    common::shown(&common::unirl([&["geneval"], arguments].concat()).current_dir(folder).output().unwrap())
 }
 
 // ---- the rules ----

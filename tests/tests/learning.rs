@@ -2,19 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
 
+mod common;
+
 use std::fs;
-use std::process::Command;
+use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::Value;
 
 fn unirl(arguments: &[&str]) -> Vec<u8> {
-    let plugins = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let output = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
-        .args(arguments)
-        .arg("--plugin-dir")
-        .arg(plugins)
-        .output()
-        .unwrap();
+    let output = common::unirl(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }
@@ -41,6 +38,63 @@ fn the_embedded_bases_draw_wrong_facts_and_see_them() {
     }
 }
 
+/// What a short run came to: T2I before and after, and the mean reward of its first and last ten steps.
+struct Learned {
+    drawing: [f64; 2],
+    reward: [f64; 2],
+}
+
+impl Learned {
+    fn read(run: &Path) -> Self {
+        let json = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
+        let report = json(&fs::read_to_string(run.join("report.json")).unwrap());
+        let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let rewards: Vec<f64> =
+            metrics.lines().map(|line| json(line)["reward/mean"].as_f64().unwrap()).collect();
+        let mean_of_ten = |rewards: &[f64]| rewards.iter().sum::<f64>() / 10.0;
+        Self {
+            drawing: ["base", "trained"].map(|what| mean(&report[what], "t2i")),
+            reward: [mean_of_ten(&rewards[..10]), mean_of_ten(&rewards[rewards.len() - 10..])],
+        }
+    }
+
+    fn gains(&self) -> [f64; 2] {
+        [self.drawing, self.reward].map(|[before, after]| after - before)
+    }
+}
+
+/// Rewards teach, and the same rewards on the wrong samples do not: 40 steps from the embedded model, 50 held-out prompts a
+/// category.
+///
+/// Of seeds 1 to 10, measured so: T2I gains .088 on average (standard deviation .025, at least .057), the mean reward from
+/// the first ten steps to the last ten .050 (.037, at least .008). With shuffled rewards T2I gains -.091 (.065, at most
+/// -.023), the reward -.051 (.059, at most .032). The bounds on T2I lie between what every seed gained and what every
+/// control lost; seed 6, which is run here, gained .093 and .086, its control -.237 and -.179.
+#[test]
+fn rewards_teach_and_shuffled_rewards_do_not() {
+    const STEPS: [&str; 5] =
+        ["train.steps=40", "rollout.prompts=12", "eval.prompts=50", "eval.pictures=0", "eval.batch=100"];
+    let home = tempfile::tempdir().unwrap();
+    let arms = ["false", "true"].map(|shuffled| {
+        let out = home.path().join(shuffled);
+        let shuffle = format!("train.shuffle_rewards={shuffled}");
+        let mut arguments = vec!["--plugin", "showo", "--optimizer", "grpo", "--device", "cpu"];
+        arguments.extend(["--seed", "6", "--out", out.to_str().unwrap(), "--set", &shuffle]);
+        arguments.extend(STEPS.iter().flat_map(|setting| ["--set", setting]));
+        let child = common::unirl(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        (child, out)
+    });
+    let [rewarded, control] = arms.map(|(child, out)| {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Learned::read(&out).gains()
+    });
+    assert!(rewarded[0] >= 0.04, "T2I: {rewarded:?}");
+    assert!(rewarded[1] >= 0.02, "reward: {rewarded:?}");
+    assert!(control[0] <= 0.0, "T2I of the control: {control:?}");
+    assert!(control[1] <= 0.0, "reward of the control: {control:?}");
+}
+
 /// Every optimizer runs to its end and leaves what the README promises; what it saves is the model that it evaluated.
 #[test]
 fn a_run_leaves_its_configuration_metrics_pictures_and_a_checkpoint_that_loads() {
@@ -57,7 +111,9 @@ fn a_run_leaves_its_configuration_metrics_pictures_and_a_checkpoint_that_loads()
             "train.steps=2",
             "rollout.prompts=6",
             "rollout.group=2",
+            "train.sample_every=1",
             "eval.prompts=2",
+            "eval.pictures=2",
             "checkpoint.every=1",
         ];
         let split = optimizer == "grpo-split";

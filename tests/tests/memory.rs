@@ -2,29 +2,27 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
 
+mod common;
+
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// The most that one step held resident, in MB.
 fn peak(group: usize, micro_batch: usize) -> f64 {
-    let plugins = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     let home = tempfile::tempdir().unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
-        .args(["--plugin", "showo", "--optimizer", "grpo", "--preset", "paper", "--steps", "1"])
-        .args(["--device", "cpu", "--set", "eval.prompts=0", "--set", "train.sample_every=0"])
-        .args(["--set", "rollout.prompts=2", "--set", "rollout.images.steps=2"])
-        .args(["--set", &format!("rollout.group={group}")])
-        .args(["--set", &format!("rollout.micro_batch={micro_batch}")])
-        .arg("--plugin-dir")
-        .arg(plugins)
-        .current_dir(home.path())
-        .env("OMP_NUM_THREADS", "1")
-        .env("MALLOC_MMAP_THRESHOLD_", "131072") // what is freed goes back, and is not counted again
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child =
+        common::unirl(["--plugin", "showo", "--optimizer", "grpo", "--preset", "paper", "--steps", "1"])
+            .args(["--device", "cpu", "--set", "eval.prompts=0", "--set", "train.sample_every=0"])
+            .args(["--set", "rollout.prompts=2", "--set", "rollout.images.steps=2"])
+            .args(["--set", &format!("rollout.group={group}")])
+            .args(["--set", &format!("rollout.micro_batch={micro_batch}")])
+            .current_dir(home.path())
+            .env("MALLOC_MMAP_THRESHOLD_", "131072") // what is freed goes back, and is not counted again
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
     let mut most = 0.0f64;
     let status = loop {
         let text = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();

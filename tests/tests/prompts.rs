@@ -20,12 +20,8 @@ fn geneval(file: &str) -> Option<PathBuf> {
 }
 
 fn unirl(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
-        .arg("prompts")
-        .args(arguments)
-        .current_dir(folder)
-        .output()
-        .unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"));
+    command.arg("prompts").args(arguments).current_dir(folder).output().unwrap()
 }
 
 fn shown(folder: &Path, arguments: &[&str]) -> String {

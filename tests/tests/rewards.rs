@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use insta::assert_snapshot;
 use serde_json::Value;
@@ -25,11 +25,7 @@ fn example(path: &str) -> String {
 
 /// Runs the command in `folder` with `stdin`: exit status, stdout and stderr.
 fn unirl(folder: &Path, stdin: &str, arguments: &[&str]) -> String {
-    let plugins = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
-        .args(arguments)
-        .arg("--plugin-dir")
-        .arg(&plugins)
+    let mut child = common::unirl(arguments)
         .current_dir(folder)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -148,7 +144,7 @@ fn trained(home: &TempDir, rules: &str) -> PathBuf {
     fs::write(home.path().join("run.toml"), format!("[reward]\nrules = {rules}")).unwrap();
     let settings = [
         "train.steps=1",
-        "train.sample_every=1",
+        "eval.pictures=2",
         "rollout.prompts=6",
         "rollout.group=2",
         "eval.prompts=0",
@@ -182,7 +178,7 @@ fn a_run_is_rewarded_by_a_file() {
     for part in ["noun", "number", "color", "relation", "attribute"] {
         assert!(metrics[format!("reward/part/{part}")].is_number(), "{part}: {metrics}");
     }
-    let samples = lines(&out.join("samples/step-000001.jsonl"));
+    let samples = lines(&out.join("samples/trained.jsonl"));
     assert_eq!(samples.len(), 12);
     for sample in &samples {
         assert_eq!(sample["reward"]["max"], 1.0);
@@ -190,9 +186,9 @@ fn a_run_is_rewarded_by_a_file() {
     }
     // What the run noted is what the file says, without the model.
     let same = unirl(home.path(), "", &["reward", "replay", "run", "--reward", &own]);
-    assert!(same.contains("\n0 of 12 samples change\n"), "{same}");
+    assert!(same.contains("\n0 of 24 samples change\n"), "{same}");
     let other = unirl(home.path(), "", &["reward", "replay", "run", "--reward", "paper"]);
-    assert!(other.contains("  paper: ") && !other.contains("\n0 of 12 samples change\n"), "{other}");
+    assert!(other.contains("  paper: ") && !other.contains("\n0 of 24 samples change\n"), "{other}");
 }
 
 /// Code in a plugin that looks at the drawings, as `examples/my-reward` has it, beside a shipped set.
@@ -203,7 +199,7 @@ fn a_run_is_rewarded_by_code_that_sees_the_drawings() {
         trained(&home, "[{ name = \"exact\" }, { name = \"ink\", weight = 0.5, options = { most = 0.2 } }]");
     let metrics = &lines(&out.join("metrics.jsonl"))[0];
     assert!(metrics["reward/part/exact"].is_number() && metrics["reward/part/ink"].is_number(), "{metrics}");
-    for sample in lines(&out.join("samples/step-000001.jsonl")) {
+    for sample in lines(&out.join("samples/trained.jsonl")) {
         let (reward, why) = (&sample["reward"], sample["reward"]["why"].as_str().unwrap());
         let counting = sample["category"] == "counting";
         assert_eq!(reward["max"], if counting { 1.0 } else { 1.5 }, "{sample}");

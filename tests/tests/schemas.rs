@@ -2,19 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
 
+mod common;
+
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 #[test]
 fn schemas_are_those_of_the_code() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas");
-    let plugins = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     for (file, arguments) in [
         ("run", vec!["run"]),
         ("pretrain", vec!["pretrain"]),
         ("rules", vec!["rules"]),
         ("wording", vec!["wording"]),
+        ("metrics", vec!["metrics"]),
         ("sft", vec!["sft"]),
         ("grpo", vec!["grpo"]),
         ("grpo-split", vec!["grpo-split"]),
@@ -22,13 +23,7 @@ fn schemas_are_those_of_the_code() {
         ("plugin-janus", vec!["--plugin", "janus"]),
         ("plugin-rewards", vec!["--plugin", "rewards"]),
     ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
-            .arg("schema")
-            .args(&arguments)
-            .arg("--plugin-dir")
-            .arg(&plugins)
-            .output()
-            .unwrap();
+        let output = common::unirl([vec!["schema"], arguments].concat()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let path = folder.join(format!("{file}.json"));
         if std::env::var_os("UPDATE_SCHEMAS").is_some() {

@@ -51,19 +51,24 @@ fn is_foreign(path: &str) -> bool {
 /// Runs a body of a boundary function: an error or a panic becomes an [`FfiError`], and grad mode is as it
 /// was.
 pub(super) fn guard<T>(body: impl FnOnce() -> Result<T>) -> RResult<T, FfiError> {
+    match caught(body) {
+        Ok(value) => ROk(value),
+        Err(error) => RErr(error.into()),
+    }
+}
+
+/// Runs a body: a panic becomes an error, and grad mode is as it was.
+pub(crate) fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    install_hook();
     let grad = grad_mode();
     let outer = GUARDED.replace(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(body));
     GUARDED.set(outer);
-    match outcome {
-        Ok(Ok(value)) => ROk(value),
-        Ok(Err(error)) => RErr(error.into()),
-        Err(payload) => {
-            set_grad_mode(grad); // `tch::no_grad` does not restore it when its closure unwinds
-            let place = PLACE.take().unwrap_or_else(|| "an unknown place".into());
-            RErr(Error::new(Code::Panic, format!("panicked at {place}: {}", text(&*payload))).into())
-        }
-    }
+    outcome.unwrap_or_else(|payload| {
+        set_grad_mode(grad); // `tch::no_grad` does not restore it when its closure unwinds
+        let place = PLACE.take().unwrap_or_else(|| "an unknown place".into());
+        Err(Error::new(Code::Panic, format!("panicked at {place}: {}", text(&*payload))))
+    })
 }
 
 fn text(payload: &(dyn Any + Send)) -> String {

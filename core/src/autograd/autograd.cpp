@@ -1,9 +1,11 @@
 // What tch has no call for. `mod.rs` holds the other side.
 
+#include <ATen/Context.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -86,6 +88,14 @@ extern "C" char* unirl_recompute(at::Tensor** inputs, size_t n, at::Tensor** val
     } catch (const std::exception& error) {
         return strdup(error.what());
     }
+}
+
+// For the whole process. cuBLAS reads its variable when the first of its handles is made.
+extern "C" void unirl_set_deterministic() {
+    setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+    at::globalContext().setDeterministicCuDNN(true);
+    at::globalContext().setBenchmarkCuDNN(false);
 }
 
 extern "C" int unirl_gradient_enabled() { return at::GradMode::is_enabled() ? 1 : 0; }

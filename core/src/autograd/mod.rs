@@ -1,4 +1,5 @@
-//! What of autograd tch has no call for: gradient checkpointing, which is memory for arithmetic, and gradients forgotten.
+//! What of libtorch tch has no call for: gradient checkpointing, which is memory for arithmetic, gradients forgotten, and
+//! algorithms that repeat themselves.
 #![allow(unsafe_code, reason = "calls libtorch, and a node of its graph calls back into Rust")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -21,6 +22,13 @@ pub fn forget_gradient(tensor: &mut Tensor) {
     unsafe { unirl_forget_gradient(tensor.as_mut_ptr()) }
 }
 
+/// From here on, libtorch takes only algorithms that answer the same each time; an operation that has none is an error.
+/// To be called before a GPU is used.
+pub fn set_deterministic() {
+    // SAFETY: sets flags of the process and a variable of its environment, before other threads are there to read it.
+    unsafe { unirl_set_deterministic() }
+}
+
 type Function = Box<dyn Fn(&[Tensor]) -> Vec<Tensor> + Send>;
 
 unsafe extern "C" {
@@ -39,6 +47,7 @@ unsafe extern "C" {
         ) -> c_int,
         drop: unsafe extern "C" fn(*mut c_void),
     ) -> *mut c_char;
+    fn unirl_set_deterministic();
     fn unirl_gradient_enabled() -> c_int;
     fn unirl_forget_gradient(tensor: *mut C_tensor);
     fn free(pointer: *mut c_void);

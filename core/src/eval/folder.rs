@@ -12,7 +12,7 @@ use super::receipt::Plan;
 use super::{Evaluation, Item, ModelStamp, Receipt};
 use crate::error::{Context, Error, Result};
 use crate::model::UnifiedModel;
-use crate::run_dir::write_whole;
+use crate::whole;
 
 /// Which parts one process evaluates: every `of`th, from `index`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl<'e> EvalFolder<'e> {
             }
             let parts = root.join("parts");
             fs::create_dir_all(&parts).context(|| format!("cannot create `{}`", parts.display()))?;
-            write_whole(&file, &format!("{plan:#}\n"))?;
+            whole::write(&file, &format!("{plan:#}\n"))?;
         }
         Ok(Self { root: root.to_owned(), evaluation, model })
     }
@@ -116,7 +116,7 @@ impl<'e> EvalFolder<'e> {
             if !done.contains_key(&index) {
                 let items = self.evaluation.part(model, index)?;
                 let text = serde_json::to_string(&items).context(|| "cannot write verdicts")?;
-                write_whole(&self.part_file(index), &(text + "\n"))?;
+                whole::write(&self.part_file(index), &(text + "\n"))?;
             }
             progress(self.evaluation.part_tasks(index).len());
         }
@@ -126,7 +126,7 @@ impl<'e> EvalFolder<'e> {
         }
         let items = done.into_values().flatten().collect();
         let receipt = Receipt::new(self.evaluation, self.model.clone(), items)?;
-        write_whole(&self.root.join("receipt.json"), &receipt.to_json()?)?;
+        whole::write(&self.root.join("receipt.json"), &receipt.to_json()?)?;
         Ok(Some(receipt))
     }
 }

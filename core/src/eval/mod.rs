@@ -176,12 +176,16 @@ impl<'a> Evaluation<'a> {
         Ok(about)
     }
 
-    /// Evaluates everything; `progress` is told how many tasks are done.
-    pub fn run(&self, model: &mut dyn UnifiedModel, mut progress: impl FnMut(usize)) -> Result<Vec<Item>> {
+    /// Evaluates everything; `progress` is told how many tasks are done, and may end it.
+    pub fn run(
+        &self,
+        model: &mut dyn UnifiedModel,
+        mut progress: impl FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Item>> {
         let mut items = Vec::with_capacity(self.tasks.len());
         for index in 0..self.parts() {
             items.extend(self.part(model, index)?);
-            progress(self.part_tasks(index).len());
+            progress(self.part_tasks(index).len())?;
         }
         Ok(items)
     }

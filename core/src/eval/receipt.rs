@@ -137,11 +137,7 @@ impl Receipt {
             verdicts: self.tasks.iter().zip(&self.items).map(line).collect::<Result<_>>()?,
         };
         let place = || "cannot write the receipt";
-        let mut json = serde_json::to_value(&body).context(place)?;
-        let seal = hash::text(&json.to_string());
-        if let Value::Object(fields) = &mut json {
-            fields.insert("seal".into(), seal.into());
-        }
+        let json = hash::seal(serde_json::to_value(&body).context(place)?);
         Ok(serde_json::to_string_pretty(&json).context(place)? + "\n")
     }
 
@@ -154,20 +150,21 @@ impl Receipt {
         Self::check(&text).map_err(|error| error.context(place()))
     }
 
+    /// The receipt of this very evaluation of this very model, if there is one.
+    pub(crate) fn find(path: &Path, evaluation: &Evaluation<'_>, model: &ModelStamp) -> Result<Option<Self>> {
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let receipt =
+            Self::verify(path).map_err(|error| error.hint(format!("remove `{}`", path.display())))?;
+        Ok(Some(receipt)
+            .filter(|receipt| Plan::new(evaluation, model.clone()).is_ok_and(|plan| plan == receipt.plan)))
+    }
+
     fn check(text: &str) -> Result<Self> {
-        let altered = |what: &str| {
-            Error::failure(format!("the receipt was altered: {what}"))
-                .hint("evaluate again: `unirl eval --out DIR` writes a new one")
-        };
-        let mut json: Value = serde_json::from_str(text).context(|| "not JSON")?;
-        let seal = json.as_object_mut().and_then(|fields| fields.remove("seal"));
-        let seal = seal.ok_or_else(|| Error::failure("not a receipt: it has no `seal`"))?;
-        if json["form"] != FORM {
-            return Err(Error::failure(format!("form {}: expected {FORM}", json["form"])));
-        }
-        if seal != hash::text(&json.to_string()) {
-            return Err(altered("its seal does not fit"));
-        }
+        let renew = "evaluate again: `unirl eval --out DIR` writes a new one";
+        let altered = |what: &str| Error::failure(format!("the receipt was altered: {what}")).hint(renew);
+        let json = hash::unseal("receipt", FORM, text).map_err(|error| error.hint(renew))?;
         let body: Body = serde_json::from_value(json).context(|| "not a receipt")?;
         let (lines, items): (Vec<String>, Vec<Item>) =
             body.verdicts.into_iter().map(|line| (line.task.to_string(), line.verdict)).unzip();

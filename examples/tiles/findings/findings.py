@@ -34,6 +34,7 @@ SHUFFLED = ["--set", "train.shuffle_rewards=true"]
 ARMS = {
     "sft": ("Show-o", "SFT", [*SHOWO, "--optimizer", "sft", "--set", "update.learning_rate=2e-5"]),
     "grpo": ("Show-o", "GRPO, end to end", [*SHOWO, "--optimizer", "grpo"]),
+    "grpo-plain": ("Show-o", "GRPO, end to end, preset `paper`", [*SHOWO, "--optimizer", "grpo", "--preset", "paper"]),
     "grpo-split": ("Show-o", "GRPO, split", [*SHOWO, "--optimizer", "grpo-split"]),
     "grpo-shuffled": ("Show-o", "GRPO, shuffled rewards", [*SHOWO, "--optimizer", "grpo", *SHUFFLED]),
     "janus-split": ("Janus", "GRPO, split", [*JANUS, "--optimizer", "grpo-split"]),

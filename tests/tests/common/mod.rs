@@ -1,6 +1,24 @@
 //! What several test files share.
 
-use std::process::Output;
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// Where cargo leaves the plugins that this package depends on.
+pub(crate) fn plugin_dir() -> PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().to_owned()
+}
+
+/// The command, with those plugins, without a GPU, and on one thread: small as the models are, they gain nothing from two
+/// and wait for them.
+pub(crate) fn unirl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"));
+    command.args(arguments).arg("--plugin-dir").arg(plugin_dir());
+    command.env("CUDA_VISIBLE_DEVICES", "").env("OMP_NUM_THREADS", "1");
+    command
+}
 
 /// Exit status, stdout and stderr of the command, as a snapshot has them.
 pub(crate) fn shown(output: &Output) -> String {

@@ -1,0 +1,48 @@
+//! `--dry-run`: everything but the steps, from sizes alone.
+
+use std::path::Path;
+
+use unirl::checkpoint::DiskPlan;
+use unirl::config::RunConfig;
+use unirl::error::{Error, Result};
+use unirl::memory::MemoryPlan;
+use unirl::model::ModelSource;
+use unirl::optimizer;
+use unirl::plugin::Plugins;
+
+use crate::build::{self, Settings};
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+pub(crate) fn run(
+    settings: &Settings,
+    early: &RunConfig,
+    plugins: &mut Plugins,
+    out: Option<&Path>,
+) -> Result<()> {
+    let source = ModelSource { dry: true, ..build::source(&early.model, early.train.seed)? };
+    let model = build::construct(plugins, &early.model, &source)?;
+    let config = settings.config(model.card())?;
+    let entry = optimizer::find(&config.optimizer.name)?;
+    optimizer::check_fits(entry, model.card())?;
+    let algorithm = optimizer::build(entry, &config)?;
+    let memory = MemoryPlan::new(&*model, &*algorithm, &config, source.device)?;
+    let disk = DiskPlan::new(&memory, &config, out.unwrap_or(Path::new("runs")));
+    let (card, rollout) = (model.card(), &config.rollout);
+    println!("{} of {} on {}\n", entry.name, card.name, build::device_name(source.device));
+    println!("{:<20}{:>16}", "steps", config.train.steps);
+    println!("{:<20}{:>16}", "a step", format!("{} × {} images", rollout.prompts, rollout.group));
+    println!("{:<20}{:>16}", "an image", format!("{0}×{0} pixels", card.resolution));
+    println!("{:<20}{:>16}\n", "its tokens", format!("{} of {}", card.image_tokens, card.codebook_size));
+    print!("{}\n{}", memory.table(), disk.table());
+    match memory.fitting() {
+        Some(0) => Err(Error::failure("the run does not fit the device, not even an image at a time").hint(format!(
+            "use smaller images or a GPU with more memory; `unirl schema --plugin {}` lists what a model offers to take less",
+            early.model.plugin
+        ))),
+        Some(fitting) if fitting < memory.micro_batch => {
+            Err(Error::failure(format!("{} images at once do not fit the device", memory.micro_batch))
+                .hint(format!("`--set rollout.micro_batch={fitting}`")))
+        }
+        _ => disk.check(),
+    }
+}

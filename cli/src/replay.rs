@@ -1,0 +1,34 @@
+//! `unirl replay-step DIR`: a step that failed, once more.
+
+use unirl::checkpoint::TrainingState;
+use unirl::config::RunConfig;
+use unirl::error::Result;
+use unirl::plugin::Plugins;
+use unirl::{table, train};
+
+use crate::args::ReplayStepArgs;
+use crate::build;
+use crate::train::{Everything, prepare};
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+pub(crate) fn run(args: &ReplayStepArgs) -> Result<()> {
+    let state = TrainingState::read(&args.folder)?;
+    let mut settings = state.config.to_table()?;
+    for assignment in &args.sets {
+        table::set(&mut settings, assignment)?;
+    }
+    let config = RunConfig::from_table(settings)?;
+    prepare(&config);
+    let mut plugins = Plugins::new(&args.search.plugin_dir);
+    let model = build::model(&mut plugins, &config.model, config.train.seed)?;
+    let mut all = Everything::new(model, &config, &mut plugins)?;
+    let (model, answer_rules) = (&mut *all.model, all.answer_rules.as_ref());
+    let step = state.step + 1;
+    let metrics = train::replay(model, &all.rules, answer_rules, &config, &state)
+        .map_err(|error| error.context(format!("step {step} failed again")))?;
+    println!("step {step} went through\n");
+    for (name, value) in metrics {
+        println!("{name:<32}{value:>14.6}");
+    }
+    Ok(())
+}

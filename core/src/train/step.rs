@@ -1,0 +1,146 @@
+//! One step of a run: draw, answer, score, backpropagate, update.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::tasks::TaskSource;
+use crate::abi::guard::caught;
+use crate::checkpoint::TrainingState;
+use crate::config::{Rollout, RunConfig};
+use crate::error::{Error, Result};
+use crate::model::{Mode, Parameter, ParameterGroup, UnifiedModel};
+use crate::optimizer::{self, Iteration, Optimizer, Outcome, Phases};
+use crate::reward::RuleSet;
+use crate::scene::Task;
+use crate::seed;
+use crate::update::AdamW;
+
+/// A model with all that its steps need.
+pub(super) struct Trainer<'a> {
+    pub(super) model: &'a mut dyn UnifiedModel,
+    pub(super) rules: &'a RuleSet,
+    answer_rules: Option<&'a RuleSet>,
+    config: &'a RunConfig,
+    algorithm: Box<dyn Optimizer>,
+    pub(super) source: TaskSource,
+    pub(super) update: AdamW,
+    /// As the settings say, with a smaller micro-batch after memory ran out.
+    pub(super) rollout: Rollout,
+}
+
+/// What a step did.
+pub(super) struct Done {
+    pub(super) tasks: Vec<Task>,
+    pub(super) outcome: Outcome,
+    pub(super) metrics: BTreeMap<String, f64>,
+    pub(super) phases: Phases,
+}
+
+impl<'a> Trainer<'a> {
+    /// Remembers the weights of now as the reference policy.
+    pub(super) fn new(
+        model: &'a mut dyn UnifiedModel,
+        rules: &'a RuleSet,
+        answer_rules: Option<&'a RuleSet>,
+        config: &'a RunConfig,
+    ) -> Result<Self> {
+        let entry = optimizer::find(&config.optimizer.name)?;
+        optimizer::check_fits(entry, model.card())?;
+        let algorithm = optimizer::build(entry, config)?;
+        let source = TaskSource::new(config.train.tasks.as_deref())?;
+        model.freeze_reference()?;
+        let (frozen, weights): (Vec<Parameter>, Vec<Parameter>) = model
+            .parameters()?
+            .into_iter()
+            .partition(|parameter| parameter.group == ParameterGroup::Tokenizer);
+        for parameter in &frozen {
+            let _ = parameter.tensor.set_requires_grad(false);
+        }
+        let update = AdamW::new(weights, config.update.clone(), config.train.steps);
+        let rollout = config.rollout.clone();
+        Ok(Self { model, rules, answer_rules, config, algorithm, source, update, rollout })
+    }
+
+    /// Goes on where a checkpoint was.
+    pub(super) fn resume(&mut self, state: &TrainingState) -> Result<()> {
+        if state.config.rollout.micro_batch == self.rollout.micro_batch {
+            self.rollout.micro_batch = state.micro_batch;
+        }
+        self.update.resume(state.step, &state.slots)
+    }
+
+    /// The tasks of a step.
+    pub(super) fn tasks(&self, step: u64) -> Result<Vec<Task>> {
+        self.source.batch(step, &self.rollout, self.seed(step))
+    }
+
+    fn seed(&self, step: u64) -> u64 {
+        seed::derive(self.config.train.seed, &[step])
+    }
+
+    /// Does a step. Where it fails the weights are as before.
+    pub(super) fn step(&mut self, step: u64) -> Result<Done> {
+        let tasks = self.tasks(step)?;
+        self.model.set_mode(Mode::Train)?;
+        let (outcome, mut phases) = loop {
+            match self.accumulate(step, &tasks) {
+                Err(error) if is_out_of_memory(&error) => self.halve(step, tasks.len(), error)?,
+                done => break done?,
+            }
+        };
+        let updating = Instant::now();
+        let updated = self.update.apply()?;
+        phases.update += updating.elapsed();
+        self.model.set_mode(Mode::Eval)?;
+
+        let mut metrics: BTreeMap<String, f64> =
+            outcome.metrics.iter().map(|(name, value)| ((*name).to_string(), *value)).collect();
+        metrics.extend(optimizer::part_metrics(&outcome.rewards));
+        metrics.insert("update/gradient_norm".into(), updated.gradient_norm);
+        metrics.insert("update/learning_rate".into(), updated.learning_rate);
+        metrics.extend(phases.metrics());
+        Ok(Done { tasks, outcome, metrics, phases })
+    }
+
+    /// Gradients of a step. libtorch reports an exhausted memory by a panic of tch, too.
+    fn accumulate(&mut self, step: u64, tasks: &[Task]) -> Result<(Outcome, Phases)> {
+        self.update.zero_grad();
+        let seed = self.seed(step);
+        let mut iteration = Iteration {
+            model: &mut *self.model,
+            tasks,
+            rules: self.rules,
+            answer_rules: self.answer_rules,
+            rollout: &self.rollout,
+            step,
+            seed,
+            shuffle_rewards: self.config.train.shuffle_rewards,
+            phases: Phases::default(),
+        };
+        let outcome = caught(|| self.algorithm.accumulate(&mut iteration))?;
+        Ok((outcome, iteration.phases))
+    }
+
+    /// Halves the micro-batch, or gives the error back where there is nothing to halve.
+    fn halve(&mut self, step: u64, batch: usize, error: Error) -> Result<()> {
+        let size = match self.rollout.micro_batch {
+            0 => batch,
+            size => size.min(batch),
+        };
+        if size == 1 {
+            return Err(error.hint("not even an image at a time fits: use smaller images or a larger device"));
+        }
+        let half = size.div_ceil(2);
+        tracing::warn!(
+            "step {step}: memory ran out with {size} images at once: it goes on with {half}, which changes nothing but \
+             time. `--set rollout.micro_batch={half}` spares the next run this"
+        );
+        self.rollout.micro_batch = half;
+        Ok(())
+    }
+}
+
+fn is_out_of_memory(error: &Error) -> bool {
+    let says = |text: &str| text.contains("out of memory") || text.contains("can't allocate memory");
+    says(error.message()) || error.causes().iter().any(|cause| says(cause))
+}

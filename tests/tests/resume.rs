@@ -1,0 +1,282 @@
+//! A run survives: kills at any moment, damaged checkpoints, full disks.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test: a wrong value ends it, what it leaves out it says"
+)]
+
+mod common;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{shown, unirl};
+use serde_json::Value;
+
+/// A run of five steps that takes two seconds, with every kind of file that a run has.
+const SETTINGS: &str = r#"
+[train]
+steps = 5
+sample_every = 2
+[rollout]
+prompts = 4
+group = 2
+images = { steps = 4 }
+answers = { max_tokens = 8 }
+[eval]
+prompts = 1
+pictures = 1
+every = 2
+every_prompts = 1
+guard = "rollback"
+[checkpoint]
+every = 1
+keep = 2
+"#;
+
+/// Kills of `a_killed_run_goes_on_to_the_same_weights`.
+const KILLS: u64 = 25;
+
+/// The arguments of a new run in `home`, whose settings are written there.
+fn begin(home: &Path, out: &Path) -> Vec<String> {
+    let settings = home.join("settings.toml");
+    fs::write(&settings, SETTINGS).unwrap();
+    let [settings, out] = [&settings, out].map(|path| path.to_str().unwrap());
+    ["--plugin", "showo", "--optimizer", "grpo", "--device", "cpu", "--config", settings, "--out", out]
+        .map(String::from)
+        .into()
+}
+
+fn run(arguments: &[impl AsRef<OsStr>]) -> Output {
+    unirl(arguments).output().unwrap()
+}
+
+fn done(arguments: &[impl AsRef<OsStr>]) {
+    let output = run(arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn resume(run_dir: &Path) -> Output {
+    run(&["--resume", run_dir.to_str().unwrap()])
+}
+
+/// What decides whether two runs are the same: the last weights and their moments, and the metrics without times.
+fn end(run: &Path) -> (Vec<Vec<u8>>, Vec<Value>) {
+    let last = run.join("checkpoints/step-000005");
+    let files = ["pytorch_model.safetensors", "training/state.safetensors", "training/state.json"];
+    let bytes = files.map(|file| fs::read(last.join(file)).unwrap());
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let untimed = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().retain(|name, _| !name.starts_with("time/"));
+        line
+    };
+    (bytes.into(), metrics.lines().map(untimed).collect())
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+}
+
+/// Numbers that look random: the same kills are tried each time, as far as the machine's speed allows.
+fn random(index: u64) -> f64 {
+    let mixed = (index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    ((mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Waits until the run is something to go on with.
+fn wait_for(path: &Path, child: &mut Child) {
+    let started = Instant::now();
+    while !path.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before `{}` was there", path.display());
+        assert!(started.elapsed() < Duration::from_secs(120), "`{}` never came", path.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_weights() {
+    let home = tempfile::tempdir().unwrap();
+    let whole = home.path().join("whole");
+    let arguments = begin(home.path(), &whole);
+    let started = Instant::now();
+    done(&arguments);
+    let length = started.elapsed();
+    let expected = end(&whole);
+
+    let (mut saved, mut kills, mut index) = (Vec::new(), 0, 0);
+    while kills < KILLS {
+        let out = home.path().join(format!("killed-{index}"));
+        let mut arguments = begin(home.path(), &out);
+        // Some runs are killed more than once.
+        for _ in 0..=(index % 3) {
+            let mut child = unirl(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            wait_for(&out.join("config.toml"), &mut child);
+            std::thread::sleep(length.mul_f64(random(index + kills)));
+            if child.try_wait().unwrap().is_none() {
+                child.kill().unwrap();
+                kills += 1;
+                saved.push(checkpoints(&out));
+            }
+            child.wait().unwrap();
+            arguments = vec!["--resume".into(), out.to_str().unwrap().into()];
+        }
+        if !out.join("report.json").is_file() {
+            done(&arguments);
+        }
+        let got = end(&out);
+        assert_eq!(got.1, expected.1, "run {index}: metrics");
+        assert!(got.0 == expected.0, "run {index}: weights, moments or state");
+        let leftovers = Command::new("find").arg(&out).args(["-name", ".partial-*"]).output().unwrap();
+        assert!(leftovers.stdout.is_empty(), "{}", String::from_utf8_lossy(&leftovers.stdout));
+        fs::remove_dir_all(&out).unwrap();
+        index += 1;
+    }
+    // Before the first checkpoint, and after.
+    assert!(saved.contains(&0) && saved.iter().any(|count| *count > 0), "{saved:?}");
+}
+
+/// How many checkpoints a run has.
+fn checkpoints(run: &Path) -> usize {
+    let Ok(folder) = fs::read_dir(run.join("checkpoints")) else { return 0 };
+    folder.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("step-")).count()
+}
+
+#[test]
+fn interrupted_by_ctrl_c_or_sigterm_it_saves_the_step_and_says_how_to_go_on() {
+    let home = tempfile::tempdir().unwrap();
+    let whole = home.path().join("whole");
+    done(&begin(home.path(), &whole));
+    for signal in ["-INT", "-TERM"] {
+        let out = home.path().join(signal);
+        let arguments = begin(home.path(), &out);
+        let mut child = unirl(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for(&out.join("checkpoints/step-000002"), &mut child);
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(130), "{text}");
+        assert!(text.contains(&format!("hint: go on: `unirl --resume {}`", out.display())), "{text}");
+        assert!(!out.join("report.json").exists());
+        done(&["--resume", out.to_str().unwrap()]);
+        assert!(end(&out) == end(&whole), "{signal}");
+    }
+}
+
+/// Every file of the newest checkpoint in turn: a byte changed, half of it gone, all of it gone.
+#[test]
+fn a_damaged_checkpoint_is_told_and_never_passed_over() {
+    let home = tempfile::tempdir().unwrap();
+    let whole = home.path().join("whole");
+    done(&begin(home.path(), &whole));
+    fs::remove_file(whole.join("report.json")).unwrap(); // as if it had been killed at the end
+    let checkpoint = whole.join("checkpoints/step-000005");
+    let listed = Command::new("find").arg(&checkpoint).args(["-type", "f"]).output().unwrap();
+    let files: Vec<PathBuf> = String::from_utf8(listed.stdout).unwrap().lines().map(PathBuf::from).collect();
+    assert!(files.len() >= 6, "{files:?}");
+    for file in &files {
+        let name = file.strip_prefix(&checkpoint).unwrap().display().to_string();
+        let bytes = fs::read(file).unwrap();
+        let mut changed = bytes.clone();
+        changed[bytes.len() / 2] ^= 1;
+        for damaged in [Some(&changed[..]), Some(&bytes[..bytes.len() / 2]), None] {
+            match damaged {
+                Some(damaged) => fs::write(file, damaged).unwrap(),
+                None => fs::remove_file(file).unwrap(),
+            }
+            let output = resume(&whole);
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            assert!(text.contains("is damaged") && text.contains(&format!("`{name}`")), "{name}: {text}");
+            assert!(text.contains("to go on from step 4"), "{text}");
+        }
+        fs::write(file, &bytes).unwrap();
+    }
+    assert!(!whole.join("report.json").exists(), "none of them went on");
+
+    // And the way out that the hint names leads to the same end.
+    let expected = end(&whole);
+    fs::remove_dir_all(&checkpoint).unwrap();
+    assert!(resume(&whole).status.success());
+    assert!(end(&whole) == expected);
+}
+
+/// A disk of 15 MB, which holds the first checkpoint of this model and not the second: the first stays whole, and with more
+/// room the run goes on from it.
+#[test]
+fn a_full_disk_leaves_the_checkpoint_before() {
+    let home = tempfile::tempdir().unwrap();
+    let [disk, out] = ["disk", "disk/run"].map(|name| home.path().join(name));
+    fs::create_dir(&disk).unwrap();
+    let program = unirl(begin(home.path(), &out));
+    let words: Vec<String> = [program.get_program()]
+        .into_iter()
+        .chain(program.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let kept = home.path().join("kept");
+    // A mount of its own: it needs no right but to make user namespaces, and it is gone with the shell.
+    let script = format!(
+        "mount -t tmpfs -o size=15m none '{0}' || exit 77; {1}; status=$?; cp -a '{2}' '{3}'; exit $status",
+        disk.display(),
+        words.join(" "),
+        out.display(),
+        kept.display(),
+    );
+    let output = Command::new("unshare")
+        .args(["-rm", "sh", "-c", &script])
+        .env("OMP_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    if output.status.code() == Some(77) || text.contains("unshare failed") {
+        println!("SKIPPED: no file system can be mounted here: {text}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("no room in"), "{text}");
+    let whole = home.path().join("whole");
+    done(&begin(home.path(), &whole));
+    assert!(kept.join("checkpoints/step-000001").is_dir());
+    assert!(resume(&kept).status.success());
+    assert!(end(&kept).0[..2] == end(&whole).0[..2], "the same weights and moments");
+}
+
+#[test]
+fn what_resuming_refuses() {
+    let home = tempfile::tempdir().unwrap();
+    let whole = home.path().join("whole");
+    done(&begin(home.path(), &whole));
+    let cut = home.path().join("cut");
+    copy(&whole, &cut);
+    fs::remove_file(cut.join("report.json")).unwrap();
+    let locked = home.path().join("locked");
+    copy(&cut, &locked);
+    let lock = fs::File::open(locked.join("run.lock")).unwrap();
+    lock.lock().unwrap();
+    let damaged = home.path().join("damaged");
+    copy(&cut, &damaged);
+    fs::write(damaged.join("metrics.jsonl"), "{}\n").unwrap();
+    let text = |run: &Path, more: &[&str]| {
+        let arguments = [&["--resume", run.to_str().unwrap()], more].concat();
+        let output = unirl(&arguments).current_dir(home.path()).output().unwrap();
+        shown(&output).replace(home.path().to_str().unwrap(), "[HOME]")
+    };
+    insta::assert_snapshot!(
+        [
+            text(&whole, &[]),
+            text(&home.path().join("nowhere"), &[]),
+            text(&cut, &["--set", "update.learning_rate=0.1", "--seed", "3"]),
+            text(&cut, &["--steps", "3", "--allow-change"]),
+            text(&cut, &["--set", "model.options.precision=bf17", "--allow-change"]),
+            text(&locked, &[]),
+            text(&damaged, &[]),
+            text(&cut, &["--plugin", "janus", "--optimizer", "grpo-split", "--allow-change"]),
+        ]
+        .join("\n")
+    );
+}
