@@ -53,7 +53,13 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let mine = (shard.index..evaluation.parts()).step_by(shard.of);
     let bar = progress::bar("eval", mine.map(|part| evaluation.part_tasks(part).len() as u64).sum());
     let figures = match &args.out {
-        None => Report::of(&tasks, &evaluation.run(&mut *model, |done| Ok(bar.inc(done as u64)))?),
+        None => {
+            let told = |done: usize| {
+                bar.inc(done as u64);
+                Ok(())
+            };
+            Report::of(&tasks, &evaluation.run(&mut *model, told)?)
+        }
         Some(out) => {
             let folder = EvalFolder::open(out, &evaluation, ModelStamp::new(&*model, plugin)?)?;
             let receipt = folder.run(&mut *model, shard, |done| bar.inc(done as u64))?;

@@ -66,7 +66,10 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         let options = &config.eval;
         let evaluation =
             Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
-        let items = evaluation.run(&mut *model, |done| Ok(bar.inc(done as u64)))?;
+        let items = evaluation.run(&mut *model, |done| {
+            bar.inc(done as u64);
+            Ok(())
+        })?;
         bar.finish_and_clear();
         print!("\n{}", eval::table(&Report::of(&tasks, &items)));
     }

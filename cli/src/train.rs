@@ -80,10 +80,8 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
     prepare(&config);
     let model = build::model(&mut plugins, &config.model, config.train.seed)?;
     let mut all = Everything::new(model, &config, &mut plugins)?;
-    match &from {
-        Some(from) => tracing::info!("going on after step {}", from.step),
-        None => tracing::info!("no checkpoint yet: the run begins at its beginning"),
-    }
+    let done = from.as_ref().map_or(0, |from| from.step);
+    tracing::info!("going on after step {done} of {}", config.train.steps);
     if !changes.is_empty() {
         run_dir.write_settings(&config)?;
     }

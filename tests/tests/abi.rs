@@ -67,8 +67,8 @@ fn two_plugins_each_have_their_own_module() {
     assert_eq!(two.score(&[sample(), sample()], None).unwrap()[1].score, 2.0);
     let fixture = plugins.load("fixture").unwrap();
     let names: Vec<&str> = fixture.entries.iter().map(|entry| entry.name.as_str()).collect();
-    assert_eq!(names, ["tiles", "echo", "nan", "panics", "wrong-shape", "constant"]);
-    assert_eq!([0, 5].map(|at| fixture.entries[at].kind), [EntryKind::Detector, EntryKind::Reward]);
+    assert_eq!(names, ["tiles", "echo", "nan", "panics", "tight", "wrong-shape", "constant"]);
+    assert_eq!([0, 6].map(|at| fixture.entries[at].kind), [EntryKind::Detector, EntryKind::Reward]);
     let width = &fixture.entries[1].schema["properties"]["width"];
     assert_eq!(width["description"], "Width of the embedding.");
     assert_eq!(plugins.load("other").unwrap().entries.len(), 1);

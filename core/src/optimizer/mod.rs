@@ -280,8 +280,13 @@ impl Iteration<'_> {
         let samples: Vec<Sample> =
             self.tasks.iter().zip(&answers.text).map(|(task, answer)| Sample::new(task, answer)).collect();
         let rewards = rules.score(&samples, pixels.as_ref())?;
-        if let Some(row) = rewards.iter().position(|r| !(r.score.is_finite() && r.max.is_finite())) {
-            return Err(not_finite("reward", self.tasks.get(row)));
+        let wrong = |reward: &Reward| !(reward.score.is_finite() && reward.max.is_finite());
+        if let Some((task, _)) = self.tasks.iter().zip(&rewards).find(|(_, reward)| wrong(reward)) {
+            let prompt = &task.prompt;
+            return Err(Error::new(
+                Code::NonFinite,
+                format!("`reward` is not finite for the prompt `{prompt}`"),
+            ));
         }
         let scores: Vec<f32> = rewards.iter().map(|reward| reward.score as f32).collect();
         let mut scores = Tensor::from_slice(&scores).to_device(answers.tokens.device());
@@ -374,9 +379,8 @@ pub(crate) fn accumulate_answers(
         let (first, len) = (rows.start as i64, rows.len() as i64);
         let (answers, weights) = (answers.narrow(first, len), weights.narrow(0, first, len));
         let (share, token_share) = (iteration.share(&rows), count(&answers.mask) / tokens);
-        let (tasks, questions) = (&iteration.tasks[rows.clone()], &questions[rows]);
+        let questions = &questions[rows];
         let scored = iteration.model.answer_logp(&images, questions, &answers, Policy::Current)?;
-        check_finite("logp/answer", &scored.logp, &scored.mask, tasks)?;
         let mut loss =
             objective::weighted_loss(&scored.logp, &scored.mask, &weights, iteration.group()) * share;
         add(metrics, "loss/answer", &loss);
@@ -392,21 +396,6 @@ pub(crate) fn accumulate_answers(
         backward(&(loss * coefficient), "loss/answer")?;
     }
     Ok(())
-}
-
-/// Refuses log-probabilities `[B,T]` of which one that counts is not finite, and says whose it is.
-pub(crate) fn check_finite(name: &str, logp: &Tensor, mask: &Tensor, tasks: &[Task]) -> Result<()> {
-    let wrong = logp.detach().isfinite().logical_not().logical_and(&mask.to_kind(Kind::Bool)); // [B,T]
-    if !bool::try_from(wrong.any())? {
-        return Ok(());
-    }
-    let row = wrong.any_dim(1, false).to_kind(Kind::Int64).argmax(None, false).int64_value(&[]);
-    Err(not_finite(name, tasks.get(row as usize)))
-}
-
-fn not_finite(name: &str, task: Option<&Task>) -> Error {
-    let whose = task.map_or_else(String::new, |task| format!(" for the prompt `{}`", task.prompt));
-    Error::new(Code::NonFinite, format!("`{name}` is not finite{whose}"))
 }
 
 /// True positions.
@@ -473,10 +462,9 @@ impl ImageTerm {
             let (first, len) = (rows.start as i64, rows.len() as i64);
             let (images, weights) = (images.narrow(first, len), weights.narrow(0, first, len));
             let share = iteration.share(&rows);
-            let (tasks, prompts) = (&iteration.tasks[rows.clone()], &prompts[rows]);
+            let prompts = &prompts[rows];
             let scored = iteration.model.image_logits(prompts, &images, Policy::Current, &replay)?;
             let logp = objective::image_logp(&scored.logits, &images.tokens); // [B,N]
-            check_finite("logp/image", &logp, &scored.targets, tasks)?;
             let mut loss =
                 objective::weighted_loss(&logp, &scored.targets, &weights, iteration.group()) * share;
             add(metrics, "loss/image", &loss);

@@ -13,8 +13,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Iteration, Optimizer, OptimizerEntry, Outcome, Pass, add, backward, check_finite, count, objective,
-    options, reward_metrics,
+    Iteration, Optimizer, OptimizerEntry, Outcome, Pass, add, backward, count, objective, options,
+    reward_metrics,
 };
 use crate::config::Rollout;
 use crate::error::Result;
@@ -64,9 +64,8 @@ impl Optimizer for Sft {
         for rows in iteration.parts() {
             let completed = iteration.complete(&drawn, &rows, self.gumbel_temperature)?;
             let truths = truths.narrow(rows.start as i64, rows.len() as i64);
-            let (tasks, questions) = (&iteration.tasks[rows.clone()], &questions[rows]);
-            let scored = iteration.model.answer_logp(&completed, questions, &truths, Policy::Current)?;
-            check_finite("logp/answer", &scored.logp, &scored.mask, tasks)?;
+            let scored =
+                iteration.model.answer_logp(&completed, &questions[rows], &truths, Policy::Current)?;
             let loss = -objective::token_mean(&scored.logp, &scored.mask) * (count(&truths.mask) / tokens);
             add(&mut metrics, "loss/answer", &loss);
             backward(&loss, "loss/answer")?;

@@ -163,10 +163,10 @@ impl Plugins {
         &self.loaded
     }
 
-    /// Loads a plugin by its name, or by its path if the value has a `/` or ends in `.so`. Loading twice is
-    /// loading once.
+    /// Loads a plugin by its name, or by its path if the value has a `/` or ends in `.so`; which of its entries is meant
+    /// (`PATH#NAME`) may follow. Loading twice is loading once.
     pub fn load(&mut self, name_or_path: &str) -> Result<&Plugin> {
-        let index = self.open(name_or_path)?;
+        let index = self.open(split(name_or_path).0)?;
         Ok(&self.loaded[index])
     }
 

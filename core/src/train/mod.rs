@@ -119,7 +119,9 @@ pub fn train(
     }
     let (mut log, kept) = MetricsLog::open(run_dir.root(), first)?;
     let mut alarms = Alarms::default();
-    kept.iter().for_each(|line| alarms.count(line));
+    for line in &kept {
+        alarms.count(line);
+    }
 
     let mut last = first;
     if watch(Event::TrainStarted(first, options.steps)).is_break() {

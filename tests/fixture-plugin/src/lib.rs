@@ -28,6 +28,8 @@ enum Fault {
     Panics,
     WrongShape,
     Nan,
+    /// Says that memory ran out when more than two images are drawn or asked about at once.
+    Tight,
 }
 
 /// Configuration of the toy models.
@@ -109,6 +111,9 @@ impl UnifiedModel for Echo {
     }
 
     fn freeze_reference(&mut self) -> Result<()> {
+        if self.fault == Fault::Tight {
+            return Ok(()); // there is no KL to reckon
+        }
         Err(Error::usage("echo has no reference").hint("use another model"))
     }
 
@@ -116,6 +121,9 @@ impl UnifiedModel for Echo {
         tracing::info!(batch = prompts.len(), "drawing");
         if self.fault == Fault::Panics {
             tch::no_grad(|| panic!("kaboom"));
+        }
+        if self.fault == Fault::Tight && prompts.len() > 2 {
+            return Err(Error::failure("libtorch: CUDA out of memory. Tried to allocate 2.00 GiB"));
         }
         let n = if self.fault == Fault::WrongShape { N - 1 } else { N };
         let letters = |prompt: &String| prompt.bytes().map(i64::from).sum::<i64>() + sampling.seed as i64;
@@ -252,6 +260,7 @@ unirl::register_model!("wrong-shape", EchoConfig, |config, source| Echo::boxed(
     Fault::WrongShape
 ));
 unirl::register_model!("nan", EchoConfig, |config, source| Echo::boxed(&config, source, Fault::Nan));
+unirl::register_model!("tight", EchoConfig, |config, source| Echo::boxed(&config, source, Fault::Tight));
 unirl::register_reward!("constant", Constant, |config| Ok(Box::new(config)));
 unirl::register_detector!("tiles", TilesConfig, |config| Ok(Box::new(config)));
 unirl::export_plugin!();
