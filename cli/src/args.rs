@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Pretrain(PretrainArgs),
     /// Does a step that failed again, from the folder that it left behind
     ReplayStep(ReplayStepArgs),
+    /// Writes a page about one run or several: curves, figures, pictures, times, settings
+    Report(ReportArgs),
     /// Measures drawing, answering and their balance
     Eval(Box<EvalArgs>),
     /// Draws images from prompts
@@ -128,6 +130,17 @@ pub(crate) struct RunArgs {
     /// Checks the settings and prints what memory and disk the run would take, without reading the weights
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// A page about runs.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ReportArgs {
+    /// The folders of the runs; the first is what the settings of the others are compared with
+    #[arg(value_name = "RUN", required = true)]
+    pub(crate) runs: Vec<PathBuf>,
+    /// The page; `report.html` in the folder of the first run without it
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 /// A step once more.

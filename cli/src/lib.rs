@@ -16,6 +16,7 @@ mod pretrain;
 mod progress;
 mod prompts;
 mod replay;
+mod report;
 mod reward;
 mod schema;
 mod train;
@@ -36,7 +37,7 @@ pub fn main() -> ExitCode {
     match guarded(|| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error);
+            show(&error);
             ExitCode::from(match error.code() {
                 Code::Usage => 2,
                 Code::Interrupted => interrupt::STATUS,
@@ -55,6 +56,7 @@ fn run(args: Args) -> Result<()> {
         Some(Command::Ask(options)) => ask::run(&options),
         Some(Command::Prompts(options)) => prompts::run(&options),
         Some(Command::ReplayStep(options)) => replay::run(&options),
+        Some(Command::Report(options)) => report::run(&options),
         Some(Command::Reward(command)) => reward::run(&command),
         Some(Command::Geneval(command)) => geneval::run(&command),
         Some(Command::Plugins(options)) => plugins::run(&options),
@@ -87,6 +89,6 @@ fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 #[expect(clippy::print_stderr, reason = "the one place where errors are shown")]
-fn report(error: &Error) {
+fn show(error: &Error) {
     eprintln!("error: {error}");
 }

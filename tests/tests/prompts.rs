@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use insta::assert_snapshot;
 use unirl::scene::{
@@ -20,8 +20,7 @@ fn geneval(file: &str) -> Option<PathBuf> {
 }
 
 fn unirl(folder: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"));
-    command.arg("prompts").args(arguments).current_dir(folder).output().unwrap()
+    common::program([&["prompts"], arguments].concat()).current_dir(folder).output().unwrap()
 }
 
 fn shown(folder: &Path, arguments: &[&str]) -> String {

@@ -108,6 +108,11 @@ impl Report {
         Self { t2i, t2i_lenient, mmu, t2i_to_mmu, mmu_to_t2i, wrong_passed }
     }
 
+    /// The figures with the names that people read.
+    pub fn rows(&self) -> [(&'static str, &Score); 6] {
+        ROWS.map(|(name, _, figure)| (name, figure(self)))
+    }
+
     /// A figure by its name in JSON.
     pub fn figure(&self, name: &str) -> Option<&Score> {
         ROWS.iter().find(|(_, known, _)| *known == name).map(|(_, _, figure)| figure(self))

@@ -11,12 +11,17 @@ pub(crate) fn plugin_dir() -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().to_owned()
 }
 
-/// The command, with those plugins, without a GPU, and on one thread: small as the models are, they gain nothing from two
-/// and wait for them.
-pub(crate) fn unirl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
+/// The command, without a GPU, and on one thread: small as the models are, they gain nothing from two and wait for them.
+pub(crate) fn program<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"));
-    command.args(arguments).arg("--plugin-dir").arg(plugin_dir());
-    command.env("CUDA_VISIBLE_DEVICES", "").env("OMP_NUM_THREADS", "1");
+    command.args(arguments).env("CUDA_VISIBLE_DEVICES", "").env("OMP_NUM_THREADS", "1");
+    command
+}
+
+/// The same with the plugins of this package.
+pub(crate) fn unirl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
+    let mut command = program(arguments);
+    command.arg("--plugin-dir").arg(plugin_dir());
     command
 }
 

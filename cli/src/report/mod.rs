@@ -1,0 +1,93 @@
+//! `unirl report RUN ...`: a page that needs nothing but a browser.
+
+mod chart;
+mod run;
+
+use askama::Template;
+use unirl::error::{Error, Result};
+use unirl::{table, whole};
+
+use crate::args::ReportArgs;
+use crate::build::check_parent;
+use crate::progress;
+use chart::Curve;
+use run::Run;
+
+/// What is drawn: title, the metric, whether it is a share.
+const CHARTS: [(&str, &str, bool); 14] = [
+    ("reward of the drawings", "reward/mean", true),
+    ("drawings that the judge calls right", "judge/right", true),
+    ("wrong drawings that pass", "judge/wrong_passed", true),
+    ("T2I on the guard's set", "eval/t2i", true),
+    ("MMU on the guard's set", "eval/mmu", true),
+    ("T2I→MMU on the guard's set", "eval/t2i_to_mmu", true),
+    ("MMU→T2I on the guard's set", "eval/mmu_to_t2i", true),
+    ("samples in groups of unequal rewards", "reward/informative", true),
+    ("KL of the answers, nats a token", "kl/answer", false),
+    ("KL of the images, nats a token", "kl/image", false),
+    ("answer term of the loss", "loss/answer", false),
+    ("image term of the loss", "loss/image", false),
+    ("norm of the gradient", "update/gradient_norm", false),
+    ("seconds of drawing", "time/draw", false),
+];
+
+#[derive(Template)]
+#[template(path = "report.html")]
+struct Page {
+    runs: Vec<Run>,
+    /// Title and SVG.
+    charts: Vec<(&'static str, String)>,
+    /// The other run, and where its settings differ from the first one's.
+    changes: Vec<(String, Vec<String>)>,
+    version: &'static str,
+}
+
+pub(crate) fn run(args: &ReportArgs) -> Result<()> {
+    if let Some(out) = &args.out {
+        check_parent(out)?;
+    }
+    let runs = args
+        .runs
+        .iter()
+        .enumerate()
+        .map(|(index, root)| Run::read(root, index))
+        .collect::<Result<Vec<_>>>()?;
+    let (first, others) = runs.split_first().ok_or_else(|| Error::usage("no run is named"))?;
+    let changes = others
+        .iter()
+        .map(|other| (other.name.clone(), table::differences(&first.settings, &other.settings)))
+        .collect();
+    let page = Page { charts: charts(&runs)?, changes, runs, version: env!("CARGO_PKG_VERSION") };
+    let text = page.render().map_err(|error| Error::failure("cannot write the page").cause(error))?;
+    let out = args.out.clone().unwrap_or_else(|| args.runs[0].join("report.html"));
+    whole::write(&out, &text)?;
+    progress::note(&format!("report: {}", out.display()));
+    Ok(())
+}
+
+fn charts(runs: &[Run]) -> Result<Vec<(&'static str, String)>> {
+    let mut charts = Vec::new();
+    for (title, name, shares) in CHARTS {
+        let curves: Vec<Curve> = runs
+            .iter()
+            .enumerate()
+            .map(|(color, run)| curve(run, color, name))
+            .filter(|curve| !curve.points.is_empty())
+            .collect();
+        if !curves.is_empty() {
+            charts.push((title, chart::svg(&curves, shares)?));
+        }
+    }
+    Ok(charts)
+}
+
+/// A metric with the interval that it brings along, or that of its running mean.
+fn curve(run: &Run, color: usize, name: &str) -> Curve {
+    let values = run.values(name);
+    let (low, high) = (run.values(&format!("{name}_low")), run.values(&format!("{name}_high")));
+    if low.is_empty() {
+        return Curve::smoothed(color, &values);
+    }
+    let interval = low.into_iter().zip(high).map(|((step, low), (_, high))| (step, low, high)).collect();
+    Curve { color, points: values, interval }
+}

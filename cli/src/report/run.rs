@@ -1,0 +1,209 @@
+//! What a page says of a run, read from its folder.
+
+use std::fs;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::Deserialize;
+use unirl::config::RunConfig;
+use unirl::error::{Context, Error, Result};
+use unirl::eval::{Interval, Report, Score};
+use unirl::metrics::{self, Line};
+use unirl::table;
+
+use super::chart::COLORS;
+
+/// The end of a run, as `report.json` has it.
+#[derive(Debug, Deserialize)]
+struct End {
+    base: Option<Report>,
+    trained: Option<Report>,
+    stopped: Option<String>,
+    wall_seconds: f64,
+    #[serde(default)]
+    alarms: Alarms,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Alarms {
+    equal_rewards: u64,
+    diverged: u64,
+}
+
+/// A run.
+pub(super) struct Run {
+    pub(super) name: String,
+    pub(super) color: String,
+    pub(super) settings: toml::Table,
+    pub(super) text: String,
+    pub(super) lines: Vec<Line>,
+    /// Label and value.
+    pub(super) facts: Vec<(&'static str, String)>,
+    /// A heading and a row a figure.
+    pub(super) figures: Vec<FigureRow>,
+    /// What they show and the picture as a `data:` address.
+    pub(super) pictures: Vec<(&'static str, String)>,
+    /// Seconds a step by phase, and their share.
+    pub(super) times: Vec<(String, f64, f64)>,
+}
+
+/// A figure before and after, for each category and for all of them.
+pub(super) struct FigureRow {
+    pub(super) name: &'static str,
+    pub(super) cells: Vec<Cell>,
+}
+
+/// A figure of a category.
+pub(super) struct Cell {
+    /// `0.50 → 0.61`.
+    pub(super) text: String,
+    /// The interval of the value after.
+    pub(super) interval: String,
+    /// `rises`, `falls` or nothing: whether the intervals before and after lie apart.
+    pub(super) class: &'static str,
+}
+
+impl Run {
+    pub(super) fn read(root: &Path, index: usize) -> Result<Self> {
+        let config = root.join("config.toml");
+        if !config.is_file() {
+            return Err(Error::usage(format!("`{}` holds no run: it has no `config.toml`", root.display()))
+                .hint("name the folder of a run, e.g. `runs/showo-grpo-001`"));
+        }
+        let text = fs::read_to_string(&config).context(|| format!("cannot read `{}`", config.display()))?;
+        let settings = RunConfig::from_table(table::read(&config)?)?;
+        let metrics = root.join("metrics.jsonl");
+        let lines = if metrics.is_file() { metrics::read(&metrics)? } else { Vec::new() };
+        let end = end(root)?;
+        let color = COLORS[index % COLORS.len()];
+        Ok(Self {
+            name: root.display().to_string(),
+            color: format!("#{:02x}{:02x}{:02x}", color.0, color.1, color.2),
+            facts: facts(&settings, &lines, end.as_ref()),
+            figures: end.as_ref().map(figures).unwrap_or_default(),
+            pictures: pictures(root)?,
+            times: times(&lines),
+            settings: settings.to_table()?,
+            text,
+            lines,
+        })
+    }
+
+    /// The values of a metric at the steps that have it.
+    pub(super) fn values(&self, name: &str) -> Vec<(f64, f64)> {
+        let value = |line: &Line| Some((line.step as f64, *line.metrics.get(name)?));
+        self.lines.iter().filter_map(value).collect()
+    }
+}
+
+fn end(root: &Path) -> Result<Option<End>> {
+    let path = root.join("report.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let place = || format!("cannot read `{}`", path.display());
+    let text = fs::read_to_string(&path).context(place)?;
+    serde_json::from_str(&text).context(place).map(Some)
+}
+
+fn facts(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'static str, String)> {
+    let (done, steps) = (lines.last().map_or(0, |line| line.step), config.train.steps);
+    let state = match end {
+        None => format!("not at its end: {done} of {steps} steps"),
+        Some(End { stopped: Some(why), .. }) => {
+            format!("stopped by the guard after {done} of {steps} steps: {why}")
+        }
+        Some(_) => format!("complete: {steps} steps"),
+    };
+    let rules: Vec<&str> = config.reward.rules.iter().map(|rule| rule.name.as_str()).collect();
+    let mut facts = vec![
+        ("model", format!("{} ({})", config.model.plugin, config.model.checkpoint)),
+        ("optimizer", config.optimizer.name.clone()),
+        ("reward", rules.join(", ")),
+        ("seed", config.train.seed.to_string()),
+        ("state", state),
+    ];
+    if config.train.shuffle_rewards {
+        facts.push(("control", "rewards are shuffled: it must gain nothing".into()));
+    }
+    if let Some(end) = end {
+        facts.push(("wall time", format!("{:.0} s", end.wall_seconds)));
+        for (count, what) in [
+            (end.alarms.equal_rewards, "of them had no group with unequal rewards"),
+            (end.alarms.diverged, "of them were more than 1 nat a token from the reference policy"),
+        ] {
+            if count > 0 {
+                facts.push(("steps", format!("{count} {what}")));
+            }
+        }
+    }
+    facts
+}
+
+fn figures(end: &End) -> Vec<FigureRow> {
+    let (Some(base), Some(trained)) = (&end.base, &end.trained) else { return Vec::new() };
+    let rows = base.rows().into_iter().zip(trained.rows());
+    rows.map(|((name, before), (_, after))| FigureRow { name, cells: cells(before, after) }).collect()
+}
+
+fn cells(before: &Score, after: &Score) -> Vec<Cell> {
+    type Value = (Option<f64>, Option<Interval>);
+    let of = |score: &Score| -> Vec<Value> {
+        let categories = unirl::scene::Category::ALL.map(|category| {
+            let name = category.name();
+            (score.by_category.get(name).copied().flatten(), score.intervals.get(name).copied().flatten())
+        });
+        let means = [(score.macro_mean, score.macro_interval), (score.micro_mean, score.micro_interval)];
+        categories.into_iter().chain(means).collect()
+    };
+    let number = |value: Option<f64>| value.map_or_else(|| "–".into(), |value| format!("{value:.2}"));
+    let cell = |((before, old), (after, new)): (Value, Value)| Cell {
+        text: format!("{} → {}", number(before), number(after)),
+        interval: new.map_or_else(String::new, |[low, high]| format!("{low:.2} to {high:.2}")),
+        class: match (old, new) {
+            (Some([_, old]), Some([new, _])) if new > old => "rises",
+            (Some([old, _]), Some([_, new])) if new < old => "falls",
+            _ => "",
+        },
+    };
+    of(before).into_iter().zip(of(after)).map(cell).collect()
+}
+
+/// The pictures of the base, and of the trained model or of the last step that has some.
+fn pictures(root: &Path) -> Result<Vec<(&'static str, String)>> {
+    let folder = root.join("samples");
+    let mut steps: Vec<_> = fs::read_dir(&folder)
+        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .unwrap_or_default();
+    steps.retain(|path: &std::path::PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with("step-") && name.ends_with(".png")
+    });
+    steps.sort();
+    let trained = folder.join("trained.png");
+    let last = if trained.is_file() {
+        Some(("trained", trained))
+    } else {
+        steps.pop().map(|path| ("last step", path))
+    };
+    let shown = [Some(("base", folder.join("base.png"))), last];
+    let mut pictures = Vec::new();
+    for (what, path) in shown.into_iter().flatten().filter(|(_, path)| path.is_file()) {
+        let bytes = fs::read(&path).context(|| format!("cannot read `{}`", path.display()))?;
+        pictures.push((what, format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes))));
+    }
+    Ok(pictures)
+}
+
+fn times(lines: &[Line]) -> Vec<(String, f64, f64)> {
+    let mean = |name: &str| {
+        let values: Vec<f64> = lines.iter().filter_map(|line| line.metrics.get(name).copied()).collect();
+        values.iter().sum::<f64>() / values.len().max(1) as f64
+    };
+    let phases = ["draw", "answer", "score", "update"].map(|phase| (phase, mean(&format!("time/{phase}"))));
+    let whole: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
+    phases
+        .map(|(phase, seconds)| (phase.into(), seconds, 100.0 * seconds / whole.max(f64::MIN_POSITIVE)))
+        .into()
+}
