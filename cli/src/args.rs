@@ -54,6 +54,8 @@ pub(crate) enum Command {
     /// Draws a set of images for GenEval's prompts, and judges one by GenEval's rules
     #[command(subcommand)]
     Geneval(GenevalCommand),
+    /// Tells what this installation is made of, and with `--plugin` whether a model keeps what training builds on
+    Doctor(DoctorArgs),
     /// Lists the plugins found, what they offer, and why one was refused
     Plugins(PluginsArgs),
     /// Prints the JSON Schema of a configuration
@@ -484,6 +486,20 @@ pub(crate) struct FoundArgs {
     /// The detector: a name, or the path of a plugin
     #[arg(long, value_name = "NAME|PATH")]
     pub(crate) detector: Option<String>,
+}
+
+/// Looking for what is wrong.
+#[derive(Debug, Clone, clap::Args)]
+#[command(mut_arg("plugin", |plugin| plugin.required(false)))]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Prompts of each category that the model is examined on
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "plugin")]
+    pub(crate) prompts: usize,
+    /// One JSON object instead of lists
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Listing plugins.

@@ -4,6 +4,7 @@ mod args;
 mod ask;
 mod batch;
 mod build;
+mod doctor;
 mod dry_run;
 mod endpoint;
 mod eval;
@@ -59,6 +60,7 @@ fn run(args: Args) -> Result<()> {
         Some(Command::Report(options)) => report::run(&options),
         Some(Command::Reward(command)) => reward::run(&command),
         Some(Command::Geneval(command)) => geneval::run(&command),
+        Some(Command::Doctor(options)) => doctor::run(&options),
         Some(Command::Plugins(options)) => plugins::run(&options),
         Some(Command::Schema(options)) => schema::run(&options),
     }

@@ -18,27 +18,32 @@ pub(crate) fn run(args: &PluginsArgs) -> Result<()> {
         return Ok(());
     }
     println!("libtorch {}", mapped_version().unwrap_or_else(|| "of an unknown version".into()));
-    println!("searched:");
+    print!("{}", list(&mut plugins));
+    Ok(())
+}
+
+/// Where plugins are looked for, and what became of each.
+pub(crate) fn list(plugins: &mut Plugins) -> String {
+    let mut text = String::from("searched:\n");
     for dir in plugins.search_path() {
-        println!("  {}", dir.display());
+        text += &format!("  {}\n", dir.display());
     }
-    let reports = plugins.discover().to_vec();
-    for report in reports {
-        println!("\n{}  {}", report.name, report.path.display());
+    for report in plugins.discover().to_vec() {
+        text += &format!("\n{}  {}\n", report.name, report.path.display());
         match &report.state {
-            PluginState::Refused(error) => println!("  refused: {error}"),
+            PluginState::Refused(error) => text += &format!("  refused: {error}\n"),
             PluginState::Loaded => {
                 let plugin = plugins.loaded().iter().find(|plugin| plugin.path == report.path);
                 for entry in plugin.map(|plugin| plugin.entries.as_slice()).unwrap_or_default() {
-                    println!("  {} `{}`", entry.kind, entry.name);
+                    text += &format!("  {} `{}`\n", entry.kind, entry.name);
                 }
             }
         }
     }
-    Ok(())
+    text
 }
 
-fn describe(plugins: &mut Plugins) -> Value {
+pub(crate) fn describe(plugins: &mut Plugins) -> Value {
     let reports = plugins.discover().to_vec();
     let list: Vec<Value> = reports
         .iter()

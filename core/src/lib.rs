@@ -6,6 +6,7 @@ mod abi;
 pub mod autograd;
 pub mod checkpoint;
 pub mod config;
+pub mod conformance;
 pub mod detector;
 pub mod error;
 pub mod eval;

@@ -223,12 +223,15 @@ pub struct Images {
     pub revealed_at: Option<Tensor>,
     /// `[B,3,H,W]` f32 in `0..=1`: the pictures as a model sees them that understands pixels.
     pub pixels: Option<Tensor>,
+    /// `[B,N]` f32: what the drawing itself took for the log-probability of each token when it chose it, with guidance and at
+    /// a temperature of 1. Scoring the image by the guided distribution has to find the same again.
+    pub logp: Option<Tensor>,
 }
 
 impl Images {
     /// Images known by their tokens `[B,N]` alone.
     pub fn from_tokens(tokens: Tensor) -> Self {
-        Self { tokens, relaxed: None, revealed_at: None, pixels: None }
+        Self { tokens, relaxed: None, revealed_at: None, pixels: None, logp: None }
     }
 
     /// Refuses images that are not one each of the model's for so many `texts`, which are `what`.
@@ -266,6 +269,7 @@ impl Images {
             relaxed: all(|part| part.relaxed.as_ref()),
             revealed_at: all(|part| part.revealed_at.as_ref()),
             pixels: all(|part| part.pixels.as_ref()),
+            logp: all(|part| part.logp.as_ref()),
         }
     }
 
@@ -278,6 +282,7 @@ impl Images {
             relaxed: self.relaxed.as_ref().map(rows),
             revealed_at: self.revealed_at.as_ref().map(rows),
             pixels: self.pixels.as_ref().map(rows),
+            logp: self.logp.as_ref().map(rows),
         }
     }
 }
@@ -291,24 +296,31 @@ pub struct Answers {
     pub tokens: Tensor,
     /// `[B,T]` bool, true where there is a token.
     pub mask: Tensor,
+    /// `[B,T]` f32, 0 where there is no token: what answering itself took for the log-probability of each token when it chose
+    /// it, at a temperature of 1 and among all. [`UnifiedModel::answer_logp`] has to find the same again.
+    pub logp: Option<Tensor>,
 }
 
 impl Answers {
+    /// Answers that nobody has a log-probability of.
+    pub fn new(text: Vec<String>, tokens: Tensor, mask: Tensor) -> Self {
+        Self { text, tokens, mask, logp: None }
+    }
+
     /// All rows of `parts` in order, as long as the longest.
     pub fn cat(mut parts: Vec<Self>) -> Self {
         if parts.len() == 1 {
             return parts.remove(0);
         }
         let length = parts.iter().filter_map(|part| part.tokens.size().get(1).copied()).max().unwrap_or(0);
-        let all = |of: fn(&Self) -> &Tensor| {
-            let padded = parts.iter().map(|part| {
-                let missing = length - of(part).size()[1];
-                of(part).constant_pad_nd([0, missing])
-            });
+        let all = |tensors: Vec<&Tensor>| {
+            let padded = tensors.iter().map(|part| part.constant_pad_nd([0, length - part.size()[1]]));
             Tensor::cat(&padded.collect::<Vec<_>>(), 0)
         };
-        let (tokens, mask) = (all(|part| &part.tokens), all(|part| &part.mask));
-        Self { text: parts.into_iter().flat_map(|part| part.text).collect(), tokens, mask }
+        let tokens = all(parts.iter().map(|part| &part.tokens).collect());
+        let mask = all(parts.iter().map(|part| &part.mask).collect());
+        let logp = parts.iter().map(|part| part.logp.as_ref()).collect::<Option<Vec<_>>>().map(all);
+        Self { text: parts.into_iter().flat_map(|part| part.text).collect(), tokens, mask, logp }
     }
 
     /// Rows `start..start + len`.
@@ -318,6 +330,7 @@ impl Answers {
             text: self.text[start as usize..(start + len) as usize].to_vec(),
             tokens: self.tokens.narrow(0, start, len),
             mask: self.mask.narrow(0, start, len),
+            logp: self.logp.as_ref().map(|logp| logp.narrow(0, start, len)),
         }
     }
 }

@@ -66,6 +66,10 @@ impl ForeignModel {
             shape("images.relaxed", relaxed, &[batch, n, k], Kind::Float)?;
             finite("images.relaxed", relaxed)?;
         }
+        if let Some(logp) = &images.logp {
+            shape("images.logp", logp, &[batch, n], Kind::Float)?;
+            finite("images.logp", logp)?;
+        }
         if let Some(revealed_at) = &images.revealed_at {
             shape("images.revealed_at", revealed_at, &[batch, n], Kind::Int64)?;
         }
@@ -272,6 +276,10 @@ fn check_answers(answers: Answers, batch: usize) -> Result<Answers> {
     let length = answers.tokens.size().get(1).copied().unwrap_or(0);
     shape("answers.tokens", &answers.tokens, &[batch as i64, length], Kind::Int64)?;
     shape("answers.mask", &answers.mask, &[batch as i64, length], Kind::Bool)?;
+    if let Some(logp) = &answers.logp {
+        shape("answers.logp", logp, &[batch as i64, length], Kind::Float)?;
+        finite("answers.logp", logp)?;
+    }
     Ok(answers)
 }
 

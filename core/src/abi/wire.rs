@@ -58,6 +58,7 @@ impl Message {
             ("images.relaxed", &images.relaxed),
             ("images.revealed_at", &images.revealed_at),
             ("images.pixels", &images.pixels),
+            ("images.logp", &images.logp),
         ] {
             if let Some(tensor) = tensor {
                 message = message.tensor(key, tensor);
@@ -68,7 +69,11 @@ impl Message {
 
     fn answers(self, answers: &Answers) -> Result<Self> {
         let message = self.with("text", &answers.text)?;
-        Ok(message.tensor("answers.tokens", &answers.tokens).tensor("answers.mask", &answers.mask))
+        let message = message.tensor("answers.tokens", &answers.tokens).tensor("answers.mask", &answers.mask);
+        Ok(match &answers.logp {
+            Some(logp) => message.tensor("answers.logp", logp),
+            None => message,
+        })
     }
 
     pub(crate) fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<T> {
@@ -107,12 +112,18 @@ impl Message {
             relaxed: self.take_if_there("images.relaxed"),
             revealed_at: self.take_if_there("images.revealed_at"),
             pixels: self.take_if_there("images.pixels"),
+            logp: self.take_if_there("images.logp"),
         })
     }
 
     fn take_answers(&mut self) -> Result<Answers> {
         let text = self.get("text")?;
-        Ok(Answers { text, tokens: self.take("answers.tokens")?, mask: self.take("answers.mask")? })
+        Ok(Answers {
+            text,
+            tokens: self.take("answers.tokens")?,
+            mask: self.take("answers.mask")?,
+            logp: self.take_if_there("answers.logp"),
+        })
     }
 
     pub(crate) fn pack(self) -> FfiRecord {
@@ -483,9 +494,9 @@ mod tests {
     fn the_form_of_every_message_is_fixed() -> Result<()> {
         let tokens = || Tensor::zeros([1, 2], (Kind::Int64, Device::Cpu));
         let some =
-            Images { tokens: tokens(), relaxed: Some(tokens()), revealed_at: Some(tokens()), pixels: None };
+            Images { relaxed: Some(tokens()), revealed_at: Some(tokens()), ..Images::from_tokens(tokens()) };
         let bare = Images::from_tokens(tokens());
-        let reply = Answers { text: vec!["two".into()], tokens: tokens(), mask: tokens() };
+        let reply = Answers::new(vec!["two".into()], tokens(), tokens());
         let texts = ["a \"cat\"".to_owned()];
         let part = Some(crate::model::Part { first: 2, of: 4 });
         let workload = Workload {

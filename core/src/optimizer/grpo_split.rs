@@ -216,7 +216,8 @@ mod tests {
         fn answer(&mut self, images: &Images, _: &[String], _: &TextSampling) -> Result<Answers> {
             let tokens = images.tokens.shallow_clone();
             let text = (0..images.len()).map(|row| row.to_string()).collect();
-            Ok(Answers { text, mask: all(&tokens), tokens })
+            let mask = all(&tokens);
+            Ok(Answers::new(text, tokens, mask))
         }
 
         fn image_logits(&self, _: &[String], images: &Images, _: Policy, _: &Replay) -> Result<ImageLogits> {

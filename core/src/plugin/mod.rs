@@ -23,6 +23,18 @@ use crate::reward::RewardFunction;
 
 pub use libtorch::{cuda_memory, has_cuda_driver, load_cuda, mapped_version};
 
+/// What this program was built with, by name: a plugin has to fit it.
+pub fn built_with() -> [(&'static str, String); 5] {
+    use crate::abi::stamp;
+    [
+        ("unirl", stamp::UNIRL.into()),
+        ("abi", stamp::ABI.to_string()),
+        ("libtorch", stamp::TORCH.into()),
+        ("rustc", stamp::RUSTC.into()),
+        ("target", stamp::TARGET.into()),
+    ]
+}
+
 /// What an entry of a plugin makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryKind {

@@ -11,8 +11,8 @@ use unirl::model::{
 };
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::language::{Answering, answered};
-use unirl_layers::sampling::choose;
+use unirl_layers::language::{Answering, Written, answered};
+use unirl_layers::sampling::{choose, chosen_logp};
 use unirl_text::{padded, padded_left};
 
 use crate::checkpoint::{self, Kept, Parts};
@@ -155,8 +155,8 @@ impl Janus {
         }
     }
 
-    /// Draws `tokens [B,N]` behind prompts that are given as ids.
-    fn draw(&self, prompts: &[Vec<i64>], sampling: &ImageSampling) -> Result<Tensor> {
+    /// Draws behind prompts that are given as ids: tokens and the log-probabilities of their choice, both `[B,N]`.
+    fn draw(&self, prompts: &[Vec<i64>], sampling: &ImageSampling) -> Result<(Tensor, Tensor)> {
         let guided = !network::is_unguided(sampling.guidance);
         let mut rows = prompts.to_vec();
         if guided {
@@ -165,7 +165,12 @@ impl Janus {
         let (rows, index) = distinct(rows);
         let (ids, there) = padded_left(&rows, self.prompting.special.pad, self.device);
         let index = Tensor::from_slice(&index).to_device(self.device);
-        let choose = |logits: &Tensor| choose(logits, sampling.temperature, 0, sampling.part);
+        let mut logp = Vec::new();
+        let mut choose = |logits: &Tensor| {
+            let codes = choose(logits, sampling.temperature, 0, sampling.part);
+            logp.push(chosen_logp(logits, &codes));
+            codes
+        };
         let codes = self.network.draw(&ids, &there, &index, self.card.image_tokens, |_, logits| {
             if !guided {
                 return choose(logits);
@@ -173,7 +178,7 @@ impl Janus {
             let branches = logits.chunk(2, 0);
             choose(&network::guided(&branches[0], &branches[1], sampling.guidance)).repeat([2])
         })?;
-        Ok(codes.narrow(0, 0, prompts.len() as i64))
+        Ok((codes.narrow(0, 0, prompts.len() as i64), Tensor::stack(&logp, 1)))
     }
 
     /// Codes `[B,N]` as pixels `[B,3,H,W]` in `0..=1`.
@@ -274,8 +279,9 @@ impl UnifiedModel for Janus {
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
         tch::manual_seed(sampling.seed as i64);
         tch::no_grad(|| {
-            let tokens = self.draw(&self.prompt_ids(prompts)?, sampling)?;
-            Ok(Images { pixels: Some(self.decoded(&tokens)), ..Images::from_tokens(tokens) })
+            let (tokens, logp) = self.draw(&self.prompt_ids(prompts)?, sampling)?;
+            let pixels = Some(self.decoded(&tokens));
+            Ok(Images { pixels, logp: Some(logp), ..Images::from_tokens(tokens) })
         })
     }
 
@@ -284,19 +290,19 @@ impl UnifiedModel for Janus {
         sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
         let special = self.prompting.special;
-        let (tokens, mask) = tch::no_grad(|| {
+        let Written { tokens, mask, logp } = tch::no_grad(|| {
             let (ids, there) = padded(&self.question_ids(questions)?, special.pad, self.device);
             let (x, positions, mask) = self.understanding(&self.network, images, &ids)?;
             let answering = Answering::read(&self.network.llama, x, &positions, &mask, there)?;
             answering.write(sampling, special.eos, special.pad)
         })?;
-        self.prompting.text().answers(tokens, mask, special.eos)
+        Ok(Answers { logp: Some(logp), ..self.prompting.text().answers(tokens, mask, special.eos)? })
     }
 
     fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
         let rows = texts.iter().map(|text| self.prompting.answer(text)).collect::<Result<Vec<_>>>()?;
         let (tokens, mask) = padded(&rows, self.prompting.special.pad, self.device);
-        Ok(Answers { text: texts.to_vec(), tokens, mask })
+        Ok(Answers::new(texts.to_vec(), tokens, mask))
     }
 
     fn image_logits(

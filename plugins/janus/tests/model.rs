@@ -155,7 +155,7 @@ fn answers_are_scored_as_they_were_written() {
             ],
             1,
         );
-        let changed = Answers { text: said.text.clone(), tokens, mask: said.mask.shallow_clone() };
+        let changed = Answers::new(said.text.clone(), tokens, said.mask.shallow_clone());
         let logp = janus.answer_logp(&drawn, &questions(), &changed, Policy::Current).unwrap().logp;
         let ahead = (best.narrow(1, 0, 1) - logp.narrow(1, 0, 1)).min().double_value(&[]);
         assert!(ahead >= -SAME, "{other}: {ahead}");

@@ -7,7 +7,7 @@ use unirl::autograd::checkpoint;
 use unirl::model::{Answers, TextSampling, TokenLogp};
 
 use crate::decoder::{self, Cache, Layer, Stack};
-use crate::sampling::choose;
+use crate::sampling::{choose, chosen_logp};
 use crate::{LayerNorm, Linear};
 
 /// Logits that a head makes at once when tokens are scored: 64 MiB in f32.
@@ -132,6 +132,17 @@ pub fn answered(questions: &[Vec<i64>], answers: &Answers) -> Result<Vec<Vec<i64
     .collect()
 }
 
+/// Answers as tokens, each `[B,T]`.
+#[derive(Debug)]
+pub struct Written {
+    /// Ids, padding behind the last of an answer.
+    pub tokens: Tensor,
+    /// True where there is a token.
+    pub mask: Tensor,
+    /// The log-probability of each when it was chosen, 0 behind the last.
+    pub logp: Tensor,
+}
+
 /// Answers under way: what stands before them and what is written so far are cached.
 pub struct Answering<'a, L, N> {
     model: &'a LanguageModel<L, N>,
@@ -177,17 +188,20 @@ impl<'a, L: Layer, N: Norm> Answering<'a, L, N> {
         Ok(())
     }
 
-    /// Writes until each answer has emitted `stop`: tokens, `pad` behind the last, and mask, each `[B,T]`.
-    pub fn write(mut self, sampling: &TextSampling, stop: i64, pad: i64) -> Result<(Tensor, Tensor)> {
+    /// Writes until each answer has emitted `stop`.
+    pub fn write(mut self, sampling: &TextSampling, stop: i64, pad: i64) -> Result<Written> {
         let mut open = self.visible.select(1, 0).ones_like();
-        let (mut tokens, mut masks) = (Vec::new(), Vec::new());
+        let (mut tokens, mut masks, mut logps) = (Vec::new(), Vec::new(), Vec::new());
         loop {
-            let next = choose(&self.logits(), sampling.temperature, sampling.top_k, sampling.part);
+            let logits = self.logits();
+            let next = choose(&logits, sampling.temperature, sampling.top_k, sampling.part);
             tokens.push(next.where_self(&open, &next.full_like(pad)));
+            logps.push(chosen_logp(&logits, &next) * &open);
             masks.push(open.shallow_clone());
             open = open.logical_and(&next.ne(stop));
             if tokens.len() as i64 >= sampling.max_tokens || !bool::try_from(open.any())? {
-                return Ok((Tensor::stack(&tokens, 1), Tensor::stack(&masks, 1)));
+                let [tokens, mask, logp] = [tokens, masks, logps].map(|all| Tensor::stack(&all, 1));
+                return Ok(Written { tokens, mask, logp });
             }
             self.push(&next)?;
         }

@@ -25,3 +25,9 @@ pub fn choose(logits: &Tensor, temperature: f64, top_k: i64, part: Option<Part>)
     );
     drawn.clamp_max(classes - 1) // a sum just below 1 and a draw above it
 }
+
+/// The log-probabilities `[B]` of `classes [B]` under `logits [B,V]`.
+pub fn chosen_logp(logits: &Tensor, classes: &Tensor) -> Tensor {
+    let picked = logits.gather(1, &classes.unsqueeze(1), false).squeeze_dim(1);
+    picked - logits.logsumexp([1i64].as_slice(), false)
+}

@@ -13,7 +13,7 @@ use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
 use unirl_layers::LayerNorm;
 use unirl_layers::decoder::{self, Cache};
-use unirl_layers::language::{self, answered};
+use unirl_layers::language::{self, Written, answered};
 use unirl_layers::lora::LoraConfig;
 use unirl_text::{Text, padded};
 
@@ -300,6 +300,7 @@ impl Showo {
         tch::no_grad(|| {
             let blocks = self.text_blocks(&self.phi, prompts)?;
             let mut revealed_at = codes.full_like(sampling.steps - 1);
+            let mut logp = codes.zeros_like().to_kind(Kind::Float);
             let (mut tokens, mut codes) = (codes.shallow_clone(), codes);
             let mut temperature = sampling.temperature;
             for at in 0..sampling.steps {
@@ -316,11 +317,15 @@ impl Showo {
                     &draws,
                     &noise,
                 );
-                let settled = codes.eq(UNKNOWN).logical_and(&step.masked.logical_not());
+                let unknown = codes.eq(UNKNOWN);
+                // That of the last draw stays. Where rounding drew what has no probability, it is the least there is.
+                let drawn = step.confidence.clamp_min(f64::from(f32::MIN_POSITIVE)).log();
+                logp = drawn.where_self(&unknown, &logp);
+                let settled = unknown.logical_and(&step.masked.logical_not());
                 revealed_at = revealed_at.full_like(at).where_self(&settled, &revealed_at);
                 (codes, tokens) = (step.codes, step.sampled);
             }
-            Ok(Images { revealed_at: Some(revealed_at), ..Images::from_tokens(tokens) })
+            Ok(Images { revealed_at: Some(revealed_at), logp: Some(logp), ..Images::from_tokens(tokens) })
         })
     }
 
@@ -333,14 +338,14 @@ impl Showo {
         Answering::read(&phi.language, x, &positions, &mask, Tensor::cat(&[image, there], 1))
     }
 
-    /// Writes answers to questions, given as ids, until each has emitted `stop`: tokens and mask `[B,T]`.
+    /// Writes answers to questions, given as ids, until each has emitted `stop`.
     pub fn write(
         &self,
         images: &Images,
         questions: &[Vec<i64>],
         sampling: &TextSampling,
         stop: i64,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Written> {
         tch::no_grad(|| self.ask(&self.phi, images, questions)?.write(sampling, stop, self.special.pad))
     }
 
@@ -524,9 +529,9 @@ impl UnifiedModel for Showo {
         images.check(&self.card, "questions", questions.len())?;
         sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
-        let (tokens, mask) =
+        let Written { tokens, mask, logp } =
             self.write(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
-        self.text.answers(tokens, mask, self.special.eos)
+        Ok(Answers { logp: Some(logp), ..self.text.answers(tokens, mask, self.special.eos)? })
     }
 
     fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
@@ -539,7 +544,7 @@ impl UnifiedModel for Showo {
             })
             .collect::<Result<Vec<_>>>()?;
         let (tokens, mask) = padded(&rows, self.special.pad, self.device);
-        Ok(Answers { text: texts.to_vec(), tokens, mask })
+        Ok(Answers::new(texts.to_vec(), tokens, mask))
     }
 
     fn image_logits(

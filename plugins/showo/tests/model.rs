@@ -14,6 +14,7 @@ use unirl::model::{
     UnifiedModel,
 };
 use unirl_layers::decoder;
+use unirl_layers::language::Written;
 use unirl_plugin_showo::checkpoint::{self, Parts};
 use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
 use unirl_plugin_showo::mask;
@@ -117,9 +118,9 @@ fn an_answer_is_scored_as_it_was_written() {
     }
     let tokens = Tensor::stack(&tokens, 1);
     let sampling = TextSampling { max_tokens: 4, ..GREEDY };
-    assert!(showo.write(&images, &questions, &sampling, -1).unwrap().0.equal(&tokens));
+    assert!(showo.write(&images, &questions, &sampling, -1).unwrap().tokens.equal(&tokens));
     let mask = tokens.ones_like().to_kind(Kind::Bool);
-    let answers = Answers { text: strings(["", ""]), tokens, mask };
+    let answers = Answers::new(strings(["", ""]), tokens, mask);
     let scored = showo.score(showo.phi(), &images, &questions, &answers).unwrap();
     close(&scored.logp, &Tensor::stack(&logp, 1), SAME);
 }
@@ -130,7 +131,7 @@ fn an_answer_ends_with_its_end_token() {
     let images = tiny.images(1);
     let question = [vec![4, 5]];
     let written = |stop| -> Vec<i64> {
-        let (tokens, mask) = tiny.showo.write(&images, &question, &GREEDY, stop).unwrap();
+        let Written { tokens, mask, .. } = tiny.showo.write(&images, &question, &GREEDY, stop).unwrap();
         tokens.masked_select(&mask).try_into().unwrap()
     };
     let endless = written(-1);

@@ -17,6 +17,7 @@ use tch::{Device, IndexOp, Kind, Reduction, Tensor};
 use unirl::model::{ImageSampling, Images, Scoring, TextSampling, UnifiedModel};
 use unirl::optimizer::objective::{self, Weighting};
 use unirl_layers::decoder;
+use unirl_layers::language::Written;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::{mask, prompt};
@@ -217,7 +218,7 @@ fn parity_5_greedy_answers() {
     for (stop, expected) in
         [(-1, tokens), (case.number("stop_token") as i64, case.tensor("tokens_with_stop"))]
     {
-        let (tokens, mask) = showo.write(&image, &questions, &sampling, stop).unwrap();
+        let Written { tokens, mask, .. } = showo.write(&image, &questions, &sampling, stop).unwrap();
         same(&format!("tokens, stopping at {stop}"), &tokens.masked_select(&mask), &expected);
     }
 }

@@ -164,7 +164,7 @@ impl Text {
                 self.decode(&ids, end)
             })
             .collect::<Result<_>>()?;
-        Ok(Answers { text, tokens, mask })
+        Ok(Answers::new(text, tokens, mask))
     }
 }
 

@@ -144,7 +144,7 @@ impl UnifiedModel for Echo {
         let rows: Vec<i64> = texts.iter().flat_map(|text| [text.len() as i64 % WORDS, 0]).collect();
         let tokens = Tensor::from_slice(&rows).view([-1, 2]).to_device(self.device);
         let mask = tokens.ones_like().to_kind(Kind::Bool);
-        Ok(Answers { text: texts.to_vec(), tokens, mask })
+        Ok(Answers::new(texts.to_vec(), tokens, mask))
     }
 
     fn image_logits(&self, _: &[String], images: &Images, _: Policy, _: &Replay) -> Result<ImageLogits> {

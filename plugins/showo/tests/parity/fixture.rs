@@ -154,7 +154,7 @@ impl Fixture {
                 .push(ids.into_iter().zip(mask).filter(|(_, there)| *there != 0).map(|(id, _)| id).collect());
         }
         let (tokens, mask) = padded(&answers, self.special.pad, Device::Cpu);
-        (questions, Answers { text: vec![String::new(); answers.len()], tokens, mask })
+        (questions, Answers::new(vec![String::new(); answers.len()], tokens, mask))
     }
 }
 

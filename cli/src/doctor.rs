@@ -1,0 +1,92 @@
+//! `unirl doctor`: what this installation is made of, and whether a model keeps what training builds on.
+
+use serde_json::json;
+use tch::{Cuda, Device};
+use unirl::conformance::{Finding, Outcome, examine};
+use unirl::error::{Context, Error, Result};
+use unirl::plugin::{Plugins, built_with, has_cuda_driver, load_cuda, mapped_version};
+use unirl::{eval, memory};
+
+use crate::args::DoctorArgs;
+use crate::build::{self, Settings};
+use crate::plugins;
+
+pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
+    if args.prompts == 0 {
+        return Err(Error::usage("`--prompts`: expected at least 1, got 0"));
+    }
+    let mut found = Plugins::new(&args.model.search.plugin_dir);
+    let about = about();
+    let listed = if args.json { plugins::describe(&mut found) } else { plugins::list(&mut found).into() };
+    let findings = match &args.model.plugin {
+        Some(_) => Some(findings(args, &mut found)?),
+        None => None,
+    };
+    if args.json {
+        let about: serde_json::Map<_, _> =
+            about.into_iter().map(|(name, value)| (name.to_string(), value.into())).collect();
+        let all = json!({ "about": about, "plugins": listed, "findings": findings });
+        let text = serde_json::to_string_pretty(&all).context(|| "cannot write the findings")?;
+        build::print(&(text + "\n"))?;
+    } else {
+        build::print(&text(&about, listed.as_str().unwrap_or_default(), findings.as_deref()))?;
+    }
+    let failed =
+        findings.iter().flatten().filter(|finding| matches!(finding.outcome, Outcome::Fails(_))).count();
+    if failed > 0 {
+        return Err(Error::failure(format!("{failed} of what training builds on does not hold")));
+    }
+    Ok(())
+}
+
+/// Name and value of what everything runs on.
+fn about() -> Vec<(&'static str, String)> {
+    let mut about = built_with().to_vec();
+    about.push(("libtorch loaded", mapped_version().unwrap_or_else(|| "of an unknown version".into())));
+    about.push(("threads", tch::get_num_threads().to_string()));
+    let size = |bytes: Option<i64>| {
+        bytes.map_or_else(|| "unknown".into(), |bytes| format!("{:.1} GB", bytes as f64 / 1e9))
+    };
+    about.push(("memory free", size(memory::available(Device::Cpu))));
+    about.push(("GPU", gpu(size)));
+    about
+}
+
+fn gpu(size: impl Fn(Option<i64>) -> String) -> String {
+    if !has_cuda_driver() {
+        return "none: there is no driver".into();
+    }
+    if let Err(error) = load_cuda() {
+        return format!("a driver, but libtorch cannot use it: {}", error.message());
+    }
+    let count = Cuda::device_count();
+    let each = (0..count as usize).map(|index| size(memory::available(Device::Cuda(index))));
+    format!("{count}, with {}", each.collect::<Vec<_>>().join(", "))
+}
+
+fn findings(args: &DoctorArgs, plugins: &mut Plugins) -> Result<Vec<Finding>> {
+    let settings = Settings::new(&args.model, None)?;
+    let (mut model, config) = build::inference(&settings, plugins)?;
+    let tasks = eval::tasks(args.prompts, config.eval.seed)?;
+    Ok(examine(&mut *model, &tasks, &config.rollout))
+}
+
+fn text(about: &[(&str, String)], plugins: &str, findings: Option<&[Finding]>) -> String {
+    let mut text = String::new();
+    for (name, value) in about {
+        text += &format!("{name:<16} {value}\n");
+    }
+    text += &format!("\n{plugins}");
+    for Finding { name, outcome, hint } in findings.unwrap_or_default() {
+        let (word, detail) = match outcome {
+            Outcome::Holds(detail) => ("ok", detail),
+            Outcome::Fails(detail) => ("FAILS", detail),
+            Outcome::Skipped(detail) => ("skipped", detail),
+        };
+        text += &format!("\n{word:<8} {name}\n         {detail}\n");
+        if matches!(outcome, Outcome::Fails(_)) {
+            text += &format!("         hint: {hint}\n");
+        }
+    }
+    text
+}

@@ -1,0 +1,342 @@
+//! A small model that keeps every promise, and bugs planted in it, each of which has to be found by its check and named.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Finding, Outcome, examine};
+use crate::config::Rollout;
+use crate::error::{Error, Result};
+use crate::model::{
+    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, Parameter,
+    ParameterGroup, Policy, Replay, Scoring, TextSampling, TokenLogp, UnifiedModel,
+};
+use crate::scene::rng::Rng;
+use crate::scene::{Category, Split, Task};
+use crate::tiles;
+
+/// Image tokens, codes, width, words of which the last is the end, words of an answer.
+const N: i64 = 6;
+const K: i64 = 5;
+const D: i64 = 8;
+const WORDS: i64 = 7;
+const END: i64 = WORDS - 1;
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Bug {
+    None,
+    CodesFromOne,
+    RevealedAfterTheEnd,
+    TwoEndTokens,
+    SeedIgnored,
+    SeedOfAnswersIgnored,
+    ScoredWithoutGuidance,
+    ScoredOnePlaceOff,
+    PromptForgotten,
+    CacheOnePositionOff,
+    ReferenceOfOtherWeights,
+    DropoutInEvaluation,
+    WeightLeftOut,
+    TokenizerMoves,
+    DetachedImage,
+    RelaxedScaled,
+    EncodesAnotherText,
+    DrawingFails,
+}
+
+struct Toy {
+    card: ModelCard,
+    bug: Bug,
+    codes: Tensor,     // [K,D], read and drawn: shared
+    words: Tensor,     // [WORDS,D], shared
+    drawing: Tensor,   // [D,D]
+    answering: Tensor, // [D,D]
+    tokenizer: Tensor, // [D]
+    reference: Option<Box<[Tensor; 4]>>,
+}
+
+impl Toy {
+    fn new(bug: Bug) -> Self {
+        let weight = |rows: i64, columns: i64, phase: f64| {
+            let ramp = Tensor::arange(rows * columns, (Kind::Float, Device::Cpu));
+            (ramp * 1.7 + phase).sin().view([rows, columns]).set_requires_grad(true)
+        };
+        Self {
+            card: ModelCard {
+                name: "toy".into(),
+                image_space: ImageSpace::Shared,
+                image_decoding: ImageDecoding::Masked,
+                image_tokens: N,
+                codebook_size: K,
+                resolution: 2,
+                reads_at: None,
+                pads_with: None,
+                sampling: ImageSampling::default(),
+            },
+            bug,
+            codes: weight(K, D, 0.0),
+            words: weight(WORDS, D, 1.0),
+            drawing: weight(D, D, 2.0),
+            answering: weight(D, D, 3.0),
+            tokenizer: weight(1, D, 4.0),
+            reference: None,
+        }
+    }
+
+    fn weights(&self, policy: Policy) -> Result<[Tensor; 4]> {
+        let own = [&self.codes, &self.words, &self.drawing, &self.answering].map(Tensor::shallow_clone);
+        match policy {
+            Policy::Current => Ok(own),
+            Policy::Reference => {
+                let known = self.reference.as_ref().ok_or_else(|| Error::failure("no reference"))?;
+                Ok([0, 1, 2, 3].map(|at| known[at].shallow_clone()))
+            }
+        }
+    }
+
+    /// Each place by itself: `[B,N,K]`.
+    fn image_logits_of(&self, policy: Policy, prompts: &[String], guidance: f64) -> Result<Tensor> {
+        let [codes, _, drawing, _] = self.weights(policy)?;
+        let letters = |prompt: &String| prompt.bytes().map(f64::from).sum::<f64>() % 7.0;
+        let starts: Vec<f32> = prompts.iter().map(|prompt| letters(prompt) as f32).collect();
+        let places = (Tensor::arange(N * D, (Kind::Float, Device::Cpu)) * 0.3).cos().view([1, N, D]);
+        let asked = (Tensor::from_slice(&starts).view([-1, 1, 1]) + &places * 2.0).sin();
+        let mut hidden = asked.matmul(&drawing);
+        if self.bug == Bug::TokenizerMoves {
+            hidden += &self.tokenizer;
+        }
+        let logits = |hidden: Tensor| hidden.matmul(&codes.tr());
+        let empty = logits(places.expand_as(&hidden).matmul(&drawing));
+        Ok(logits(hidden) * (1.0 + guidance) - empty * guidance)
+    }
+
+    /// What predicts the word after `previous [B,T]`, `at` words after the beginning: `[B,T,WORDS]`.
+    fn word_logits(&self, policy: Policy, images: &Images, previous: &Tensor, at: i64) -> Result<Tensor> {
+        let [codes, words, _, answering] = self.weights(policy)?;
+        let seen = match &images.relaxed {
+            Some(relaxed) => {
+                let relaxed =
+                    if self.bug == Bug::DetachedImage { relaxed.detach() } else { relaxed.shallow_clone() };
+                relaxed.matmul(&codes) * if self.bug == Bug::RelaxedScaled { 1.1 } else { 1.0 }
+            }
+            None => codes.index_select(0, &images.tokens.view([-1])).view([-1, N, D]),
+        };
+        let seen = seen.mean_dim(1, true, Kind::Float); // [B,1,D]
+        let places = Tensor::arange(previous.size()[1], (Kind::Float, Device::Cpu)) + at as f64;
+        let before = words.index_select(0, &previous.reshape([-1])).view([previous.size()[0], -1, D]);
+        let mut hidden = (seen + before + (places.view([1, -1, 1]) * 0.9).sin()).matmul(&answering);
+        if self.bug == Bug::DropoutInEvaluation {
+            hidden = hidden.dropout(0.1, true);
+        }
+        Ok(hidden.matmul(&words.tr()))
+    }
+}
+
+/// Draws classes `[..]` of `logits [..,C]`, and their log-probabilities.
+fn sample(logits: &Tensor) -> (Tensor, Tensor) {
+    let size = logits.size();
+    let classes = size[size.len() - 1];
+    let logp = logits.log_softmax(-1, Kind::Float);
+    let drawn = logp.exp().view([-1, classes]).multinomial(1, true).view(&size[..size.len() - 1]);
+    let chosen = logp.gather(-1, &drawn.unsqueeze(-1), false).squeeze_dim(-1);
+    (drawn, chosen)
+}
+
+impl UnifiedModel for Toy {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn parameters(&self) -> Result<Vec<Parameter>> {
+        let parameter = |name: &str, tensor: &Tensor, group| Parameter {
+            name: name.into(),
+            tensor: tensor.shallow_clone(),
+            group,
+        };
+        let mut parameters = vec![
+            parameter("codes", &self.codes, ParameterGroup::Shared),
+            parameter("drawing", &self.drawing, ParameterGroup::Generation),
+            parameter("answering", &self.answering, ParameterGroup::Understanding),
+            parameter("tokenizer", &self.tokenizer, ParameterGroup::Tokenizer),
+        ];
+        if self.bug == Bug::WeightLeftOut {
+            parameters[2].tensor = self.answering.copy().detach().set_requires_grad(true);
+        }
+        Ok(parameters)
+    }
+
+    fn set_mode(&mut self, _: Mode) -> Result<()> {
+        Ok(())
+    }
+
+    fn freeze_reference(&mut self) -> Result<()> {
+        let mut weights = self.weights(Policy::Current)?.map(|weight| weight.detach().copy());
+        if self.bug == Bug::ReferenceOfOtherWeights {
+            weights[1] = &weights[1] * 0.9;
+        }
+        self.reference = Some(Box::new(weights));
+        Ok(())
+    }
+
+    fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
+        if self.bug == Bug::DrawingFails {
+            return Err(Error::failure("no pencil"));
+        }
+        tch::manual_seed(if self.bug == Bug::SeedIgnored { 1 } else { sampling.seed as i64 });
+        let (mut tokens, logp) =
+            sample(&self.image_logits_of(Policy::Current, prompts, sampling.guidance)?);
+        if self.bug == Bug::CodesFromOne {
+            tokens += 1;
+        }
+        let late = i64::from(self.bug == Bug::RevealedAfterTheEnd);
+        let revealed_at = Tensor::arange(N, (Kind::Int64, Device::Cpu)).remainder(sampling.steps) + late;
+        let revealed_at = revealed_at.expand_as(&tokens).contiguous();
+        Ok(Images { revealed_at: Some(revealed_at), logp: Some(logp), ..Images::from_tokens(tokens) })
+    }
+
+    fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
+        let ignored = self.bug == Bug::SeedOfAnswersIgnored;
+        if !ignored {
+            tch::manual_seed(sampling.seed as i64);
+        }
+        let batch = questions.len() as i64;
+        let mut previous = Tensor::zeros([batch, 1], (Kind::Int64, Device::Cpu));
+        let mut open = Tensor::ones([batch, 1], (Kind::Bool, Device::Cpu));
+        let (mut words, mut logps, mut masks) = (Vec::new(), Vec::new(), Vec::new());
+        for at in 0..sampling.max_tokens {
+            let off = i64::from(self.bug == Bug::CacheOnePositionOff && at > 1);
+            let logits = self.word_logits(Policy::Current, images, &previous, at + off)?;
+            let (word, logp) = sample(&logits);
+            masks.push(open.shallow_clone());
+            words.push(word.where_self(&open, &word.zeros_like()));
+            logps.push(logp * &open);
+            open = open.logical_and(&word.ne(END));
+            previous = word;
+        }
+        let [tokens, mask, logp] = [words, masks, logps].map(|all| Tensor::cat(&all, 1));
+        let text = (0..batch).map(|row| format!("{}", tokens.get(row))).collect();
+        Ok(Answers { logp: Some(logp), ..Answers::new(text, tokens, mask) })
+    }
+
+    fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
+        let end = if self.bug == Bug::TwoEndTokens { END - 1 } else { END };
+        let rows: Vec<i64> = texts.iter().flat_map(|text| [text.len() as i64 % END, end]).collect();
+        let tokens = Tensor::from_slice(&rows).view([-1, 2]);
+        let mask = tokens.ones_like().to_kind(Kind::Bool);
+        let trimmed = |text: &String| {
+            if self.bug == Bug::EncodesAnotherText { text.to_uppercase() } else { text.clone() }
+        };
+        Ok(Answers::new(texts.iter().map(trimmed).collect(), tokens, mask))
+    }
+
+    fn image_logits(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+    ) -> Result<ImageLogits> {
+        let guidance = match replay {
+            Replay::Reveal { scoring: Scoring::Guided, guidance, .. }
+                if self.bug != Bug::ScoredWithoutGuidance =>
+            {
+                *guidance
+            }
+            _ => 0.0,
+        };
+        let forgotten = vec![String::new(); prompts.len()];
+        let prompts = if self.bug == Bug::PromptForgotten { &forgotten } else { prompts };
+        let mut logits = self.image_logits_of(policy, prompts, guidance)?;
+        if self.bug == Bug::ScoredOnePlaceOff {
+            logits = logits.roll([1], [1]);
+        }
+        Ok(ImageLogits { logits, targets: images.tokens.ones_like().to_kind(Kind::Bool) })
+    }
+
+    fn answer_logp(
+        &self,
+        images: &Images,
+        _: &[String],
+        answers: &Answers,
+        policy: Policy,
+    ) -> Result<TokenLogp> {
+        let length = answers.tokens.size()[1];
+        let begin = answers.tokens.narrow(1, 0, 1).zeros_like();
+        let previous = Tensor::cat(&[begin, answers.tokens.narrow(1, 0, length - 1)], 1);
+        let logits = self.word_logits(policy, images, &previous, 0)?;
+        let logp = logits.log_softmax(-1, Kind::Float).gather(-1, &answers.tokens.unsqueeze(-1), false);
+        Ok(TokenLogp { logp: logp.squeeze_dim(-1) * &answers.mask, mask: answers.mask.shallow_clone() })
+    }
+
+    fn pixels(&self, images: &Images) -> Result<Tensor> {
+        Ok(Tensor::zeros([images.len(), 3, 2, 2], (Kind::Float, Device::Cpu)))
+    }
+
+    fn encode(&self, pixels: &Tensor) -> Result<Images> {
+        Ok(Images::from_tokens(Tensor::zeros([pixels.size()[0], N], (Kind::Int64, Device::Cpu))))
+    }
+
+    fn tokenizer_loss(&self, _: &Tensor, _: f64) -> Result<Tensor> {
+        Ok(self.tokenizer.sum(Kind::Float))
+    }
+
+    fn save(&self, _: &Path) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn examined(bug: Bug) -> Vec<Finding> {
+    let mut rng = Rng::new(1);
+    let tasks: Vec<Task> = Category::ALL
+        .iter()
+        .map(|category| tiles::sample(*category, Split::Train, &mut rng).unwrap())
+        .collect();
+    let mut rollout = Rollout::default();
+    (rollout.images.steps, rollout.answers.max_tokens) = (3, 5);
+    examine(&mut Toy::new(bug), &tasks, &rollout)
+}
+
+#[test]
+fn a_model_that_keeps_its_promises_passes() {
+    for finding in examined(Bug::None) {
+        assert!(matches!(finding.outcome, Outcome::Holds(_)), "{finding:?}");
+    }
+}
+
+/// Which check finds a bug, and what it says of it.
+#[test]
+fn every_planted_bug_is_found_by_its_check() {
+    let (drawing, answering) = (
+        "drawing: scoring finds the probabilities of sampling",
+        "answering: scoring finds the probabilities of sampling",
+    );
+    let (ratio, gradients) =
+        ("before the first update the ratio is 1", "gradients reach what learns, and nothing else");
+    for (bug, check, text) in [
+        (Bug::DrawingFails, "the model draws and answers", "no pencil"),
+        (Bug::CodesFromOne, "the model draws and answers", "image tokens from 1 to 5, expected 0..5"),
+        (Bug::RevealedAfterTheEnd, "token ids are sane", "`revealed_at` from 1 to 3, expected 0..3"),
+        (Bug::TwoEndTokens, "token ids are sane", "ends with token 6, an encoded answer with 5"),
+        (Bug::EncodesAnotherText, "token ids are sane", "`encode_answers` gives back the text"),
+        (Bug::SeedIgnored, "the seed decides", "another seed draws the same images"),
+        (Bug::SeedOfAnswersIgnored, "the seed decides", "the same seed answers otherwise"),
+        (Bug::ScoredWithoutGuidance, drawing, "nats a token: off by"),
+        (Bug::ScoredOnePlaceOff, drawing, "nats a token: off by"),
+        (Bug::PromptForgotten, drawing, "nats a token: off by"),
+        (Bug::CacheOnePositionOff, answering, "nats a token: off by"),
+        (Bug::ReferenceOfOtherWeights, ratio, "ratio of answers: off by"),
+        (Bug::ReferenceOfOtherWeights, "before the first update the KL is 0", "KL of answers: off by"),
+        (Bug::DropoutInEvaluation, ratio, "ratio of answers: off by"),
+        (Bug::WeightLeftOut, gradients, "answering leaves no gradient in `Understanding`"),
+        (Bug::TokenizerMoves, gradients, "drawing leaves a gradient in `Tokenizer`"),
+        (Bug::DetachedImage, "an answer's gradient reaches the image", "get no gradient"),
+        (Bug::RelaxedScaled, "a relaxed one-hot is its token", "nats a token: off by"),
+    ] {
+        let findings = examined(bug);
+        let finding = findings.iter().find(|finding| finding.name == check);
+        let Some(Finding { outcome: Outcome::Fails(said), .. }) = finding else {
+            panic!("{bug:?} was not found by `{check}`: {findings:#?}");
+        };
+        assert!(said.contains(text), "{bug:?}: {said}");
+    }
+}
