@@ -5,8 +5,15 @@
 mod common;
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Duration;
+
+/// What the kernel says of a process, while it is there.
+fn megabytes(child: &Child, what: &str) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(what))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1e3)
+}
 
 /// The most that one step held resident, in MB.
 fn peak(group: usize, micro_batch: usize) -> f64 {
@@ -25,13 +32,7 @@ fn peak(group: usize, micro_batch: usize) -> f64 {
             .unwrap();
     let mut most = 0.0f64;
     let status = loop {
-        let text = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        if let Some(kilobytes) =
-            line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok())
-        {
-            most = most.max(kilobytes / 1e3);
-        }
+        most = most.max(megabytes(&child, "VmHWM:").unwrap_or(0.0));
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
@@ -48,4 +49,47 @@ fn the_size_of_a_group_does_not_change_the_peak() {
     assert!(many < few + 40.0, "{few} MB for groups of 8, {many} MB for groups of 96");
     // 437 against 239 where this was written.
     assert!(at_once > many + 150.0, "{at_once} MB for all at once: else the test shows nothing");
+}
+
+/// Every term of the objective, the guard, pictures and checkpoints, as small as they go: after the first 500 steps nothing is
+/// held that was not before.
+#[test]
+fn ten_thousand_steps_hold_no_more_than_five_hundred() {
+    const STEPS: usize = 10_000;
+    let home = tempfile::tempdir().unwrap();
+    let settings = home.path().join("settings.toml");
+    let text = format!(
+        r#"
+        train = {{ steps = {STEPS}, sample_every = 400 }}
+        rollout = {{ prompts = 1, group = 2, images = {{ steps = 1 }}, answers = {{ max_tokens = 2 }} }}
+        eval = {{ prompts = 0, pictures = 1, every = 400, every_prompts = 1 }}
+        checkpoint = {{ every = 400 }}
+        "#
+    );
+    fs::write(&settings, text).unwrap();
+    let mut child = common::unirl(["--plugin", "showo", "--optimizer", "grpo", "--device", "cpu"])
+        .args(["--config", settings.to_str().unwrap(), "--out", "run"])
+        .current_dir(home.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let metrics = home.path().join("run/metrics.jsonl");
+    let mut resident = Vec::new();
+    let status = loop {
+        std::thread::sleep(Duration::from_millis(500));
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        let step = fs::read(&metrics).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count());
+        resident.extend(megabytes(&child, "VmRSS:").map(|size| (step, size)));
+    };
+    assert!(status.success());
+    let most = |from: usize, to: usize| {
+        let between = resident.iter().filter(|(step, _)| (from..to).contains(step));
+        between.map(|(_, size)| *size).fold(0.0, f64::max)
+    };
+    let (early, late) = (most(250, 750), most(STEPS - 500, STEPS));
+    assert!(early > 100.0 && late > 100.0, "{early} MB, {late} MB: it was not measured");
+    assert!(late < early * 1.02, "{early} MB around step 500, {late} MB at the end");
 }
