@@ -205,45 +205,61 @@ fn a_damaged_checkpoint_is_told_and_never_passed_over() {
     assert!(end(&whole) == expected);
 }
 
-/// A disk of 15 MB, which holds the first checkpoint of this model and not the second: the first stays whole, and with more
-/// room the run goes on from it.
-#[test]
-fn a_full_disk_leaves_the_checkpoint_before() {
-    let home = tempfile::tempdir().unwrap();
-    let [disk, out] = ["disk", "disk/run"].map(|name| home.path().join(name));
-    fs::create_dir(&disk).unwrap();
-    let program = unirl(begin(home.path(), &out));
-    let words: Vec<String> = [program.get_program()]
-        .into_iter()
-        .chain(program.get_args())
-        .map(|word| format!("'{}'", word.to_str().unwrap()))
-        .collect();
-    let kept = home.path().join("kept");
-    // A mount of its own: it needs no right but to make user namespaces, and it is gone with the shell.
+/// Runs the command with `arguments` in `home` behind a shell command that mounts something there, which nobody else sees.
+/// Nothing where no file system can be mounted: that needs no right but to make user namespaces.
+fn on_a_mount(home: &Path, mount: &str, arguments: &[String]) -> Option<String> {
+    let program = unirl(arguments);
+    let words = [program.get_program()].into_iter().chain(program.get_args());
+    let words: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
     let script = format!(
-        "mount -t tmpfs -o size=15m none '{0}' || exit 77; {1}; status=$?; cp -a '{2}' '{3}'; exit $status",
-        disk.display(),
-        words.join(" "),
-        out.display(),
-        kept.display(),
+        "{{ {mount}; }} || exit 77; {}; status=$?; [ ! -d disk/run ] || cp -a disk/run kept; exit $status",
+        words.join(" ")
     );
-    let output = Command::new("unshare")
-        .args(["-rm", "sh", "-c", &script])
-        .env("OMP_NUM_THREADS", "1")
-        .output()
-        .unwrap();
+    let mut command = Command::new("unshare");
+    let output =
+        command.args(["-rm", "sh", "-c", &script]).env("OMP_NUM_THREADS", "1").current_dir(home).output();
+    let output = output.unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     if output.status.code() == Some(77) || text.contains("unshare failed") {
         println!("SKIPPED: no file system can be mounted here: {text}");
-        return;
+        return None;
     }
     assert_eq!(output.status.code(), Some(1), "{text}");
+    Some(text)
+}
+
+/// The first checkpoint of this model fits 15 MB and the second does not: the first stays whole, and with more room the run
+/// goes on from it to the same end.
+#[test]
+fn a_full_disk_leaves_the_checkpoint_before() {
+    let home = tempfile::tempdir().unwrap();
+    fs::create_dir(home.path().join("disk")).unwrap();
+    let arguments = begin(home.path(), &home.path().join("disk/run"));
+    let mount = "mount -t tmpfs -o size=15m none disk";
+    let Some(text) = on_a_mount(home.path(), mount, &arguments) else { return };
     assert!(text.contains("no room in"), "{text}");
-    let whole = home.path().join("whole");
+    let [whole, kept] = ["whole", "kept"].map(|name| home.path().join(name));
     done(&begin(home.path(), &whole));
     assert!(kept.join("checkpoints/step-000001").is_dir());
     assert!(resume(&kept).status.success());
     assert!(end(&kept).0[..2] == end(&whole).0[..2], "the same weights and moments");
+}
+
+#[test]
+fn a_read_only_folder_is_told_and_stays_as_it_is() {
+    let home = tempfile::tempdir().unwrap();
+    let [whole, disk] = ["whole", "disk"].map(|name| home.path().join(name));
+    done(&begin(home.path(), &whole));
+    let expected = end(&whole);
+    fs::create_dir(&disk).unwrap();
+    fs::remove_file(whole.join("report.json")).unwrap();
+    fs::remove_dir_all(whole.join("checkpoints/step-000005")).unwrap();
+    let arguments = ["--resume", "disk"].map(String::from);
+    let mount = "mount --bind whole disk && mount -o remount,bind,ro disk";
+    let Some(text) = on_a_mount(home.path(), mount, &arguments) else { return };
+    assert!(text.starts_with("error: cannot") && text.contains("Read-only file system"), "{text}");
+    assert!(resume(&whole).status.success());
+    assert!(end(&whole) == expected);
 }
 
 #[test]
