@@ -16,6 +16,9 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
         return Err(Error::usage("`--prompts`: expected at least 1, got 0"));
     }
     let mut found = Plugins::new(&args.model.search.plugin_dir);
+    if let Some(plugin) = &args.model.plugin {
+        found.load(plugin)?; // before another of its name is found
+    }
     let about = about();
     let listed = if args.json { plugins::describe(&mut found) } else { plugins::list(&mut found).into() };
     let findings = match &args.model.plugin {

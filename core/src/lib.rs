@@ -33,7 +33,9 @@ pub mod weights;
 pub mod whole;
 
 pub use error::{Error, Result};
-/// The tensor of the one libtorch of the process.
+/// The bindings to the one libtorch of the process: a plugin uses these, and no other version.
+pub use tch;
+/// Their tensor.
 pub use tch::Tensor;
 
 /// What the exported macros expand to; not for direct use.

@@ -56,6 +56,29 @@ pub struct ModelCard {
     pub sampling: ImageSampling,
 }
 
+impl ModelCard {
+    /// The card of a model that reads square images as large as it draws them, of `tokens` tokens among `codes` codes, and
+    /// `resolution` pixels along an edge.
+    pub fn new(
+        name: &str,
+        image_space: ImageSpace,
+        image_decoding: ImageDecoding,
+        [tokens, codes, resolution]: [i64; 3],
+    ) -> Self {
+        Self {
+            name: name.into(),
+            image_space,
+            image_decoding,
+            image_tokens: tokens,
+            codebook_size: codes,
+            resolution,
+            reads_at: None,
+            pads_with: None,
+            sampling: ImageSampling::default(),
+        }
+    }
+}
+
 /// Which task a parameter serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -497,8 +520,10 @@ pub trait UnifiedModel: Send {
     /// Every weight, in a fixed order. The tensors are leaves that share storage and `.grad` with the model.
     fn parameters(&self) -> Result<Vec<Parameter>>;
 
-    /// Switches layers that behave differently in training.
-    fn set_mode(&mut self, mode: Mode) -> Result<()>;
+    /// Switches layers that behave differently in training. A model without such leaves this as it is.
+    fn set_mode(&mut self, _mode: Mode) -> Result<()> {
+        Ok(())
+    }
 
     /// Remembers the weights of now as [`Policy::Reference`].
     fn freeze_reference(&mut self) -> Result<()>;
@@ -544,8 +569,13 @@ pub trait UnifiedModel: Send {
 
     /// The loss that teaches the image tokenizer to reproduce `[B,3,H,W]` pixels: a scalar with gradient to the
     /// parameters of [`ParameterGroup::Tokenizer`]. `progress` in `0..=1` says how far training is, for a quantiser
-    /// that hardens on the way.
-    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor>;
+    /// that hardens on the way. A model without such parameters leaves this as it is.
+    fn tokenizer_loss(&self, _pixels: &Tensor, _progress: f64) -> Result<Tensor> {
+        Err(Error::new(
+            Code::Unsupported,
+            format!("the image tokenizer of `{}` does not learn", self.card().name),
+        ))
+    }
 
     /// Writes the family's own checkpoint layout into an existing, empty folder, from which the plugin loads it again.
     fn save(&self, dir: &Path) -> Result<()>;

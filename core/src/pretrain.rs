@@ -191,7 +191,11 @@ fn train_tokenizer(
     watch: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let stage = &config.tokenizer;
-    let mut update = AdamW::new(parameters(model, true)?, stage.update.clone(), stage.steps);
+    let learning = parameters(model, true)?;
+    if learning.is_empty() {
+        return Ok(());
+    }
+    let mut update = AdamW::new(learning, stage.update.clone(), stage.steps);
     let mut smooth = Smooth::default();
     watch(Event::Stage("tokenizer", stage.steps));
     for step in 1..=stage.steps {

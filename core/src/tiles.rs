@@ -1,8 +1,9 @@
 //! The drawn world: 4x4 tiles of 8x8 pixels, each empty or one of eight shapes in one of eight colours.
 //!
-//! `palette` holds what a tile looks like, `draw` makes right and wrong drawings of facts, `describe` says what is
+//! `codec` is an image tokenizer for it, `palette` holds what a tile looks like, `draw` makes right and wrong drawings of facts, `describe` says what is
 //! there in the words of each question.
 
+pub mod codec;
 mod describe;
 mod draw;
 mod palette;

@@ -98,7 +98,7 @@ fn token_ids(subject: &mut Subject<'_>) -> Result<Outcome> {
     let mut ends = Vec::new();
     for (what, answers, longest) in [
         ("an encoded answer", &encoded, i64::MAX),
-        ("an answer", &subject.said, subject.answering.max_tokens),
+        ("an answer", &subject.said, subject.said.tokens.size()[1]),
     ] {
         for row in 0..answers.tokens.size()[0] {
             let mask = Vec::<bool>::try_from(answers.mask.get(row))?;

@@ -1,0 +1,250 @@
+//! A unified model as a plugin: small, complete, and yours to replace from the inside.
+//!
+//! It draws the tiles of the drawn world one by one and answers in words, with one network for both: a token is predicted
+//! from what was asked, what stands before it, and its place. Shapes: `B` batch, `N` image tokens, `K` codes, `T` answer
+//! tokens, `L` any length, `D` width, `V` words. §§ and eqs. are those of arXiv 2505.23380.
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use unirl::model::{
+    Answers, Checkpoint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, ModelCard,
+    ModelSource, Parameter, ParameterGroup, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+};
+use unirl::tch::{self, Device, Kind, Tensor};
+use unirl::tiles::{SIDE, TILES, codec, vocabulary};
+use unirl::weights::{self, Init, Store, Weights};
+use unirl::{Error, Result};
+
+/// The options of the model: `--set model.options.width=128`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    /// `D`.
+    width: i64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { width: 96 }
+    }
+}
+
+/// Everything that scoring uses: a copy of it is a reference policy.
+struct Network {
+    words: Tensor,  // [V,D], also the weights of the words' logits
+    codes: Tensor,  // [K,D], also the weights of the codes' logits
+    places: Tensor, // [PLACES,D]
+    mix: Tensor, // [4,D,D]: what becomes of the question, the image, the tokens before and the last of them
+}
+
+impl Network {
+    /// What a text of words `[B,L]` asks for: `[B,D]`.
+    fn question(&self, ids: &Tensor) -> Tensor {
+        let there = ids.ne(PAD).to_kind(Kind::Float).unsqueeze(1); // [B,1,L]
+        let sum = there.matmul(&Tensor::embedding(&self.words, ids, -1, false, false)).squeeze_dim(1);
+        let count = there.sum_dim_intlist([2i64].as_slice(), false, Kind::Float).clamp_min(1.0); // [B,1]
+        (sum / count).matmul(&self.mix.get(0))
+    }
+
+    /// What an image shows: `[B,D]`. Relaxed tokens carry the gradient on to the image (eqs. 7 and 8).
+    fn image(&self, images: &Images) -> Tensor {
+        let table = &self.codes;
+        let hard = || Tensor::embedding(table, &images.tokens, -1, false, false);
+        let codes = images.relaxed.as_ref().map_or_else(hard, |relaxed| relaxed.matmul(table)); // [B,N,D]
+        let placed = (codes + self.places.narrow(0, 0, TILES as i64)).tanh(); // [B,N,D]
+        placed.mean_dim(1, false, Kind::Float).matmul(&self.mix.get(1))
+    }
+
+    /// Logits `[B,L,rows of the table]` of tokens `ids [B,L]`, each from `context [B,D]`, its place and what stands before it:
+    /// a token that is not drawn yet has no say, so that sampling and scoring are one function.
+    fn logits(&self, context: &Tensor, table: &Tensor, ids: &Tensor) -> Tensor {
+        let length = ids.size()[1];
+        let shifted = Tensor::embedding(table, ids, -1, false, false).constant_pad_nd([0, 0, 1, -1]);
+        let counts = Tensor::arange(length, (Kind::Float, ids.device())).clamp_min(1.0).view([-1, 1]);
+        let before = shifted.cumsum(1, Kind::Float) / counts;
+        let mixed = before.matmul(&self.mix.get(2)) + shifted.matmul(&self.mix.get(3));
+        let hidden = context.unsqueeze(1) + mixed + self.places.narrow(0, 0, length);
+        hidden.tanh().matmul(&table.tr())
+    }
+}
+
+/// Chooses a class `[B]` by logits `[B,C]`, the likeliest at a temperature of 0; and its log-probability at one of 1.
+fn choose(logits: &Tensor, temperature: f64) -> (Tensor, Tensor) {
+    let class = (logits / temperature.max(1e-6)).softmax(-1, Kind::Float).multinomial(1, true); // [B,1]
+    let logp = logits.log_softmax(-1, Kind::Float).gather(1, &class, false);
+    (class.squeeze_dim(1), logp.squeeze_dim(1))
+}
+
+const PLACES: i64 = 32; // of a token: the longest answer
+const PAD: i64 = 0; // and every word that is not known
+const END: i64 = 1; // of an answer
+
+struct MyModel {
+    card: ModelCard,
+    device: Device,
+    words: Vec<String>,
+    network: Network,
+    weights: Vec<(String, Tensor)>, // the same tensors by name
+    reference: Option<Network>,
+}
+
+impl MyModel {
+    fn make(Config { width }: &Config, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
+        if *width < 1 {
+            return Err(Error::usage(format!("`width`: expected at least 1, got {width}")));
+        }
+        let weights = match &source.checkpoint {
+            Checkpoint::Folder(folder) => Some(Weights::find(folder)?),
+            Checkpoint::Builtin | Checkpoint::Fresh => None, // it carries no weights of its own
+        };
+        tch::manual_seed(source.seed as i64);
+        let words: Vec<String> = ["", "."].map(String::from).into_iter().chain(vocabulary()).collect();
+        let mut store = Store::of_source(source, weights, Kind::Float);
+        let network = Network {
+            words: store.take("words", &[words.len() as i64, *width], Init::Fan(1))?,
+            codes: store.take("codes", &[codec::CODES, *width], Init::Fan(1))?,
+            places: store.take("places", &[PLACES, *width], Init::Fan(1))?,
+            mix: store.take("mix", &[4, *width, *width], Init::Fan(*width))?,
+        };
+        let (space, decoding) = (ImageSpace::Shared, ImageDecoding::Autoregressive);
+        let mut card = ModelCard::new("my-model", space, decoding, [TILES as i64, codec::CODES, SIDE as i64]);
+        card.sampling.guidance = 1.0; // none
+        let (device, weights) = (source.device, store.finish());
+        Ok(Box::new(Self { card, device, words, network, weights, reference: None }))
+    }
+
+    /// Texts as words `[B,L]`.
+    fn ids(&self, texts: &[String]) -> Tensor {
+        let id = |word: &str| self.words.iter().position(|known| known == word).unwrap_or(0) as i64;
+        let rows: Vec<Vec<i64>> = texts.iter().map(|text| text.split(' ').map(id).collect()).collect();
+        let length = rows.iter().map(Vec::len).max().unwrap_or(1);
+        let padded = |row: Vec<i64>| row.into_iter().chain(std::iter::repeat(PAD)).take(length);
+        let flat: Vec<i64> = rows.into_iter().flat_map(padded).collect();
+        Tensor::from_slice(&flat).view([-1, length as i64]).to_device(self.device)
+    }
+
+    /// Draws tokens one after the other, `[B,length]`, with the log-probability of each.
+    fn draw(&self, context: &Tensor, table: &Tensor, length: i64, temperature: f64) -> [Tensor; 2] {
+        let size = [context.size()[0], length];
+        let ids = Tensor::zeros(size, (Kind::Int64, self.device));
+        let logps = Tensor::zeros(size, (Kind::Float, self.device));
+        for at in 0..length {
+            let (class, logp) = choose(&self.network.logits(context, table, &ids).select(1, at), temperature);
+            ids.select(1, at).copy_(&class);
+            logps.select(1, at).copy_(&logp);
+        }
+        [ids, logps]
+    }
+}
+
+impl UnifiedModel for MyModel {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    /// The leaves that an update changes in place, in the group of the task that they serve.
+    fn parameters(&self) -> Result<Vec<Parameter>> {
+        let parameter = |(name, tensor): &(String, Tensor)| Parameter {
+            name: name.clone(),
+            tensor: tensor.shallow_clone(),
+            group: ParameterGroup::Shared,
+        };
+        Ok(self.weights.iter().map(parameter).collect())
+    }
+
+    /// The weights of now become the reference policy of the KL terms (eq. 5).
+    fn freeze_reference(&mut self) -> Result<()> {
+        let Network { words, codes, places, mix } = &self.network;
+        let [words, codes, places, mix] = [words, codes, places, mix].map(|tensor| tensor.detach().copy());
+        self.reference = Some(Network { words, codes, places, mix });
+        Ok(())
+    }
+
+    /// One image a prompt, `[B,N]`: the rollout of §3.3. All randomness comes from the seed.
+    fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
+        tch::manual_seed(sampling.seed as i64);
+        let context = self.network.question(&self.ids(prompts));
+        let [tokens, logp] = self.draw(&context, &self.network.codes, TILES as i64, sampling.temperature);
+        Ok(Images { logp: Some(logp), ..Images::from_tokens(tokens) })
+    }
+
+    /// One answer a question, `[B,T]` with its end token: what the reward judges.
+    fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
+        images.check(&self.card, "questions", questions.len())?;
+        sampling.check()?;
+        tch::manual_seed(sampling.seed as i64);
+        let context = self.network.question(&self.ids(questions)) + self.network.image(images);
+        let (words, longest) = (&self.network.words, sampling.max_tokens.min(PLACES));
+        let [tokens, logp] = self.draw(&context, words, longest, sampling.temperature);
+        let ends = tokens.eq(END).to_kind(Kind::Int64);
+        let mask = (ends.cumsum(1, Kind::Int64) - &ends).eq(0); // up to the first end token, and with it
+        let text = |row| {
+            let ids = Vec::<i64>::try_from(tokens.get(row))?;
+            let said = ids.iter().take_while(|id| **id != END).map(|id| &*self.words[*id as usize]);
+            Ok(said.collect::<Vec<&str>>().join(" ").trim().to_string())
+        };
+        let text = (0..questions.len() as i64).map(text).collect::<Result<_>>()?;
+        Ok(Answers { logp: Some(logp * &mask), ..Answers::new(text, tokens * &mask, mask) })
+    }
+
+    /// Texts as the tokens that `answer` would have said, for supervised training.
+    fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
+        let ids = self.ids(&texts.iter().map(|text| format!("{text} .")).collect::<Vec<_>>());
+        let mask = ids.ne(PAD);
+        Ok(Answers::new(texts.to_vec(), ids, mask))
+    }
+
+    /// Logits `[B,N,K]` of drawn images under a policy (A.3). Each token is scored behind those before it, whatever the replay;
+    /// there is no guidance.
+    fn image_logits(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        _: &Replay,
+    ) -> Result<ImageLogits> {
+        images.check(&self.card, "prompts", prompts.len())?;
+        policy.run(&self.network, self.reference.as_ref(), |network| {
+            let context = network.question(&self.ids(prompts));
+            let logits = network.logits(&context, &network.codes, &images.tokens);
+            Ok(ImageLogits { logits, targets: images.tokens.ones_like().to_kind(Kind::Bool) })
+        })
+    }
+
+    /// `log p(answer | image, question)` a token, `[B,T]` (eq. 5): the gradient reaches `images.relaxed`.
+    fn answer_logp(
+        &self,
+        images: &Images,
+        questions: &[String],
+        answers: &Answers,
+        policy: Policy,
+    ) -> Result<TokenLogp> {
+        images.check(&self.card, "questions", questions.len())?;
+        policy.run(&self.network, self.reference.as_ref(), |network| {
+            let context = network.question(&self.ids(questions)) + network.image(images);
+            let logits = network.logits(&context, &network.words, &answers.tokens);
+            let logp = logits.log_softmax(-1, Kind::Float).gather(-1, &answers.tokens.unsqueeze(-1), false);
+            Ok(TokenLogp { logp: logp.squeeze_dim(-1) * &answers.mask, mask: answers.mask.shallow_clone() })
+        })
+    }
+
+    /// Tokens as pixels `[B,3,H,W]` in `0..=1`, by an image tokenizer that need not learn.
+    fn pixels(&self, images: &Images) -> Result<Tensor> {
+        Ok(codec::decode(&images.tokens))
+    }
+
+    /// Pixels as tokens.
+    fn encode(&self, pixels: &Tensor) -> Result<Images> {
+        Ok(Images::from_tokens(codec::encode(&pixels.to_device(self.device))))
+    }
+
+    /// A folder from which `make` reads the model again.
+    fn save(&self, dir: &Path) -> Result<()> {
+        weights::write(&dir.join("model.safetensors"), &self.weights, &[])
+    }
+}
+
+unirl::register_model!("my-model", Config, |config, source| MyModel::make(&config, source));
+unirl::export_plugin!();
