@@ -56,7 +56,7 @@ pub(crate) enum Command {
     Geneval(GenevalCommand),
     /// Tells what this installation is made of, and with `--plugin` whether a model keeps what training builds on
     Doctor(DoctorArgs),
-    /// Lists the plugins found, what they offer, and why one was refused
+    /// Lists the plugins found, makes a new one, checks one
     Plugins(PluginsArgs),
     /// Prints the JSON Schema of a configuration
     Schema(SchemaArgs),
@@ -96,6 +96,22 @@ pub(crate) struct ModelArgs {
     /// The seed of everything random
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+}
+
+impl ModelArgs {
+    /// A model of a plugin that is checked.
+    pub(crate) fn of_entry(args: &PluginsCheckArgs, entry: &str) -> Self {
+        Self {
+            search: args.search.clone(),
+            plugin: Some(entry.into()),
+            model: args.model.clone(),
+            tokenizer: None,
+            device: args.device.clone(),
+            config: None,
+            sets: Vec::new(),
+            seed: None,
+        }
+    }
 }
 
 /// Training.
@@ -502,14 +518,77 @@ pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
 }
 
+/// Plugins; without a command they are listed.
+#[derive(Debug, Clone, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct PluginsArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<PluginsCommand>,
+    #[command(flatten)]
+    pub(crate) list: PluginsListArgs,
+}
+
+/// What to do with plugins.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum PluginsCommand {
+    /// Lists the plugins found, what they offer, and why one was refused
+    List(PluginsListArgs),
+    /// Writes a crate that builds, loads and trains, to be changed from the inside
+    New(PluginsNewArgs),
+    /// Finds out whether what a plugin makes keeps its promises
+    Check(PluginsCheckArgs),
+}
+
 /// Listing plugins.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct PluginsArgs {
+pub(crate) struct PluginsListArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     /// One JSON object instead of a list
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What a plugin makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PluginKind {
+    /// A model that draws and answers.
+    Model,
+    /// A rule that says what answers are worth.
+    Reward,
+}
+
+/// A new plugin.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PluginsNewArgs {
+    /// Its name, e.g. `my-model`
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// What it makes
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: PluginKind,
+    /// The folder to make; named like the plugin without it
+    #[arg(long, value_name = "D")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Where the crate `unirl` lies, `core` of a checkout, to build with it instead of the published one
+    #[arg(long, value_name = "PATH")]
+    pub(crate) unirl: Option<PathBuf>,
+}
+
+/// Examining a plugin.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PluginsCheckArgs {
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// The plugin: its file, or its name
+    #[arg(value_name = "FILE")]
+    pub(crate) plugin: String,
+    /// `builtin`, or a checkpoint folder for its model
+    #[arg(long, value_name = "builtin|DIR")]
+    pub(crate) model: Option<String>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<String>,
 }
 
 /// Printing schemas.

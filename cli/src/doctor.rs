@@ -7,7 +7,7 @@ use unirl::error::{Context, Error, Result};
 use unirl::plugin::{Plugins, built_with, has_cuda_driver, load_cuda, mapped_version};
 use unirl::{eval, memory};
 
-use crate::args::DoctorArgs;
+use crate::args::{DoctorArgs, ModelArgs};
 use crate::build::{self, Settings};
 use crate::plugins;
 
@@ -22,7 +22,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     let about = about();
     let listed = if args.json { plugins::describe(&mut found) } else { plugins::list(&mut found).into() };
     let findings = match &args.model.plugin {
-        Some(_) => Some(findings(args, &mut found)?),
+        Some(_) => Some(findings(&args.model, args.prompts, &mut found)?),
         None => None,
     };
     if args.json {
@@ -34,8 +34,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     } else {
         build::print(&text(&about, listed.as_str().unwrap_or_default(), findings.as_deref()))?;
     }
-    let failed =
-        findings.iter().flatten().filter(|finding| matches!(finding.outcome, Outcome::Fails(_))).count();
+    let failed = failed(findings.as_deref().unwrap_or_default());
     if failed > 0 {
         return Err(Error::failure(format!("{failed} of what training builds on does not hold")));
     }
@@ -67,10 +66,11 @@ fn gpu(size: impl Fn(Option<i64>) -> String) -> String {
     format!("{count}, with {}", each.collect::<Vec<_>>().join(", "))
 }
 
-fn findings(args: &DoctorArgs, plugins: &mut Plugins) -> Result<Vec<Finding>> {
-    let settings = Settings::new(&args.model, None)?;
+/// Examines a model on so many prompts of each category.
+pub(crate) fn findings(args: &ModelArgs, prompts: usize, plugins: &mut Plugins) -> Result<Vec<Finding>> {
+    let settings = Settings::new(args, None)?;
     let (mut model, config) = build::inference(&settings, plugins)?;
-    let tasks = eval::tasks(args.prompts, config.eval.seed)?;
+    let tasks = eval::tasks(prompts, config.eval.seed)?;
     Ok(examine(&mut *model, &tasks, &config.rollout))
 }
 
@@ -80,7 +80,18 @@ fn text(about: &[(&str, String)], plugins: &str, findings: Option<&[Finding]>) -
         text += &format!("{name:<16} {value}\n");
     }
     text += &format!("\n{plugins}");
-    for Finding { name, outcome, hint } in findings.unwrap_or_default() {
+    text + &listed(findings.unwrap_or_default())
+}
+
+/// How many do not hold.
+pub(crate) fn failed(findings: &[Finding]) -> usize {
+    findings.iter().filter(|finding| matches!(finding.outcome, Outcome::Fails(_))).count()
+}
+
+/// Findings for people.
+pub(crate) fn listed(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { name, outcome, hint } in findings {
         let (word, detail) = match outcome {
             Outcome::Holds(detail) => ("ok", detail),
             Outcome::Fails(detail) => ("FAILS", detail),

@@ -34,9 +34,7 @@ pub(crate) fn file(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> 
 pub fn folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let place = || format!("cannot write `{}`", path.display());
     if path.exists() {
-        return Err(
-            Error::usage(format!("`{}` exists", path.display())).hint("name another folder: `--out DIR`")
-        );
+        return Err(Error::usage(format!("`{}` exists", path.display())));
     }
     let parent = parent(path);
     fs::create_dir_all(parent).context(place)?;

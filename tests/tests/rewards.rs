@@ -124,7 +124,7 @@ fn wrong_rule_files_and_samples() {
     for arguments in [
         vec!["score", "--reward", "bond"],
         vec!["score", "--reward", "nowhere.toml"],
-        vec!["score", "--reward", "ink"],
+        vec!["score", "--reward", "my-reward"],
         vec!["diff", "paper", "bound", "--weighting", "softmx"],
         vec!["replay", "nowhere", "--reward", "bound"],
     ] {
@@ -195,23 +195,28 @@ fn a_run_is_rewarded_by_a_file() {
 #[test]
 fn a_run_is_rewarded_by_code_that_sees_the_drawings() {
     let home = TempDir::new().unwrap();
-    let out =
-        trained(&home, "[{ name = \"exact\" }, { name = \"ink\", weight = 0.5, options = { most = 0.2 } }]");
+    let out = trained(
+        &home,
+        "[{ name = \"exact\" }, { name = \"my-reward\", weight = 0.5, options = { most = 0.2 } }]",
+    );
     let metrics = &lines(&out.join("metrics.jsonl"))[0];
-    assert!(metrics["reward/part/exact"].is_number() && metrics["reward/part/ink"].is_number(), "{metrics}");
+    assert!(
+        metrics["reward/part/exact"].is_number() && metrics["reward/part/my-reward"].is_number(),
+        "{metrics}"
+    );
     for sample in lines(&out.join("samples/trained.jsonl")) {
         let (reward, why) = (&sample["reward"], sample["reward"]["why"].as_str().unwrap());
         let counting = sample["category"] == "counting";
         assert_eq!(reward["max"], if counting { 1.0 } else { 1.5 }, "{sample}");
-        assert_eq!(why.contains("ink: several objects need room"), counting, "{why}");
+        assert_eq!(why.contains("my-reward: several objects need room"), counting, "{why}");
         let parts = &reward["parts"];
-        let sum = parts["exact"].as_f64().unwrap() + parts["ink"].as_f64().unwrap_or(0.0);
+        let sum = parts["exact"].as_f64().unwrap() + parts["my-reward"].as_f64().unwrap_or(0.0);
         assert_eq!(reward["score"], sum, "{sample}");
         if !counting {
             // The picture has 16 tiles; a shape covers 12 to 64 of the 64 pixels of its own.
             let covered =
-                why.split("ink: ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
-            assert_eq!(parts["ink"], if (1.0..=20.0).contains(&covered) { 0.5 } else { 0.0 }, "{why}");
+                why.split("my-reward: ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
+            assert_eq!(parts["my-reward"], if (1.0..=20.0).contains(&covered) { 0.5 } else { 0.0 }, "{why}");
         }
     }
 }

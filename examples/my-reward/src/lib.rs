@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! cargo build --release -p my-reward
-//! unirl --plugin showo --optimizer grpo --reward exact --reward ink
+//! unirl --plugin showo --optimizer grpo --reward exact --reward my-reward
 //! ```
 //!
 //! With its own options, in a configuration:
 //!
 //! ```toml
 //! [reward]
-//! rules = [{ name = "exact" }, { name = "ink", weight = 0.2, options = { most = 0.1 } }]
+//! rules = [{ name = "exact" }, { name = "my-reward", weight = 0.2, options = { most = 0.1 } }]
 //! ```
 
 use schemars::JsonSchema;
@@ -21,21 +21,21 @@ use unirl::{Error, Result, Tensor};
 /// How much of a picture may be covered.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-struct Ink {
+struct MyReward {
     /// The least share of pixels that differ from the background.
     least: f64,
     /// The largest.
     most: f64,
 }
 
-impl Default for Ink {
+impl Default for MyReward {
     /// Of the drawn world: one or two shapes of its sixteen tiles.
     fn default() -> Self {
         Self { least: 0.01, most: 0.125 }
     }
 }
 
-impl Ink {
+impl MyReward {
     fn checked(self) -> Result<Box<dyn RewardFunction>> {
         if !(0.0 <= self.least && self.least < self.most && self.most <= 1.0) {
             return Err(Error::usage(format!(
@@ -56,7 +56,7 @@ impl Ink {
     }
 }
 
-impl RewardFunction for Ink {
+impl RewardFunction for MyReward {
     fn wants_pixels(&self) -> bool {
         true
     }
@@ -71,5 +71,5 @@ impl RewardFunction for Ink {
     }
 }
 
-unirl::register_reward!("ink", Ink, Ink::checked);
+unirl::register_reward!("my-reward", MyReward, MyReward::checked);
 unirl::export_plugin!();

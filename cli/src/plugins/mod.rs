@@ -1,13 +1,25 @@
-//! `unirl plugins`.
+//! `unirl plugins`: what there is.
+
+mod check;
+mod new;
 
 use serde_json::{Value, json};
 use unirl::error::{Context, Result};
 use unirl::plugin::{PluginState, Plugins, mapped_version};
 
-use crate::args::PluginsArgs;
+use crate::args::{PluginsArgs, PluginsCommand, PluginsListArgs};
+
+pub(crate) fn run(args: &PluginsArgs) -> Result<()> {
+    match &args.command {
+        None => show(&args.list),
+        Some(PluginsCommand::List(args)) => show(args),
+        Some(PluginsCommand::New(args)) => new::run(args),
+        Some(PluginsCommand::Check(args)) => check::run(args),
+    }
+}
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
-pub(crate) fn run(args: &PluginsArgs) -> Result<()> {
+fn show(args: &PluginsListArgs) -> Result<()> {
     let mut plugins = Plugins::new(&args.search.plugin_dir);
     plugins.discover();
     if args.json {
@@ -29,11 +41,12 @@ pub(crate) fn list(plugins: &mut Plugins) -> String {
         text += &format!("  {}\n", dir.display());
     }
     for report in plugins.discover().to_vec() {
-        text += &format!("\n{}  {}\n", report.name, report.path.display());
+        let plugin = plugins.loaded().iter().find(|plugin| plugin.path == report.path);
+        let version = plugin.map_or_else(String::new, |plugin| format!(" {}", plugin.version));
+        text += &format!("\n{}{version}  {}\n", report.name, report.path.display());
         match &report.state {
             PluginState::Refused(error) => text += &format!("  refused: {error}\n"),
             PluginState::Loaded => {
-                let plugin = plugins.loaded().iter().find(|plugin| plugin.path == report.path);
                 for entry in plugin.map(|plugin| plugin.entries.as_slice()).unwrap_or_default() {
                     text += &format!("  {} `{}`\n", entry.kind, entry.name);
                 }
