@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tch::{Cuda, Device};
-use unirl::conformance::{Finding, Outcome, examine};
+use unirl::conformance::{Extent, Finding, Outcome, examine};
 use unirl::error::{Context, Error, Result};
 use unirl::plugin::{Plugins, built_with, has_cuda_driver, load_cuda, mapped_version};
 use unirl::{eval, memory};
@@ -71,7 +71,7 @@ pub(crate) fn findings(args: &ModelArgs, prompts: usize, plugins: &mut Plugins) 
     let settings = Settings::new(args, None)?;
     let (mut model, config) = build::inference(&settings, plugins)?;
     let tasks = eval::tasks(prompts, config.eval.seed)?;
-    Ok(examine(&mut *model, &tasks, &config.rollout))
+    Ok(examine(&mut *model, &tasks, &config.rollout, Extent::Training, None))
 }
 
 fn text(about: &[(&str, String)], plugins: &str, findings: Option<&[Finding]>) -> String {

@@ -1,6 +1,7 @@
 //! Post-training of unified multimodal models on their own images: the UniRL method (arXiv 2505.23380) on libtorch.
 //!
-//! A plugin author reads [`model`], [`reward`] or [`detector`]; a reader of the method starts at [`train`] and [`optimizer`].
+//! The [`guide`] says what is done, and how to add a model or a reward of your own. A plugin author reads [`model`], [`reward`] or
+//! [`detector`]; a reader of the method starts at [`train`] and [`optimizer`].
 
 mod abi;
 pub mod autograd;
@@ -11,6 +12,7 @@ pub mod detector;
 pub mod error;
 pub mod eval;
 mod guard;
+pub mod guide;
 pub mod hash;
 pub mod judge;
 pub mod memory;
@@ -22,6 +24,7 @@ pub mod plugin;
 pub mod pretrain;
 pub mod reward;
 pub mod run_dir;
+pub mod sampling;
 pub mod scene;
 pub mod seed;
 pub mod table;

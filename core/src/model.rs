@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Code, Error, Result};
 
@@ -182,6 +182,18 @@ pub struct ImageSampling {
     pub part: Option<Part>,
 }
 
+impl ImageSampling {
+    /// Refuses to draw for no prompt, and in no step.
+    pub fn check(&self, prompts: usize) -> Result<()> {
+        for (what, got) in [("prompts", prompts as i64), ("drawing steps", self.steps)] {
+            if got < 1 {
+                return Err(Error::usage(format!("{what}: expected at least 1, got {got}")));
+            }
+        }
+        Ok(())
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
 fn is_zero(seed: &u64) -> bool {
     *seed == 0
@@ -257,15 +269,25 @@ impl Images {
         Self { tokens, relaxed: None, revealed_at: None, pixels: None, logp: None }
     }
 
-    /// Refuses images that are not one each of the model's for so many `texts`, which are `what`.
+    /// Refuses images that are not one each of the model's for so many `texts`, which are `what`, and none.
     pub fn check(&self, card: &ModelCard, what: &str, texts: usize) -> Result<()> {
         let (size, tokens) = (self.tokens.size(), card.image_tokens);
-        if size == [texts as i64, tokens] {
-            return Ok(());
+        let wrong = |what: String| Err(Error::usage(what));
+        if texts == 0 {
+            return wrong(format!("{what}: expected at least 1, got 0"));
         }
-        Err(Error::usage(format!(
-            "expected images of shape [{texts},{tokens}] for {texts} {what}, got {size:?}"
-        )))
+        if size != [texts as i64, tokens] || self.tokens.kind() != Kind::Int64 {
+            let kind = self.tokens.kind();
+            return wrong(format!(
+                "expected images of shape [{texts},{tokens}], Int64, for {texts} {what}, got {size:?}, {kind:?}"
+            ));
+        }
+        // A token beyond the table ends a process on a GPU.
+        let [least, most] = [self.tokens.min(), self.tokens.max()].map(|token| token.int64_value(&[]));
+        if least < 0 || most >= card.codebook_size {
+            return wrong(format!("image tokens: expected 0..{}, got {least}..={most}", card.codebook_size));
+        }
+        Ok(())
     }
 
     /// `B`.

@@ -2,8 +2,12 @@
 //! what otherwise shows as a run that learns nothing, or the wrong thing.
 
 mod checks;
+mod rewards;
+mod robustness;
 #[cfg(test)]
 mod tests;
+
+use std::path::Path;
 
 use serde::Serialize;
 use tch::Kind;
@@ -13,6 +17,8 @@ use crate::config::Rollout;
 use crate::error::{Error, Result};
 use crate::model::{Answers, ImageSampling, Images, Mode, TextSampling, UnifiedModel};
 use crate::scene::Task;
+
+pub use rewards::examine_reward;
 
 /// What a check came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -45,10 +51,28 @@ struct Check {
     run: fn(&mut Subject<'_>) -> Result<Outcome>,
 }
 
-/// Examines a model on some tasks, drawn as `rollout` says. The model's weights stay, its reference becomes the weights of
-/// now. Nothing that the model does ends the examination.
-pub fn examine(model: &mut dyn UnifiedModel, tasks: &[Task], rollout: &Rollout) -> Vec<Finding> {
-    let mut subject = match Subject::new(model, tasks, rollout) {
+/// Makes a model of the same plugin from a checkpoint folder.
+pub type Load<'a> = dyn FnMut(&Path) -> Result<Box<dyn UnifiedModel>> + 'a;
+
+/// How much is examined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// What training builds on at its first step.
+    Training,
+    /// All that is promised: batches of every size, wrong input, checkpoints, memory.
+    Everything,
+}
+
+/// Examines a model on some tasks, drawn as `rollout` says; `load` makes it again from what it saves. The model's weights stay,
+/// its reference becomes the weights of now. Nothing that the model does ends the examination.
+pub fn examine<'a>(
+    model: &'a mut dyn UnifiedModel,
+    tasks: &[Task],
+    rollout: &Rollout,
+    extent: Extent,
+    load: Option<&'a mut Load<'a>>,
+) -> Vec<Finding> {
+    let mut subject = match Subject::new(model, tasks, rollout, load) {
         Ok(subject) => subject,
         Err(error) => {
             return vec![Finding {
@@ -63,12 +87,14 @@ pub fn examine(model: &mut dyn UnifiedModel, tasks: &[Task], rollout: &Rollout) 
             caught(|| (check.run)(&mut subject)).unwrap_or_else(|error| Outcome::Fails(error.to_string()));
         Finding { name: check.name, outcome, hint: check.hint }
     };
-    checks::ALL.iter().map(find).collect()
+    let more = if extent == Extent::Everything { robustness::ALL } else { &[] };
+    checks::ALL.iter().chain(more).map(find).collect()
 }
 
 /// A model with drawings of its own and its answers about them.
 struct Subject<'a> {
     model: &'a mut dyn UnifiedModel,
+    load: Option<&'a mut Load<'a>>,
     prompts: Vec<String>,
     questions: Vec<String>,
     truths: Vec<String>,
@@ -81,7 +107,12 @@ struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    fn new(model: &'a mut dyn UnifiedModel, tasks: &[Task], rollout: &Rollout) -> Result<Self> {
+    fn new(
+        model: &'a mut dyn UnifiedModel,
+        tasks: &[Task],
+        rollout: &Rollout,
+        load: Option<&'a mut Load<'a>>,
+    ) -> Result<Self> {
         let texts = |of: fn(&Task) -> &String| tasks.iter().map(|task| of(task).clone()).collect::<Vec<_>>();
         let (prompts, questions) = (texts(|task| &task.prompt), texts(|task| &task.question));
         let images = ImageSampling { seed: 11, part: None, ..rollout.images.clone() };
@@ -101,7 +132,7 @@ impl<'a> Subject<'a> {
             model.parameters()?.iter().any(|p| matches!(p.tensor.kind(), Kind::BFloat16 | Kind::Half));
         let tolerance = if short { 0.2 } else { 2e-3 };
         let truths = texts(|task| &task.truth);
-        Ok(Self { model, prompts, questions, truths, images, answering, drawn, said, tolerance })
+        Ok(Self { model, load, prompts, questions, truths, images, answering, drawn, said, tolerance })
     }
 
     /// Whether two things of `what` that ought to be one are.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Finding, Outcome, examine};
+use super::{Extent, Finding, Outcome, examine};
 use crate::config::Rollout;
 use crate::error::{Error, Result};
 use crate::model::{
@@ -293,7 +293,7 @@ fn examined(bug: Bug) -> Vec<Finding> {
         .collect();
     let mut rollout = Rollout::default();
     (rollout.images.steps, rollout.answers.max_tokens) = (3, 5);
-    examine(&mut Toy::new(bug), &tasks, &rollout)
+    examine(&mut Toy::new(bug), &tasks, &rollout, Extent::Training, None)
 }
 
 #[test]

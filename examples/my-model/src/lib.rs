@@ -10,8 +10,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use unirl::model::{
     Answers, Checkpoint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, ModelCard,
-    ModelSource, Parameter, ParameterGroup, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    ModelSource, Parameter, ParameterGroup, Part, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
 };
+use unirl::sampling::{choose, chosen_logp};
 use unirl::tch::{self, Device, Kind, Tensor};
 use unirl::tiles::{SIDE, TILES, codec, vocabulary};
 use unirl::weights::{self, Init, Store, Weights};
@@ -70,13 +71,6 @@ impl Network {
     }
 }
 
-/// Chooses a class `[B]` by logits `[B,C]`, the likeliest at a temperature of 0; and its log-probability at one of 1.
-fn choose(logits: &Tensor, temperature: f64) -> (Tensor, Tensor) {
-    let class = (logits / temperature.max(1e-6)).softmax(-1, Kind::Float).multinomial(1, true); // [B,1]
-    let logp = logits.log_softmax(-1, Kind::Float).gather(1, &class, false);
-    (class.squeeze_dim(1), logp.squeeze_dim(1))
-}
-
 const PLACES: i64 = 32; // of a token: the longest answer
 const PAD: i64 = 0; // and every word that is not known
 const END: i64 = 1; // of an answer
@@ -125,19 +119,23 @@ impl MyModel {
         Tensor::from_slice(&flat).view([-1, length as i64]).to_device(self.device)
     }
 
-    /// Draws tokens one after the other, `[B,length]`, with the log-probability of each.
-    fn draw(&self, context: &Tensor, table: &Tensor, length: i64, temperature: f64) -> [Tensor; 2] {
+    /// Draws tokens one after the other, `[B,length]`, with the log-probability of each, as [`choose`] chooses.
+    fn draw(&self, context: &Tensor, table: &Tensor, length: i64, how: How) -> [Tensor; 2] {
         let size = [context.size()[0], length];
         let ids = Tensor::zeros(size, (Kind::Int64, self.device));
         let logps = Tensor::zeros(size, (Kind::Float, self.device));
         for at in 0..length {
-            let (class, logp) = choose(&self.network.logits(context, table, &ids).select(1, at), temperature);
+            let logits = self.network.logits(context, table, &ids).select(1, at); // [B,rows of the table]
+            let class = choose(&logits, how.0, how.1, how.2);
+            logps.select(1, at).copy_(&chosen_logp(&logits, &class));
             ids.select(1, at).copy_(&class);
-            logps.select(1, at).copy_(&logp);
         }
         [ids, logps]
     }
 }
+
+/// Temperature, the most likely tokens to choose among or 0 for all, and which rows of a larger batch these are.
+type How = (f64, i64, Option<Part>);
 
 impl UnifiedModel for MyModel {
     fn card(&self) -> &ModelCard {
@@ -164,9 +162,11 @@ impl UnifiedModel for MyModel {
 
     /// One image a prompt, `[B,N]`: the rollout of §3.3. All randomness comes from the seed.
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
+        sampling.check(prompts.len())?;
         tch::manual_seed(sampling.seed as i64);
         let context = self.network.question(&self.ids(prompts));
-        let [tokens, logp] = self.draw(&context, &self.network.codes, TILES as i64, sampling.temperature);
+        let how = (sampling.temperature, 0, sampling.part);
+        let [tokens, logp] = self.draw(&context, &self.network.codes, TILES as i64, how);
         Ok(Images { logp: Some(logp), ..Images::from_tokens(tokens) })
     }
 
@@ -176,8 +176,8 @@ impl UnifiedModel for MyModel {
         sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
         let context = self.network.question(&self.ids(questions)) + self.network.image(images);
-        let (words, longest) = (&self.network.words, sampling.max_tokens.min(PLACES));
-        let [tokens, logp] = self.draw(&context, words, longest, sampling.temperature);
+        let how = (sampling.temperature, sampling.top_k, sampling.part);
+        let [tokens, logp] = self.draw(&context, &self.network.words, sampling.max_tokens.min(PLACES), how);
         let ends = tokens.eq(END).to_kind(Kind::Int64);
         let mask = (ends.cumsum(1, Kind::Int64) - &ends).eq(0); // up to the first end token, and with it
         let text = |row| {

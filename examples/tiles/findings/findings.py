@@ -254,7 +254,7 @@ def plot(family, arms):
         "T2I→MMU": "eval/t2i_to_mmu",
         "MMU→T2I": "eval/mmu_to_t2i",
     }
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(15, 3.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(15, 3.5), layout="constrained")
     for axis, (title, name) in zip(axes, panels.items()):
         for index, arm in enumerate(arms):
             curves = [curve(arm.name, seed, name) for seed in SEEDS]
@@ -265,7 +265,8 @@ def plot(family, arms):
             axis.fill_between(steps, list(map(min, rows)), list(map(max, rows)), color=f"C{index}", alpha=0.15, lw=0)
         axis.set(title=title, xlabel="step", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small", loc="lower left")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize="small", loc="outside lower center", ncols=len(names))
     figure.suptitle(f"{family}: mean of the seeds, and from the least to the most")
     for ending in ("svg", "png"):
         metadata = {"Date": None} if ending == "svg" else {"Software": None}

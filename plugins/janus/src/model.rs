@@ -9,10 +9,10 @@ use unirl::model::{
     ModelSource, Parameter, ParameterGroup, Policy, Replay, Scoring, TextSampling, TokenLogp, UnifiedModel,
     Workload,
 };
+use unirl::sampling::{choose, chosen_logp};
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
 use unirl_layers::language::{Answering, Written, answered};
-use unirl_layers::sampling::{choose, chosen_logp};
 use unirl_text::{padded, padded_left};
 
 use crate::checkpoint::{self, Kept, Parts};
@@ -277,6 +277,7 @@ impl UnifiedModel for Janus {
     }
 
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
+        sampling.check(prompts.len())?;
         tch::manual_seed(sampling.seed as i64);
         tch::no_grad(|| {
             let (tokens, logp) = self.draw(&self.prompt_ids(prompts)?, sampling)?;

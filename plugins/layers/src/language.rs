@@ -5,9 +5,9 @@ use tch::{IndexOp, Kind, Tensor};
 use unirl::Result;
 use unirl::autograd::checkpoint;
 use unirl::model::{Answers, TextSampling, TokenLogp};
+use unirl::sampling::{choose, chosen_logp};
 
 use crate::decoder::{self, Cache, Layer, Stack};
-use crate::sampling::{choose, chosen_logp};
 use crate::{LayerNorm, Linear};
 
 /// Logits that a head makes at once when tokens are scored: 64 MiB in f32.

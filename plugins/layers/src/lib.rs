@@ -7,7 +7,6 @@ pub mod language;
 mod linear;
 pub mod lora;
 mod precision;
-pub mod sampling;
 pub mod vision;
 pub mod vqgan;
 

@@ -514,9 +514,7 @@ impl UnifiedModel for Showo {
     }
 
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
-        if sampling.steps < 1 {
-            return Err(Error::usage(format!("drawing steps: expected at least 1, got {}", sampling.steps)));
-        }
+        sampling.check(prompts.len())?;
         tch::manual_seed(sampling.seed as i64);
         let shape = [prompts.len() as i64, self.card.image_tokens];
         let codes = Tensor::full(shape, UNKNOWN, (Kind::Int64, self.device));

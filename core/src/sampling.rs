@@ -1,7 +1,8 @@
 //! The choice of a token or an image code from its logits.
 
 use tch::{Kind, Tensor};
-use unirl::model::Part;
+
+use crate::model::Part;
 
 /// The classes `[B]` of `logits [B,V]`: the likeliest at a temperature of 0, else draws by the inverse of the cumulative
 /// distribution, among the `top_k` likeliest or, with 0, among all. The caller seeds libtorch.
