@@ -59,12 +59,12 @@ fn ten_thousand_steps_hold_no_more_than_five_hundred() {
     let home = tempfile::tempdir().unwrap();
     let settings = home.path().join("settings.toml");
     let text = format!(
-        r#"
+        r"
         train = {{ steps = {STEPS}, sample_every = 400 }}
         rollout = {{ prompts = 1, group = 2, images = {{ steps = 1 }}, answers = {{ max_tokens = 2 }} }}
         eval = {{ prompts = 0, pictures = 1, every = 400, every_prompts = 1 }}
         checkpoint = {{ every = 400 }}
-        "#
+        "
     );
     fs::write(&settings, text).unwrap();
     let mut child = common::unirl(["--plugin", "showo", "--optimizer", "grpo", "--device", "cpu"])
@@ -81,7 +81,7 @@ fn ten_thousand_steps_hold_no_more_than_five_hundred() {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        let step = fs::read(&metrics).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count());
+        let step = fs::read_to_string(&metrics).map_or(0, |text| text.lines().count());
         resident.extend(megabytes(&child, "VmRSS:").map(|size| (step, size)));
     };
     assert!(status.success());

@@ -117,10 +117,11 @@ mod tests {
         let curve = Curve::smoothed(0, &values);
         // The last five are 1, 0, 1, 0, 1: mean 3/5, variance 6/25, standard error sqrt(6/125).
         let (step, mean) = curve.points[5];
-        let (_, low, high) = curve.interval[5];
+        let (same, low, high) = curve.interval[5];
         let reach = 1.96 * (6.0f64 / 125.0).sqrt();
-        assert_eq!(step, 6.0);
-        for (got, expected) in [(mean, 0.6), (low, 0.6 - reach), (high, 0.6 + reach)] {
+        for (got, expected) in
+            [(step, 6.0), (same, 6.0), (mean, 0.6), (low, 0.6 - reach), (high, 0.6 + reach)]
+        {
             assert!((got - expected).abs() < 1e-12, "{got} {expected}"); // f64
         }
         assert_eq!(curve.interval[0], (1.0, 0.0, 0.0));

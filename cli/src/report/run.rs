@@ -177,8 +177,8 @@ fn pictures(root: &Path) -> Result<Vec<(&'static str, String)>> {
         .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
         .unwrap_or_default();
     steps.retain(|path: &std::path::PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.starts_with("step-") && name.ends_with(".png")
+        let step = path.file_stem().is_some_and(|name| name.to_string_lossy().starts_with("step-"));
+        step && path.extension().is_some_and(|end| end == "png")
     });
     steps.sort();
     let trained = folder.join("trained.png");

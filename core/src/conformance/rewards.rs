@@ -12,7 +12,7 @@ use crate::tiles;
 struct Check {
     name: &'static str,
     hint: &'static str,
-    run: fn(&Samples<'_>) -> Result<Outcome>,
+    run: fn(&Subject<'_>) -> Result<Outcome>,
 }
 
 const ALL: [Check; 4] = [
@@ -38,15 +38,15 @@ const ALL: [Check; 4] = [
     },
 ];
 
-/// Samples with right and wrong answers, and drawings of what was asked for.
-struct Samples<'a> {
+/// A rule with samples of right and wrong answers, and drawings of what was asked for.
+struct Subject<'a> {
     rule: &'a dyn RewardFunction,
     samples: Vec<Sample>,
     /// `[B,3,32,32]`.
     pixels: Tensor,
 }
 
-impl Samples<'_> {
+impl Subject<'_> {
     fn score(&self, samples: &[Sample], pixels: &Tensor) -> Result<Vec<Reward>> {
         self.rule.score(samples, self.rule.wants_pixels().then_some(pixels))
     }
@@ -62,7 +62,7 @@ pub fn examine_reward(rule: &dyn RewardFunction, tasks: &[Task]) -> Result<Vec<F
             scenes.push(tiles::Scene::draw(&task.facts, &mut rng)?);
         }
     }
-    let subject = Samples { rule, samples, pixels: tiles::render(&scenes) };
+    let subject = Subject { rule, samples, pixels: tiles::render(&scenes) };
     let find = |check: &Check| {
         let outcome = caught(|| (check.run)(&subject));
         let outcome = outcome.unwrap_or_else(|error| Outcome::Fails(error.to_string()));
@@ -71,7 +71,7 @@ pub fn examine_reward(rule: &dyn RewardFunction, tasks: &[Task]) -> Result<Vec<F
     Ok(ALL.iter().map(find).collect())
 }
 
-fn points(subject: &Samples<'_>) -> Result<Outcome> {
+fn points(subject: &Subject<'_>) -> Result<Outcome> {
     let rewards = subject.score(&subject.samples, &subject.pixels)?;
     if rewards.len() != subject.samples.len() {
         return Ok(Outcome::Fails(format!(
@@ -91,7 +91,7 @@ fn points(subject: &Samples<'_>) -> Result<Outcome> {
     Ok(Outcome::Holds(format!("{full} of {} get every point, about {silent} nothing is said", rewards.len())))
 }
 
-fn repeated(subject: &Samples<'_>) -> Result<Outcome> {
+fn repeated(subject: &Subject<'_>) -> Result<Outcome> {
     let [one, other] = [
         subject.score(&subject.samples, &subject.pixels)?,
         subject.score(&subject.samples, &subject.pixels)?,
@@ -99,7 +99,7 @@ fn repeated(subject: &Samples<'_>) -> Result<Outcome> {
     Ok(compared(subject, &one, &other, "scored twice"))
 }
 
-fn alone(subject: &Samples<'_>) -> Result<Outcome> {
+fn alone(subject: &Subject<'_>) -> Result<Outcome> {
     let whole = subject.score(&subject.samples, &subject.pixels)?;
     let mut each = Vec::new();
     for (row, sample) in (0..).zip(&subject.samples) {
@@ -108,7 +108,7 @@ fn alone(subject: &Samples<'_>) -> Result<Outcome> {
     Ok(compared(subject, &whole, &each, "scored alone"))
 }
 
-fn compared(subject: &Samples<'_>, one: &[Reward], other: &[Reward], how: &str) -> Outcome {
+fn compared(subject: &Subject<'_>, one: &[Reward], other: &[Reward], how: &str) -> Outcome {
     let differs = |((one, other), sample): ((&Reward, &Reward), &Sample)| {
         (one != other).then(|| format!("{} and, {how}, {} for `{}`", one.score, other.score, sample.answer))
     };
@@ -118,7 +118,7 @@ fn compared(subject: &Samples<'_>, one: &[Reward], other: &[Reward], how: &str) 
     }
 }
 
-fn strange(subject: &Samples<'_>) -> Result<Outcome> {
+fn strange(subject: &Subject<'_>) -> Result<Outcome> {
     let long = "a star and ".repeat(5_000);
     let answers = ["", " ", "\u{0}", "zwei Bänke", "两把长椅", "🪑🪑", "{\"count\": 2}", &long];
     let samples: Vec<Sample> = answers

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::{Check, Outcome, Subject, all};
 use crate::error::{Code, Result};
-use crate::model::{Answers, ImageSampling, Images, ParameterGroup, Part, Policy, TextSampling};
+use crate::model::{Answers, ImageSampling, Images, Mode, ParameterGroup, Part, Policy, TextSampling};
 
 pub(super) const ALL: &[Check] = &[
     Check {
@@ -152,6 +152,7 @@ fn wrong_input(subject: &mut Subject<'_>) -> Result<Outcome> {
     let floats = Images::from_tokens(one().tokens.to_kind(Kind::Float));
     let long = vec!["a ".repeat(20_000)];
     let model = &mut *subject.model;
+    model.set_mode(Mode::Eval)?;
     let mut tried: Vec<(&str, bool, Result<()>)> = Vec::new(); // what, whether it is wrong, what came of it
     tried.push(("no prompt", false, model.generate(&[], &images).map(drop)));
     tried.push(("an empty prompt", false, model.generate(&[String::new()], &images).map(drop)));

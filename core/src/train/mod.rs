@@ -125,7 +125,7 @@ pub fn train(
 
     let mut last = first;
     if watch(Event::TrainStarted(first, options.steps)).is_break() {
-        return Err(interrupted("before the first step"));
+        return Err(interrupted(&format!("after step {first} of {}", options.steps)));
     }
     while last < options.steps && stopped.is_none() {
         let step = last + 1;
