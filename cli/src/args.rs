@@ -127,7 +127,7 @@ pub(crate) struct RunArgs {
     /// A shipped set of settings: `tiles` or `tiles-split` (the default for models of the drawn world) or `paper`
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
-    /// The reward rules: a name, or the path of a rule file or plugin; repeated, they add up
+    /// The reward rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
     #[arg(long, value_name = "NAME|FILE.toml|PATH")]
     pub(crate) reward: Vec<String>,
     /// Updates of the weights
@@ -386,7 +386,7 @@ pub(crate) enum RewardCommand {
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The rules: a name, or the path of a rule file or plugin; repeated, they add up
+    /// The rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
     #[arg(long, value_name = "NAME|FILE.toml|PATH", required_unless_present = "config")]
     pub(crate) reward: Vec<String>,
     /// A configuration, for its `reward.rules` with their weights
@@ -423,7 +423,7 @@ pub(crate) struct ReplayArgs {
     /// The folder of the run
     #[arg(value_name = "RUN")]
     pub(crate) run: PathBuf,
-    /// The rules: a name, or the path of a rule file or plugin; repeated, they add up
+    /// The rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
     #[arg(long, value_name = "NAME|FILE.toml|PATH", required = true)]
     pub(crate) reward: Vec<String>,
     #[command(flatten)]

@@ -12,7 +12,7 @@ use unirl::memory;
 use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel};
 use unirl::picture;
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
-use unirl::reward::{RewardFunction, RuleFile, RuleSet, WeightedRule};
+use unirl::reward::{PROCESS, ProcessReward, RewardFunction, RuleFile, RuleSet, WeightedRule};
 use unirl::table;
 
 use crate::args::{DrawingArgs, ModelArgs};
@@ -184,8 +184,13 @@ pub(crate) fn rules(plugins: &mut Plugins, rules: &[WeightedRule]) -> Result<Rul
     RuleSet::new(loaded)
 }
 
-/// The rules of a name: a file of rules if it ends in `.toml`, else a plugin's.
+/// The rules of a name: a program behind `cmd:`, a file of rules if it ends in `.toml`, else a plugin's.
 fn reward(plugins: &mut Plugins, rule: &WeightedRule) -> Result<Box<dyn RewardFunction>> {
+    if let Some(program) = rule.name.strip_prefix(PROCESS) {
+        let place = format!("options of {}", rule.name);
+        let options = table::section(&place, toml::Value::Table(rule.options.clone()))?;
+        return Ok(Box::new(ProcessReward::start(Path::new(program), options)?));
+    }
     let path = Path::new(&rule.name);
     if path.extension().is_none_or(|end| end != "toml") {
         let options = serde_json::to_value(&rule.options)

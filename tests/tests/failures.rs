@@ -63,7 +63,7 @@ fn a_step_with_bad_numbers_stops_the_run_and_can_be_done_again() {
 #[test]
 fn a_reward_that_is_not_finite_names_the_prompt() {
     let home = tempfile::tempdir().unwrap();
-    let rules = "reward.rules=[{ name = \"constant\", weight = 1e308, options = { score = 100.0 } }]";
+    let rules = "reward.rules=[{ name = \"constant\", weight = 1e308 }, { name = \"two\", weight = 1e308 }]";
     let (said, _) = run(home.path(), "showo", &[rules]);
     assert!(said.starts_with("exit: 1"), "{said}");
     assert!(said.contains("`reward` is not finite for the prompt `a photo of"), "{said}");

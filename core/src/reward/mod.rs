@@ -1,9 +1,10 @@
 //! Rewards: how much an answer of the model is worth, given what was asked for.
 //!
-//! A rule set is code ([`RewardFunction`], a plugin's) or a TOML file ([`RuleFile`]); several add up in a [`RuleSet`].
+//! A rule set is code ([`RewardFunction`], a plugin's), a TOML file ([`RuleFile`]) or a process ([`ProcessReward`]); several add up in a [`RuleSet`].
 
 mod file;
 mod matching;
+mod process;
 mod rules;
 mod set;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub use file::{
     Example, Keyword, LongAnswer, Loss, Normalize, Pay, Penalties, Reading, RuleFile, ShippedOptions,
 };
 pub use matching::Match;
+pub use process::{PREFIX as PROCESS, ProcessOptions, ProcessReward};
 pub use set::{RuleSet, WeightedRule};
 
 /// One drawing with its question and the model's answer, as a reward rule sees it: text and facts, never tokens.

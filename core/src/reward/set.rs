@@ -13,12 +13,13 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedRule {
-    /// The name of a rule of a loaded plugin, e.g. `bound`; the path of a rule file, `FILE.toml`; or of a plugin file.
+    /// The name of a rule of a loaded plugin, e.g. `bound`; the path of a rule file, `FILE.toml`; or of a plugin
+    /// file; or `cmd:PATH`, a program.
     pub name: String,
     /// The factor of its score.
     #[serde(default = "one")]
     pub weight: f64,
-    /// Options of a plugin's rule; `unirl schema --plugin NAME` shows them.
+    /// Options of a plugin's rule, `unirl schema --plugin NAME` shows them; or of a program, `args` and `timeout_seconds`.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub options: toml::Table,
@@ -118,16 +119,17 @@ fn checked(rule: &WeightedRule, samples: &[Sample], rewards: Vec<Reward>) -> Res
     if rewards.len() != samples.len() {
         return Err(wrong(format!("expected {} rewards, got {}", samples.len(), rewards.len())));
     }
+    /// What sums of parts may be off by.
+    const ROUNDING: f64 = 1e-9;
     let fits = |reward: &Reward| {
-        reward.score.is_finite()
-            && reward.max.is_finite()
-            && reward.max >= 0.0
-            && (!reward.abstains() || reward.score == 0.0)
+        let most = reward.max + ROUNDING * reward.max.abs();
+        reward.max.is_finite()
+            && (0.0..=most).contains(&reward.score)
             && reward.parts.values().all(|points| points.is_finite())
     };
     match rewards.iter().find(|reward| !fits(reward)) {
         Some(reward) => Err(wrong(format!(
-            "expected finite points and a maximum of at least 0, got {} of {}",
+            "expected points from 0 to their maximum, got {} of {}",
             reward.score, reward.max
         ))),
         None => Ok(rewards),
