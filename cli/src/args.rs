@@ -537,6 +537,12 @@ pub(crate) enum PluginsCommand {
     New(PluginsNewArgs),
     /// Finds out whether what a plugin makes keeps its promises
     Check(PluginsCheckArgs),
+    /// Opens a plugin, and nothing else: what the list does in a process of its own
+    #[command(hide = true)]
+    Probe {
+        /// The file
+        file: String,
+    },
 }
 
 /// Listing plugins.

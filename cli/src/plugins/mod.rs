@@ -3,8 +3,12 @@
 mod check;
 mod new;
 
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
 use serde_json::{Value, json};
-use unirl::error::{Context, Result};
+use unirl::error::{Context, Error, Result};
 use unirl::plugin::{PluginState, Plugins, mapped_version};
 
 use crate::args::{PluginsArgs, PluginsCommand, PluginsListArgs};
@@ -15,13 +19,13 @@ pub(crate) fn run(args: &PluginsArgs) -> Result<()> {
         Some(PluginsCommand::List(args)) => show(args),
         Some(PluginsCommand::New(args)) => new::run(args),
         Some(PluginsCommand::Check(args)) => check::run(args),
+        Some(PluginsCommand::Probe { file }) => Plugins::new(&[]).load(file).map(drop),
     }
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 fn show(args: &PluginsListArgs) -> Result<()> {
     let mut plugins = Plugins::new(&args.search.plugin_dir);
-    plugins.discover();
     if args.json {
         println!(
             "{}",
@@ -40,7 +44,7 @@ pub(crate) fn list(plugins: &mut Plugins) -> String {
     for dir in plugins.search_path() {
         text += &format!("  {}\n", dir.display());
     }
-    for report in plugins.discover().to_vec() {
+    for report in plugins.discover_if(&mut probe).to_vec() {
         let plugin = plugins.loaded().iter().find(|plugin| plugin.path == report.path);
         let version = plugin.map_or_else(String::new, |plugin| format!(" {}", plugin.version));
         text += &format!("\n{}{version}  {}\n", report.name, report.path.display());
@@ -56,8 +60,27 @@ pub(crate) fn list(plugins: &mut Plugins) -> String {
     text
 }
 
+/// Opens a plugin in a process of its own, which it may end without ending this one.
+fn probe(path: &Path) -> Result<()> {
+    let place = || "cannot start a process to open it in";
+    let program = std::env::current_exe().context(place)?;
+    let mut command = Command::new(program);
+    command
+        .args(["plugins", "probe"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let status = command.status().context(place)?;
+    match status.signal() {
+        None => Ok(()), // what is wrong otherwise is told when it is opened here
+        Some(signal) => Err(Error::failure(format!("it ends the process that opens it, by signal {signal}"))
+            .hint("what runs when the library is opened, such as a constructor, is at fault")),
+    }
+}
+
 pub(crate) fn describe(plugins: &mut Plugins) -> Value {
-    let reports = plugins.discover().to_vec();
+    let reports = plugins.discover_if(&mut probe).to_vec();
     let list: Vec<Value> = reports
         .iter()
         .map(|report| {

@@ -212,6 +212,12 @@ impl Plugins {
 
     /// Tries every plugin on the search path; of two of a name the first counts.
     pub fn discover(&mut self) -> &[PluginReport] {
+        self.discover_if(&mut |_| Ok(()))
+    }
+
+    /// The same, but opens only what `safe` says nothing against: a library can end the process that opens it. It is asked
+    /// about files whose stamp fits.
+    pub fn discover_if(&mut self, safe: &mut dyn FnMut(&Path) -> Result<()>) -> &[PluginReport] {
         for (name, path) in search::candidates(&self.dirs) {
             if self.reports.iter().any(|report| report.name == name) {
                 continue;
@@ -221,10 +227,14 @@ impl Plugins {
                 self.loaded.iter().find(|plugin| plugin.name == name).map(|plugin| plugin.path.clone());
             let (path, state) = match loaded {
                 Some(loaded) => (loaded, PluginState::Loaded),
-                None => match self.open_file(&path) {
-                    Ok(_) => (path, PluginState::Loaded),
-                    Err(error) => (path, PluginState::Refused(error)),
-                },
+                None => {
+                    let fits =
+                        stamp::read(&path).and_then(|stamp| stamp.check(&path)).and_then(|()| safe(&path));
+                    match fits.and_then(|()| self.open_file(&path)) {
+                        Ok(_) => (path, PluginState::Loaded),
+                        Err(error) => (path, PluginState::Refused(error)),
+                    }
+                }
             };
             self.reports.push(PluginReport { name, path, state });
         }
@@ -274,10 +284,19 @@ impl Plugins {
         if let Some(index) = self.loaded.iter().position(offers) {
             return Ok(index);
         }
-        self.discover();
-        if let Some(index) = self.loaded.iter().position(offers) {
-            return Ok(index);
+        // The likeliest first, and no more than it takes: a plugin that nobody needs is not opened.
+        let mut candidates = search::candidates(&self.dirs);
+        candidates.dedup_by(|later, first| later.0 == first.0);
+        let namesake = name.replace('-', "_");
+        candidates.sort_by_key(|(plugin, _)| (*plugin != namesake, plugin != "rewards"));
+        for (_, path) in candidates {
+            if let Ok(index) = self.open_file(&path)
+                && offers(&self.loaded[index])
+            {
+                return Ok(index);
+            }
         }
+        self.discover();
         let offered: Vec<(&str, &str)> = self
             .loaded
             .iter()

@@ -175,6 +175,36 @@ mod tests {
         assert_eq!(lines[2], "  plugin: libtorch 2.9.1 (demo.so)");
     }
 
+    /// Whatever a file holds, reading it ends: in a stamp or in an error, and never in a panic.
+    #[test]
+    fn random_bytes_are_no_stamp_and_no_panic() {
+        let mut rng = crate::scene::rng::Rng::new(8);
+        let good = host::stamp("unirl_plugin_demo", "1.2.3");
+        let mut file = b"\x7fELF".to_vec();
+        file.resize(64, 0);
+        file.extend(good);
+        let (mut read, dir) = (0, tempfile::tempdir().unwrap());
+        let path = dir.path().join("x.so");
+        for round in 0..30_000 {
+            let mut bytes = file.clone();
+            for _ in 0..=rng.below(12) {
+                let at = rng.below(bytes.len());
+                bytes[at] = rng.below(256) as u8;
+            }
+            bytes.truncate(bytes.len() - rng.below(2) * rng.below(bytes.len()));
+            let _ = is_whole(&bytes);
+            if let Some(stamp) = find(&bytes) {
+                let _ = stamp.check(&path);
+                read += 1;
+            }
+            if round % 100 == 0 {
+                fs::write(&path, &bytes).unwrap();
+                let _ = super::read(&path);
+            }
+        }
+        assert!((1_000..29_000).contains(&read), "{read} of 30000 read as stamps: both ways were gone");
+    }
+
     #[test]
     fn release_lines_follow_semver() {
         assert_eq!(release_line("0.1.9"), release_line("0.1.0"));

@@ -1,0 +1,205 @@
+//! A folder of plugins in which nothing is as it should be: it is told, file by file, and stops no run that does not need it.
+
+#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use common::{plugin_dir, program, shown};
+use serde_json::Value;
+
+const MAGIC: &[u8] = b"unirl-plugin-stamp-1\n";
+/// Bytes of a stamp.
+const STAMP: usize = 512;
+
+fn real() -> Vec<u8> {
+    fs::read(plugin_dir().join("libunirl_plugin_other.so")).unwrap()
+}
+
+/// Where the stamp of a library is: the magic also stands among its constants.
+fn stamp_at(bytes: &[u8]) -> usize {
+    let is_stamp =
+        |at: &usize| bytes[*at..].starts_with(MAGIC) && bytes[at + MAGIC.len()..].starts_with(b"abi=");
+    (0..bytes.len() - STAMP).find(is_stamp).unwrap()
+}
+
+/// The real plugin with another text in its stamp.
+fn restamped(from: &str, to: &str) -> Vec<u8> {
+    let mut bytes = real();
+    let at = stamp_at(&bytes);
+    let text = String::from_utf8(bytes[at..at + STAMP].to_vec()).unwrap();
+    assert!(text.contains(from), "{text}");
+    let mut changed = text.trim_end_matches('\0').replace(from, to).into_bytes();
+    changed.resize(STAMP, 0);
+    bytes[at..at + STAMP].copy_from_slice(&changed);
+    bytes
+}
+
+fn patched(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = real();
+    change(&mut bytes);
+    bytes
+}
+
+/// A library with a stamp that fits, and this C beside it.
+fn compiled(folder: &Path, name: &str, code: &str) {
+    let bytes = real();
+    let at = stamp_at(&bytes);
+    let stamp: Vec<String> = bytes[at..at + STAMP].iter().map(u8::to_string).collect();
+    let source = folder.join(format!("{name}.c"));
+    let text =
+        format!("const unsigned char UNIRL_PLUGIN_STAMP[{STAMP}] = {{{}}};\n{code}\n", stamp.join(","));
+    fs::write(&source, text.replace("NAME", name)).unwrap();
+    let out = folder.join(format!("libunirl_plugin_{name}.so"));
+    let done = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&out, &source]).status().unwrap();
+    assert!(done.success());
+}
+
+/// What each file is, and a part of what is said of it; nothing where it is passed over.
+const CASES: [(&str, Option<&str>); 22] = [
+    ("empty", Some("it is not a shared library")),
+    ("text", Some("it is not a shared library")),
+    ("script", Some("it is not a shared library")),
+    ("header", Some("the file is truncated")),
+    ("half", Some("the file is truncated")),
+    ("cut", Some("the file is truncated")),
+    ("foreign", Some("it has no stamp")),
+    ("unstamped", Some("it has no stamp")),
+    ("wild", Some("it has no stamp")),
+    ("unfinished", Some("it has no stamp")),
+    ("abi", Some("another plugin interface")),
+    ("torch", Some("another libtorch")),
+    ("release", Some("another release of unirl")),
+    ("layout", Some("another abi_stable")),
+    ("panics", Some("another way to panic")),
+    ("platform", Some("another platform")),
+    ("machine", Some("")),
+    ("aborts", Some("by signal 6")),
+    ("crashes", Some("by signal 11")),
+    ("rootless", Some("")),
+    ("loop", None),
+    ("folder", None),
+];
+
+/// Every case as a file, and ten thousand files that are no plugins.
+fn hostile(folder: &Path) {
+    let file = |name: &str| folder.join(format!("libunirl_plugin_{name}.so"));
+    let write = |name: &str, bytes: &[u8]| fs::write(file(name), bytes).unwrap();
+    let whole = real();
+    write("empty", b"");
+    write("text", b"this is no library\n");
+    write("script", b"#!/bin/sh\nexit 0\n");
+    write("header", &whole[..40]);
+    write("half", &whole[..whole.len() / 2]);
+    write("cut", &whole[..whole.len() - 1]);
+    compiled(folder, "foreign", "int plugin(void) { return 1; }");
+    let stampless = fs::read(file("foreign")).unwrap();
+    let at = stamp_at(&stampless);
+    write("foreign", &[&stampless[..at], &[0; STAMP], &stampless[at + STAMP..]].concat());
+    let overwrite = |text: &[u8]| {
+        patched(|bytes| {
+            let at = stamp_at(bytes);
+            bytes[at..at + STAMP].fill(0);
+            bytes[at..at + text.len()].copy_from_slice(text);
+        })
+    };
+    write("unstamped", &overwrite(b""));
+    write("wild", &overwrite(&[MAGIC, &[0xff; STAMP - 21]].concat()));
+    write("unfinished", &overwrite(&[MAGIC, b"abi=1\nunirl=0.1.0\n"].concat()));
+    write("abi", &restamped("abi=1\n", "abi=999\n"));
+    write("torch", &restamped("torch=2.", "torch=1."));
+    write("release", &restamped("unirl=0.1.", "unirl=0.9."));
+    write("layout", &restamped("abi_stable=0.11", "abi_stable=0.10"));
+    write("panics", &restamped("panic=unwind", "panic=abort"));
+    write("platform", &restamped("target=x86_64", "target=riscv64"));
+    write("machine", &patched(|bytes| bytes[0x12] = 0xf3)); // ELF's e_machine: RISC-V
+    compiled(
+        folder,
+        "aborts",
+        "#include <stdlib.h>\n__attribute__((constructor)) void begin(void) { abort(); }",
+    );
+    compiled(folder, "crashes", "__attribute__((constructor)) void begin(void) { *(volatile int *)0 = 1; }");
+    compiled(folder, "rootless", "int nothing;");
+    symlink(file("loop"), file("loop")).unwrap();
+    fs::create_dir(file("folder")).unwrap();
+    for number in 0..10_000 {
+        fs::write(folder.join(format!("{number}.so")), "").unwrap();
+    }
+}
+
+#[test]
+fn every_hostile_file_is_told_and_stops_no_run() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("plugins");
+    fs::create_dir(&folder).unwrap();
+    hostile(&folder);
+    let path = std::env::join_paths([folder.clone(), plugin_dir()]).unwrap();
+
+    let output = program(["plugins", "list", "--json"]).env("UNIRL_PLUGIN_PATH", &path).output().unwrap();
+    let said = shown(&output);
+    assert!(said.starts_with("exit: 0"), "{said}");
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let states: BTreeMap<&str, &Value> = json["plugins"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|plugin| (plugin["name"].as_str().unwrap(), &plugin["refused"]))
+        .collect();
+    for (name, reason) in CASES {
+        match (states.get(name), reason) {
+            (None, None) => {}
+            (Some(Value::String(refused)), Some(reason)) => {
+                assert!(refused.contains(reason), "{name}: {refused}");
+            }
+            (state, _) => panic!("{name}: {state:?}"),
+        }
+    }
+    for good in ["rewards", "showo", "janus"] {
+        assert_eq!(states[good], &Value::Null, "{good}");
+    }
+
+    // A rule by its name, and a model: neither opens what it does not need.
+    let samples = "{\"category\":\"counting\",\"prompt\":\"a photo of two stars\",\"truth\":\"two stars\",\"answer\":\"two stars\"}\n";
+    let mut child = program(["reward", "score", "--reward", "exact"])
+        .env("UNIRL_PLUGIN_PATH", &path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(samples.as_bytes()).unwrap();
+    let said = shown(&child.wait_with_output().unwrap());
+    assert!(said.starts_with("exit: 0") && said.contains("\"reward\":1.0"), "{said}");
+    let out = home.path().join("star.png");
+    let drawing =
+        ["generate", "--plugin", "showo", "--device", "cpu", "--prompt", "a photo of a star", "--out"];
+    let said = shown(&program(drawing).arg(&out).env("UNIRL_PLUGIN_PATH", &path).output().unwrap());
+    assert!(said.starts_with("exit: 0") && out.is_file(), "{said}");
+}
+
+/// One of a name twice: the first folder counts, and naming the other one as well is an error that says where both are.
+#[test]
+fn of_two_with_one_name_the_first_counts() {
+    let home = tempfile::tempdir().unwrap();
+    let [one, two]: [PathBuf; 2] = ["one", "two"].map(|name| home.path().join(name));
+    for folder in [&one, &two] {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("libunirl_plugin_other.so"), real()).unwrap();
+    }
+    let output = program(["plugins", "list", "--json", "--plugin-dir"])
+        .args([&one])
+        .arg("--plugin-dir")
+        .arg(&two)
+        .output();
+    let json: Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+    let found: Vec<&Value> =
+        json["plugins"].as_array().unwrap().iter().filter(|plugin| plugin["name"] == "other").collect();
+    assert_eq!(found.len(), 1);
+    assert!(found[0]["path"].as_str().unwrap().contains("/one/"), "{found:?}");
+}
