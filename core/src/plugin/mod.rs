@@ -297,13 +297,14 @@ impl Plugins {
             }
         }
         self.discover();
-        let offered: Vec<(&str, &str)> = self
+        let mut offered: Vec<(&str, &str)> = self
             .loaded
             .iter()
             .flat_map(|plugin| plugin.entries.iter().map(move |entry| (plugin, entry)))
             .filter(|(_, entry)| entry.kind == kind)
             .map(|(plugin, entry)| (entry.name.as_str(), plugin.name.as_str()))
             .collect();
+        offered.sort_by_key(|(entry, plugin)| (*plugin, *entry));
         let what = if kind == EntryKind::Reward { "reward rule".into() } else { kind.to_string() };
         let mut error = Error::usage(format!("unknown {what} `{name}`"));
         if let Some(near) = nearest(name, offered.iter().map(|(entry, _)| *entry)) {
