@@ -59,3 +59,53 @@ fn what_we_ship_keeps_its_promises() {
         assert_eq!(said.matches("\nok ").count(), kept, "{said}");
     }
 }
+
+/// A bug each in the example, and what is said of it: the check that finds it, and a part of what it says.
+const BUGS: [(&str, &str, &str); 18] = [
+    ("no-shift", "drawing: scoring finds the probabilities of sampling", "nats a token: off by"),
+    ("no-mask", "a batch is its rows, in any order", "drawn alone"),
+    ("shared-reference", "the reference stays where it was", "after an update: off by"),
+    ("drawing-ignores-the-seed", "the seed decides", "the same seed draws other images"),
+    ("answering-ignores-the-seed", "the seed decides", "the same seed answers otherwise"),
+    ("detached-image", "an answer's gradient reaches the image", "get no gradient"),
+    ("part-ignored", "a batch is its rows, in any order", "drawn alone"),
+    ("heated-logp", "answering: scoring finds the probabilities of sampling", "nats a token: off by"),
+    ("image-not-scored", "answering: scoring finds the probabilities of sampling", "nats a token: off by"),
+    ("reference-not-used", "the reference stays where it was", "after an update: off by"),
+    (
+        "parameters-are-copies",
+        "gradients reach what learns, and nothing else",
+        "leaves no gradient in `Shared`",
+    ),
+    ("saves-too-little", "what is saved is what is loaded", "words"),
+    ("loads-nothing", "what is saved is what is loaded", "of the loaded model: off by"),
+    ("no-end-token", "token ids are sane", "ends with token"),
+    (
+        "wrong-group",
+        "gradients reach what learns, and nothing else",
+        "no parameter is of a group that drawing serves",
+    ),
+    ("leaks", "200 calls hold no more memory than 20", "kB more after 200 calls"),
+    ("checks-nothing", "wrong input is an error", "image tokens beyond the codebook"),
+    ("pixels-around-zero", "pictures go in and out", "expected values in 0..=1"),
+];
+
+#[test]
+fn every_bug_planted_in_the_example_is_found() {
+    let said = shown(&unirl(["plugins", "check", "mutants", "--device", "cpu"]).output().unwrap());
+    assert!(said.starts_with("exit: 1"), "{said}");
+    for (bug, check, text) in BUGS {
+        let (_, findings) =
+            said.split_once(&format!("model `{bug}`\n")).unwrap_or_else(|| panic!("{bug}: {said}"));
+        let findings = findings.split("\nmodel `").next().unwrap();
+        let found = findings
+            .split_once(&format!("FAILS    {check}\n"))
+            .unwrap_or_else(|| panic!("{bug}: {findings}"))
+            .1;
+        let found = ["ok ", "FAILS ", "skipped "]
+            .iter()
+            .fold(found, |found, next| found.split(&format!("\n\n{next}")).next().unwrap());
+        assert!(found.contains(text), "{bug}: {found}");
+        assert!(found.contains("hint: "), "{bug}: {found}");
+    }
+}

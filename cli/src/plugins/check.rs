@@ -46,7 +46,7 @@ fn model(args: &PluginsCheckArgs, name: &str, plugins: &mut Plugins) -> Result<V
     let mut findings = vec![unknown_option(|options| dry(plugins, options))];
     let mut load = |folder: &Path| -> Result<Box<dyn UnifiedModel>> {
         let checkpoint = Checkpoint::Folder(folder.into());
-        plugins.model(name, &json!({}), &ModelSource { checkpoint, device, seed: 1, dry: false })
+        plugins.model(name, &json!({}), &ModelSource { checkpoint, device, seed: 2, dry: false })
     };
     findings.extend(examine(&mut *model, &tasks, &config.rollout, Extent::Everything, Some(&mut load)));
     Ok(findings)

@@ -225,15 +225,13 @@ impl Plugins {
             let path = path.canonicalize().unwrap_or(path);
             let loaded =
                 self.loaded.iter().find(|plugin| plugin.name == name).map(|plugin| plugin.path.clone());
-            let (path, state) = match loaded {
-                Some(loaded) => (loaded, PluginState::Loaded),
-                None => {
-                    let fits =
-                        stamp::read(&path).and_then(|stamp| stamp.check(&path)).and_then(|()| safe(&path));
-                    match fits.and_then(|()| self.open_file(&path)) {
-                        Ok(_) => (path, PluginState::Loaded),
-                        Err(error) => (path, PluginState::Refused(error)),
-                    }
+            let (path, state) = if let Some(loaded) = loaded {
+                (loaded, PluginState::Loaded)
+            } else {
+                let fits = stamp::read(&path).and_then(|stamp| stamp.check(&path)).and_then(|()| safe(&path));
+                match fits.and_then(|()| self.open_file(&path)) {
+                    Ok(_) => (path, PluginState::Loaded),
+                    Err(error) => (path, PluginState::Refused(error)),
                 }
             };
             self.reports.push(PluginReport { name, path, state });

@@ -114,13 +114,14 @@ impl WeightedRule {
     }
 }
 
+/// What sums of parts may be off by.
+const ROUNDING: f64 = 1e-9;
+
 fn checked(rule: &WeightedRule, samples: &[Sample], rewards: Vec<Reward>) -> Result<Vec<Reward>> {
     let wrong = |what: String| Error::failure(format!("reward rule `{}`: {what}", rule.name));
     if rewards.len() != samples.len() {
         return Err(wrong(format!("expected {} rewards, got {}", samples.len(), rewards.len())));
     }
-    /// What sums of parts may be off by.
-    const ROUNDING: f64 = 1e-9;
     let fits = |reward: &Reward| {
         let most = reward.max + ROUNDING * reward.max.abs();
         reward.max.is_finite()
