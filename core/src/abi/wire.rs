@@ -569,6 +569,103 @@ mod tests {
         Ok(())
     }
 
+    /// A message as it came from the other side: JSON, and tensors by name.
+    fn message(json: &str, tensors: &[&str]) -> Message {
+        let tensor =
+            |name: &&str| Tuple2((*name).into(), Tensor::zeros([1, 2], (Kind::Int64, Device::Cpu)).into());
+        let record = FfiRecord { json: json.into(), tensors: tensors.iter().map(tensor).collect() };
+        Message::unpack(record).expect("an object")
+    }
+
+    type Read = fn(Message) -> Result<()>;
+
+    /// Every message with the keys and tensors of the first release alone, and its reader: what was added since is optional.
+    const FIRST: [(&str, &[&str], Read); 22] = [
+        (r#"{"mode":"train"}"#, &[], |m| read_set_mode(m).map(drop)),
+        (
+            r#"{"prompts":["a"],"sampling":{"guidance":2.0,"steps":16,"temperature":1.0,"seed":7}}"#,
+            &[],
+            |m| read_generate(m).map(drop),
+        ),
+        (
+            r#"{"questions":["a"],"sampling":{"temperature":0.0,"max_tokens":32,"seed":7}}"#,
+            &["images.tokens"],
+            |m| read_answer(m).map(drop),
+        ),
+        (r#"{"texts":["a"]}"#, &[], |m| read_encode_answers(m).map(drop)),
+        (r#"{"prompts":["a"],"policy":"current","replay":{"remask":{"seed":1}}}"#, &["images.tokens"], |m| {
+            read_image_logits(m).map(drop)
+        }),
+        (
+            r#"{"prompts":["a"],"policy":"reference","replay":{"reveal":{"steps":[0],"guidance":1.5}}}"#,
+            &["images.tokens", "images.revealed_at"],
+            |m| read_image_logits(m).map(drop),
+        ),
+        (
+            r#"{"prompts":["a"],"policy":"current","replay":{"pretrain":{"seed":2}}}"#,
+            &["images.tokens"],
+            |m| read_image_logits(m).map(drop),
+        ),
+        (
+            r#"{"questions":["a"],"policy":"current","text":["two"]}"#,
+            &["images.tokens", "answers.tokens", "answers.mask"],
+            |m| read_answer_logp(m).map(drop),
+        ),
+        ("{}", &["images.tokens"], |m| read_images(m).map(drop)),
+        ("{}", &["pixels"], |m| read_pixels(m).map(drop)),
+        (r#"{"progress":0.25}"#, &["pixels"], |m| read_tokenizer_loss(m).map(drop)),
+        (r#"{"dir":"out"}"#, &[], |m| read_save(m).map(drop)),
+        (
+            r#"{"samples":[{"facts":{"category":"counting","objects":[{"noun":"cat","count":2}]},"prompt":"p","question":"q","truth":"t","answer":"a"}]}"#,
+            &[],
+            |m| read_score(m).map(drop),
+        ),
+        (
+            r#"{"card":{"name":"x","image_space":"shared","image_decoding":"masked","image_tokens":2,"codebook_size":3,"resolution":4}}"#,
+            &[],
+            |m| read_card(m).map(drop),
+        ),
+        (r#"{"parameters":[{"name":"w","group":"shared"}]}"#, &["w"], |m| read_parameters(m).map(drop)),
+        (r#"{"text":["two"]}"#, &["answers.tokens", "answers.mask"], |m| read_answers(m).map(drop)),
+        ("{}", &["logits", "targets"], |m| read_logits(m).map(drop)),
+        ("{}", &["logp", "mask"], |m| read_logp(m).map(drop)),
+        ("{}", &["loss"], |m| read_loss(m).map(drop)),
+        (r#"{"rewards":[{"score":1.0,"max":1.0}]}"#, &[], |m| read_rewards(m).map(drop)),
+        (r#"{"classes":["a"],"colors":["red"]}"#, &["pixels"], |m| read_detect(m).map(drop)),
+        (r#"{"detections":[[{"class":"a","score":0.9,"box":[0.0,1.0,2.0,3.0]}]]}"#, &[], |m| {
+            read_detections(m).map(drop)
+        }),
+    ];
+
+    #[test]
+    fn the_messages_of_the_first_release_are_read() {
+        for (json, tensors, read) in FIRST {
+            read(message(json, tensors)).unwrap_or_else(|error| panic!("{json}: {error}"));
+        }
+    }
+
+    /// What a later release adds to a message is passed over: a key of the message, and a tensor, but in `parameters`, which has
+    /// a tensor for each.
+    #[test]
+    fn keys_and_tensors_of_later_releases_are_passed_over() {
+        for (json, tensors, read) in FIRST {
+            let comma = if json == "{}" { "" } else { "," };
+            let later = format!("{{\"of_a_later_release\":[1]{comma}{}", &json[1..]);
+            let added = (!json.contains("\"parameters\"")).then_some("images.of_a_later_release");
+            let more: Vec<&str> = tensors.iter().copied().chain(added).collect();
+            read(message(&later, &more)).unwrap_or_else(|error| panic!("{later}: {error}"));
+        }
+    }
+
+    /// A sampling is an order: what an older plugin could not honour it refuses, and a host sends a newer key only where it is
+    /// set.
+    #[test]
+    fn a_sampling_of_a_later_release_is_refused_by_its_key() {
+        let json = r#"{"prompts":["a"],"sampling":{"guidance":2.0,"steps":16,"temperature":1.0,"seed":7,"top_p":0.9}}"#;
+        let error = read_generate(message(json, &[])).expect_err("an order that is not known");
+        assert!(error.to_string().contains("unknown field `top_p`"), "{error}");
+    }
+
     #[test]
     fn what_json_cannot_say_is_refused_with_its_place() {
         let bad = Reward { why: "null".into(), ..Reward::new(f64::NAN, 1.0) };
