@@ -160,6 +160,12 @@ fn every_hostile_file_is_told_and_stops_no_run() {
             (state, _) => panic!("{name}: {state:?}"),
         }
     }
+    let built = |name: &str| {
+        let plugins = json["plugins"].as_array().unwrap();
+        plugins.iter().find(|plugin| plugin["name"] == name).unwrap()["built"].clone()
+    };
+    assert_eq!(built("abi")["abi"], "999");
+    assert_eq!(built("showo")["libtorch"], json["libtorch"]);
     for good in ["rewards", "showo", "janus"] {
         assert_eq!(states[good], &Value::Null, "{good}");
     }

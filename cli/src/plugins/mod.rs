@@ -46,8 +46,10 @@ pub(crate) fn list(plugins: &mut Plugins) -> String {
     }
     for report in plugins.discover_if(&mut probe).to_vec() {
         let plugin = plugins.loaded().iter().find(|plugin| plugin.path == report.path);
-        let version = plugin.map_or_else(String::new, |plugin| format!(" {}", plugin.version));
-        text += &format!("\n{}{version}  {}\n", report.name, report.path.display());
+        let built = report.built.as_ref().map_or_else(String::new, |built| {
+            format!(" {} (abi {}, libtorch {})", built.version, built.abi, built.libtorch)
+        });
+        text += &format!("\n{}{built}  {}\n", report.name, report.path.display());
         match &report.state {
             PluginState::Refused(error) => text += &format!("  refused: {error}\n"),
             PluginState::Loaded => {
@@ -95,7 +97,17 @@ pub(crate) fn describe(plugins: &mut Plugins) -> Value {
                 .flat_map(|plugin| &plugin.entries)
                 .map(|entry| json!({"kind": entry.kind.to_string(), "name": entry.name}))
                 .collect();
-            json!({"name": report.name, "path": report.path, "refused": refused, "entries": entries})
+            let built = report
+                .built
+                .as_ref()
+                .map(|built| json!({"version": built.version, "abi": built.abi, "libtorch": built.libtorch}));
+            json!({
+                "name": report.name,
+                "path": report.path,
+                "built": built,
+                "refused": refused,
+                "entries": entries,
+            })
         })
         .collect();
     json!({"libtorch": mapped_version(), "searched": plugins.search_path(), "plugins": list})

@@ -145,8 +145,21 @@ pub struct PluginReport {
     pub name: String,
     /// The file.
     pub path: PathBuf,
+    /// What its stamp says, where it has one.
+    pub built: Option<Built>,
     /// Whether it could be loaded.
     pub state: PluginState,
+}
+
+/// What a plugin was built with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// The version of its crate.
+    pub version: String,
+    /// The number of its interface.
+    pub abi: String,
+    /// The version of its libtorch.
+    pub libtorch: String,
 }
 
 /// The plugins of this process.
@@ -234,7 +247,8 @@ impl Plugins {
                     Err(error) => (path, PluginState::Refused(error)),
                 }
             };
-            self.reports.push(PluginReport { name, path, state });
+            let built = stamp::read(&path).ok().map(|stamp| stamp.built());
+            self.reports.push(PluginReport { name, path, built, state });
         }
         &self.reports
     }

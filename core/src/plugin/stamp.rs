@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::Built;
 use crate::abi::stamp as host;
 use crate::error::{Context, Error, Result};
 
@@ -95,6 +96,10 @@ fn parse(text: &str) -> Option<Stamp> {
 }
 
 impl Stamp {
+    pub(super) fn built(&self) -> Built {
+        Built { version: self.version.clone(), abi: self.abi.clone(), libtorch: self.torch.clone() }
+    }
+
     /// Refuses a plugin that does not fit this host.
     pub(super) fn check(&self, path: &Path) -> Result<()> {
         tracing::debug!(plugin = self.plugin, rustc = self.rustc, unirl = self.unirl, "stamp");
