@@ -102,7 +102,7 @@ fn next(args: &PluginsNewArgs, folder: &Path) -> String {
     text += &format!("  unirl plugins check {library}\n");
     text += &match args.kind {
         PluginKind::Model => format!(
-            "  unirl pretrain --plugin {library} --out base\n  unirl --plugin {library} --model base --optimizer grpo\n"
+            "  unirl pretrain --plugin {library} --set joint.steps=600 --set joint.update.learning_rate=5e-3 --out base\n  unirl --plugin {library} --model base --optimizer grpo\n"
         ),
         PluginKind::Reward => format!("  unirl --plugin showo --optimizer grpo --reward {library}\n"),
     };
