@@ -11,6 +11,7 @@ use unirl::error::{Context, Error, Result};
 use unirl::eval::{Interval, Report, Score};
 use unirl::metrics::{self, Line};
 use unirl::table;
+use unirl::train::Alarms;
 
 use super::chart::COLORS;
 
@@ -23,12 +24,6 @@ struct End {
     wall_seconds: f64,
     #[serde(default)]
     alarms: Alarms,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Alarms {
-    equal_rewards: u64,
-    diverged: u64,
 }
 
 /// A run.

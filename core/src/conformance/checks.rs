@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use super::{Check, Outcome, Subject, all};
+use super::{Check, Outcome, Subject, all, fails};
 use crate::autograd::forget_gradient;
 use crate::error::Result;
-use crate::model::{
-    ImageDecoding, ImageSampling, ImageSpace, Images, ParameterGroup, Policy, Replay, Scoring, TextSampling,
-};
+use crate::model::{ImageDecoding, ImageSampling, ImageSpace, Images, Policy, Replay, Scoring, TextSampling};
 use crate::optimizer::objective;
 
 pub(super) const ALL: &[Check] = &[
@@ -66,10 +64,6 @@ pub(super) const ALL: &[Check] = &[
         run: relaxed_is_hard,
     },
 ];
-
-fn fails(text: impl Into<String>) -> Outcome {
-    Outcome::Fails(text.into())
-}
 
 /// The largest difference where `mask` is true.
 fn off(one: &Tensor, other: &Tensor, mask: &Tensor) -> f64 {
@@ -218,7 +212,7 @@ fn divergence(subject: &mut Subject<'_>) -> Result<Outcome> {
 fn moved(
     subject: &Subject<'_>,
     objective: impl FnOnce(&Subject<'_>) -> Result<Tensor>,
-) -> Result<BTreeMap<&'static str, bool>> {
+) -> Result<BTreeMap<String, bool>> {
     let mut parameters = subject.model.parameters()?;
     for parameter in &mut parameters {
         forget_gradient(&mut parameter.tensor);
@@ -228,19 +222,10 @@ fn moved(
     for parameter in &mut parameters {
         let gradient = parameter.tensor.grad();
         let reached = gradient.defined() && gradient.abs().max().double_value(&[]) > 0.0;
-        *groups.entry(name(parameter.group)).or_insert(false) |= reached;
+        *groups.entry(format!("{:?}", parameter.group)).or_insert(false) |= reached;
         forget_gradient(&mut parameter.tensor);
     }
     Ok(groups)
-}
-
-fn name(group: ParameterGroup) -> &'static str {
-    match group {
-        ParameterGroup::Shared => "Shared",
-        ParameterGroup::Generation => "Generation",
-        ParameterGroup::Understanding => "Understanding",
-        ParameterGroup::Tokenizer => "Tokenizer",
-    }
 }
 
 fn gradients(subject: &mut Subject<'_>) -> Result<Outcome> {
@@ -268,7 +253,7 @@ fn gradients(subject: &mut Subject<'_>) -> Result<Outcome> {
             }
         }
     }
-    let groups: Vec<&str> = drawing.into_keys().collect();
+    let groups: Vec<String> = drawing.into_keys().collect();
     Ok(Outcome::Holds(format!("groups: {}", groups.join(", "))))
 }
 

@@ -82,11 +82,7 @@ pub fn examine<'a>(
             }];
         }
     };
-    let find = |check: &Check| {
-        let outcome =
-            caught(|| (check.run)(&mut subject)).unwrap_or_else(|error| Outcome::Fails(error.to_string()));
-        Finding { name: check.name, outcome, hint: check.hint }
-    };
+    let find = |check: &Check| found(check.name, check.hint, || (check.run)(&mut subject));
     let more = if extent == Extent::Everything { robustness::ALL } else { &[] };
     checks::ALL.iter().chain(more).map(find).collect()
 }
@@ -151,6 +147,16 @@ fn check_codes(drawn: &Images, codes: i64) -> Result<()> {
         return Ok(());
     }
     Err(Error::failure(format!("image tokens from {least} to {most}, expected 0..{codes}")))
+}
+
+fn fails(text: impl Into<String>) -> Outcome {
+    Outcome::Fails(text.into())
+}
+
+/// What comes of a check, an error or a panic included.
+fn found(name: &'static str, hint: &'static str, run: impl FnOnce() -> Result<Outcome>) -> Finding {
+    let outcome = caught(run).unwrap_or_else(|error| fails(error.to_string()));
+    Finding { name, outcome, hint }
 }
 
 /// The outcome of several: the first that fails, else that of the last.

@@ -2,8 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Finding, Outcome};
-use crate::abi::guard::caught;
+use super::{Finding, Outcome, found};
 use crate::error::Result;
 use crate::reward::{Reward, RewardFunction, Sample};
 use crate::scene::Task;
@@ -63,11 +62,7 @@ pub fn examine_reward(rule: &dyn RewardFunction, tasks: &[Task]) -> Result<Vec<F
         }
     }
     let subject = Subject { rule, samples, pixels: tiles::render(&scenes) };
-    let find = |check: &Check| {
-        let outcome = caught(|| (check.run)(&subject));
-        let outcome = outcome.unwrap_or_else(|error| Outcome::Fails(error.to_string()));
-        Finding { name: check.name, outcome, hint: check.hint }
-    };
+    let find = |check: &Check| found(check.name, check.hint, || (check.run)(&subject));
     Ok(ALL.iter().map(find).collect())
 }
 

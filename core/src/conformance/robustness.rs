@@ -4,7 +4,7 @@ use std::fs;
 
 use tch::{Kind, Tensor};
 
-use super::{Check, Outcome, Subject, all};
+use super::{Check, Outcome, Subject, all, fails};
 use crate::error::{Code, Result};
 use crate::model::{Answers, ImageSampling, Images, Mode, ParameterGroup, Part, Policy, TextSampling};
 
@@ -42,10 +42,6 @@ pub(super) const ALL: &[Check] = &[
         run: leaks,
     },
 ];
-
-fn fails(text: impl Into<String>) -> Outcome {
-    Outcome::Fails(text.into())
-}
 
 fn pictures(subject: &mut Subject<'_>) -> Result<Outcome> {
     let (edge, batch) = (subject.model.card().resolution, subject.drawn.len());

@@ -21,6 +21,8 @@ use crate::error::{Error, Result, nearest, unknown_name};
 use crate::model::{ModelSource, UnifiedModel};
 use crate::reward::RewardFunction;
 
+use stamp::Stamp;
+
 pub use libtorch::{cuda_memory, has_cuda_driver, load_cuda, mapped_version};
 
 /// What this program was built with, by name: a plugin has to fit it.
@@ -209,14 +211,18 @@ impl Plugins {
             return Ok(index);
         }
         let stamp = stamp::read(&path)?;
+        self.open_stamped(&path, &stamp)
+    }
+
+    fn open_stamped(&mut self, path: &Path, stamp: &Stamp) -> Result<usize> {
         if let Some(other) = self.loaded.iter().find(|other| other.name == stamp.plugin) {
-            return Err(twice(&format!("plugin `{}`", stamp.plugin), &other.path, &path));
+            return Err(twice(&format!("plugin `{}`", stamp.plugin), &other.path, path));
         }
-        let plugin = load::load(&path, &stamp)?;
+        let plugin = load::load(path, stamp)?;
         for entry in &plugin.entries {
             let same = |other: &Entry| other.kind == entry.kind && other.name == entry.name;
             if let Some(other) = self.loaded.iter().find(|other| other.entries.iter().any(same)) {
-                return Err(twice(&format!("{} `{}`", entry.kind, entry.name), &other.path, &path));
+                return Err(twice(&format!("{} `{}`", entry.kind, entry.name), &other.path, path));
             }
         }
         self.loaded.push(plugin);
@@ -238,16 +244,22 @@ impl Plugins {
             let path = path.canonicalize().unwrap_or(path);
             let loaded =
                 self.loaded.iter().find(|plugin| plugin.name == name).map(|plugin| plugin.path.clone());
-            let (path, state) = if let Some(loaded) = loaded {
-                (loaded, PluginState::Loaded)
+            let path = loaded.clone().unwrap_or(path);
+            let stamp = stamp::read(&path);
+            let built = stamp.as_ref().ok().map(Stamp::built);
+            let state = if loaded.is_some() {
+                PluginState::Loaded
             } else {
-                let fits = stamp::read(&path).and_then(|stamp| stamp.check(&path)).and_then(|()| safe(&path));
-                match fits.and_then(|()| self.open_file(&path)) {
-                    Ok(_) => (path, PluginState::Loaded),
-                    Err(error) => (path, PluginState::Refused(error)),
+                let opened = stamp.and_then(|stamp| {
+                    stamp.check(&path)?;
+                    safe(&path)?;
+                    self.open_stamped(&path, &stamp)
+                });
+                match opened {
+                    Ok(_) => PluginState::Loaded,
+                    Err(error) => PluginState::Refused(error),
                 }
             };
-            let built = stamp::read(&path).ok().map(|stamp| stamp.built());
             self.reports.push(PluginReport { name, path, built, state });
         }
         &self.reports

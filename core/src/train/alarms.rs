@@ -1,6 +1,6 @@
 //! What is no error and spoils a run all the same: counted, and said when it begins.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::metrics::Line;
 
@@ -8,7 +8,7 @@ use crate::metrics::Line;
 const DIVERGED: f64 = 1.0;
 
 /// Steps at which something was wrong.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alarms {
     /// No group had unequal rewards: advantages are zero, and nothing was learned.
     pub equal_rewards: u64,

@@ -91,7 +91,7 @@ pub fn train(
     let interrupted = |done: &str| interruption(run_dir, done);
 
     // The base is evaluated once; what looks at it has to do so before its weights give way to those of a checkpoint.
-    let before = evaluate(model, config, run_dir, "base", watch)?;
+    let before = evaluate(model, Some(&base), config, run_dir, "base", watch)?;
     let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
     let draws = config.eval.pictures > 0 && (options.sample_every > 0 || config.eval.prompts > 0);
     if draws && !run_dir.root().join("samples/base.png").is_file() {
@@ -170,7 +170,7 @@ pub fn train(
             return Err(interrupted(&format!("after step {step} of {}", options.steps)));
         }
     }
-    let after = evaluate(trainer.model, config, run_dir, "trained", watch)?;
+    let after = evaluate(trainer.model, None, config, run_dir, "trained", watch)?;
     if draws {
         pictures::save(&mut trainer, &config.eval, run_dir, "trained")?;
     }
@@ -257,9 +257,10 @@ fn interruption(run_dir: &RunDir, done: &str) -> Error {
         .hint(format!("go on: `unirl --resume {}`", run_dir.root().display()))
 }
 
-/// Evaluates the model and writes the receipt, unless that of this very evaluation is there.
+/// Evaluates the model, whose weights may be hashed already, and writes the receipt, unless that of this very evaluation is there.
 fn evaluate(
     model: &mut dyn UnifiedModel,
+    known: Option<&ModelStamp>,
     config: &RunConfig,
     run_dir: &RunDir,
     what: &'static str,
@@ -273,7 +274,10 @@ fn evaluate(
     let tasks = eval::tasks(options.prompts, options.seed)?;
     let evaluation =
         Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
-    let stamp = ModelStamp::new(model, &config.model.plugin)?;
+    let stamp = match known {
+        Some(stamp) => stamp.clone(),
+        None => ModelStamp::new(model, &config.model.plugin)?,
+    };
     let path = run_dir.root().join(format!("eval/{what}.json"));
     if let Some(known) = Receipt::find(&path, &evaluation, &stamp)? {
         return Ok(Some(known.figures));
