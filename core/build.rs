@@ -1,5 +1,5 @@
 //! Makes what the plugin stamp states about this build known to the compiler: libtorch, rustc and target. Compiles the
-//! one piece of C++, what autograd needs beside tch.
+//! C++: what is needed of libtorch beside tch.
 
 use std::{env, fs, path::PathBuf, process::Command};
 
@@ -8,7 +8,7 @@ fn main() {
     println!("cargo:rustc-env=UNIRL_TORCH={}", torch_version());
     println!("cargo:rustc-env=UNIRL_RUSTC={}", rustc_version());
     println!("cargo:rustc-env=UNIRL_TARGET={}", env::var("TARGET").unwrap_or_default());
-    compile("src/autograd/autograd.cpp");
+    compile(&["src/autograd/autograd.cpp", "src/ops/ops.cpp"]);
 }
 
 /// Where the libraries lie that torch-sys links to.
@@ -18,8 +18,10 @@ fn libtorch() -> PathBuf {
         .into()
 }
 
-fn compile(source: &str) {
-    println!("cargo:rerun-if-changed={source}");
+fn compile(sources: &[&str]) {
+    for source in sources {
+        println!("cargo:rerun-if-changed={source}");
+    }
     let include = libtorch().join("../include");
     cc::Build::new()
         .cpp(true)
@@ -29,8 +31,8 @@ fn compile(source: &str) {
         .define("_GLIBCXX_USE_CXX11_ABI", env::var("LIBTORCH_CXX11_ABI").as_deref().unwrap_or("1"))
         .include(include.join("torch/csrc/api/include"))
         .include(include)
-        .file(source)
-        .compile("unirl_autograd");
+        .files(sources)
+        .compile("unirl_libtorch");
 }
 
 /// The version in the headers beside the libtorch that torch-sys links to.

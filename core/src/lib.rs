@@ -18,6 +18,7 @@ pub mod judge;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+pub mod ops;
 pub mod optimizer;
 pub mod picture;
 pub mod plugin;

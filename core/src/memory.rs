@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::model::{Cost, Footprint, ImageSampling, TextSampling, UnifiedModel, Workload};
 use crate::optimizer::Optimizer;
 use crate::plugin::cuda_memory;
+use crate::update::VALUES_AT_ONCE;
 
 /// What is left free of a device's memory, for fragmentation and whatever else runs there.
 const HEADROOM: f64 = 0.05;
@@ -17,9 +18,6 @@ const HEADROOM: f64 = 0.05;
 /// Gradients of the embedding table that are alive at once when a backward pass ends there: of drawing, of reading, of
 /// the codes of relaxed images, and their sum.
 const LOOK_UPS: i64 = 4;
-
-/// Arrays of the size of a weight that AdamW makes on the way, in f32.
-const TEMPORARIES: i64 = 5;
 
 /// A run's memory in bytes.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,7 +89,8 @@ impl MemoryPlan {
             phases,
             gradients: (of.trainable_weights, bytes * of.largest),
             beside: micro_batch < images || passes.iter().any(|pass| pass.beside),
-            update: TEMPORARIES * 4 * of.largest,
+            // Gradients of a shorter type in f32.
+            update: if short { 4 * of.trainable.min(of.largest.max(VALUES_AT_ONCE as i64)) } else { 0 },
             images,
             micro_batch,
             available: available(device),

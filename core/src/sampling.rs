@@ -7,24 +7,33 @@ use crate::model::Part;
 /// The classes `[B]` of `logits [B,V]`: the likeliest at a temperature of 0, else draws by the inverse of the cumulative
 /// distribution, among the `top_k` likeliest or, with 0, among all. The caller seeds libtorch.
 pub fn choose(logits: &Tensor, temperature: f64, top_k: i64, part: Option<Part>) -> Tensor {
-    if temperature <= 0.0 || top_k == 1 {
-        return logits.argmax(-1, false);
-    }
-    let (batch, classes) = (logits.size()[0], logits.size()[1]);
+    let draws = || {
+        let all = |of| Tensor::rand([of, 1], (Kind::Float, logits.device()));
+        Part::rows(part, logits.size()[0], all)
+    };
+    let random = temperature > 0.0 && top_k != 1;
+    choose_by(logits, temperature, top_k, random.then(draws).as_ref())
+}
+
+/// [`choose`] by random numbers `draws [B,1]` in `0..1`; the likeliest where there are none.
+pub fn choose_by(logits: &Tensor, temperature: f64, top_k: i64, draws: Option<&Tensor>) -> Tensor {
+    let Some(draws) = draws else { return logits.argmax(-1, false) };
+    let classes = logits.size()[1];
     let mut logits = logits / temperature;
     if (1..classes).contains(&top_k) {
         let (best, _) = logits.topk(top_k, -1, true, true);
         let least = best.narrow(1, top_k - 1, 1); // all that equal it stay
         logits = logits.masked_fill(&logits.lt_tensor(&least), f64::NEG_INFINITY);
     }
-    let draws = Part::rows(part, batch, |of| Tensor::rand([of, 1], (Kind::Float, logits.device())));
     let cumulative = logits.softmax(-1, Kind::Double).cumsum(-1, Kind::Double);
-    let drawn = cumulative.le_tensor(&draws.to_kind(Kind::Double)).sum_dim_intlist(
-        [1i64].as_slice(),
-        false,
-        Kind::Int64,
-    );
-    drawn.clamp_max(classes - 1) // a sum just below 1 and a draw above it
+    below(&cumulative, &draws.to_kind(Kind::Double)).squeeze_dim(1)
+}
+
+/// How many of the rising `cumulative […,V]` are at most `draws […,1]`, but less than `V`, where rounding leaves their last just
+/// below 1: the class that a draw falls on, `[…,1]`.
+pub fn below(cumulative: &Tensor, draws: &Tensor) -> Tensor {
+    let found = draws.contiguous().searchsorted::<Tensor>(cumulative, false, true, "right", None);
+    found.clamp_max(cumulative.size().last().map_or(0, |classes| classes - 1))
 }
 
 /// The log-probabilities `[B]` of `classes [B]` under `logits [B,V]`.

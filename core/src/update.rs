@@ -10,6 +10,10 @@ use tch::{Kind, Tensor};
 use crate::autograd::forget_gradient;
 use crate::error::{Code, Error, Result};
 use crate::model::Parameter;
+use crate::ops::{self, AdamWRates, Learning};
+
+/// Values that are updated at once, 256 MiB in f32; a larger weight is updated alone.
+pub(crate) const VALUES_AT_ONCE: usize = 1 << 26;
 
 /// Options of the weight update.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -207,43 +211,33 @@ impl AdamW {
             self.step += 1;
             let learning_rate = self.learning_rate();
             let o = &self.options;
-            for slot in &mut self.slots {
-                let gradient = slot.weight.grad();
-                if !gradient.defined() {
-                    continue;
-                }
-                slot.steps += 1;
-                let correction1 = 1.0 - o.beta1.powf(slot.steps as f64);
-                let correction2 = 1.0 - o.beta2.powf(slot.steps as f64);
-                let gradient = gradient.to_kind(Kind::Float) * scale;
-                let _ = slot.mean.lerp_(&gradient, 1.0 - o.beta1);
-                slot.square *= o.beta2;
-                slot.square += gradient.square() * (1.0 - o.beta2);
-                let denominator = (&slot.square / correction2).sqrt() + o.epsilon;
-                let change = &slot.mean / denominator * (learning_rate / correction1);
-                let weight = slot.master.as_mut().unwrap_or(&mut slot.weight);
-                *weight *= 1.0 - learning_rate * o.weight_decay;
-                *weight -= change;
-                if let Some(master) = &slot.master {
-                    slot.weight.copy_(master);
-                }
+            let rates = AdamWRates {
+                learning_rate,
+                beta1: o.beta1,
+                beta2: o.beta2,
+                weight_decay: o.weight_decay,
+                epsilon: o.epsilon,
+            };
+            let mut learning: Vec<&mut Slot> =
+                self.slots.iter_mut().filter(|slot| slot.weight.grad().defined()).collect();
+            let mut rest = &mut learning[..];
+            while !rest.is_empty() {
+                let together = at_once(rest);
+                let (slots, others) = rest.split_at_mut(together);
+                update(slots, rates, scale);
+                rest = others;
             }
             Ok(UpdateReport { gradient_norm, learning_rate })
         })
     }
 
     fn gradient_norm(&self) -> Result<f64> {
-        let mut squares = Vec::new();
-        for slot in &self.slots {
-            let gradient = slot.weight.grad();
-            if gradient.defined() {
-                squares.push(gradient.to_kind(Kind::Float).square().sum(Kind::Float));
-            }
-        }
-        if squares.is_empty() {
+        let gradients: Vec<Tensor> =
+            self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined).collect();
+        if gradients.is_empty() {
             return Ok(0.0);
         }
-        let norm = Tensor::stack(&squares, 0).sum(Kind::Float).sqrt().double_value(&[]);
+        let norm = ops::norm(&gradients.iter().collect::<Vec<_>>()).double_value(&[]);
         if norm.is_finite() {
             return Ok(norm);
         }
@@ -266,6 +260,38 @@ impl AdamW {
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
         o.learning_rate * warm * (o.final_rate + (1.0 - o.final_rate) * cosine)
     }
+}
+
+/// How many of the first slots are updated at once: gradients of a shorter type are there in f32 as long.
+fn at_once(slots: &[&mut Slot]) -> usize {
+    let mut values = 0;
+    let more = slots.iter().take_while(|slot| {
+        values += slot.weight.numel();
+        values <= VALUES_AT_ONCE
+    });
+    more.count().max(1)
+}
+
+/// A step of AdamW on slots that have a gradient, which is multiplied by `scale` before.
+fn update(slots: &mut [&mut Slot], rates: AdamWRates, scale: f64) {
+    let device = slots[0].weight.device();
+    for slot in &mut *slots {
+        slot.steps += 1;
+    }
+    let counts: Vec<f32> = slots.iter().map(|slot| slot.steps as f32).collect();
+    let steps = Tensor::from_slice(&counts).to_device(device).unbind(0);
+    let gradients: Vec<Tensor> = slots.iter().map(|slot| slot.weight.grad().to_kind(Kind::Float)).collect();
+    let learning = Learning {
+        weights: slots.iter().map(|slot| slot.master.as_ref().unwrap_or(&slot.weight)).collect(),
+        gradients: gradients.iter().collect(),
+        means: slots.iter().map(|slot| &slot.mean).collect(),
+        squares: slots.iter().map(|slot| &slot.square).collect(),
+        steps: steps.iter().collect(),
+    };
+    ops::adamw(&learning, rates, &Tensor::from((1.0 / scale) as f32).to_device(device));
+    let (shorter, masters): (Vec<&Tensor>, Vec<&Tensor>) =
+        slots.iter().filter_map(|slot| Some((&slot.weight, slot.master.as_ref()?))).unzip();
+    ops::copy(&shorter, &masters);
 }
 
 #[cfg(test)]

@@ -1,0 +1,291 @@
+//! What of libtorch tch has no call for: products that share their rows, the update of many weights at once, and the count
+//! of operations. As with the operations of tch, arguments that do not fit together are a panic with libtorch's own words.
+#![allow(unsafe_code, reason = "calls libtorch")]
+
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::null_mut;
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+type Pointer = *mut C_tensor;
+
+unsafe extern "C" {
+    fn unirl_linear(
+        x: Pointer,
+        weight: Pointer,
+        bias: Pointer,
+        weights: *const Pointer,
+        biases: *const Pointer,
+        parts: usize,
+        outputs: *mut Pointer,
+    ) -> *mut c_char;
+    fn unirl_linear_gelu(x: Pointer, weight: Pointer, bias: Pointer, output: *mut Pointer) -> *mut c_char;
+    fn unirl_adamw(
+        weights: *const Pointer,
+        gradients: *const Pointer,
+        means: *const Pointer,
+        squares: *const Pointer,
+        steps: *const Pointer,
+        n: usize,
+        rate: f64,
+        beta1: f64,
+        beta2: f64,
+        decay: f64,
+        epsilon: f64,
+        scale: Pointer,
+    ) -> *mut c_char;
+    fn unirl_norm(tensors: *const Pointer, n: usize, output: *mut Pointer) -> *mut c_char;
+    fn unirl_copy(to: *const Pointer, from: *const Pointer, n: usize) -> *mut c_char;
+    fn unirl_count_begin() -> u64;
+    fn unirl_count_end(handle: u64) -> i64;
+    fn free(pointer: *mut c_void);
+}
+
+fn pointer(tensor: &Tensor) -> Pointer {
+    tensor.as_ptr().cast_mut()
+}
+
+fn pointers(tensors: &[&Tensor]) -> Vec<Pointer> {
+    tensors.iter().map(|tensor| pointer(tensor)).collect()
+}
+
+/// Takes what the other side answered, and panics if it is an error.
+fn done(error: *mut c_char) {
+    if error.is_null() {
+        return;
+    }
+    // SAFETY: a text that the other side allocated for us.
+    let text = unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned();
+    // SAFETY: as above; it is not used any more.
+    unsafe { free(error.cast()) };
+    panic!("{text}");
+}
+
+/// Products of the same rows `x […,inputs]` with several `weights`, each `[outputs,inputs]`, and with as many `biases` or
+/// none: one product, and one for each gradient. `weight [Σ outputs,inputs]` and `bias [Σ outputs]` are the same values in the
+/// same memory, one behind the other, without a gradient of their own. Answers `[…,outputs]` for each.
+pub fn linear(
+    x: &Tensor,
+    (weight, bias): (&Tensor, Option<&Tensor>),
+    weights: &[&Tensor],
+    biases: &[&Tensor],
+) -> Vec<Tensor> {
+    assert!(bias.is_none() || biases.len() == weights.len(), "a bias for each weight");
+    let mut outputs = vec![null_mut(); weights.len()];
+    // SAFETY: pointers of live tensors, as many as is said.
+    done(unsafe {
+        unirl_linear(
+            pointer(x),
+            pointer(weight),
+            bias.map_or(null_mut(), pointer),
+            pointers(weights).as_ptr(),
+            pointers(biases).as_ptr(),
+            weights.len(),
+            outputs.as_mut_ptr(),
+        )
+    });
+    // SAFETY: tensors that the other side made for us.
+    outputs.into_iter().map(|output| unsafe { Tensor::from_ptr(output) }).collect()
+}
+
+/// `GELU(x·Wᵀ + b)`, GELU by tanh, in one pass and without gradient.
+pub fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
+    let mut output = null_mut();
+    // SAFETY: pointers of live tensors.
+    done(unsafe { unirl_linear_gelu(pointer(x), pointer(weight), pointer(bias), &raw mut output) });
+    // SAFETY: a tensor that the other side made for us.
+    unsafe { Tensor::from_ptr(output) }
+}
+
+/// Weights for [`adamw`], all f32, and `steps []`, which count the one that is done, of each.
+#[derive(Default)]
+pub(crate) struct Learning<'a> {
+    pub(crate) weights: Vec<&'a Tensor>,
+    pub(crate) gradients: Vec<&'a Tensor>,
+    pub(crate) means: Vec<&'a Tensor>,
+    pub(crate) squares: Vec<&'a Tensor>,
+    pub(crate) steps: Vec<&'a Tensor>,
+}
+
+/// The numbers of an AdamW step.
+#[derive(Clone, Copy)]
+pub(crate) struct AdamWRates {
+    pub(crate) learning_rate: f64,
+    pub(crate) beta1: f64,
+    pub(crate) beta2: f64,
+    pub(crate) weight_decay: f64,
+    pub(crate) epsilon: f64,
+}
+
+/// A step of AdamW on all weights at once, with gradients divided by `scale []`.
+pub(crate) fn adamw(learning: &Learning<'_>, rates: AdamWRates, scale: &Tensor) {
+    let Learning { weights, gradients, means, squares, steps } = learning;
+    let n = weights.len();
+    assert!([gradients, means, squares, steps].iter().all(|list| list.len() == n), "as many of each");
+    // SAFETY: pointers of live tensors, `n` in each list.
+    done(unsafe {
+        unirl_adamw(
+            pointers(weights).as_ptr(),
+            pointers(gradients).as_ptr(),
+            pointers(means).as_ptr(),
+            pointers(squares).as_ptr(),
+            pointers(steps).as_ptr(),
+            n,
+            rates.learning_rate,
+            rates.beta1,
+            rates.beta2,
+            rates.weight_decay,
+            rates.epsilon,
+            pointer(scale),
+        )
+    });
+}
+
+/// The Euclidean norm of all values of `tensors`: a scalar, f32.
+pub(crate) fn norm(tensors: &[&Tensor]) -> Tensor {
+    let mut output = null_mut();
+    // SAFETY: pointers of live tensors.
+    done(unsafe { unirl_norm(pointers(tensors).as_ptr(), tensors.len(), &raw mut output) });
+    // SAFETY: a tensor that the other side made for us.
+    unsafe { Tensor::from_ptr(output) }
+}
+
+/// Copies the values of tensors into as many others of the same shapes.
+pub(crate) fn copy(to: &[&Tensor], from: &[&Tensor]) {
+    assert_eq!(to.len(), from.len(), "as many of each");
+    // SAFETY: pointers of live tensors.
+    done(unsafe { unirl_copy(pointers(to).as_ptr(), pointers(from).as_ptr(), to.len()) });
+}
+
+/// How many operations of libtorch `work` starts from this thread; those that are part of another do not count. On a GPU each
+/// that is no view is a kernel or more.
+pub fn count<T>(work: impl FnOnce() -> T) -> (T, i64) {
+    // SAFETY: a callback of this thread alone, which is removed again.
+    let handle = unsafe { unirl_count_begin() };
+    let value = work();
+    // SAFETY: the handle of the callback.
+    (value, unsafe { unirl_count_end(handle) })
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn leaf(shape: &[i64], kind: Kind) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).detach().set_requires_grad(true)
+    }
+
+    /// `tensors` one behind the other, in one memory, which they move into.
+    fn joined(tensors: &mut [Tensor]) -> Tensor {
+        let whole = Tensor::cat(&tensors.iter().map(Tensor::detach).collect::<Vec<_>>(), 0);
+        let mut start = 0;
+        for tensor in tensors {
+            let rows = tensor.size()[0];
+            tensor.set_data(&whole.narrow(0, start, rows));
+            start += rows;
+        }
+        whole
+    }
+
+    /// Values and gradients of joined products, beside those of the products one by one. `learn` says which of the rows,
+    /// weights and biases do.
+    fn compare(kind: Kind, biased: bool, learn: [bool; 3], tolerance: f64) {
+        tch::manual_seed(1);
+        let x = leaf(&[3, 7, 5], kind).detach().set_requires_grad(learn[0]);
+        let sizes = [4, 9, 2];
+        let mut weights = sizes.map(|size| leaf(&[size, 5], kind).detach().set_requires_grad(learn[1]));
+        let mut biases = sizes.map(|size| leaf(&[size], kind).detach().set_requires_grad(learn[2]));
+        let factors = sizes.map(|size| Tensor::randn([3, 7, size], (Kind::Float, Device::Cpu)));
+        let leaves = |weights: &[Tensor], biases: &[Tensor]| -> Vec<Tensor> {
+            std::iter::once(&x).chain(weights).chain(biases).map(Tensor::shallow_clone).collect()
+        };
+        let mut learned = |outputs: Vec<Tensor>, leaves: Vec<Tensor>| -> Vec<Option<Tensor>> {
+            let terms = outputs.iter().zip(&factors).take(2); // the last has no gradient
+            let losses: Vec<Tensor> =
+                terms.map(|(out, factor)| (out.to_kind(Kind::Float) * factor).sum(Kind::Float)).collect();
+            let loss = Tensor::stack(&losses, 0).sum(Kind::Float);
+            if loss.requires_grad() {
+                loss.backward();
+            }
+            let gradient = |mut leaf: Tensor| {
+                let gradient = leaf.grad();
+                let gradient = gradient.defined().then(|| gradient.copy());
+                crate::autograd::forget_gradient(&mut leaf);
+                gradient
+            };
+            outputs
+                .into_iter()
+                .map(|out| Some(out.detach()))
+                .chain(leaves.into_iter().map(gradient))
+                .collect()
+        };
+
+        let plain: Vec<Tensor> =
+            weights.iter().zip(&biases).map(|(w, b)| x.linear(w, biased.then_some(b))).collect();
+        let expected = learned(plain, leaves(&weights, &biases));
+        let (weight, bias) = (joined(&mut weights), joined(&mut biases));
+        let refs = |of: &'_ [Tensor]| of.iter().map(Tensor::shallow_clone).collect::<Vec<_>>();
+        let (held_weights, held_biases) = (refs(&weights), refs(&biases));
+        let outputs = linear(
+            &x,
+            (&weight, biased.then_some(&bias)),
+            &held_weights.iter().collect::<Vec<_>>(),
+            &if biased { held_biases.iter().collect() } else { Vec::new() },
+        );
+        let got = learned(outputs, leaves(&weights, &biases));
+        for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            match (got, expected) {
+                (Some(got), Some(expected)) => {
+                    let off = (got - expected).abs().max().double_value(&[]);
+                    assert!(off <= tolerance, "{kind:?}, tensor {at}: off by {off}");
+                }
+                (None, None) => {}
+                // The last part is not in the loss: joined, it has a gradient of zeros.
+                (Some(got), None) => assert_eq!(got.abs().max().double_value(&[]), 0.0),
+                (None, Some(_)) => panic!("{kind:?}, tensor {at}: no gradient"),
+            }
+        }
+    }
+
+    #[test]
+    fn joined_products_and_their_gradients_are_those_of_the_products_one_by_one() {
+        for biased in [false, true] {
+            for learn in [[true, true, true], [false, true, true], [true, false, false], [false, false, false]] {
+                compare(Kind::Float, biased, learn, 1e-5); // sums of 21 numbers near 1 in f32
+                compare(Kind::Double, biased, learn, 1e-12);
+                compare(Kind::BFloat16, biased, learn, 0.3); // eight bits of numbers near 10, summed in another order
+            }
+        }
+    }
+
+    #[test]
+    fn gelu_behind_a_product_is_gelu_of_the_product() {
+        tch::manual_seed(2);
+        for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 0.05)] {
+            let [x, w, b] = [&[3, 7, 5][..], &[9, 5], &[9]].map(|shape| leaf(shape, kind));
+            let expected = tch::no_grad(|| x.linear(&w, Some(&b)).gelu("tanh"));
+            let got = linear_gelu(&x, &w, &b);
+            assert_eq!((got.size(), got.requires_grad()), (expected.size(), false));
+            let off = (got - expected).abs().max().double_value(&[]);
+            assert!(off <= tolerance, "{kind:?}: off by {off}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_a_panic_with_the_words_of_libtorch() {
+        let [x, w] = [[2, 3], [4, 5]].map(|shape| leaf(&shape, Kind::Float));
+        let error = crate::abi::guard::caught(|| Ok(linear(&x, (&w.detach(), None), &[&w], &[]))).unwrap_err();
+        assert!(error.to_string().contains('3'), "{error}");
+    }
+
+    #[test]
+    fn operations_are_counted_without_what_they_are_made_of() {
+        let x = Tensor::ones([2, 2], (Kind::Float, Device::Cpu));
+        let (_, counted) = count(|| (&x + &x).softmax(-1, Kind::Float));
+        assert_eq!(counted, 2);
+        assert_eq!(count(|| ()).1, 0);
+    }
+}

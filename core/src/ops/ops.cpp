@@ -1,0 +1,222 @@
+// What of libtorch tch has no call for. `mod.rs` holds the other side.
+
+#include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/_addmm_activation.h>
+#include <ATen/ops/_foreach_copy.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+char* text(const std::exception& error) { return strdup(error.what()); }
+
+// oneDNN's kernels are made for the processor at hand. Those of MKL, which libtorch takes for a product in f32, are slower
+// by half and more on processors that are not Intel's.
+bool by_onednn(const Tensor& x, const Tensor& weight) {
+    return at::hasMKLDNN() && at::globalContext().userEnabledMkldnn() && x.device().is_cpu() && x.numel() > 0 &&
+           x.size(-1) == weight.size(1) && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat;
+}
+
+// `x·weightᵀ + bias`, behind it `activation` ("none" or "gelu", by tanh).
+Tensor onednn(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const char* activation) {
+    using Scalars = c10::List<std::optional<at::Scalar>>;
+    using Signature = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view, Scalars,
+                             std::optional<std::string_view>);
+    static const auto linear =
+        c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "").typed<Signature>();
+    return linear.call(x, weight, bias, activation, Scalars(), "tanh");
+}
+
+Tensor product(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+    return by_onednn(x, weight) ? onednn(x, weight, bias, "none") : at::linear(x, weight, bias);
+}
+
+// `left [n,k]` times `right [k,m]`.
+Tensor matrix_product(const Tensor& left, const Tensor& right) { return product(left, right.t(), std::nullopt); }
+
+// Several products of the same rows: their weights, and their biases, one behind the other in the same memory.
+struct Whole {
+    Tensor weight;
+    std::optional<Tensor> bias;
+    std::vector<int64_t> sizes;
+};
+
+// One product for the values, and one for either gradient.
+struct Joined : public torch::autograd::Function<Joined> {
+    // `parts`, weights and then biases, are there for their edges in the graph.
+    static variable_list forward(AutogradContext* context, const Whole& whole, const Tensor& x, at::TensorList parts) {
+        context->save_for_backward({x, whole.weight});
+        context->saved_data["sizes"] = whole.sizes;
+        context->saved_data["biased"] = parts.size() > whole.sizes.size();
+        return product(x, whole.weight, whole.bias).split_with_sizes(whole.sizes, -1);
+    }
+
+    static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+        const auto saved = context->get_saved_variables();
+        const Tensor &x = saved[0], &weight = saved[1];
+        const auto sizes = context->saved_data["sizes"].toIntVector();
+        const size_t parts = sizes.size(), leaves = parts * (context->saved_data["biased"].toBool() ? 2 : 1);
+        const Tensor rows = at::cat(gradients, -1).reshape({-1, weight.size(0)});
+
+        // Of all arguments; the first is no tensor and has no edge.
+        variable_list answer(2 + leaves);
+        const auto learns = [&](size_t leaf) { return context->needs_input_grad(1 + leaf); };
+        const auto split = [&](const Tensor& gradient, size_t first) {
+            const auto each = gradient.split_with_sizes(sizes, 0);
+            for (size_t i = 0; i < parts; ++i) {
+                if (learns(first + i)) answer[2 + first + i] = each[i];
+            }
+        };
+        const auto any = [&](size_t first) {
+            for (size_t i = first; i < first + parts; ++i) {
+                if (learns(i)) return true;
+            }
+            return false;
+        };
+        if (context->needs_input_grad(0)) answer[1] = matrix_product(rows, weight).view_as(x);
+        if (any(0)) {
+            const Tensor inputs = x.reshape({-1, weight.size(1)});
+            // The left factor is copied where it is not laid out in rows: the smaller of the two.
+            split(rows.size(1) <= inputs.size(1) ? matrix_product(rows.t(), inputs)
+                                                 : matrix_product(inputs.t(), rows).t(),
+                  0);
+        }
+        if (leaves > parts && any(parts)) split(rows.sum(0), parts);
+        return answer;
+    }
+};
+
+}  // namespace
+
+// `x` times `parts` weights, whose memory `weight` and `bias` join; writes as many outputs, which the caller owns. `biases`
+// and `bias` may be null. Answers an error text to be freed, or null.
+extern "C" char* unirl_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** weights, Tensor** biases, size_t parts,
+                              Tensor** outputs) {
+    try {
+        Whole whole{*weight, bias == nullptr ? std::nullopt : std::make_optional(*bias), {}};
+        variable_list leaves;
+        for (size_t i = 0; i < parts; ++i) {
+            whole.sizes.push_back(weights[i]->size(0));
+            leaves.push_back(*weights[i]);
+        }
+        for (size_t i = 0; bias != nullptr && i < parts; ++i) leaves.push_back(*biases[i]);
+        const auto made = at::GradMode::is_enabled()
+                              ? Joined::apply(whole, *x, at::TensorList(leaves))
+                              : product(*x, whole.weight, whole.bias).split_with_sizes(whole.sizes, -1);
+        for (size_t i = 0; i < parts; ++i) outputs[i] = new Tensor(made[i]);
+        return nullptr;
+    } catch (const std::exception& error) {
+        return text(error);
+    }
+}
+
+// GELU, by tanh, of `x·weightᵀ + bias`, without gradient.
+extern "C" char* unirl_linear_gelu(Tensor* x, Tensor* weight, Tensor* bias, Tensor** output) {
+    try {
+        at::NoGradGuard no_grad;
+        if (by_onednn(*x, *weight)) {
+            *output = new Tensor(onednn(*x, *weight, *bias, "gelu"));
+        } else if (x->is_cuda()) {
+            auto shape = x->sizes().vec();
+            shape.back() = weight->size(0);
+            const auto rows = x->reshape({-1, x->size(-1)});
+            *output = new Tensor(at::_addmm_activation(*bias, rows, weight->t(), 1, 1, /*use_gelu=*/true).view(shape));
+        } else {
+            *output = new Tensor(at::gelu(at::linear(*x, *weight, *bias), "tanh"));
+        }
+        return nullptr;
+    } catch (const std::exception& error) {
+        return text(error);
+    }
+}
+
+// AdamW on lists of f32 tensors, of which `gradients` are scaled by 1/`scale`. `steps` count this step already.
+extern "C" char* unirl_adamw(Tensor** weights, Tensor** gradients, Tensor** means, Tensor** squares, Tensor** steps,
+                             size_t n, double rate, double beta1, double beta2, double decay, double epsilon,
+                             Tensor* scale) {
+    try {
+        at::NoGradGuard no_grad;
+        const auto list = [n](Tensor** tensors) {
+            std::vector<Tensor> list;
+            for (size_t i = 0; i < n; ++i) list.push_back(tensors[i]->detach());
+            return list;
+        };
+        at::_fused_adamw_(list(weights), list(gradients), list(means), list(squares), {}, list(steps), rate, beta1,
+                          beta2, decay, epsilon, /*amsgrad=*/false, /*maximize=*/false, *scale);
+        return nullptr;
+    } catch (const std::exception& error) {
+        return text(error);
+    }
+}
+
+// The Euclidean norm of all values of `n` tensors, an f32 scalar that the caller owns.
+extern "C" char* unirl_norm(Tensor** tensors, size_t n, Tensor** output) {
+    try {
+        at::NoGradGuard no_grad;
+        std::vector<Tensor> list;
+        for (size_t i = 0; i < n; ++i) list.push_back(*tensors[i]);
+        *output = new Tensor(at::linalg_vector_norm(at::stack(at::_foreach_norm(list, 2, at::kFloat))));
+        return nullptr;
+    } catch (const std::exception& error) {
+        return text(error);
+    }
+}
+
+// Copies tensors, of another type if need be, into as many others.
+extern "C" char* unirl_copy(Tensor** to, Tensor** from, size_t n) {
+    try {
+        at::NoGradGuard no_grad;
+        if (n == 0) return nullptr;
+        std::vector<Tensor> targets, sources;
+        for (size_t i = 0; i < n; ++i) {
+            targets.push_back(to[i]->detach());
+            sources.push_back(from[i]->detach());
+        }
+        at::_foreach_copy_(targets, sources);
+        return nullptr;
+    } catch (const std::exception& error) {
+        return text(error);
+    }
+}
+
+namespace {
+
+thread_local int64_t started = 0;
+thread_local int64_t depth = 0;
+
+// Counts operations that are not part of another.
+std::unique_ptr<at::ObserverContext> count(const at::RecordFunction&) {
+    if (depth++ == 0) ++started;
+    return nullptr;
+}
+
+}  // namespace
+
+extern "C" uint64_t unirl_count_begin() {
+    started = 0;
+    depth = 0;
+    return at::addThreadLocalCallback(
+        at::RecordFunctionCallback(count, [](const at::RecordFunction&, at::ObserverContext*) { --depth; })
+            .scopes({at::RecordScope::FUNCTION}));
+}
+
+extern "C" int64_t unirl_count_end(uint64_t handle) {
+    at::removeCallback(handle);
+    return started;
+}
