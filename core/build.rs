@@ -1,14 +1,23 @@
-//! Makes what the plugin stamp states about this build known to the compiler: libtorch, rustc and target. Compiles the
-//! C++: what is needed of libtorch beside tch.
+//! Makes what the plugin stamp states about this build known to the compiler: libtorch, rustc and target. Compiles
+//! what there is of C++: what is needed of libtorch beside tch, and CUDA graphs, where there are CUDA's headers.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::path::{Path, PathBuf};
+use std::{env, fs, process::Command};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-env=UNIRL_TORCH={}", torch_version());
     println!("cargo:rustc-env=UNIRL_RUSTC={}", rustc_version());
     println!("cargo:rustc-env=UNIRL_TARGET={}", env::var("TARGET").unwrap_or_default());
-    compile(&["src/autograd/autograd.cpp", "src/ops/ops.cpp"]);
+    cpp(&["src/autograd/autograd.cpp", "src/ops/ops.cpp"]).compile("unirl_libtorch");
+    println!("cargo:rustc-check-cfg=cfg(cuda_graphs)");
+    match cuda_headers() {
+        Ok(include) => {
+            println!("cargo:rustc-cfg=cuda_graphs");
+            shared_object("src/repeated/graph.cpp", &include, "graph.so");
+        }
+        Err(missing) => println!("cargo:rustc-env=UNIRL_NO_CUDA_GRAPHS={missing}"),
+    }
 }
 
 /// Where the libraries lie that torch-sys links to.
@@ -18,12 +27,14 @@ fn libtorch() -> PathBuf {
         .into()
 }
 
-fn compile(sources: &[&str]) {
+/// How sources that include libtorch are compiled.
+fn cpp(sources: &[&str]) -> cc::Build {
     for source in sources {
         println!("cargo:rerun-if-changed={source}");
     }
     let include = libtorch().join("../include");
-    cc::Build::new()
+    let mut build = cc::Build::new();
+    build
         .cpp(true)
         .pic(true)
         .warnings(false) // of libtorch's headers
@@ -31,8 +42,42 @@ fn compile(sources: &[&str]) {
         .define("_GLIBCXX_USE_CXX11_ABI", env::var("LIBTORCH_CXX11_ABI").as_deref().unwrap_or("1"))
         .include(include.join("torch/csrc/api/include"))
         .include(include)
-        .files(sources)
-        .compile("unirl_libtorch");
+        .files(sources);
+    build
+}
+
+/// Compiles a source into a library of its own. Symbols of CUDA and libtorch stay open: the process has them, or does not
+/// open the library.
+fn shared_object(source: &str, include: &Path, name: &str) {
+    let out =
+        PathBuf::from(env::var_os("OUT_DIR").unwrap_or_else(|| panic!("cargo gave no OUT_DIR"))).join(name);
+    let compiler = cpp(&[source]).include(include).debug(false).get_compiler();
+    let mut command = compiler.to_command();
+    command.args(["-shared", "-Wl,--strip-all", "-o"]).arg(&out).arg(source);
+    let status = command.status().unwrap_or_else(|error| panic!("{}: {error}", compiler.path().display()));
+    assert!(status.success(), "{source} does not compile with the headers in {}", include.display());
+}
+
+/// The folder of CUDA's headers, or what is missing for CUDA graphs.
+fn cuda_headers() -> Result<PathBuf, String> {
+    const NEEDED: [&str; 2] = ["cuda_runtime_api.h", "crt/host_config.h"];
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    if !libtorch().join("libtorch_cuda.so").is_file() {
+        return Err("this libtorch is the one without CUDA".into());
+    }
+    let mut folders = vec![libtorch().join("../../nvidia/cu13/include")];
+    folders.extend(env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("include")));
+    folders.push("/usr/local/cuda/include".into());
+    let mut found = 0;
+    for folder in folders.into_iter().filter(|folder| folder.is_dir()) {
+        // What is added later changes the folder; a path that does not exist would have everything built again each time.
+        println!("cargo:rerun-if-changed={}", folder.display());
+        match NEEDED.iter().position(|header| !folder.join(header).is_file()) {
+            None => return Ok(folder),
+            Some(missing) => found = found.max(missing),
+        }
+    }
+    Err(format!("unirl was built without `{}`, a header of CUDA", NEEDED[found]))
 }
 
 /// The version in the headers beside the libtorch that torch-sys links to.

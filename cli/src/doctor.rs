@@ -5,7 +5,7 @@ use tch::{Cuda, Device};
 use unirl::conformance::{Extent, Finding, Outcome, examine};
 use unirl::error::{Context, Error, Result};
 use unirl::plugin::{Plugins, built_with, has_cuda_driver, load_cuda, mapped_version};
-use unirl::{eval, memory};
+use unirl::{eval, memory, repeated};
 
 use crate::args::{DoctorArgs, ModelArgs};
 use crate::build::{self, Settings};
@@ -51,6 +51,8 @@ fn about() -> Vec<(&'static str, String)> {
     };
     about.push(("memory free", size(memory::available(Device::Cpu))));
     about.push(("GPU", gpu(size)));
+    let graphs = repeated::support().map_or_else(|why| format!("none: {why}"), |()| "compiled in".into());
+    about.push(("CUDA graphs", graphs));
     about
 }
 

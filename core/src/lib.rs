@@ -23,6 +23,7 @@ pub mod optimizer;
 pub mod picture;
 pub mod plugin;
 pub mod pretrain;
+pub mod repeated;
 pub mod reward;
 pub mod run_dir;
 pub mod sampling;

@@ -59,6 +59,11 @@ fn without_a_model_it_tells_what_there_is() {
     ] {
         assert!(said.contains(text), "{text}: {said}");
     }
+    let graphs = match unirl::repeated::support() {
+        Ok(()) => "compiled in".to_owned(),
+        Err(why) => format!("none: {why}"),
+    };
+    assert!(said.contains(&format!("\nCUDA graphs      {graphs}\n")), "{said}");
     let wrong = [
         vec!["doctor", "--prompts", "3"],
         vec!["doctor", "--plugin", "showo", "--prompts", "0"],

@@ -85,12 +85,22 @@ pub fn checkpoint(
             drop_closure,
         )
     };
+    // SAFETY: what the call answered, and nobody else has it.
+    unsafe { told(error) }.map(|()| values)
+}
+
+/// The error that C++ answered, if it did.
+///
+/// # Safety
+///
+/// `error` is null or a text from `malloc`, and the caller has no other use for it.
+pub(crate) unsafe fn told(error: *mut c_char) -> Result<()> {
     if error.is_null() {
-        return Ok(values);
+        return Ok(());
     }
-    // SAFETY: a text that the other side allocated for us.
+    // SAFETY: by the contract, a text that lives until it is freed below.
     let text = unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned();
-    // SAFETY: as above; it is not used any more.
+    // SAFETY: by the contract, it was allocated for us; it is not used any more.
     unsafe { free(error.cast()) };
     Err(Error::failure(format!("libtorch: {}", text.lines().next().unwrap_or_default())))
 }
