@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Code, Error, Result};
+use crate::sampling::chosen_logp;
 
 /// Whether a model reads images through the same tokens that it draws (§3.5 of the paper).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -452,6 +453,14 @@ pub struct ImageLogits {
     pub targets: Tensor,
 }
 
+impl ImageLogits {
+    /// The log-probabilities of image `tokens [B,N]`, of the targets alone.
+    pub fn logp(self, tokens: &Tensor) -> TokenLogp {
+        let logp = chosen_logp(&self.logits, tokens);
+        TokenLogp { logp: logp.where_self(&self.targets, &logp.zeros_like()), mask: self.targets }
+    }
+}
+
 /// Log-probabilities of given tokens.
 #[derive(Debug)]
 pub struct TokenLogp {
@@ -572,6 +581,19 @@ pub trait UnifiedModel: Send {
         policy: Policy,
         replay: &Replay,
     ) -> Result<ImageLogits>;
+
+    /// `log p(token | prompt)` of the image's own tokens, each in the state that `replay` names, with gradient for
+    /// [`Policy::Current`]: `[B,N]`, of the targets alone. What [`Self::image_logits`] says of them, and a model that leaves this
+    /// as it is answers by that; one with many codes makes logits of a few tokens at a time here.
+    fn image_logp(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+    ) -> Result<TokenLogp> {
+        Ok(self.image_logits(prompts, images, policy, replay)?.logp(&images.tokens))
+    }
 
     /// `log p(answer | image, question)` a token, with gradient for [`Policy::Current`]. Where `image_space` is
     /// [`ImageSpace::Shared`] and `images.relaxed` is set, the gradient reaches it.

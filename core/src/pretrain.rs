@@ -14,7 +14,7 @@ use crate::config::{EvalOptions, ModelOptions, Rollout};
 use crate::error::{Error, Result, unknown_name};
 use crate::model::{Images, Mode, ParameterGroup, Policy, Replay, UnifiedModel};
 use crate::optimizer::backward;
-use crate::optimizer::objective::{image_logp, token_mean};
+use crate::optimizer::objective::token_mean;
 use crate::scene::rng::Rng;
 use crate::scene::{Category, Split, Task};
 use crate::table::section;
@@ -242,8 +242,8 @@ fn train_jointly(
         let (prompts, scenes) = captioned(&mut rng, stage.captions, &config.data)?;
         let images = tch::no_grad(|| model.encode(&tiles::render(&scenes)))?;
         let scored =
-            model.image_logits(&prompts, &images, Policy::Current, &Replay::Pretrain { seed: step_seed })?;
-        let image_loss = -token_mean(&image_logp(&scored.logits, &images.tokens), &scored.targets);
+            model.image_logp(&prompts, &images, Policy::Current, &Replay::Pretrain { seed: step_seed })?;
+        let image_loss = -token_mean(&scored.logp, &scored.mask);
 
         // 2. Understanding, from right answers about drawings that are not always right.
         let (questions, answers, scenes) = questioned(&mut rng, stage.questions, &config.data)?;

@@ -36,8 +36,8 @@ pub fn below(cumulative: &Tensor, draws: &Tensor) -> Tensor {
     found.clamp_max(cumulative.size().last().map_or(0, |classes| classes - 1))
 }
 
-/// The log-probabilities `[B]` of `classes [B]` under `logits [B,V]`.
+/// The log-probabilities `[…]` of `classes […]` under `logits […,V]`.
 pub fn chosen_logp(logits: &Tensor, classes: &Tensor) -> Tensor {
-    let picked = logits.gather(1, &classes.unsqueeze(1), false).squeeze_dim(1);
-    picked - logits.logsumexp([1i64].as_slice(), false)
+    let picked = logits.gather(-1, &classes.unsqueeze(-1), false).squeeze_dim(-1);
+    picked - logits.logsumexp([-1i64].as_slice(), false)
 }

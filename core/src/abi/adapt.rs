@@ -62,7 +62,7 @@ impl Answer for Box<dyn UnifiedModel> {
     fn answer(&mut self, op: &str, args: Message) -> Result<Message> {
         // What the trait calls "without gradient" is, whatever the author wrote.
         let _no_grad = match op {
-            op::PARAMETERS | op::IMAGE_LOGITS | op::ANSWER_LOGP | op::TOKENIZER_LOSS => None,
+            op::PARAMETERS | op::IMAGE_LOGITS | op::IMAGE_LOGP | op::ANSWER_LOGP | op::TOKENIZER_LOSS => None,
             _ => Some(tch::no_grad_guard()),
         };
         match op {
@@ -83,6 +83,11 @@ impl Answer for Box<dyn UnifiedModel> {
                 let (prompts, images, policy, replay) = wire::read_image_logits(args)?;
                 let _no_grad = (policy == Policy::Reference).then(tch::no_grad_guard);
                 Ok(wire::logits(&self.image_logits(&prompts, &images, policy, &replay)?))
+            }
+            op::IMAGE_LOGP => {
+                let (prompts, images, policy, replay) = wire::read_image_logits(args)?;
+                let _no_grad = (policy == Policy::Reference).then(tch::no_grad_guard);
+                Ok(wire::logp(&self.image_logp(&prompts, &images, policy, &replay)?))
             }
             op::ANSWER_LOGP => {
                 let (images, questions, answers, policy) = wire::read_answer_logp(args)?;

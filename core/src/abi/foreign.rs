@@ -155,6 +155,26 @@ impl UnifiedModel for ForeignModel {
         })
     }
 
+    /// A plugin of the time before this operation answers by logits.
+    fn image_logp(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+    ) -> Result<TokenLogp> {
+        let args = wire::image_logits(prompts, images, policy, replay);
+        let scored = self.remote.call(op::IMAGE_LOGP, args, |reply| {
+            check_logp(wire::read_logp(reply)?, &[images.len(), self.card.image_tokens])
+        });
+        match scored {
+            Err(error) if error.code() == Code::Unsupported => {
+                Ok(self.image_logits(prompts, images, policy, replay)?.logp(&images.tokens))
+            }
+            scored => scored,
+        }
+    }
+
     fn answer_logp(
         &self,
         images: &Images,
@@ -163,11 +183,7 @@ impl UnifiedModel for ForeignModel {
         policy: Policy,
     ) -> Result<TokenLogp> {
         self.remote.call(op::ANSWER_LOGP, wire::answer_logp(images, questions, answers, policy), |reply| {
-            let reply = wire::read_logp(reply)?;
-            shape("logp", &reply.logp, &answers.tokens.size(), Kind::Float)?;
-            shape("mask", &reply.mask, &answers.tokens.size(), Kind::Bool)?;
-            finite("logp", &reply.logp)?;
-            Ok(reply)
+            check_logp(wire::read_logp(reply)?, &answers.tokens.size())
         })
     }
 
@@ -268,6 +284,13 @@ impl Detector for ForeignDetector {
             Ok(pictures)
         })
     }
+}
+
+fn check_logp(reply: TokenLogp, size: &[i64]) -> Result<TokenLogp> {
+    shape("logp", &reply.logp, size, Kind::Float)?;
+    shape("mask", &reply.mask, size, Kind::Bool)?;
+    finite("logp", &reply.logp)?;
+    Ok(reply)
 }
 
 fn check_answers(answers: Answers, batch: usize) -> Result<Answers> {

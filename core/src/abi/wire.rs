@@ -169,6 +169,7 @@ pub(crate) mod op {
     pub(crate) const ANSWER: &str = "answer";
     pub(crate) const ENCODE_ANSWERS: &str = "encode_answers";
     pub(crate) const IMAGE_LOGITS: &str = "image_logits";
+    pub(crate) const IMAGE_LOGP: &str = "image_logp";
     pub(crate) const ANSWER_LOGP: &str = "answer_logp";
     pub(crate) const PIXELS: &str = "pixels";
     pub(crate) const ENCODE: &str = "encode";

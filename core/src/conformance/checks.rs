@@ -149,8 +149,8 @@ fn as_drawn(images: &ImageSampling) -> Replay {
 /// Log-probabilities of the drawings, and which of them count.
 fn image_logp(subject: &Subject<'_>, policy: Policy) -> Result<(Tensor, Tensor)> {
     let replay = as_drawn(&subject.images);
-    let scored = subject.model.image_logits(&subject.prompts, &subject.drawn, policy, &replay)?;
-    Ok((objective::image_logp(&scored.logits, &subject.drawn.tokens), scored.targets))
+    let scored = subject.model.image_logp(&subject.prompts, &subject.drawn, policy, &replay)?;
+    Ok((scored.logp, scored.mask))
 }
 
 fn drawing_is_scored_as_sampled(subject: &mut Subject<'_>) -> Result<Outcome> {
@@ -161,7 +161,17 @@ fn drawing_is_scored_as_sampled(subject: &mut Subject<'_>) -> Result<Outcome> {
     if !bool::try_from(targets.all())? {
         return Ok(fails("a replay of all reveal steps leaves tokens out of `targets`"));
     }
-    Ok(subject.same("nats a token", off(&scored, sampled, &targets)))
+    let (prompts, drawn) = (&subject.prompts, &subject.drawn);
+    let replay = as_drawn(&subject.images);
+    let logits = tch::no_grad(|| subject.model.image_logits(prompts, drawn, Policy::Current, &replay))?
+        .logp(&drawn.tokens);
+    if !logits.mask.equal(&targets) {
+        return Ok(fails("`image_logits` and `image_logp` have other targets"));
+    }
+    Ok(all([
+        subject.same("nats a token by `image_logits`", off(&logits.logp, sampled, &targets)),
+        subject.same("nats a token", off(&scored, sampled, &targets)),
+    ]))
 }
 
 fn answering_is_scored_as_sampled(subject: &mut Subject<'_>) -> Result<Outcome> {

@@ -202,7 +202,7 @@ mod tests {
         let leaves = |weights: &[Tensor], biases: &[Tensor]| -> Vec<Tensor> {
             std::iter::once(&x).chain(weights).chain(biases).map(Tensor::shallow_clone).collect()
         };
-        let mut learned = |outputs: Vec<Tensor>, leaves: Vec<Tensor>| -> Vec<Option<Tensor>> {
+        let learned = |outputs: Vec<Tensor>, leaves: Vec<Tensor>| -> Vec<Option<Tensor>> {
             let terms = outputs.iter().zip(&factors).take(2); // the last has no gradient
             let losses: Vec<Tensor> =
                 terms.map(|(out, factor)| (out.to_kind(Kind::Float) * factor).sum(Kind::Float)).collect();
@@ -253,7 +253,9 @@ mod tests {
     #[test]
     fn joined_products_and_their_gradients_are_those_of_the_products_one_by_one() {
         for biased in [false, true] {
-            for learn in [[true, true, true], [false, true, true], [true, false, false], [false, false, false]] {
+            for learn in
+                [[true, true, true], [false, true, true], [true, false, false], [false, false, false]]
+            {
                 compare(Kind::Float, biased, learn, 1e-5); // sums of 21 numbers near 1 in f32
                 compare(Kind::Double, biased, learn, 1e-12);
                 compare(Kind::BFloat16, biased, learn, 0.3); // eight bits of numbers near 10, summed in another order
@@ -277,7 +279,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_a_panic_with_the_words_of_libtorch() {
         let [x, w] = [[2, 3], [4, 5]].map(|shape| leaf(&shape, Kind::Float));
-        let error = crate::abi::guard::caught(|| Ok(linear(&x, (&w.detach(), None), &[&w], &[]))).unwrap_err();
+        let error =
+            crate::abi::guard::caught(|| Ok(linear(&x, (&w.detach(), None), &[&w], &[]))).unwrap_err();
         assert!(error.to_string().contains('3'), "{error}");
     }
 

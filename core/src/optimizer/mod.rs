@@ -19,7 +19,7 @@ use crate::config::{Rollout, RunConfig};
 use crate::error::{Code, Error, Result, unknown_name};
 use crate::model::{
     Answers, ImageDecoding, ImageSampling, ImageSpace, Images, ModelCard, Part, Policy, Replay, Scoring,
-    TextSampling, UnifiedModel,
+    TextSampling, TokenLogp, UnifiedModel,
 };
 use crate::reward::{Reward, RuleSet, Sample};
 use crate::scene::Task;
@@ -463,17 +463,15 @@ impl ImageTerm {
             let (images, weights) = (images.narrow(first, len), weights.narrow(0, first, len));
             let share = iteration.share(&rows);
             let prompts = &prompts[rows];
-            let scored = iteration.model.image_logits(prompts, &images, Policy::Current, &replay)?;
-            let logp = objective::image_logp(&scored.logits, &images.tokens); // [B,N]
-            let mut loss =
-                objective::weighted_loss(&logp, &scored.targets, &weights, iteration.group()) * share;
+            let TokenLogp { logp, mask: targets } =
+                iteration.model.image_logp(prompts, &images, Policy::Current, &replay)?; // [B,N]
+            let mut loss = objective::weighted_loss(&logp, &targets, &weights, iteration.group()) * share;
             add(metrics, "loss/image", &loss);
             if self.beta > 0.0 {
                 let reference = tch::no_grad(|| {
-                    iteration.model.image_logits(prompts, &images, Policy::Reference, &replay)
+                    iteration.model.image_logp(prompts, &images, Policy::Reference, &replay)
                 })?;
-                let reference = objective::image_logp(&reference.logits, &images.tokens);
-                let kl = Divergence::of(&logp, &reference, &scored.targets);
+                let kl = Divergence::of(&logp, &reference.logp, &targets);
                 add(metrics, "kl/image", &(&kl.mean * share));
                 add(metrics, "kl/image_clamped", &(kl.clamped * share));
                 loss += kl.mean * (self.beta * share);

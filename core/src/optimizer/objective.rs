@@ -62,11 +62,6 @@ pub fn weighted_loss(logp: &Tensor, mask: &Tensor, weights: &Tensor, group: i64)
     -(row_mean(logp, mask) * weights).sum(Kind::Float) / groups
 }
 
-/// Log-probabilities `[B,N]` of image `tokens [B,N]` under `logits [B,N,K]`, over the codebook alone.
-pub fn image_logp(logits: &Tensor, tokens: &Tensor) -> Tensor {
-    logits.log_softmax(-1, Kind::Float).gather(-1, &tokens.unsqueeze(-1), false).squeeze_dim(-1)
-}
-
 /// The k3 estimate of `KL(policy ‖ reference)` a token, `exp(d) − d − 1` with `d = log p_ref − log p`, and where it had
 /// to clamp `d` to ±[`LOG_RATIO_LIMIT`]: both shaped as the input.
 pub fn k3(logp: &Tensor, reference: &Tensor) -> (Tensor, Tensor) {
@@ -102,6 +97,7 @@ pub fn complete(sampled: &Tensor, tokens: &Tensor, targets: &Tensor) -> (Tensor,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampling::chosen_logp;
 
     fn values(tensor: &Tensor) -> Vec<f64> {
         Vec::try_from(tensor.to_kind(Kind::Double).view([-1])).unwrap()
@@ -165,7 +161,7 @@ mod tests {
         let tokens = Tensor::from_slice(&[0i64, 0]).view([2, 1]);
         let mask = Tensor::from_slice(&[true, true]).view([2, 1]);
         let weights = Weighting::Advantage.weights(&Tensor::from_slice(&[1.0f32, 0.0]), 2, 1.0);
-        weighted_loss(&image_logp(&logits, &tokens), &mask, &weights, 2).backward();
+        weighted_loss(&chosen_logp(&logits, &tokens), &mask, &weights, 2).backward();
         let gradient = values(&logits.grad());
         assert!(
             gradient[0] < 0.0 && gradient[2] > 0.0,

@@ -44,6 +44,12 @@ impl CodeHead {
         })
     }
 
+    /// Another handle of the same tensors.
+    #[must_use]
+    pub fn handle(&self) -> Self {
+        Self { first: self.first.handle(), second: self.second.handle() }
+    }
+
     /// Logits over the codes of hidden rows `[..,D]`: `[..,K]` f32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         self.second.apply(&self.first.apply(hidden).gelu("none")).to_kind(Kind::Float)

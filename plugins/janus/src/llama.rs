@@ -1,11 +1,11 @@
 //! The language model: Llama, with an untied head without bias. Names are transformers'.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use unirl::Result;
 use unirl::weights::{Init, Store};
-use unirl_layers::Linear;
-use unirl_layers::decoder::{self, Rotary, Stack, behind};
+use unirl_layers::decoder::{self, Context, Past, Stack};
 use unirl_layers::language::{LanguageModel, Norm};
+use unirl_layers::{Joined, Linear};
 
 use crate::config::LlamaConfig;
 
@@ -27,24 +27,19 @@ impl RmsNorm {
 }
 
 impl Norm for RmsNorm {
-    /// In f32 up to the weight, whatever the type of `x`.
+    /// In f32, whatever the type of `x`.
     fn apply(&self, x: &Tensor) -> Tensor {
-        let wide = x.to_kind(Kind::Float);
-        let scale = (wide.square().mean_dim(-1, true, Kind::Float) + self.eps).rsqrt();
-        (wide * scale).to_kind(x.kind()) * &self.weight
+        x.rms_norm(self.weight.size(), Some(&self.weight), self.eps)
     }
 }
 
 /// A layer.
 pub struct Layer {
     norm1: RmsNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    query_key_value: Joined,
     out: Linear,
     norm2: RmsNorm,
-    gate: Linear,
-    up: Linear,
+    gate_up: Joined,
     down: Linear,
     head_dim: i64,
 }
@@ -55,14 +50,19 @@ impl Layer {
         let queries = config.num_attention_heads * config.head_dim;
         let keys = config.num_key_value_heads * config.head_dim;
         let name = |part: &str| format!("model.language_model.layers.{index}.{part}");
+        let mut linear = |part: &str, inputs, outputs| Linear::unbiased(store, &name(part), inputs, outputs);
         Ok(Self {
-            query: Linear::unbiased(store, &name("self_attn.q_proj"), width, queries)?,
-            key: Linear::unbiased(store, &name("self_attn.k_proj"), width, keys)?,
-            value: Linear::unbiased(store, &name("self_attn.v_proj"), width, keys)?,
-            out: Linear::unbiased(store, &name("self_attn.o_proj"), queries, width)?,
-            gate: Linear::unbiased(store, &name("mlp.gate_proj"), width, inner)?,
-            up: Linear::unbiased(store, &name("mlp.up_proj"), width, inner)?,
-            down: Linear::unbiased(store, &name("mlp.down_proj"), inner, width)?,
+            query_key_value: Joined::new(vec![
+                linear("self_attn.q_proj", width, queries)?,
+                linear("self_attn.k_proj", width, keys)?,
+                linear("self_attn.v_proj", width, keys)?,
+            ]),
+            out: linear("self_attn.o_proj", queries, width)?,
+            gate_up: Joined::new(vec![
+                linear("mlp.gate_proj", width, inner)?,
+                linear("mlp.up_proj", width, inner)?,
+            ]),
+            down: linear("mlp.down_proj", inner, width)?,
             norm1: RmsNorm::take(store, &name("input_layernorm"), config)?,
             norm2: RmsNorm::take(store, &name("post_attention_layernorm"), config)?,
             head_dim: config.head_dim,
@@ -71,53 +71,27 @@ impl Layer {
 }
 
 impl decoder::Layer for Layer {
-    fn run(&self, x: &Tensor, past: Option<[&Tensor; 2]>, rotary: &Rotary, mask: &Tensor) -> [Tensor; 3] {
-        let heads = |t: Tensor| t.unflatten(2, [-1, self.head_dim]).transpose(1, 2);
+    fn run(&self, x: &Tensor, past: Past<'_>, context: &Context) -> (Tensor, [Tensor; 2]) {
+        let heads = |t: Tensor| t.unflatten(2, [-1, self.head_dim]);
         let h = self.norm1.apply(x);
-        let q = rotary.apply(&heads(self.query.apply(&h)));
-        let k = rotary.apply(&heads(self.key.apply(&h)));
-        let (k, v) = behind(past, k, heads(self.value.apply(&h)));
-        let group = q.size()[1] / k.size()[1];
-        let (keys, values) = (repeated(&k, group), repeated(&v, group));
-        let attended = Tensor::scaled_dot_product_attention(
-            &q,
-            &keys,
-            &values,
-            Some(mask),
-            0.0,
-            false,
-            None::<f64>,
-            false,
-        );
-        let x = x + self.out.apply(&attended.transpose(1, 2).flatten(2, 3));
-        let h = self.norm2.apply(&x);
-        let fed = self.down.apply(&(self.gate.apply(&h).silu() * self.up.apply(&h)));
-        [x + fed, k, v]
+        let [q, k, v] = context.project(&self.query_key_value, &h).map(heads);
+        let (attended, cache) = context.attend(&q, &k, &v, past);
+        let x = context.read(x) + self.out.apply(&attended);
+        let [gate, up] = self.gate_up.apply(&self.norm2.apply(&x));
+        (&x + self.down.apply(&(gate.silu() * up)), cache)
     }
 
     fn handle(&self) -> Self {
         Self {
             norm1: self.norm1.handle(),
-            query: self.query.handle(),
-            key: self.key.handle(),
-            value: self.value.handle(),
+            query_key_value: self.query_key_value.handle(),
             out: self.out.handle(),
             norm2: self.norm2.handle(),
-            gate: self.gate.handle(),
-            up: self.up.handle(),
+            gate_up: self.gate_up.handle(),
             down: self.down.handle(),
             head_dim: self.head_dim,
         }
     }
-}
-
-/// Each head of `x [B,kv heads,S,head_dim]` as often as `group` query heads read it. Not all of libtorch's fast paths
-/// know groups themselves.
-fn repeated(x: &Tensor, group: i64) -> Tensor {
-    if group == 1 {
-        return x.shallow_clone();
-    }
-    x.unsqueeze(2).expand([-1, -1, group, -1, -1], false).flatten(1, 2)
 }
 
 /// The language model.

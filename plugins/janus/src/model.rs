@@ -9,12 +9,14 @@ use unirl::model::{
     ModelSource, Parameter, ParameterGroup, Policy, Replay, Scoring, TextSampling, TokenLogp, UnifiedModel,
     Workload,
 };
-use unirl::sampling::{choose, chosen_logp};
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::language::{Answering, Written, answered};
+use unirl_layers::decoder::Rows;
+use unirl_layers::decoding::{Answering, Choice, Chosen, Written};
+use unirl_layers::language::{self, answered};
 use unirl_text::{padded, padded_left};
 
+use crate::aligner::CodeHead;
 use crate::checkpoint::{self, Kept, Parts};
 use crate::config::JanusConfig;
 use crate::footprint::Sizes;
@@ -123,35 +125,51 @@ impl Janus {
         prompts.iter().map(|ids| self.prompting.emptied(ids)).collect()
     }
 
-    /// Code logits `[B,N,K]` of images `tokens [B,N]` behind prompts that are given as ids.
-    fn code_logits(&self, network: &Network, prompts: &[Vec<i64>], tokens: &Tensor) -> Result<Tensor> {
+    /// The rows `[B,N,D]` that predict images `tokens [B,N]` behind prompts that are given as ids.
+    fn code_rows(&self, network: &Network, prompts: &[Vec<i64>], tokens: &Tensor) -> Result<Tensor> {
         let (ids, there) = padded_left(prompts, self.prompting.special.pad, self.device);
-        let hidden = network.drawing(&ids, Some(&there), tokens)?;
-        Ok(network.codes.head.logits(&hidden))
+        network.drawing(&ids, Some(&there), tokens)
     }
 
-    /// [`Self::code_logits`] of the distribution that is to be scored.
-    fn scored_logits(
+    /// [`Self::code_rows`] of the distribution that is to be scored: of one branch, or of both.
+    fn scored_rows(
         &self,
         network: &Network,
         prompts: &[Vec<i64>],
         tokens: &Tensor,
         (scoring, guidance): (Scoring, f64),
-    ) -> Result<Tensor> {
+    ) -> Result<Vec<Tensor>> {
         match scoring {
             Scoring::Guided if !network::is_unguided(guidance) => {
                 let both = [prompts, &self.emptied(prompts)].concat();
-                let logits = self.code_logits(network, &both, &Tensor::cat(&[tokens, tokens], 0))?;
-                let logits = logits.chunk(2, 0);
-                Ok(network::guided(&logits[0], &logits[1], guidance))
+                let rows = self.code_rows(network, &both, &Tensor::cat(&[tokens, tokens], 0))?;
+                Ok(rows.chunk(2, 0))
             }
             Scoring::GuidedDetached if !network::is_unguided(guidance) => {
-                let cond = self.code_logits(network, prompts, tokens)?;
+                let cond = self.code_rows(network, prompts, tokens)?;
                 let empty = self.emptied(prompts);
-                let uncond = tch::no_grad(|| self.code_logits(network, &empty, tokens))?;
-                Ok(network::guided(&cond, &uncond, guidance))
+                Ok(vec![cond, tch::no_grad(|| self.code_rows(network, &empty, tokens))?])
             }
-            _ => self.code_logits(network, prompts, tokens),
+            _ => Ok(vec![self.code_rows(network, prompts, tokens)?]),
+        }
+    }
+
+    /// Prompts as ids, of which pretraining drops some, and the distribution that a replay scores.
+    fn replayed(&self, prompts: &[String], replay: &Replay) -> Result<(Vec<Vec<i64>>, (Scoring, f64))> {
+        let mut prompts = self.prompt_ids(prompts)?;
+        match replay {
+            Replay::Remask { scoring, guidance, .. } | Replay::Reveal { scoring, guidance, .. } => {
+                Ok((prompts, (*scoring, *guidance)))
+            }
+            Replay::Pretrain { seed } => {
+                tch::manual_seed(*seed as i64);
+                let draws = Tensor::rand([prompts.len() as i64], (Kind::Float, self.device));
+                let dropped = Vec::<bool>::try_from(draws.lt(DROPPED_PROMPTS))?;
+                for (ids, _) in prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped) {
+                    *ids = self.prompting.emptied(ids);
+                }
+                Ok((prompts, (Scoring::Conditional, 1.0)))
+            }
         }
     }
 
@@ -165,20 +183,16 @@ impl Janus {
         let (rows, index) = distinct(rows);
         let (ids, there) = padded_left(&rows, self.prompting.special.pad, self.device);
         let index = Tensor::from_slice(&index).to_device(self.device);
-        let mut logp = Vec::new();
-        let mut choose = |logits: &Tensor| {
-            let codes = choose(logits, sampling.temperature, 0, sampling.part);
-            logp.push(chosen_logp(logits, &codes));
-            codes
-        };
-        let codes = self.network.draw(&ids, &there, &index, self.card.image_tokens, |_, logits| {
+        let choice = Choice { temperature: sampling.temperature, top_k: 0, part: sampling.part };
+        let mut chosen = Chosen::new(prompts.len() as i64, self.card.image_tokens, choice, self.device);
+        self.network.draw(&ids, &there, &index, &mut chosen, |logits| {
             if !guided {
-                return choose(logits);
+                return logits.shallow_clone();
             }
             let branches = logits.chunk(2, 0);
-            choose(&network::guided(&branches[0], &branches[1], sampling.guidance)).repeat([2])
+            network::guided(&branches[0], &branches[1], sampling.guidance)
         })?;
-        Ok((codes.narrow(0, 0, prompts.len() as i64), Tensor::stack(&logp, 1)))
+        Ok((chosen.tokens, chosen.logp))
     }
 
     /// Codes `[B,N]` as pixels `[B,3,H,W]` in `0..=1`.
@@ -294,7 +308,8 @@ impl UnifiedModel for Janus {
         let Written { tokens, mask, logp } = tch::no_grad(|| {
             let (ids, there) = padded(&self.question_ids(questions)?, special.pad, self.device);
             let (x, positions, mask) = self.understanding(&self.network, images, &ids)?;
-            let answering = Answering::read(&self.network.llama, x, &positions, &mask, there)?;
+            let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+            let answering = Answering::read(&self.network.llama, rows, &there, sampling.max_tokens)?;
             answering.write(sampling, special.eos, special.pad)
         })?;
         Ok(Answers { logp: Some(logp), ..self.prompting.text().answers(tokens, mask, special.eos)? })
@@ -314,25 +329,31 @@ impl UnifiedModel for Janus {
         replay: &Replay,
     ) -> Result<ImageLogits> {
         images.check(&self.card, "prompts", prompts.len())?;
-        let mut prompts = self.prompt_ids(prompts)?;
-        let scored = match replay {
-            Replay::Remask { scoring, guidance, .. } | Replay::Reveal { scoring, guidance, .. } => {
-                (*scoring, *guidance)
-            }
-            Replay::Pretrain { seed } => {
-                tch::manual_seed(*seed as i64);
-                let draws = Tensor::rand([images.len()], (Kind::Float, self.device));
-                let dropped = Vec::<bool>::try_from(draws.lt(DROPPED_PROMPTS))?;
-                for (ids, _) in prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped) {
-                    *ids = self.prompting.emptied(ids);
-                }
-                (Scoring::Conditional, 1.0)
-            }
-        };
+        let (prompts, scored) = self.replayed(prompts, replay)?;
         let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
         policy.run(&self.network, self.reference.as_ref(), |network| {
-            let logits = self.scored_logits(network, &prompts, &images.tokens, scored)?;
-            Ok(ImageLogits { logits, targets })
+            let rows = self.scored_rows(network, &prompts, &images.tokens, scored)?;
+            Ok(ImageLogits { logits: mixed(&network.codes.head, &rows, scored.1), targets })
+        })
+    }
+
+    fn image_logp(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+    ) -> Result<TokenLogp> {
+        images.check(&self.card, "prompts", prompts.len())?;
+        let (prompts, scored) = self.replayed(prompts, replay)?;
+        policy.run(&self.network, self.reference.as_ref(), |network| {
+            let rows = self.scored_rows(network, &prompts, &images.tokens, scored)?;
+            let rows: Vec<Tensor> = rows.iter().map(|rows| rows.flatten(0, 1)).collect();
+            let head = network.codes.head.handle();
+            let mix = move |rows: &[Tensor]| mixed(&head, rows, scored.1);
+            let logp = language::logp(&rows, &images.tokens.view([-1]), self.card.codebook_size, mix)?;
+            let mask = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
+            Ok(TokenLogp { logp: logp.view_as(&images.tokens), mask })
         })
     }
 
@@ -349,8 +370,8 @@ impl UnifiedModel for Janus {
         let ends: Vec<i64> = questions.iter().map(|question| question.len() as i64 - 1).collect();
         policy.run(&self.network, self.reference.as_ref(), |network| {
             let (x, positions, mask) = self.understanding(network, images, &ids)?;
-            let hidden = network.llama.hidden(x, &positions, &mask, None)?;
-            network.llama.score(&hidden, &ends, answers)
+            let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+            network.llama.score(rows, &ends, answers)
         })
     }
 
@@ -377,6 +398,14 @@ impl UnifiedModel for Janus {
 
     fn save(&self, dir: &Path) -> Result<()> {
         self.kept.save(dir, &self.weights)
+    }
+}
+
+/// The logits of rows of one branch, or of both with guidance.
+fn mixed(head: &CodeHead, branches: &[Tensor], guidance: f64) -> Tensor {
+    match branches {
+        [cond, uncond] => network::guided(&head.logits(cond), &head.logits(uncond), guidance),
+        rows => head.logits(&rows[0]),
     }
 }
 

@@ -4,7 +4,8 @@
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder;
+use unirl_layers::decoder::{self, Rows};
+use unirl_layers::decoding::{Chosen, Decoding};
 
 use crate::aligner::{Aligner, Codes};
 use crate::config::JanusConfig;
@@ -70,40 +71,49 @@ impl Network {
             None => everything,
             Some(present) => Tensor::cat(&[present, &everything.narrow(1, length, tokens - 1)], 1),
         };
-        let hidden =
-            self.llama.hidden(x, &positions(&present), &causal(&present, length + tokens - 1), None)?;
-        Ok(hidden.narrow(1, length - 1, tokens))
+        let read = Tensor::arange_start(length - 1, length + tokens - 1, (Kind::Int64, prompts.device()));
+        self.llama.hidden(Rows {
+            x,
+            positions: &positions(&present),
+            mask: &causal(&present, length + tokens - 1),
+            past: None,
+            read: Some(&read.expand([batch, -1], false)),
+        })
     }
 
-    /// Draws `tokens` codes, one after the other, behind `prompts [P,L]`, of which `index [R]` names the one of each row.
-    /// `present [P,L]` is false where a prompt is padded on its left. `choose` is told the place and the logits `[R,K]`,
-    /// and answers codes `[R]`: `[R,tokens]`.
+    /// Draws behind `prompts [P,L]`, of which `index [R]` names the one of each row, as many codes, one after the other, as
+    /// there is room for in `chosen`. `present [P,L]` is false where a prompt is padded on its left. `mix` makes the logits that
+    /// a code is chosen by, `[C,K]`, of those of all rows, `[R,K]`: where `R` is more than `C`, rows `C`, `C + 1`, … go on with
+    /// the codes of the first again.
     pub fn draw(
         &self,
         prompts: &Tensor,
         present: &Tensor,
         index: &Tensor,
-        tokens: i64,
-        mut choose: impl FnMut(i64, &Tensor) -> Tensor,
-    ) -> Result<Tensor> {
-        let x = self.llama.embed(prompts);
-        let mask = causal(present, prompts.size()[1]);
-        let (hidden, cache) = self.llama.forward(x, &positions(present), &mask, None)?;
-        let (mut hidden, mut cache) = (hidden.select(1, -1).index_select(0, index), cache.select(index));
-        let mut present = present.index_select(0, index);
-        let mut codes = Vec::with_capacity(tokens as usize);
-        loop {
-            let chosen = choose(codes.len() as i64, &self.codes.head.logits(&hidden));
-            codes.push(chosen.shallow_clone());
-            if codes.len() as i64 >= tokens {
-                return Ok(Tensor::stack(&codes, 1));
-            }
-            present = Tensor::cat(&[&present, &present.narrow(1, 0, 1).ones_like()], 1);
-            let place = positions(&present).narrow(1, -1, 1);
-            let x = self.codes.embed(&chosen.unsqueeze(1));
-            let (after, longer) = self.llama.forward(x, &place, &causal(&present, 1), Some(&cache))?;
-            (hidden, cache) = (after.squeeze_dim(1), longer);
-        }
+        chosen: &mut Chosen,
+        mut mix: impl FnMut(&Tensor) -> Tensor,
+    ) -> Result<()> {
+        let (batch, length) = (prompts.size()[0], prompts.size()[1]);
+        let last = Tensor::full([batch, 1], length - 1, (Kind::Int64, prompts.device()));
+        let (hidden, cache) = self.llama.forward(Rows {
+            x: self.llama.embed(prompts),
+            positions: &positions(present),
+            mask: &causal(present, length),
+            past: None,
+            read: Some(&last),
+        })?;
+        let (rows, tokens) = (index.size()[0], chosen.tokens.size()[1]);
+        let copies = rows / chosen.tokens.size()[0];
+        let present = present.index_select(0, index);
+        let place = present.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
+        let hidden = hidden.squeeze_dim(1).index_select(0, index);
+        let mut decoding = Decoding::new(&self.llama, (&cache, index), &present, place, hidden, tokens - 1);
+        decoding.run(tokens - 1, |hidden| {
+            let codes = chosen.choose(&mix(&self.codes.head.logits(hidden)));
+            self.codes.embed(&codes.repeat([copies]).unsqueeze(1))
+        })?;
+        let _ = chosen.choose(&mix(&self.codes.head.logits(decoding.hidden())));
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use unirl::model::{
     Answers, Checkpoint, ImageSampling, Images, ModelSource, ParameterGroup, Part, Policy, Replay, Scoring,
     TextSampling, UnifiedModel,
 };
-use unirl::optimizer::objective::image_logp;
+use unirl::sampling::chosen_logp;
 use unirl_plugin_janus::checkpoint;
 use unirl_plugin_janus::model::Janus;
 use unirl_plugin_janus::options::{Architecture, JanusOptions, Vision};
@@ -189,7 +189,7 @@ fn learned(janus: &Janus, images: &Images, scoring: Scoring, guidance: f64) -> (
     let replay = Replay::Remask { seed: 1, part: None, scoring, guidance };
     let scored = janus.image_logits(&prompts(), images, Policy::Current, &replay).unwrap();
     assert!(bool::try_from(scored.targets.all()).unwrap(), "every token is predicted");
-    let logp = image_logp(&scored.logits, &images.tokens);
+    let logp = chosen_logp(&scored.logits, &images.tokens);
     let parameters = janus.parameters().unwrap();
     let embedding = parameters.iter().find(|p| p.name.ends_with("embed_tokens.weight")).unwrap();
     let gradient = Tensor::run_backward(&[logp.mean(Kind::Float)], &[&embedding.tensor], false, false);
@@ -226,7 +226,7 @@ fn the_three_ways_of_scoring() {
     // Revealed code by code in any case.
     let reveal = Replay::Reveal { steps: vec![0], scoring: Scoring::Conditional, guidance };
     let scored = janus.image_logits(&prompts(), &images, Policy::Current, &reveal).unwrap();
-    close(&image_logp(&scored.logits, &images.tokens).detach(), &conditional, SAME);
+    close(&chosen_logp(&scored.logits, &images.tokens).detach(), &conditional, SAME);
 }
 
 /// A tenth of the prompts of pretraining are empty ones.
@@ -260,7 +260,7 @@ fn the_reference_stays_and_each_task_teaches_its_own() {
     close(&answering.logp.detach(), &before, SAME);
     assert!(!before.requires_grad());
     for (loss, other) in [
-        (image_logp(&drawing.logits, &images.tokens).mean(Kind::Float), ParameterGroup::Understanding),
+        (chosen_logp(&drawing.logits, &images.tokens).mean(Kind::Float), ParameterGroup::Understanding),
         (answering.logp.mean(Kind::Float), ParameterGroup::Generation),
     ] {
         let parameters = janus.parameters().unwrap();

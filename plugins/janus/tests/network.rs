@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use unirl::weights::Store;
+use unirl_layers::decoder::Rows;
 use unirl_plugin_janus::config::{GenerationConfig, JanusConfig, LlamaConfig, SiglipConfig};
 use unirl_plugin_janus::llama::Llama;
 use unirl_plugin_janus::network::{self, Network};
@@ -119,7 +120,8 @@ fn cached_rows_of_grouped_heads_are_those_of_the_whole() {
         let count = rows.end - rows.start;
         let positions = network::positions(&present).narrow(1, rows.start, count);
         let x = llama.embed(&ids.narrow(1, rows.start, count));
-        llama.forward(x, &positions, &network::causal(&present, count), past).unwrap()
+        let mask = network::causal(&present, count);
+        llama.forward(Rows { x, positions: &positions, mask: &mask, past, read: None }).unwrap()
     };
     let (whole, _) = run(&network.llama, 0..5, None);
     let (_, cache) = run(&network.llama, 0..3, None);

@@ -15,6 +15,8 @@ use fixture::{
 };
 use tch::{Device, Kind, Reduction, Tensor};
 use unirl::optimizer::objective;
+use unirl::sampling::chosen_logp;
+use unirl_layers::decoder::Rows;
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::network;
 
@@ -96,7 +98,9 @@ fn answering(f: &Fixture, model: &Model) -> Tensor {
     let present = f.tensor("und.attention_mask").to_kind(Kind::Bool);
     let mask = network::causal(&present, present.size()[1]);
     let x = model.asked(f);
-    model.network.llama.hidden(x, &network::positions(&present), &mask, None).unwrap()
+    let positions = network::positions(&present);
+    let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+    model.network.llama.hidden(rows).unwrap()
 }
 
 #[test]
@@ -134,7 +138,9 @@ fn parity_understanding_greedy_with_cache() {
             let (rows, length) = (x.size()[1], present.size()[1]);
             let positions = network::positions(&present).narrow(1, length - rows, rows);
             let mask = network::causal(&present, rows);
-            let (hidden, cache) = llama.forward(x, &positions, &mask, past.as_ref()).unwrap();
+            let (hidden, cache) = llama
+                .forward(Rows { x, positions: &positions, mask: &mask, past: past.as_ref(), read: None })
+                .unwrap();
             past = Some(cache);
             let token = llama.logits(&hidden.select(1, -1)).argmax(-1, false);
             let token = token.masked_fill(&ended, f.id("pad"));
@@ -193,13 +199,13 @@ fn parity_drawing_teacher_forced() {
         let [cond, uncond] = rows.each_ref().map(|rows| head.logits(rows));
         close(&model.named("logits"), &cond, &f.tensor("t2i.tf_logits_cond"), VALUES);
         close(&model.named("logits of empty prompts"), &uncond, &f.tensor("t2i.tf_logits_uncond"), VALUES);
-        let logp = objective::image_logp(&cond, &codes);
+        let logp = chosen_logp(&cond, &codes);
         close(&model.named("logp"), &logp, &f.tensor("t2i.tf_logp_cond"), VALUES);
 
         let loss = -logp.mean(Kind::Float);
         number(&model.named("loss"), &loss, f.number("train.t2i_ce"), LOSSES);
         let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
-        let loss = -objective::image_logp(&guided, &codes).mean(Kind::Float);
+        let loss = -chosen_logp(&guided, &codes).mean(Kind::Float);
         number(&model.named("guided loss"), &loss, f.number("train.t2i_cfg_ce"), LOSSES);
 
         // Padding on the left is not seen: the same rows with two pads before each prompt.
@@ -251,7 +257,7 @@ fn parity_gradients_of_training_losses() {
     for model in f.models() {
         let [cond, uncond] = model.drawn(&f, &codes).map(|rows| model.network.codes.head.logits(&rows));
         let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
-        let drawing = |logits: &Tensor| -objective::image_logp(logits, &codes).mean(Kind::Float);
+        let drawing = |logits: &Tensor| -chosen_logp(logits, &codes).mean(Kind::Float);
         let answering = answer_loss(&f, &model.network.llama.logits(&answering(&f, &model)));
         for (name, loss) in [("t2i", drawing(&cond)), ("t2i_cfg", drawing(&guided)), ("und", answering)] {
             let gradients = model.gradients(&loss);
@@ -272,7 +278,7 @@ fn parity_split_losses() {
         for (name, logits, tolerance) in [("cond", cond, VALUES), ("cfg", guided, GUIDED)] {
             let what = |part: &str| model.named(&format!("{name}: {part}"));
             let stored = |part: &str| f.tensor(&format!("split.{name}.{part}"));
-            let logp = objective::image_logp(&logits, &codes);
+            let logp = chosen_logp(&logits, &codes);
             close(&what("logp"), &logp, &stored("logp"), tolerance);
             let (k3, _) = objective::k3(&logp, &stored("ref_logp"));
             close(&what("k3"), &k3, &stored("k3"), tolerance);

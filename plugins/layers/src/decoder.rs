@@ -4,30 +4,105 @@ use tch::{Kind, Tensor};
 use unirl::autograd::{checkpoint, gradient_enabled};
 use unirl::{Error, Result};
 
+use crate::Joined;
+
 /// What is added to the score of a hidden key. Kept from the original of Show-o: not −∞, so that a row that sees nothing
 /// is uniform.
-const HIDDEN: f64 = -9_223_372_036_854_775_808.0;
+pub(crate) const HIDDEN: f64 = -9_223_372_036_854_775_808.0;
 
-/// The additive mask `[B,1,query,key]` of visibility `[B,query,key]`.
+/// libtorch's attention on a GPU copies a mask whose rows do not begin at multiples of so many values.
+const ALIGNED: i64 = 8;
+
+/// The additive mask `[B,1,query,key]` of visibility `[B,query,key]`. One query stands for all where they see the same.
 pub fn additive(visible: &Tensor) -> Tensor {
     visible.logical_not().to_kind(Kind::Float).unsqueeze(1) * HIDDEN
 }
 
+/// An additive mask in the type of the scores.
+fn fitting(mask: &Tensor, kind: Kind) -> Tensor {
+    let mask = mask.to_kind(kind); // −2⁶³ is exact in bf16, too
+    let keys = mask.size()[3];
+    if !mask.device().is_cuda() || keys % ALIGNED == 0 {
+        return mask;
+    }
+    mask.constant_pad_nd([0, ALIGNED - keys % ALIGNED]).narrow(3, 0, keys)
+}
+
 /// Keys and values of the rows seen so far, a pair a layer, each `[B,heads,rows,head_dim]`.
 #[derive(Debug)]
-pub struct Cache(Vec<(Tensor, Tensor)>);
+pub struct Cache(Vec<[Tensor; 2]>);
 
 impl Cache {
     /// The cache of rows `index` of the batch.
     #[must_use]
     pub fn select(&self, index: &Tensor) -> Self {
-        Self(self.0.iter().map(|(k, v)| (k.index_select(0, index), v.index_select(0, index))).collect())
+        Self(self.0.iter().map(|pair| pair.each_ref().map(|all| all.index_select(0, index))).collect())
+    }
+
+    /// The cache of rows `index` of the batch, with room for so many rows behind it.
+    pub fn with_room(&self, index: &Tensor, room: i64) -> Room {
+        let longer = |all: &Tensor| {
+            let rows = all.index_select(0, index).transpose(1, 2); // [B,rows,heads,head_dim]
+            let (batch, before, heads, dim) = rows.size4().unwrap_or_default();
+            // Zeros, as what is hidden still takes part with a weight of 0.
+            let whole = Tensor::zeros([batch, before + room, heads, dim], (rows.kind(), rows.device()));
+            whole.narrow(1, 0, before).copy_(&rows);
+            whole
+        };
+        Room(self.0.iter().map(|pair| pair.each_ref().map(longer)).collect())
     }
 }
 
-/// Cosines and sines of rotary positions, each `[B or 1,1,L,dim]`.
+/// Keys and values of rows that are written in place, so that none are copied when there is another row: a pair a layer, each
+/// `[B,rows,heads,head_dim]`.
+#[derive(Debug)]
+pub struct Room(Vec<[Tensor; 2]>);
+
+/// Where rows are written in a [`Room`].
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'a> {
+    /// From this one on.
+    From(i64),
+    /// The one that is named on the device, `[1]` i64: where no number may pass from the host.
+    At(&'a Tensor),
+}
+
+/// What a layer's rows find before them.
+#[derive(Debug, Clone, Copy)]
+pub enum Past<'a> {
+    /// Nothing.
+    Nothing,
+    /// Keys and values, each `[B,heads,rows,head_dim]`, which stay as they are.
+    Before(&'a [Tensor; 2]),
+    /// Keys and values among which theirs are written. The first so many rows are read.
+    Room(&'a [Tensor; 2], Place<'a>, i64),
+}
+
+impl Past<'_> {
+    /// Keys and values of what is before and of the rows themselves, `[B,heads,rows,head_dim]`.
+    fn with(self, [keys, values]: [Tensor; 2]) -> [Tensor; 2] {
+        match self {
+            Self::Nothing => [keys, values],
+            Self::Before([k, v]) => [Tensor::cat(&[k, &keys], 2), Tensor::cat(&[v, &values], 2)],
+            Self::Room(room, place, seen) => {
+                for (room, rows) in room.iter().zip([keys, values]) {
+                    let rows = rows.transpose(1, 2);
+                    match place {
+                        Place::From(start) => room.narrow(1, start, rows.size()[1]).copy_(&rows),
+                        Place::At(index) => drop(room.shallow_clone().index_copy_(1, index, &rows)),
+                    }
+                }
+                room.each_ref().map(|room| room.narrow(1, 0, seen).transpose(1, 2))
+            }
+        }
+    }
+}
+
+/// Cosines and sines of rotary positions, each `[B or 1,L,1,dim]`.
+#[derive(Debug)]
 pub struct Rotary {
     cos: Tensor,
+    /// Negative in the first half.
     sin: Tensor,
 }
 
@@ -37,42 +112,162 @@ impl Rotary {
         let steps = Tensor::arange(dim / 2, (Kind::Float, positions.device())) * (2.0 / dim as f64);
         let frequencies = (steps * -theta.ln()).exp(); // θ^(−2i/dim)
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * frequencies; // [B,L,dim/2]
-        let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
-        Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
+        let (cos, sin) = (angles.cos(), angles.sin());
+        let both =
+            |first: &Tensor, second: &Tensor| Tensor::cat(&[first, second], -1).unsqueeze(2).to_kind(kind);
+        Self { cos: both(&cos, &cos), sin: both(&-&sin, &sin) }
+    }
+
+    /// Of the single rows at `positions [B]`, out of the cosines and sines of all positions from 0 on.
+    fn at(&self, positions: &Tensor) -> Self {
+        let pick = |all: &Tensor| all.squeeze_dim(0).index_select(0, positions).unsqueeze(1);
+        Self { cos: pick(&self.cos), sin: pick(&self.sin) }
     }
 
     fn handle(&self) -> Self {
         Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
     }
 
-    /// Rotates the first `dim` dimensions of `x [B,heads,L,head_dim]`, pairing `i` with `i + dim/2`.
-    pub fn apply(&self, x: &Tensor) -> Tensor {
+    /// Rotates the first `dim` dimensions of `x [B,L,heads,head_dim]`, pairing `i` with `i + dim/2`.
+    fn apply(&self, x: &Tensor) -> Tensor {
         let (dim, whole) = (self.cos.size()[3], x.size()[3]);
-        let rotated = x.narrow(3, 0, dim);
-        let swapped =
-            Tensor::cat(&[&-rotated.narrow(3, dim / 2, dim / 2), &rotated.narrow(3, 0, dim / 2)], 3);
-        let rotated = rotated * &self.cos + swapped * &self.sin;
+        let part = if dim == whole { x.shallow_clone() } else { x.narrow(3, 0, dim) };
+        let rotated = (&part * &self.cos).addcmul_(&part.roll([dim / 2], [3]), &self.sin);
         if dim == whole { rotated } else { Tensor::cat(&[&rotated, &x.narrow(3, dim, whole - dim)], 3) }
     }
 }
 
+/// The rows of the last layer that are read: what comes of the others is never computed.
+#[derive(Debug)]
+struct Read {
+    /// `[B·m]`, counted over the whole batch.
+    flat: Tensor,
+    /// `m`.
+    rows: i64,
+    rotary: Rotary,
+    mask: Option<Tensor>,
+}
+
+impl Read {
+    /// Rows `index [B,m]` of a batch, with their positions and who they see.
+    fn new(index: &Tensor, length: i64, rotary: Rotary, mask: Option<&Tensor>) -> Self {
+        let (batch, rows) = (index.size()[0], index.size()[1]);
+        let starts = Tensor::arange(batch, (Kind::Int64, index.device())).unsqueeze(1) * length;
+        let flat = (index + starts).view([-1]);
+        let mask = mask.map(|mask| match mask.size()[2] {
+            1 => mask.shallow_clone(),
+            _ => {
+                let each = mask.expand([batch, -1, -1, -1], false).flatten(0, 2);
+                each.index_select(0, &flat).view([batch, 1, rows, -1])
+            }
+        });
+        Self { flat, rows, rotary, mask }
+    }
+
+    fn handle(&self) -> Self {
+        Self {
+            flat: self.flat.shallow_clone(),
+            rows: self.rows,
+            rotary: self.rotary.handle(),
+            mask: self.mask.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+}
+
+/// What a layer knows of its rows.
+#[derive(Debug)]
+pub struct Context {
+    rotary: Rotary,
+    /// `[B or 1,1,L or 1,past + L]`, added to the scores; without one all see all.
+    mask: Option<Tensor>,
+    read: Option<Read>,
+}
+
+impl Context {
+    fn handle(&self) -> Self {
+        Self {
+            rotary: self.rotary.handle(),
+            mask: self.mask.as_ref().map(Tensor::shallow_clone),
+            read: self.read.as_ref().map(Read::handle),
+        }
+    }
+
+    /// Of rows `[B,L,D]` those that go on behind the attention, `[B,m,D]`: all of them, or in the last layer those that are
+    /// read.
+    pub fn read(&self, rows: &Tensor) -> Tensor {
+        match &self.read {
+            None => rows.shallow_clone(),
+            Some(read) => rows.flatten(0, 1).index_select(0, &read.flat).unflatten(0, [-1, read.rows]),
+        }
+    }
+
+    /// Queries `[B,m,…]` of the rows that are [read](Self::read), keys and values `[B,L,…]` of all, of rows `h [B,L,D]`.
+    pub fn project(&self, query_key_value: &Joined, h: &Tensor) -> [Tensor; 3] {
+        if self.read.is_none() {
+            return query_key_value.apply(h);
+        }
+        let [q] = query_key_value.apply_some(&self.read(h), 0..1);
+        let [k, v] = query_key_value.apply_some(h, 1..3);
+        [q, k, v]
+    }
+
+    /// What queries `[B,m,heads,head_dim]` see of `past` and of keys and values `[B,L,kv heads,head_dim]`, all before their
+    /// rotation: `[B,m,heads·head_dim]`, with the keys and values of all rows, `[B,kv heads,past + L,head_dim]`.
+    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, past: Past<'_>) -> (Tensor, [Tensor; 2]) {
+        let (rotary, mask) = match &self.read {
+            None => (&self.rotary, &self.mask),
+            Some(read) => (&read.rotary, &read.mask),
+        };
+        let q = rotary.apply(q).transpose(1, 2);
+        let cache = past.with([self.rotary.apply(k).transpose(1, 2), v.transpose(1, 2)]);
+        let (batch, heads, rows, dim) = q.size4().unwrap_or_default();
+        let [keys, values] = &cache;
+        let groups = heads / keys.size()[1];
+        let attended = match groups {
+            1 => attention(&q, keys, values, mask.as_ref()),
+            // The queries of a head of keys are as good as rows of one.
+            _ if rows == 1 => {
+                let q = q.reshape([batch, heads / groups, groups, dim]);
+                attention(&q, keys, values, mask.as_ref()).reshape([batch, heads, rows, dim])
+            }
+            _ => attention(&q, &repeated(keys, groups), &repeated(values, groups), mask.as_ref()),
+        };
+        (attended.transpose(1, 2).flatten(2, 3), cache)
+    }
+}
+
+fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, false, None::<f64>, false)
+}
+
+/// Each head of `x [B,kv heads,S,head_dim]` as often as `group` query heads read it. Not all of libtorch's fast paths
+/// know groups themselves.
+fn repeated(x: &Tensor, group: i64) -> Tensor {
+    x.unsqueeze(2).expand([-1, -1, group, -1, -1], false).flatten(1, 2)
+}
+
 /// A layer of the stack.
 pub trait Layer: Send + Sized + 'static {
-    /// Runs rows `x [B,L,D]` behind the keys and values in `past`: the rows after the layer, and the keys and values of
-    /// all.
-    fn run(&self, x: &Tensor, past: Option<[&Tensor; 2]>, rotary: &Rotary, mask: &Tensor) -> [Tensor; 3];
+    /// Runs rows `x [B,L,D]` behind `past`: of the rows that are read those after the layer, and the keys and values of all.
+    fn run(&self, x: &Tensor, past: Past<'_>, context: &Context) -> (Tensor, [Tensor; 2]);
 
     /// Another handle of the same tensors.
     #[must_use]
     fn handle(&self) -> Self;
 }
 
-/// Keys and values of rows behind those in `past`.
-pub fn behind(past: Option<[&Tensor; 2]>, keys: Tensor, values: Tensor) -> (Tensor, Tensor) {
-    match past {
-        Some([k, v]) => (Tensor::cat(&[k, &keys], 2), Tensor::cat(&[v, &values], 2)),
-        None => (keys, values),
-    }
+/// Rows `[B,L,D]` for a stack.
+pub struct Rows<'a> {
+    /// `[B,L,D]`.
+    pub x: Tensor,
+    /// `[B or 1,L]`.
+    pub positions: &'a Tensor,
+    /// `[B or 1,1,L or 1,past + L]`, added to the attention scores.
+    pub mask: &'a Tensor,
+    /// What they come behind.
+    pub past: Option<&'a Cache>,
+    /// `[B,m]`: which of them are read behind the last layer; all without it.
+    pub read: Option<&'a Tensor>,
 }
 
 /// Layers one after the other.
@@ -91,71 +286,122 @@ impl<L: Layer> Stack<L> {
         Self { layers, rotary: (dim, theta), checkpointing: false }
     }
 
-    /// Runs rows `x [B,L,D]` at `positions [B or 1,L]` behind those in `past`. `mask [B or 1,1,L,past + L]`
-    /// is added to the attention scores. Answers the rows `[B,L,D]` behind the last layer, and the cache of all rows.
-    pub fn forward(
-        &self,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        past: Option<&Cache>,
-    ) -> Result<(Tensor, Cache)> {
+    /// Answers the rows that are read, `[B,m,D]`, behind the last layer, and the cache of all rows.
+    pub fn forward(&self, rows: Rows<'_>) -> Result<(Tensor, Cache)> {
         let mut cache = Vec::with_capacity(self.layers.len());
-        let x = self.run(x, positions, mask, past, |keys, values| cache.push((keys, values)))?;
+        let x = self.run(rows, |pair| cache.push(pair))?;
         Ok((x, Cache(cache)))
     }
 
     /// [`Stack::forward`] for rows that nothing follows: their cache is let go layer by layer.
-    pub fn hidden(
-        &self,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        past: Option<&Cache>,
-    ) -> Result<Tensor> {
-        self.run(x, positions, mask, past, |_, _| ())
+    pub fn hidden(&self, rows: Rows<'_>) -> Result<Tensor> {
+        self.run(rows, drop)
     }
 
-    fn run(
-        &self,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        past: Option<&Cache>,
-        mut keep: impl FnMut(Tensor, Tensor),
-    ) -> Result<Tensor> {
-        let rotary = Rotary::new(positions, self.rotary, x.kind());
-        let mask = mask.to_kind(x.kind()); // −2⁶³ is exact in bf16, too
-        let mut x = x;
+    fn run(&self, rows: Rows<'_>, mut keep: impl FnMut([Tensor; 2])) -> Result<Tensor> {
+        let Rows { mut x, positions, mask, past, read } = rows;
+        let context = self.context(positions, mask, x.kind());
+        let last = read.map(|read| self.reading(&context, positions, &x, read));
         for (index, layer) in self.layers.iter().enumerate() {
-            let past = past.map(|Cache(past)| [&past[index].0, &past[index].1]);
-            let [after, keys, values] = if self.checkpointing && gradient_enabled() {
-                recomputed(layer, &x, past, &rotary, &mask)?
+            let past = past.map_or(Past::Nothing, |Cache(past)| Past::Before(&past[index]));
+            let context = last.as_ref().filter(|_| index + 1 == self.layers.len()).unwrap_or(&context);
+            let (after, pair) = if self.checkpointing && gradient_enabled() {
+                recomputed(layer, &x, past, context)?
             } else {
-                layer.run(&x, past, &rotary, &mask)
+                layer.run(&x, past, context)
             };
             x = after;
-            keep(keys, values);
+            keep(pair);
         }
         Ok(x)
     }
+
+    fn context(&self, positions: &Tensor, mask: &Tensor, kind: Kind) -> Context {
+        let rotary = Rotary::new(positions, self.rotary, kind);
+        Context { rotary, mask: Some(fitting(mask, kind)), read: None }
+    }
+
+    /// The context of a last layer of which rows `index [B,m]` of `x [B,L,D]` are read.
+    fn reading(&self, all: &Context, positions: &Tensor, x: &Tensor, index: &Tensor) -> Context {
+        let positions = positions.expand([index.size()[0], -1], false).gather(1, index, false);
+        let rotary = Rotary::new(&positions, self.rotary, x.kind());
+        let read = Some(Read::new(index, x.size()[1], rotary, all.mask.as_ref()));
+        Context { read, ..all.handle() }
+    }
+
+    /// What stays the same for rows that are written again and again from `start` on into a room, at `positions [1,L]`, seeing
+    /// by `mask [B,1,1,S]` all `S` of it.
+    pub fn canvas(&self, room: Room, positions: &Tensor, mask: &Tensor, start: i64, kind: Kind) -> Canvas {
+        let context = self.context(positions, mask, kind);
+        Canvas { room, context, positions: positions.shallow_clone(), start }
+    }
+
+    /// Runs rows `x [B,L,D]` on a canvas: those of `read [B,m]` behind the last layer, `[B,m,D]`.
+    pub fn run_on(&self, canvas: &Canvas, mut x: Tensor, read: &Tensor) -> Tensor {
+        let last = self.reading(&canvas.context, &canvas.positions, &x, read);
+        let seen = canvas.start + x.size()[1];
+        for (index, (layer, pair)) in self.layers.iter().zip(&canvas.room.0).enumerate() {
+            let context = if index + 1 == self.layers.len() { &last } else { &canvas.context };
+            let past = Past::Room(pair, Place::From(canvas.start), seen);
+            x = layer.run(&x, past, context).0;
+        }
+        x
+    }
+
+    /// Cosines and sines of the positions `0..count`, for [`Stack::step`].
+    pub fn rotary_table(&self, count: i64, like: &Tensor) -> Rotary {
+        let positions = Tensor::arange(count, (Kind::Int64, like.device())).unsqueeze(0);
+        Rotary::new(&positions, self.rotary, like.kind())
+    }
+
+    /// Runs single rows `x [B,1,D]` at positions `[B]`, written at `place` into `room`, of which the first `seen` rows are seen
+    /// by `mask [B,1,1,seen]`, in the type of the rows: the rows behind the last layer.
+    pub fn step(
+        &self,
+        mut x: Tensor,
+        (table, positions): (&Rotary, &Tensor),
+        mask: Tensor,
+        (room, place, seen): (&Room, Place<'_>, i64),
+    ) -> Tensor {
+        let context = Context { rotary: table.at(positions), mask: Some(mask), read: None };
+        for (layer, pair) in self.layers.iter().zip(&room.0) {
+            x = layer.run(&x, Past::Room(pair, place, seen), &context).0;
+        }
+        x
+    }
+}
+
+/// See [`Stack::canvas`].
+#[derive(Debug)]
+pub struct Canvas {
+    room: Room,
+    context: Context,
+    positions: Tensor,
+    start: i64,
 }
 
 /// A layer that is run again for its gradient.
 fn recomputed<L: Layer>(
     layer: &L,
     x: &Tensor,
-    past: Option<[&Tensor; 2]>,
-    rotary: &Rotary,
-    mask: &Tensor,
-) -> Result<[Tensor; 3]> {
-    let (layer, rotary, mask) = (layer.handle(), rotary.handle(), mask.shallow_clone());
-    let inputs: Vec<Tensor> =
-        std::iter::once(x).chain(past.into_iter().flatten()).map(Tensor::shallow_clone).collect();
-    let run = move |inputs: &[Tensor]| match inputs {
-        [x, keys, values] => layer.run(x, Some([keys, values]), &rotary, &mask).into(),
-        inputs => layer.run(&inputs[0], None, &rotary, &mask).into(),
+    past: Past<'_>,
+    context: &Context,
+) -> Result<(Tensor, [Tensor; 2])> {
+    let (layer, context) = (layer.handle(), context.handle());
+    let mut inputs = vec![x.shallow_clone()];
+    if let Past::Before(pair) = past {
+        inputs.extend(pair.each_ref().map(Tensor::shallow_clone));
+    }
+    let run = move |inputs: &[Tensor]| {
+        let (x, [keys, values]) = match inputs {
+            [x, keys, values] => {
+                layer.run(x, Past::Before(&[keys.shallow_clone(), values.shallow_clone()]), &context)
+            }
+            inputs => layer.run(&inputs[0], Past::Nothing, &context),
+        };
+        vec![x, keys, values]
     };
-    let outputs = checkpoint(&inputs, run)?;
-    outputs.try_into().map_err(|_| Error::failure("a layer has three outputs"))
+    let outputs = <[Tensor; 3]>::try_from(checkpoint(&inputs, run)?);
+    let [x, keys, values] = outputs.map_err(|_| Error::failure("a layer has three outputs"))?;
+    Ok((x, [keys, values]))
 }

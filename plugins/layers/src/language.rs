@@ -1,13 +1,14 @@
 //! A language model: an embedding, a stack of decoder layers, a norm and a head that is not the embedding. Answers are
-//! written and scored here, whatever the family.
+//! scored here, whatever the family.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{IndexOp, Kind, Tensor};
 use unirl::Result;
 use unirl::autograd::checkpoint;
-use unirl::model::{Answers, TextSampling, TokenLogp};
-use unirl::sampling::{choose, chosen_logp};
+use unirl::model::{Answers, TokenLogp};
 
-use crate::decoder::{self, Cache, Layer, Stack};
+use crate::decoder::{Cache, Layer, Rows, Stack};
 use crate::{LayerNorm, Linear};
 
 /// Logits that a head makes at once when tokens are scored: 64 MiB in f32.
@@ -48,29 +49,15 @@ impl<L: Layer, N: Norm> LanguageModel<L, N> {
         Tensor::embedding(&self.embedding, ids, -1, false, false)
     }
 
-    /// Runs rows `x [B,L,D]` at `positions [B or 1,L]` behind those in `past`. `mask [B or 1,1,L,past + L]`
-    /// is added to the attention scores. Answers the final hidden rows `[B,L,D]`, normalised, and the cache
-    /// of all rows.
-    pub fn forward(
-        &self,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        past: Option<&Cache>,
-    ) -> Result<(Tensor, Cache)> {
-        let (x, cache) = self.stack.forward(x, positions, mask, past)?;
+    /// The final hidden rows that are read, `[B,m,D]`, normalised, and the cache of all rows.
+    pub fn forward(&self, rows: Rows<'_>) -> Result<(Tensor, Cache)> {
+        let (x, cache) = self.stack.forward(rows)?;
         Ok((self.norm.apply(&x), cache))
     }
 
     /// [`LanguageModel::forward`] for rows that nothing follows: their cache is let go layer by layer.
-    pub fn hidden(
-        &self,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        past: Option<&Cache>,
-    ) -> Result<Tensor> {
-        Ok(self.norm.apply(&self.stack.hidden(x, positions, mask, past)?))
+    pub fn hidden(&self, rows: Rows<'_>) -> Result<Tensor> {
+        Ok(self.norm.apply(&self.stack.hidden(rows)?))
     }
 
     /// Logits over all tokens of hidden rows `[..,D]`: `[..,V]` f32.
@@ -78,44 +65,61 @@ impl<L: Layer, N: Norm> LanguageModel<L, N> {
         self.head.apply(hidden).to_kind(Kind::Float)
     }
 
-    /// Log-probabilities of the tokens `targets [R]` that hidden rows `[R,D]` predict: `[R]` f32. The head is wide, so that
-    /// a few rows at a time go through it, and with a gradient once more on the way back.
+    /// Log-probabilities of the tokens `targets [R]` that hidden rows `[R,D]` predict: `[R]` f32.
     pub fn logp(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let score = |head: &Linear, rows: &Tensor, targets: &Tensor| {
-            let logp = head.apply(rows).log_softmax(-1, Kind::Float);
-            logp.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1)
-        };
-        let (all, size) = (targets.size()[0], (HEAD_LOGITS / self.head.weight.size()[0]).max(1));
-        if all <= size {
-            return Ok(score(&self.head, hidden, targets));
-        }
-        let mut parts = Vec::new();
-        for start in (0..all).step_by(size as usize) {
-            let size = size.min(all - start);
-            let (head, targets) = (self.head.handle(), targets.narrow(0, start, size));
-            let rows = [hidden.narrow(0, start, size)];
-            parts.extend(checkpoint(&rows, move |rows| vec![score(&head, &rows[0], &targets)])?);
-        }
-        Ok(Tensor::cat(&parts, 0))
+        let head = self.head.handle();
+        let classes = head.weight.size()[0];
+        let logits = move |rows: &[Tensor]| head.apply(&rows[0]).to_kind(Kind::Float);
+        logp(std::slice::from_ref(hidden), targets, classes, logits)
     }
 
-    /// Log-probabilities of answers, of which that of row `i` begins behind row `ends[i]` of `hidden [B,L,D]`.
-    pub fn score(&self, hidden: &Tensor, ends: &[i64], answers: &Answers) -> Result<TokenLogp> {
-        let (length, width) = (hidden.size()[1], hidden.size()[2]);
-        // The head is wide: only the rows that predict an answer token go through it.
-        let rows = ends.iter().zip(lengths(answers)?).zip(0..);
-        let flat: Vec<i64> = rows
-            .flat_map(|((end, answer), row)| (*end..end + answer).map(move |at| row * length + at))
-            .collect();
-        let flat = Tensor::from_slice(&flat).to_device(hidden.device());
-        let targets = answers.tokens.masked_select(&answers.mask);
-        let picked = self.logp(&hidden.reshape([-1, width]).index_select(0, &flat), &targets)?;
-        let blank = Tensor::zeros(answers.mask.size(), (Kind::Float, hidden.device()));
+    /// Log-probabilities of answers, of which that of row `i` begins behind row `ends[i]` of `rows`.
+    pub fn score(&self, rows: Rows<'_>, ends: &[i64], answers: &Answers) -> Result<TokenLogp> {
+        let device = rows.x.device();
+        let length = answers.tokens.size()[1];
+        // Only the rows that predict an answer token are read.
+        let steps = Tensor::arange(length, (Kind::Int64, device)).unsqueeze(0);
+        let read = Tensor::from_slice(ends).to_device(device).unsqueeze(1) + steps; // [B,T]
+        let read = read.clamp_max(rows.x.size()[1] - 1); // behind a short answer, where nothing is scored
+        let hidden = self.hidden(Rows { read: Some(&read), ..rows })?.flatten(0, 1); // [B·T,D]
+        let there = answers.mask.view([-1]).nonzero().squeeze_dim(1);
+        let targets = answers.tokens.view([-1]).index_select(0, &there);
+        let logp = self.logp(&hidden.index_select(0, &there), &targets)?;
+        let blank = Tensor::zeros([answers.mask.numel() as i64], (Kind::Float, device));
         Ok(TokenLogp {
-            logp: blank.masked_scatter(&answers.mask, &picked),
+            logp: blank.index_copy(0, &there, &logp).view_as(&answers.mask),
             mask: answers.mask.shallow_clone(),
         })
     }
+}
+
+/// Log-probabilities `[R]` f32 of `targets [R]` among `classes`, of which `logits` makes `[r,classes]` f32 out of `r` of each of
+/// the `rows`, each `[R,D]`. Heads are wide, so that a few rows at a time go through it, and with a gradient once more on
+/// the way back.
+pub fn logp(
+    rows: &[Tensor],
+    targets: &Tensor,
+    classes: i64,
+    logits: impl Fn(&[Tensor]) -> Tensor + Send + 'static,
+) -> Result<Tensor> {
+    let score = |logits: &Tensor, targets: &Tensor| {
+        -logits.cross_entropy_loss::<Tensor>(targets, None, tch::Reduction::None, -100, 0.0)
+    };
+    let (all, size) = (targets.size()[0], (HEAD_LOGITS / classes).max(1));
+    if all <= size {
+        return Ok(score(&logits(rows), targets));
+    }
+    let logits = Arc::new(Mutex::new(logits)); // tensors do not go to several threads at once
+    let mut parts = Vec::new();
+    for start in (0..all).step_by(size as usize) {
+        let some = |tensor: &Tensor| tensor.narrow(0, start, size.min(all - start));
+        let (logits, targets) = (logits.clone(), some(targets));
+        let rows: Vec<Tensor> = rows.iter().map(some).collect();
+        parts.extend(checkpoint(&rows, move |rows| {
+            vec![score(&logits.lock().unwrap_or_else(PoisonError::into_inner)(rows), &targets)]
+        })?);
+    }
+    Ok(Tensor::cat(&parts, 0))
 }
 
 fn lengths(answers: &Answers) -> Result<Vec<i64>> {
@@ -130,80 +134,4 @@ pub fn answered(questions: &[Vec<i64>], answers: &Answers) -> Result<Vec<Vec<i64
         Ok([question.as_slice(), &answer].concat())
     })
     .collect()
-}
-
-/// Answers as tokens, each `[B,T]`.
-#[derive(Debug)]
-pub struct Written {
-    /// Ids, padding behind the last of an answer.
-    pub tokens: Tensor,
-    /// True where there is a token.
-    pub mask: Tensor,
-    /// The log-probability of each when it was chosen, 0 behind the last.
-    pub logp: Tensor,
-}
-
-/// Answers under way: what stands before them and what is written so far are cached.
-pub struct Answering<'a, L, N> {
-    model: &'a LanguageModel<L, N>,
-    cache: Cache,
-    /// `[B,columns]` bool: what the next rows may see.
-    visible: Tensor,
-    /// `[B,1]`: where the next token stands.
-    position: Tensor,
-    /// `[B,D]`: the rows that predict the next token.
-    hidden: Tensor,
-}
-
-impl<'a, L: Layer, N: Norm> Answering<'a, L, N> {
-    /// Reads rows `x [B,L,D]`, padded on their right and counted from 0, in one pass. `there [B,L]` is false at padding.
-    pub fn read(
-        model: &'a LanguageModel<L, N>,
-        x: Tensor,
-        positions: &Tensor,
-        mask: &Tensor,
-        there: Tensor,
-    ) -> Result<Self> {
-        let (hidden, cache) = model.forward(x, positions, mask, None)?;
-        let lengths = there.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64); // [B,1]
-        let last = (&lengths - 1).unsqueeze(-1).expand([-1, -1, hidden.size()[2]], false);
-        let hidden = hidden.gather(1, &last, false).squeeze_dim(1);
-        Ok(Self { model, cache, visible: there, position: lengths, hidden })
-    }
-
-    /// Logits of the next token over the whole vocabulary, `[B,V]`.
-    pub fn logits(&self) -> Tensor {
-        self.model.logits(&self.hidden)
-    }
-
-    /// Appends a token `[B]` to the answers.
-    pub fn push(&mut self, tokens: &Tensor) -> Result<()> {
-        let there = self.visible.narrow(1, 0, 1).ones_like();
-        self.visible = Tensor::cat(&[&self.visible, &there], 1);
-        let added = decoder::additive(&self.visible.unsqueeze(1));
-        let row = self.model.embed(&tokens.unsqueeze(1));
-        let (hidden, cache) = self.model.forward(row, &self.position, &added, Some(&self.cache))?;
-        (self.hidden, self.cache) = (hidden.squeeze_dim(1), cache);
-        self.position = &self.position + 1;
-        Ok(())
-    }
-
-    /// Writes until each answer has emitted `stop`.
-    pub fn write(mut self, sampling: &TextSampling, stop: i64, pad: i64) -> Result<Written> {
-        let mut open = self.visible.select(1, 0).ones_like();
-        let (mut tokens, mut masks, mut logps) = (Vec::new(), Vec::new(), Vec::new());
-        loop {
-            let logits = self.logits();
-            let next = choose(&logits, sampling.temperature, sampling.top_k, sampling.part);
-            tokens.push(next.where_self(&open, &next.full_like(pad)));
-            logps.push(chosen_logp(&logits, &next) * &open);
-            masks.push(open.shallow_clone());
-            open = open.logical_and(&next.ne(stop));
-            if tokens.len() as i64 >= sampling.max_tokens || !bool::try_from(open.any())? {
-                let [tokens, mask, logp] = [tokens, masks, logps].map(|all| Tensor::stack(&all, 1));
-                return Ok(Written { tokens, mask, logp });
-            }
-            self.push(&next)?;
-        }
-    }
 }

@@ -2,6 +2,7 @@
 //! gives.
 
 pub mod decoder;
+pub mod decoding;
 pub mod footprint;
 pub mod language;
 mod linear;
@@ -10,5 +11,5 @@ mod precision;
 pub mod vision;
 pub mod vqgan;
 
-pub use linear::{LayerNorm, Linear};
+pub use linear::{Joined, LayerNorm, Linear};
 pub use precision::Precision;

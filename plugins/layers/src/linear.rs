@@ -1,8 +1,10 @@
 //! The layers that transformers and vision towers are made of.
 
+use std::ops::Range;
+
 use tch::Tensor;
-use unirl::Result;
 use unirl::weights::{Init, Store};
+use unirl::{Result, ops};
 
 use crate::lora::Adapter;
 
@@ -34,10 +36,16 @@ impl Linear {
 
     /// `[…,inputs]` to `[…,outputs]`.
     pub fn apply(&self, x: &Tensor) -> Tensor {
-        let y = x.linear(&self.weight, self.bias.as_ref());
-        match &self.adapter {
-            Some(adapter) => y + adapter.apply(x),
-            None => y,
+        products(x, (&self.weight, self.bias.as_ref()), std::slice::from_ref(self)).remove(0)
+    }
+
+    /// GELU, by tanh, of [`Self::apply`].
+    pub fn apply_gelu(&self, x: &Tensor) -> Tensor {
+        match (&self.bias, &self.adapter) {
+            (Some(bias), None) if !unirl::autograd::gradient_enabled() => {
+                ops::linear_gelu(x, &self.weight, bias)
+            }
+            _ => self.apply(x).gelu("tanh"),
         }
     }
 
@@ -51,6 +59,79 @@ impl Linear {
             adapter: self.adapter.as_ref().map(Adapter::handle),
         }
     }
+}
+
+/// What `parts`, whose weights and biases are those of `whole`, make of the same rows.
+fn products(x: &Tensor, whole: (&Tensor, Option<&Tensor>), parts: &[Linear]) -> Vec<Tensor> {
+    let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
+    let biases: Vec<&Tensor> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
+    let mut made = ops::linear(x, whole, &weights, &biases);
+    for (made, part) in made.iter_mut().zip(parts) {
+        if let Some(adapter) = &part.adapter {
+            *made = &*made + adapter.apply(x);
+        }
+    }
+    made
+}
+
+/// Products of the same rows, done as one. Their weights lie one behind the other in one memory, which they stay parts of:
+/// each learns, and has its name in the checkpoint.
+pub struct Joined {
+    /// All have a bias, or none has.
+    pub parts: Vec<Linear>,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Joined {
+    /// Moves the weights of `parts` into one memory.
+    pub fn new(mut parts: Vec<Linear>) -> Self {
+        let weight = moved(parts.iter_mut().map(|part| &mut part.weight).collect());
+        let biases: Vec<&mut Tensor> = parts.iter_mut().filter_map(|part| part.bias.as_mut()).collect();
+        let bias = (!biases.is_empty()).then(|| moved(biases));
+        Self { parts, weight, bias }
+    }
+
+    /// `[…,inputs]` to `[…,outputs]` of each part.
+    pub fn apply<const N: usize>(&self, x: &Tensor) -> [Tensor; N] {
+        self.apply_some(x, 0..N)
+    }
+
+    /// The same of some parts.
+    pub fn apply_some<const N: usize>(&self, x: &Tensor, range: Range<usize>) -> [Tensor; N] {
+        let rows = |parts: &[Linear]| parts.iter().map(|part| part.weight.size()[0]).sum::<i64>();
+        let (before, some) = (rows(&self.parts[..range.start]), &self.parts[range]);
+        let within = |whole: &Tensor| whole.narrow(0, before, rows(some));
+        let (weight, bias) = (within(&self.weight), self.bias.as_ref().map(within));
+        let made = products(x, (&weight, bias.as_ref()), some);
+        made.try_into()
+            .unwrap_or_else(|made: Vec<Tensor>| panic!("{N} products asked for, {} made", made.len()))
+    }
+
+    /// Another handle of the same tensors.
+    #[must_use]
+    pub fn handle(&self) -> Self {
+        Self {
+            parts: self.parts.iter().map(Linear::handle).collect(),
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+}
+
+/// `tensors` one behind the other; they become parts of what is answered. Of a plan, whose tensors have no content, nothing.
+fn moved(tensors: Vec<&mut Tensor>) -> Tensor {
+    if tensors.iter().any(|tensor| !tensor.defined()) {
+        return Tensor::new();
+    }
+    let whole = Tensor::cat(&tensors.iter().map(|tensor| tensor.detach()).collect::<Vec<_>>(), 0);
+    let mut start = 0;
+    for tensor in tensors {
+        let rows = tensor.size()[0];
+        tensor.set_data(&whole.narrow(0, start, rows));
+        start += rows;
+    }
+    whole
 }
 
 /// Layer normalisation over the last dimension.

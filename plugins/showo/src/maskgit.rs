@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::error::unknown_name;
 use unirl::optimizer::objective::gumbel;
+use unirl::sampling::below;
 
 /// A token that is not known yet.
 pub const UNKNOWN: i64 = -1;
@@ -82,6 +83,12 @@ pub fn cool(temperature: f64, step: i64, steps: i64) -> f64 {
     temperature * (1.0 - (step + 1) as f64 / steps as f64)
 }
 
+/// All places of images `codes [rows,N]`, in order.
+pub fn all_places(codes: &Tensor) -> Tensor {
+    let size = codes.size();
+    Tensor::arange(size[1], (Kind::Int64, codes.device())).unsqueeze(0).expand(&size, false)
+}
+
 /// What one decoding step did, all `[B,N]` but `cut [B]`.
 #[derive(Debug)]
 pub struct Step {
@@ -99,11 +106,12 @@ pub struct Step {
     pub codes: Tensor,
 }
 
-/// One decoding step from `logits [B,N,K]` and `codes [B,N]`. `draws` choose codes by the inverse of the
-/// cumulative distribution, `noise` blurs the order of confidence; both are uniforms `[B,N]`.
+/// One decoding step of `codes [B,N]` from `logits [B,m,K]` of their `places [B,m]`, all that are unknown and perhaps some
+/// that are not. `draws` choose codes by the inverse of the cumulative distribution, `noise` blurs the order of confidence;
+/// both are uniforms `[B,N]`.
 pub fn step(
     schedule: Schedule,
-    logits: &Tensor,
+    (logits, places): (&Tensor, &Tensor),
     codes: &Tensor,
     (at, steps): (i64, i64),
     temperature: f64,
@@ -112,15 +120,13 @@ pub fn step(
 ) -> Step {
     let tokens = codes.size()[1];
     let probabilities = logits.softmax(-1, Kind::Float);
-    let cumulative = probabilities.cumsum(-1, Kind::Float); // [B,N,K]
-    let drawn =
-        cumulative.le_tensor(&draws.unsqueeze(-1)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64);
-    let drawn = drawn.clamp_max(logits.size()[2] - 1); // a sum just below 1 and a draw above it
+    let cumulative = probabilities.cumsum(-1, Kind::Float); // [B,m,K]
+    let drawn = below(&cumulative, &draws.gather(1, places, false).unsqueeze(-1)); // [B,m,1]
+    let confidence = probabilities.gather(-1, &drawn, false).squeeze_dim(-1);
     let unknown = codes.eq(UNKNOWN);
-    let sampled = drawn.where_self(&unknown, codes);
-    let confidence = probabilities.gather(-1, &sampled.unsqueeze(-1), false).squeeze_dim(-1);
-    let known = confidence.full_like(f64::from(f32::MAX));
-    let confidence = confidence.where_self(&unknown, &known);
+    let sampled = codes.scatter(1, places, &drawn.squeeze_dim(-1)).where_self(&unknown, codes);
+    let known = Tensor::full_like(draws, f64::from(f32::MAX));
+    let confidence = known.scatter(1, places, &confidence).where_self(&unknown, &known);
 
     let unknown_count = unknown.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64); // [B,1]
     let masked_count = remaining(schedule, &unknown_count, tokens, (at, steps));

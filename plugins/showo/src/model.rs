@@ -11,10 +11,11 @@ use unirl::model::{
 };
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::LayerNorm;
-use unirl_layers::decoder::{self, Cache};
-use unirl_layers::language::{self, Written, answered};
+use unirl_layers::decoder::{self, Cache, Canvas, Rows};
+use unirl_layers::decoding::{self, Written};
+use unirl_layers::language::{self, answered};
 use unirl_layers::lora::LoraConfig;
+use unirl_layers::{LayerNorm, Linear};
 use unirl_text::{Text, padded};
 
 use crate::checkpoint::{self, Files, Parts};
@@ -71,7 +72,7 @@ struct Adapters {
 }
 
 /// Answers under way.
-pub type Answering<'a> = language::Answering<'a, phi::Layer, LayerNorm>;
+pub type Answering<'a> = decoding::Answering<'a, phi::Layer, LayerNorm>;
 
 /// Text blocks of distinct prompts, run through the transformer once. Text never sees the image, so the image
 /// rows of every step, of every copy of a prompt, and of every replayed state continue the same cache.
@@ -199,9 +200,49 @@ impl Showo {
         let length = ids.size()[1];
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0) + skipped as i64;
         let visible = mask::t2i(&ids, &self.special, true);
-        let (_, cache) =
-            phi.language.forward(phi.language.embed(&ids), &positions, &decoder::additive(&visible), None)?;
+        let mask = decoder::additive(&visible);
+        let x = phi.language.embed(&ids);
+        let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+        let (_, cache) = phi.language.forward(rows)?;
         Ok(TextBlocks { cache, visible: ids.ne(self.special.pad), index })
+    }
+
+    /// `<soi> codes <eoi>` of images `codes [rows,N]`, hidden where [`UNKNOWN`], embedded: `[rows,N+2,D]`.
+    fn embed_drawing(&self, phi: &Phi, codes: &Tensor) -> Tensor {
+        let hidden = codes.full_like(self.special.mask);
+        let ids = hidden.where_self(&codes.eq(UNKNOWN), &(codes + self.special.image));
+        let edge = |id: i64| Tensor::full([codes.size()[0], 1], id, (Kind::Int64, self.device));
+        phi.language.embed(&Tensor::cat(&[edge(self.special.soi), ids, edge(self.special.eoi)], 1))
+    }
+
+    /// The positions `[1,N+2]` of an image's rows, and what they see, `[rows,1,1,text + N+2]`: all but padding, each the same.
+    fn behind_text(&self, blocks: &TextBlocks, index: &Tensor) -> (Tensor, Tensor) {
+        let rows = self.card.image_tokens + 2;
+        let start = self.config.max_text_len + 1;
+        let positions = Tensor::arange_start(start, start + rows, (Kind::Int64, self.device)).unsqueeze(0);
+        let text = blocks.visible.index_select(0, index);
+        let image = Tensor::ones([index.size()[0], rows], (Kind::Bool, self.device));
+        (positions, decoder::additive(&Tensor::cat(&[text, image], 1).unsqueeze(1)))
+    }
+
+    /// The hidden rows that predict `places [rows,m]` of images `codes [rows,N]`, each behind its text block: `[rows,m,D]`.
+    fn code_rows(
+        &self,
+        phi: &Phi,
+        blocks: &TextBlocks,
+        index: &[i64],
+        codes: &Tensor,
+        places: &Tensor,
+    ) -> Result<Tensor> {
+        let index = Tensor::from_slice(index).to_device(self.device);
+        let (positions, mask) = self.behind_text(blocks, &index);
+        phi.language.hidden(Rows {
+            x: self.embed_drawing(phi, codes),
+            positions: &positions,
+            mask: &mask,
+            past: Some(&blocks.cache.select(&index)),
+            read: Some(&(places + 1)), // behind `<soi>`
+        })
     }
 
     /// Code logits `[rows,N,K]` of images `codes [rows,N]` (hidden where [`UNKNOWN`]), each behind its text
@@ -213,26 +254,8 @@ impl Showo {
         index: &[i64],
         codes: &Tensor,
     ) -> Result<Tensor> {
-        let (rows, tokens) = (codes.size()[0], codes.size()[1]);
-        let hidden = codes.full_like(self.special.mask);
-        let ids = hidden.where_self(&codes.eq(UNKNOWN), &(codes + self.special.image));
-        let edge = |id: i64| Tensor::full([rows, 1], id, (Kind::Int64, self.device));
-        let ids = Tensor::cat(&[edge(self.special.soi), ids, edge(self.special.eoi)], 1); // [rows,N+2]
-        let index = Tensor::from_slice(index).to_device(self.device);
-        let start = self.config.max_text_len + 1;
-        let positions =
-            Tensor::arange_start(start, start + tokens + 2, (Kind::Int64, self.device)).unsqueeze(0);
-        let image = Tensor::ones([rows, tokens + 2], (Kind::Bool, self.device));
-        let visible = Tensor::cat(&[blocks.visible.index_select(0, &index), image], 1).unsqueeze(1);
-        let visible = visible.expand([-1, tokens + 2, -1], false);
-        let past = blocks.cache.select(&index);
-        let h = phi.language.hidden(
-            phi.language.embed(&ids),
-            &positions,
-            &decoder::additive(&visible),
-            Some(&past),
-        )?;
-        Ok(phi.code_logits(&h.narrow(1, 1, tokens)))
+        let places = maskgit::all_places(codes);
+        Ok(phi.code_logits(&self.code_rows(phi, blocks, index, codes, &places)?))
     }
 
     /// [`Self::code_logits`] with guidance; both branches in one pass.
@@ -247,31 +270,108 @@ impl Showo {
         if guidance <= 0.0 {
             return self.code_logits(phi, blocks, index, codes);
         }
-        let mut both = index.to_vec();
-        both.resize(index.len() * 2, TextBlocks::EMPTY);
+        let both = with_empty(index);
         let logits = self.code_logits(phi, blocks, &both, &Tensor::cat(&[codes, codes], 0))?.chunk(2, 0);
         Ok(maskgit::guided(&logits[0], &logits[1], guidance))
     }
 
-    /// [`Self::code_logits`] of the distribution that is to be scored.
-    fn scored_logits(
+    /// What predicts the `targets [B,N]` of images, by the distribution that is to be scored. `states [S·B,N]` are `S` states of
+    /// each image, and `wanted [S·B,N]` says which targets each is asked for: none is asked for twice.
+    fn scored(
         &self,
         phi: &Phi,
-        blocks: &TextBlocks,
-        index: &[i64],
-        codes: &Tensor,
+        prompts: &[Vec<i64>],
+        (states, wanted): (&Tensor, &Tensor),
         (scoring, guidance): (Scoring, f64),
-    ) -> Result<Tensor> {
-        match scoring {
-            Scoring::Conditional => self.code_logits(phi, blocks, index, codes),
-            Scoring::Guided => self.guided_logits(phi, blocks, index, codes, guidance),
+    ) -> Result<Scored> {
+        let blocks = self.text_blocks(phi, prompts)?;
+        let batch = prompts.len() as i64;
+        let copies = (states.size()[0] / batch) as usize;
+        let index = blocks.index.repeat(copies);
+
+        // As many places of each state as the one with the most of them; what is too many is read and let go.
+        let counts = wanted.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64);
+        let most = counts.max().int64_value(&[]).max(1);
+        let places = wanted.argsort_stable(true, 1, true).narrow(1, 0, most); // [S·B,m]
+        let there = Tensor::arange(most, (Kind::Int64, self.device)).unsqueeze(0).lt_tensor(&counts);
+        let there = there.view([-1]).nonzero().squeeze_dim(1); // [T]
+        let first = Tensor::arange(batch, (Kind::Int64, self.device)) * states.size()[1];
+        let tokens =
+            (&places + first.repeat([copies as i64]).unsqueeze(1)).view([-1]).index_select(0, &there);
+        let pick = |rows: &Tensor| rows.flatten(0, 1).index_select(0, &there); // [T,D]
+
+        let rows = |index: &[i64], states: &Tensor, places: &Tensor| {
+            self.code_rows(phi, &blocks, index, states, places)
+        };
+        let empty = vec![TextBlocks::EMPTY; index.len()];
+        let branches = match scoring {
+            Scoring::Guided if guidance > 0.0 => {
+                let twice = |tensor: &Tensor| Tensor::cat(&[tensor, tensor], 0);
+                let both = rows(&with_empty(&index), &twice(states), &twice(&places))?.chunk(2, 0);
+                vec![pick(&both[0]), pick(&both[1])]
+            }
+            Scoring::Conditional | Scoring::Guided => vec![pick(&rows(&index, states, &places)?)],
             Scoring::GuidedDetached => {
-                let cond = self.code_logits(phi, blocks, index, codes)?;
-                let empty = vec![TextBlocks::EMPTY; index.len()];
-                let uncond = tch::no_grad(|| self.code_logits(phi, blocks, &empty, codes))?;
-                Ok(maskgit::guided(&cond, &uncond, guidance))
+                let cond = pick(&rows(&index, states, &places)?);
+                vec![cond, tch::no_grad(|| Ok::<_, Error>(pick(&rows(&empty, states, &places)?)))?]
+            }
+        };
+        Ok(Scored { branches, tokens, guidance })
+    }
+
+    /// The states in which the tokens of images are scored, `[S·B,N]`, which of them each is asked for, and all targets `[B,N]`.
+    fn replayed(&self, images: &Images, replay: &Replay) -> Result<(Tensor, Tensor, Tensor)> {
+        let tokens = &images.tokens;
+        let size = tokens.size(); // [B,N]
+        let masked = |targets: Tensor| (hide(tokens, &targets), targets.shallow_clone(), targets);
+        match replay {
+            Replay::Remask { seed, part, .. } => {
+                tch::manual_seed(*seed as i64);
+                let t = self.uniform(&[1]);
+                let uniforms = Part::rows(*part, size[0], |of| self.uniform(&[of, size[1]]));
+                Ok(masked(maskgit::remask(self.schedule, &uniforms, &t)))
+            }
+            Replay::Pretrain { seed } => {
+                tch::manual_seed(*seed as i64);
+                let t = self.uniform(&[size[0]]);
+                Ok(masked(maskgit::remask(self.schedule, &self.uniform(&size), &t)))
+            }
+            Replay::Reveal { steps, .. } => {
+                let revealed_at = images.revealed_at.as_ref().ok_or_else(|| {
+                    Error::usage("the images do not know at which steps they were revealed")
+                        .hint("replay drawings as `generate` returned them")
+                })?;
+                if steps.is_empty() {
+                    return Err(Error::usage("no reveal step to replay"));
+                }
+                let each = |of: &dyn Fn(i64) -> Tensor| -> Vec<Tensor> {
+                    steps.iter().map(|step| of(*step)).collect()
+                };
+                let states = each(&|step| hide(tokens, &revealed_at.ge(step)));
+                // A step that is named twice is replayed once.
+                let mut seen = std::collections::BTreeSet::new();
+                let wanted: Vec<Tensor> = steps
+                    .iter()
+                    .map(|step| match seen.insert(*step) {
+                        true => revealed_at.eq(*step),
+                        false => revealed_at.zeros_like().to_kind(Kind::Bool),
+                    })
+                    .collect();
+                let targets = Tensor::stack(&wanted, 0).any_dim(0, false);
+                Ok((Tensor::cat(&states, 0), Tensor::cat(&wanted, 0), targets))
             }
         }
+    }
+
+    /// Prompts as ids, of which pretraining drops some; behind [`Self::replayed`], whose random numbers come before these.
+    fn replayed_prompts(&self, prompts: &[String], replay: &Replay) -> Result<Vec<Vec<i64>>> {
+        let mut prompts = self.prompt_ids(prompts)?;
+        if let Replay::Pretrain { .. } = replay {
+            let dropped = Vec::<bool>::try_from(self.uniform(&[prompts.len() as i64]).lt(DROPPED_PROMPTS))?;
+            let dropped = prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped);
+            dropped.for_each(|(ids, _)| ids.clear());
+        }
+        Ok(prompts)
     }
 
     /// Logits of images `tokens [B,N]` with the `targets [B,N]` hidden.
@@ -281,11 +381,11 @@ impl Showo {
         prompts: &[Vec<i64>],
         tokens: &Tensor,
         targets: Tensor,
-        scored: (Scoring, f64),
+        scoring: (Scoring, f64),
     ) -> Result<ImageLogits> {
-        let blocks = self.text_blocks(phi, prompts)?;
-        let logits = self.scored_logits(phi, &blocks, &blocks.index, &hide(tokens, &targets), scored)?;
-        Ok(ImageLogits { logits, targets })
+        let states = hide(tokens, &targets);
+        let scored = self.scored(phi, prompts, (&states, &targets), scoring)?;
+        Ok(ImageLogits { logits: scored.logits(phi, &tokens.size()), targets })
     }
 
     /// Draws what is [`UNKNOWN`] in `codes [B,N]`. `uniforms` answers the draws and the noise of a step, each
@@ -302,15 +402,22 @@ impl Showo {
             let mut revealed_at = codes.full_like(sampling.steps - 1);
             let mut logp = codes.zeros_like().to_kind(Kind::Float);
             let (mut tokens, mut codes) = (codes.shallow_clone(), codes);
+            let all = codes.size()[1];
+            let blank = !bool::try_from(codes.ne(UNKNOWN).any())?;
+            let canvas = self.canvas(&blocks, sampling.guidance);
             let mut temperature = sampling.temperature;
+            let mut unknown_count = all; // of no row there are more
             for at in 0..sampling.steps {
-                let logits =
-                    self.guided_logits(&self.phi, &blocks, &blocks.index, &codes, sampling.guidance)?;
+                let places = codes.eq(UNKNOWN).argsort_stable(true, 1, true).narrow(1, 0, unknown_count);
+                let logits = match at {
+                    0 if blank => self.first_logits(&blocks, sampling.guidance)?,
+                    _ => self.logits_on(&canvas, &codes, &places, sampling.guidance),
+                };
                 temperature = maskgit::cool(temperature, at, sampling.steps);
                 let (draws, noise) = uniforms(at);
                 let step = maskgit::step(
                     self.schedule,
-                    &logits,
+                    (&logits, &places),
                     &codes,
                     (at, sampling.steps),
                     temperature,
@@ -324,18 +431,68 @@ impl Showo {
                 let settled = unknown.logical_and(&step.masked.logical_not());
                 revealed_at = revealed_at.full_like(at).where_self(&settled, &revealed_at);
                 (codes, tokens) = (step.codes, step.sampled);
+                unknown_count = maskgit::mask_len(self.schedule, all, at, sampling.steps).clamp(1, all);
             }
             Ok(Images { revealed_at: Some(revealed_at), logp: Some(logp), ..Images::from_tokens(tokens) })
         })
     }
 
+    /// Where all prompts draw, with the empty prompt behind them under guidance: their text, and room for the image rows, which
+    /// are written anew in each step.
+    fn canvas(&self, blocks: &TextBlocks, guidance: f64) -> Canvas {
+        let index = if guidance > 0.0 { with_empty(&blocks.index) } else { blocks.index.clone() };
+        let index = Tensor::from_slice(&index).to_device(self.device);
+        let (positions, mask) = self.behind_text(blocks, &index);
+        let room = blocks.cache.with_room(&index, self.card.image_tokens + 2);
+        let text = blocks.visible.size()[1];
+        let language = &self.phi.language;
+        language.stack.canvas(room, &positions, &mask, text, language.kind())
+    }
+
+    /// Logits `[B,m,K]` of the `places [B,m]` of `codes [B,N]`, with guidance.
+    fn logits_on(&self, canvas: &Canvas, codes: &Tensor, places: &Tensor, guidance: f64) -> Tensor {
+        let language = &self.phi.language;
+        let twice = |tensor: &Tensor| match guidance > 0.0 {
+            true => Tensor::cat(&[tensor, tensor], 0),
+            false => tensor.shallow_clone(),
+        };
+        let x = self.embed_drawing(&self.phi, codes);
+        let hidden = language.stack.run_on(canvas, twice(&x), &(twice(places) + 1));
+        let logits = self.phi.code_logits(&language.norm.apply(&hidden));
+        if guidance <= 0.0 {
+            return logits;
+        }
+        let branches = logits.chunk(2, 0);
+        maskgit::guided(&branches[0], &branches[1], guidance)
+    }
+
+    /// Logits `[B,N,K]` of images of which nothing is known: the same for all of a prompt.
+    fn first_logits(&self, blocks: &TextBlocks, guidance: f64) -> Result<Tensor> {
+        let each: Vec<i64> = (0..blocks.visible.size()[0]).collect();
+        let codes =
+            Tensor::full([each.len() as i64, self.card.image_tokens], UNKNOWN, (Kind::Int64, self.device));
+        let logits = self.code_logits(&self.phi, blocks, &each, &codes)?;
+        let guided = match guidance > 0.0 {
+            true => maskgit::guided(&logits, &logits.narrow(0, TextBlocks::EMPTY, 1), guidance),
+            false => logits,
+        };
+        Ok(guided.index_select(0, &Tensor::from_slice(&blocks.index).to_device(self.device)))
+    }
+
     /// Reads images and questions, given as ids, in one pass: padding stands behind a question, hidden from
-    /// the answer.
-    pub fn ask<'a>(&self, phi: &'a Phi, images: &Images, questions: &[Vec<i64>]) -> Result<Answering<'a>> {
+    /// the answer, of at most `room` tokens.
+    pub fn ask<'a>(
+        &self,
+        phi: &'a Phi,
+        images: &Images,
+        questions: &[Vec<i64>],
+        room: i64,
+    ) -> Result<Answering<'a>> {
         let (ids, there) = padded(questions, self.special.pad, self.device);
         let (x, positions, mask) = self.understanding(phi, images, &ids)?;
         let image = Tensor::ones([images.len(), self.prefix()], (Kind::Bool, self.device));
-        Answering::read(&phi.language, x, &positions, &mask, Tensor::cat(&[image, there], 1))
+        let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+        Answering::read(&phi.language, rows, &Tensor::cat(&[image, there], 1), room)
     }
 
     /// Writes answers to questions, given as ids, until each has emitted `stop`.
@@ -346,7 +503,10 @@ impl Showo {
         sampling: &TextSampling,
         stop: i64,
     ) -> Result<Written> {
-        tch::no_grad(|| self.ask(&self.phi, images, questions)?.write(sampling, stop, self.special.pad))
+        tch::no_grad(|| {
+            let answering = self.ask(&self.phi, images, questions, sampling.max_tokens)?;
+            answering.write(sampling, stop, self.special.pad)
+        })
     }
 
     /// Log-probabilities of answers to questions that are given as ids.
@@ -359,10 +519,10 @@ impl Showo {
     ) -> Result<TokenLogp> {
         let (ids, _) = padded(&answered(questions, answers)?, self.special.pad, self.device);
         let (x, positions, mask) = self.understanding(phi, images, &ids)?;
-        let hidden = phi.language.hidden(x, &positions, &mask, None)?;
         let ends: Vec<i64> =
             questions.iter().map(|question| self.prefix() + question.len() as i64 - 1).collect();
-        phi.language.score(&hidden, &ends, answers)
+        let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+        phi.language.score(rows, &ends, answers)
     }
 
     /// Images and the text `ids [B,L]` behind them as rows, with their positions and who sees whom.
@@ -553,54 +713,27 @@ impl UnifiedModel for Showo {
         replay: &Replay,
     ) -> Result<ImageLogits> {
         images.check(&self.card, "prompts", prompts.len())?;
-        let tokens = &images.tokens;
-        let mut prompts = self.prompt_ids(prompts)?;
-        policy.run(&self.phi, self.reference.as_ref(), |phi| match replay {
-            Replay::Remask { seed, part, scoring, guidance } => {
-                tch::manual_seed(*seed as i64);
-                let t = self.uniform(&[1]);
-                let size = tokens.size(); // [B,N]
-                let uniforms = Part::rows(*part, size[0], |of| self.uniform(&[of, size[1]]));
-                let targets = maskgit::remask(self.schedule, &uniforms, &t);
-                self.masked_logits(phi, &prompts, tokens, targets, (*scoring, *guidance))
-            }
-            Replay::Pretrain { seed } => {
-                tch::manual_seed(*seed as i64);
-                let t = self.uniform(&[images.len()]);
-                let targets = maskgit::remask(self.schedule, &self.uniform(&tokens.size()), &t);
-                let dropped = Vec::<bool>::try_from(self.uniform(&[images.len()]).lt(DROPPED_PROMPTS))?;
-                prompts
-                    .iter_mut()
-                    .zip(dropped)
-                    .filter(|(_, dropped)| *dropped)
-                    .for_each(|(ids, _)| ids.clear());
-                self.masked_logits(phi, &prompts, tokens, targets, (Scoring::Conditional, 0.0))
-            }
-            Replay::Reveal { steps, scoring, guidance } => {
-                let revealed_at = images.revealed_at.as_ref().ok_or_else(|| {
-                    Error::usage("the images do not know at which steps they were revealed")
-                        .hint("replay drawings as `generate` returned them")
-                })?;
-                if steps.is_empty() {
-                    return Err(Error::usage("no reveal step to replay"));
-                }
-                let blocks = self.text_blocks(phi, &prompts)?;
-                let states: Vec<Tensor> =
-                    steps.iter().map(|step| hide(tokens, &revealed_at.ge(*step))).collect();
-                let index: Vec<i64> = steps.iter().flat_map(|_| blocks.index.iter().copied()).collect();
-                let scored = (*scoring, *guidance);
-                let logits = self.scored_logits(phi, &blocks, &index, &Tensor::cat(&states, 0), scored)?;
-                let batch = images.len();
-                let mut chosen = logits.narrow(0, 0, batch);
-                let mut targets = revealed_at.eq(steps[0]);
-                for (at, step) in steps.iter().enumerate().skip(1) {
-                    let here = revealed_at.eq(*step);
-                    chosen =
-                        logits.narrow(0, at as i64 * batch, batch).where_self(&here.unsqueeze(-1), &chosen);
-                    targets = targets.logical_or(&here);
-                }
-                Ok(ImageLogits { logits: chosen, targets })
-            }
+        let (states, wanted, targets) = self.replayed(images, replay)?;
+        let prompts = self.replayed_prompts(prompts, replay)?;
+        policy.run(&self.phi, self.reference.as_ref(), |phi| {
+            let scored = self.scored(phi, &prompts, (&states, &wanted), scoring(replay))?;
+            Ok(ImageLogits { logits: scored.logits(phi, &targets.size()), targets })
+        })
+    }
+
+    fn image_logp(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+    ) -> Result<TokenLogp> {
+        images.check(&self.card, "prompts", prompts.len())?;
+        let (states, wanted, mask) = self.replayed(images, replay)?;
+        let prompts = self.replayed_prompts(prompts, replay)?;
+        policy.run(&self.phi, self.reference.as_ref(), |phi| {
+            let scored = self.scored(phi, &prompts, (&states, &wanted), scoring(replay))?;
+            Ok(TokenLogp { logp: scored.logp(phi, &images.tokens)?, mask })
         })
     }
 
@@ -661,6 +794,64 @@ impl UnifiedModel for Showo {
         let eyes = self.eyes.as_ref().map(|eyes| eyes.folder.as_path());
         checkpoint::save(dir, &self.files, &self.text, &phi, &magvit, eyes)
     }
+}
+
+/// The rows that predict tokens of a batch of images.
+struct Scored {
+    /// `[T,D]`: conditional, and unconditional ones if there is guidance.
+    branches: Vec<Tensor>,
+    /// `[T]`: which tokens, of all `B·N`.
+    tokens: Tensor,
+    guidance: f64,
+}
+
+impl Scored {
+    /// The logits of rows of both branches.
+    fn mixed(head: &Linear, branches: &[Tensor], guidance: f64) -> Tensor {
+        let logits = |rows: &Tensor| head.apply(rows).to_kind(Kind::Float);
+        match branches {
+            [cond, uncond] => maskgit::guided(&logits(cond), &logits(uncond), guidance),
+            rows => logits(&rows[0]),
+        }
+    }
+
+    /// `[B,N,K]`, for images of `size [B,N]`; what was not scored means nothing.
+    fn logits(&self, phi: &Phi, size: &[i64]) -> Tensor {
+        let everywhere = |rows: &Tensor| {
+            let blank = Tensor::zeros([size[0] * size[1], rows.size()[1]], (rows.kind(), rows.device()));
+            blank.index_copy(0, &self.tokens, rows).view([size[0], size[1], -1])
+        };
+        let branches: Vec<Tensor> = self.branches.iter().map(everywhere).collect();
+        Self::mixed(&phi.code_head(), &branches, self.guidance)
+    }
+
+    /// Log-probabilities of image `tokens [B,N]`: 0 where nothing was scored.
+    fn logp(&self, phi: &Phi, tokens: &Tensor) -> Result<Tensor> {
+        let targets = tokens.view([-1]).index_select(0, &self.tokens);
+        let (head, guidance) = (phi.code_head(), self.guidance);
+        let codes = head.weight.size()[0];
+        let logp = language::logp(&self.branches, &targets, codes, move |branches| {
+            Self::mixed(&head, branches, guidance)
+        })?;
+        let blank = Tensor::zeros([tokens.numel() as i64], (Kind::Float, tokens.device()));
+        Ok(blank.index_copy(0, &self.tokens, &logp).view_as(tokens))
+    }
+}
+
+/// The distribution that a replay scores, and its guidance.
+fn scoring(replay: &Replay) -> (Scoring, f64) {
+    match replay {
+        Replay::Remask { scoring, guidance, .. } | Replay::Reveal { scoring, guidance, .. } => {
+            (*scoring, *guidance)
+        }
+        Replay::Pretrain { .. } => (Scoring::Conditional, 0.0),
+    }
+}
+
+/// Text blocks, and behind them that of the empty prompt as often.
+fn with_empty(index: &[i64]) -> Vec<i64> {
+    let empty = std::iter::repeat_n(TextBlocks::EMPTY, index.len());
+    index.iter().copied().chain(empty).collect()
 }
 
 /// `tokens` with [`UNKNOWN`] where `hidden`.

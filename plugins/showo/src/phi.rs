@@ -5,10 +5,10 @@
 use tch::{IndexOp, Kind, Tensor};
 use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{self, Rotary, Stack, behind};
+use unirl_layers::decoder::{self, Context, Past, Stack};
 use unirl_layers::language::LanguageModel;
 use unirl_layers::lora::{Adapter, LoraConfig};
-use unirl_layers::{LayerNorm, Linear};
+use unirl_layers::{Joined, LayerNorm, Linear};
 
 use crate::clip::Projector;
 use crate::config::{CheckpointConfig, PhiConfig};
@@ -19,9 +19,7 @@ pub const TARGETS: [&str; 6] = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "f
 /// A layer.
 pub struct Layer {
     norm: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    query_key_value: Joined,
     dense: Linear,
     query_norm: LayerNorm,
     key_norm: LayerNorm,
@@ -34,11 +32,14 @@ impl Layer {
     fn take(store: &mut Store, index: i64, config: &PhiConfig) -> Result<Self> {
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
         let name = |part: &str| format!("showo.model.layers.{index}.{part}");
+        let mut linear = |part: &str, inputs, outputs| Linear::take(store, &name(part), inputs, outputs);
+        let query_key_value = ["q_proj", "k_proj", "v_proj"]
+            .into_iter()
+            .map(|part| linear(&format!("self_attn.{part}"), width, width))
+            .collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            query: Linear::take(store, &name("self_attn.q_proj"), width, width)?,
-            key: Linear::take(store, &name("self_attn.k_proj"), width, width)?,
-            value: Linear::take(store, &name("self_attn.v_proj"), width, width)?,
-            dense: Linear::take(store, &name("self_attn.dense"), width, width)?,
+            query_key_value: Joined::new(query_key_value),
+            dense: linear("self_attn.dense", width, width)?,
             query_norm: LayerNorm::take(store, &name("self_attn.q_layernorm"), config.head_dim(), eps)?,
             key_norm: LayerNorm::take(store, &name("self_attn.k_layernorm"), config.head_dim(), eps)?,
             fc1: Linear::take(store, &name("mlp.fc1"), width, config.intermediate_size)?,
@@ -48,32 +49,33 @@ impl Layer {
         })
     }
 
-    fn products(&mut self) -> [&mut Linear; 6] {
-        [&mut self.query, &mut self.key, &mut self.value, &mut self.dense, &mut self.fc1, &mut self.fc2]
+    /// What adapters can stand beside.
+    fn products(&self) -> impl Iterator<Item = &Linear> {
+        self.query_key_value.parts.iter().chain([&self.dense, &self.fc1, &self.fc2])
+    }
+
+    fn products_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.query_key_value.parts.iter_mut().chain([&mut self.dense, &mut self.fc1, &mut self.fc2])
     }
 }
 
 impl decoder::Layer for Layer {
-    fn run(&self, x: &Tensor, past: Option<[&Tensor; 2]>, rotary: &Rotary, mask: &Tensor) -> [Tensor; 3] {
-        let size = x.size();
-        let heads = |t: Tensor| t.view([size[0], size[1], self.heads, -1]).transpose(1, 2);
+    fn run(&self, x: &Tensor, past: Past<'_>, context: &Context) -> (Tensor, [Tensor; 2]) {
+        let heads = |t: &Tensor| t.unflatten(2, [self.heads, -1]);
         let h = self.norm.apply(x);
-        let q = rotary.apply(&self.query_norm.apply(&heads(self.query.apply(&h))));
-        let k = rotary.apply(&self.key_norm.apply(&heads(self.key.apply(&h))));
-        let (k, v) = behind(past, k, heads(self.value.apply(&h)));
-        let attended =
-            Tensor::scaled_dot_product_attention(&q, &k, &v, Some(mask), 0.0, false, None::<f64>, false);
-        let attended = attended.transpose(1, 2).reshape(&size);
-        let fed = self.fc2.apply(&self.fc1.apply(&h).gelu("tanh"));
-        [x + self.dense.apply(&attended) + fed, k, v]
+        let [q, k, v] = context.project(&self.query_key_value, &h);
+        let q = self.query_norm.apply(&heads(&q));
+        let k = self.key_norm.apply(&heads(&k));
+        let (attended, cache) = context.attend(&q, &k, &heads(&v), past);
+        let (x, h) = (context.read(x), context.read(&h));
+        let fed = self.fc2.apply(&self.fc1.apply_gelu(&h));
+        (x + self.dense.apply(&attended) + fed, cache)
     }
 
     fn handle(&self) -> Self {
         Self {
             norm: self.norm.handle(),
-            query: self.query.handle(),
-            key: self.key.handle(),
-            value: self.value.handle(),
+            query_key_value: self.query_key_value.handle(),
             dense: self.dense.handle(),
             query_norm: self.query_norm.handle(),
             key_norm: self.key_norm.handle(),
@@ -141,7 +143,7 @@ impl Phi {
     /// Puts adapters from `store` beside the products that `lora` targets.
     pub fn attach(&mut self, store: &mut Store, lora: &LoraConfig) -> Result<()> {
         let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
-        for linear in self.language.stack.layers.iter_mut().flat_map(Layer::products) {
+        for linear in self.language.stack.layers.iter_mut().flat_map(Layer::products_mut) {
             let target = linear.name.rsplit('.').next().unwrap_or_default();
             let size = match target {
                 "fc1" => (inner, width),
@@ -159,12 +161,7 @@ impl Phi {
 
     /// What the adapters add, by the name of the weight.
     pub fn adapted(&self) -> Vec<(String, Tensor)> {
-        let products = self
-            .language
-            .stack
-            .layers
-            .iter()
-            .flat_map(|l| [&l.query, &l.key, &l.value, &l.dense, &l.fc1, &l.fc2]);
+        let products = self.language.stack.layers.iter().flat_map(Layer::products);
         products
             .filter_map(|linear| Some((format!("{}.weight", linear.name), linear.adapter.as_ref()?.weight())))
             .collect()
@@ -184,10 +181,19 @@ impl Phi {
         Ok(projector.apply(&features.to_kind(self.language.kind())))
     }
 
+    /// The part of the head that is for image codes.
+    pub fn code_head(&self) -> Linear {
+        let (head, rows) = (&self.language.head, self.image..self.image + self.codes);
+        Linear {
+            name: head.name.clone(),
+            weight: head.weight.i(rows.clone()),
+            bias: head.bias.as_ref().map(|bias| bias.i(rows)),
+            adapter: None,
+        }
+    }
+
     /// Logits over the image codes of hidden rows `[..,D]`: `[..,K]` f32.
     pub fn code_logits(&self, hidden: &Tensor) -> Tensor {
-        let (head, rows) = (&self.language.head, self.image..self.image + self.codes);
-        let logits = hidden.linear(&head.weight.i(rows.clone()), head.bias.as_ref().map(|bias| bias.i(rows)));
-        logits.to_kind(Kind::Float)
+        self.code_head().apply(hidden).to_kind(Kind::Float)
     }
 }

@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Checkpoint, ImageSampling, Images, Policy, Replay, UnifiedModel};
 use unirl::weights::{self, Expected, Store, Weights, read_json};
 use unirl_layers::Precision;
-use unirl_layers::decoder;
+use unirl_layers::decoder::{self, Rows};
 use unirl_layers::lora::LoraConfig;
 use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::clip::{Clip, ClipConfig};
@@ -600,7 +600,7 @@ fn understanding_reads_pictures_where_the_checkpoint_has_a_vision_tower() {
     assert!(parameters.iter().all(|p| !p.name.starts_with("vision_model")), "the tower does not");
 
     // As it was written, word by word, and the same when it comes back.
-    let mut answering = showo.ask(showo.phi(), &read, &[vec![4, 5, 3], vec![6, 7]]).unwrap();
+    let mut answering = showo.ask(showo.phi(), &read, &[vec![4, 5, 3], vec![6, 7]], 1).unwrap();
     let (best, token) = answering.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
     answering.push(&token).unwrap();
     assert!(best.le(0.0).all() == Tensor::from(true));
@@ -629,7 +629,7 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let pixels = Tensor::rand([1, 3, 28, 28], (Kind::Float, Device::Cpu));
     let read = showo.encode(&pixels).unwrap();
     let question = vec![4, 5, 3];
-    let asked = showo.ask(showo.phi(), &read, std::slice::from_ref(&question)).unwrap().logits();
+    let asked = showo.ask(showo.phi(), &read, std::slice::from_ref(&question), 0).unwrap().logits();
 
     // The whole sequence by hand: <mmu> system <soi> 16 features <eoi> question, without an end token before it.
     let words = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
@@ -651,7 +651,9 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let image = columns.ge(first).logical_and(&columns.lt(first + 16)).unsqueeze(0);
     let visible = columns.unsqueeze(0).le_tensor(&columns.unsqueeze(1)).logical_or(&image).unsqueeze(0);
     let mask = decoder::additive(&visible);
-    let (hidden, _) = phi.language.forward(x, &columns.unsqueeze(0), &mask, None).unwrap();
+    let positions = columns.unsqueeze(0);
+    let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+    let hidden = phi.language.hidden(rows).unwrap();
     close(&asked, &phi.language.logits(&hidden.select(1, -1)), common::SAME);
 }
 

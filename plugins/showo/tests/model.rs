@@ -13,8 +13,8 @@ use unirl::model::{
     Answers, Checkpoint, ImageSampling, Images, ParameterGroup, Policy, Replay, Scoring, TextSampling,
     UnifiedModel,
 };
-use unirl_layers::decoder;
-use unirl_layers::language::Written;
+use unirl_layers::decoder::{self, Rows};
+use unirl_layers::decoding::Written;
 use unirl_plugin_showo::checkpoint::{self, Parts};
 use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
 use unirl_plugin_showo::mask;
@@ -66,8 +66,10 @@ fn images_behind_cached_text_are_as_in_the_whole_sequence() {
     let ids = padded(&rows, 0, Device::Cpu).0;
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
     let visible = decoder::additive(&mask::t2i(&ids, &special, true));
-    let (hidden, _) =
-        showo.phi().language.forward(showo.phi().language.embed(&ids), &positions, &visible, None).unwrap();
+    let language = &showo.phi().language;
+    let rows =
+        Rows { x: language.embed(&ids), positions: &positions, mask: &visible, past: None, read: None };
+    let hidden = language.hidden(rows).unwrap();
     let whole = showo.phi().code_logits(&hidden.narrow(1, config.max_text_len + 2, config.num_vq_tokens));
 
     let blocks = showo.text_blocks(showo.phi(), &prompts).unwrap();
@@ -108,7 +110,7 @@ fn an_answer_is_scored_as_it_was_written() {
     let tiny = tiny();
     let (showo, images) = (&tiny.showo, tiny.images(2));
     let questions = [vec![4, 5, 3], vec![6, 7, 8, 1, 3]];
-    let mut answering = showo.ask(showo.phi(), &images, &questions).unwrap();
+    let mut answering = showo.ask(showo.phi(), &images, &questions, 4).unwrap();
     let (mut tokens, mut logp) = (Vec::new(), Vec::new());
     for _ in 0..4 {
         let (best, token) = answering.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
@@ -256,8 +258,9 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
         close(&one.logits.masked_select(&here), &all.logits.masked_select(&here), SAME);
         // The recorded draws choose the same tokens again.
         let (draws, noise) = given(at);
+        let logits = (&one.logits, &maskgit::all_places(&unknown));
         let step =
-            maskgit::step(Schedule::Cosine, &one.logits, &unknown, (at, sampling.steps), 0.0, &draws, &noise);
+            maskgit::step(Schedule::Cosine, logits, &unknown, (at, sampling.steps), 0.0, &draws, &noise);
         assert!(
             step.sampled.masked_select(&one.targets).equal(&drawn.tokens.masked_select(&one.targets)),
             "{at}"

@@ -16,8 +16,9 @@ use serde_json::Value;
 use tch::{Device, IndexOp, Kind, Reduction, Tensor};
 use unirl::model::{ImageSampling, Images, Scoring, TextSampling, UnifiedModel};
 use unirl::optimizer::objective::{self, Weighting};
-use unirl_layers::decoder;
-use unirl_layers::language::Written;
+use unirl::sampling::chosen_logp;
+use unirl_layers::decoder::{self, Rows};
+use unirl_layers::decoding::Written;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::{mask, prompt};
@@ -29,12 +30,9 @@ const PLAIN: (Scoring, f64) = (Scoring::Conditional, 0.0);
 /// Logits `[B,L,V]` of whole sequences under a visibility: the plain forward pass, no cache.
 fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
-    let (hidden, _) = showo
-        .phi()
-        .language
-        .forward(showo.phi().language.embed(ids), &positions, &decoder::additive(visible), None)
-        .unwrap();
-    showo.phi().language.logits(&hidden)
+    let (language, mask) = (&showo.phi().language, decoder::additive(visible));
+    let rows = Rows { x: language.embed(ids), positions: &positions, mask: &mask, past: None, read: None };
+    language.logits(&language.hidden(rows).unwrap())
 }
 
 /// The columns of image codes.
@@ -103,7 +101,7 @@ fn parity_2_understanding_logits() {
     let (ids, expected) = (case.tensor("infer_input_ids"), case.tensor("infer_logits"));
     close("unpadded", &full_logits(&showo, &ids, &mask::mmu(&ids, &f.special)), &expected, VALUES);
     let questions: Vec<_> = rows(&ids).iter().map(|row| row[f.tokens() as usize + 3..].to_vec()).collect();
-    let asked = showo.ask(showo.phi(), &images(&f.read(&ids)), &questions).unwrap();
+    let asked = showo.ask(showo.phi(), &images(&f.read(&ids)), &questions, 0).unwrap();
     close("as asked", &asked.logits(), &expected.select(1, -1), VALUES);
 }
 
@@ -151,8 +149,16 @@ fn parity_4_maskgit() {
                 PROBABILITIES,
             );
             let [draws, noise] = ["cat_uniforms", "gumbel_uniforms"].map(|name| case.tensor(name).get(at));
-            let step =
-                maskgit::step(Schedule::Cosine, &logits, &codes, (at, steps), temperature, &draws, &noise);
+            let everywhere = maskgit::all_places(&codes);
+            let step = maskgit::step(
+                Schedule::Cosine,
+                (&logits, &everywhere),
+                &codes,
+                (at, steps),
+                temperature,
+                &draws,
+                &noise,
+            );
             let expected = |name: &str| case.tensor(name).get(at);
             close(
                 &named("probabilities", at),
@@ -209,7 +215,7 @@ fn parity_5_greedy_answers() {
         TextSampling { max_tokens: case.number("max_new_tokens") as i64, ..TextSampling::default() };
 
     let tokens = case.tensor("tokens");
-    let mut answering = showo.ask(showo.phi(), &image, &questions).unwrap();
+    let mut answering = showo.ask(showo.phi(), &image, &questions, tokens.size()[0]).unwrap();
     for at in 0..tokens.size()[0] {
         let expected = case.tensor("step_logits").get(at);
         close(&format!("logits of token {at}"), &answering.logits().get(0), &expected, VALUES);
@@ -473,7 +479,7 @@ fn parity_10_split_losses() {
     let masked = |showo: &Showo| {
         let scored =
             showo.masked_logits(showo.phi(), &prompts, &codes, targets.shallow_clone(), PLAIN).unwrap();
-        objective::image_logp(&scored.logits, &codes) * targets.to_kind(Kind::Float)
+        chosen_logp(&scored.logits, &codes) * targets.to_kind(Kind::Float)
     };
     let logp = masked(&showo);
     let known = tch::no_grad(|| masked(&reference));
@@ -482,7 +488,7 @@ fn parity_10_split_losses() {
     let ids = drawing.tensor("t2i_ids");
     let full =
         full_logits(&showo, &ids, &mask::t2i(&ids, &f.special, true)).narrow(1, f.start() + 1, f.tokens());
-    let full = objective::image_logp(&full, &(&codes + f.special.image)) * targets.to_kind(Kind::Float);
+    let full = chosen_logp(&full, &(&codes + f.special.image)) * targets.to_kind(Kind::Float);
     close("image logp over the vocabulary", &full, &case.tensor("t2i_logp_full"), VALUES);
 
     let (questions, answers) = f.dialogue(&case.tensor("mmu_ids"), &case.tensor("mmu_answer_mask"));

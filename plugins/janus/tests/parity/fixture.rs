@@ -13,6 +13,7 @@ pub(crate) use compare::{
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Store, Weights};
+use unirl_layers::decoding::{Choice, Chosen};
 use unirl_plugin_janus::config::JanusConfig;
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::network::{self, Network};
@@ -157,12 +158,15 @@ impl Model {
         let (batch, length) = (prompts.size()[0], prompts.size()[1]);
         let present = network::present(batch, length, Device::Cpu);
         let index = Tensor::arange(batch, (Kind::Int64, Device::Cpu));
+        let greedy = Choice { temperature: 0.0, top_k: 0, part: None };
+        let mut chosen = Chosen::new(batch / 2, n, greedy, Device::Cpu);
         let mut logits = Vec::new();
-        let drawn = self.network.draw(&prompts, &present, &index, n, |at, step| {
+        let draw = |step: &Tensor| {
+            let codes = choose(logits.len() as i64, step);
             logits.push(step.shallow_clone());
-            choose(at, step).repeat([2])
-        });
-        let _ = drawn.unwrap();
+            codes.one_hot(step.size()[1]).to_kind(Kind::Float) // the likeliest is the one that was chosen
+        };
+        tch::no_grad(|| self.network.draw(&prompts, &present, &index, &mut chosen, draw)).unwrap();
         Tensor::stack(&logits, 1)
     }
 }
