@@ -2,10 +2,10 @@
 //! of operations. As with the operations of tch, arguments that do not fit together are a panic with libtorch's own words.
 #![allow(unsafe_code, reason = "calls libtorch")]
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 type Pointer = *mut C_tensor;
@@ -37,6 +37,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn unirl_norm(tensors: *const Pointer, n: usize, output: *mut Pointer) -> *mut c_char;
     fn unirl_copy(to: *const Pointer, from: *const Pointer, n: usize) -> *mut c_char;
+    fn unirl_peak_memory(index: c_int, bytes: *mut i64) -> *mut c_char;
     fn unirl_count_begin() -> u64;
     fn unirl_count_end(handle: u64) -> i64;
     fn free(pointer: *mut c_void);
@@ -158,6 +159,15 @@ pub(crate) fn copy(to: &[&Tensor], from: &[&Tensor]) {
     done(unsafe { unirl_copy(pointers(to).as_ptr(), pointers(from).as_ptr(), to.len()) });
 }
 
+/// The most bytes of tensors that a GPU held at once since this was asked before; none on the CPU.
+pub fn peak_memory(device: Device) -> Option<i64> {
+    let Device::Cuda(index) = device else { return None };
+    let mut bytes = 0;
+    // SAFETY: the pointer is that of a live number.
+    done(unsafe { unirl_peak_memory(index as c_int, &raw mut bytes) });
+    Some(bytes)
+}
+
 /// How many operations of libtorch `work` starts from this thread; those that are part of another do not count. On a GPU each
 /// that is no view is a kernel or more.
 pub fn count<T>(work: impl FnOnce() -> T) -> (T, i64) {
@@ -170,7 +180,7 @@ pub fn count<T>(work: impl FnOnce() -> T) -> (T, i64) {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     use super::*;
 

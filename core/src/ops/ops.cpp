@@ -12,6 +12,7 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/record_function.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cstring>
@@ -189,6 +190,19 @@ extern "C" char* unirl_copy(Tensor** to, Tensor** from, size_t n) {
             sources.push_back(from[i]->detach());
         }
         at::_foreach_copy_(targets, sources);
+        return nullptr;
+    } catch (const std::exception& error) {
+        return text(error);
+    }
+}
+
+// The most bytes of tensors that a GPU held at once since this was called before.
+extern "C" char* unirl_peak_memory(int index, int64_t* bytes) {
+    try {
+        auto* allocator = c10::getDeviceAllocator(at::kCUDA);
+        const auto gpu = static_cast<c10::DeviceIndex>(index);
+        *bytes = allocator->getDeviceStats(gpu).allocated_bytes[0].peak;
+        allocator->resetPeakStats(gpu);
         return nullptr;
     } catch (const std::exception& error) {
         return text(error);
