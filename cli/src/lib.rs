@@ -48,7 +48,16 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// libtorch counts the processors that it sees; a container may be given less of their time.
+fn use_the_cores_that_there_are() {
+    let cores = std::thread::available_parallelism().map_or(i32::MAX, |cores| cores.get() as i32);
+    if std::env::var_os("OMP_NUM_THREADS").is_none() && cores < tch::get_num_threads() {
+        tch::set_num_threads(cores);
+    }
+}
+
 fn run(args: Args) -> Result<()> {
+    use_the_cores_that_there_are();
     match args.command {
         None => train::run(&args.run),
         Some(Command::Pretrain(options)) => pretrain::run(&options),

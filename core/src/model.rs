@@ -509,7 +509,7 @@ pub struct Footprint {
     pub generate: Cost,
     /// [`UnifiedModel::answer`].
     pub answer: Cost,
-    /// [`UnifiedModel::image_logits`] with gradient.
+    /// [`UnifiedModel::image_logits`] or [`UnifiedModel::image_logp`] with gradient, whichever takes more.
     pub image_logits: Cost,
     /// [`UnifiedModel::answer_logp`] with gradient.
     pub answer_logp: Cost,

@@ -77,12 +77,12 @@ impl<'a> Sizes<'a> {
         let branches = if network::is_unguided(sampling.guidance) { 1 } else { 2 };
         let rows = PROMPT + self.image();
         let prompts = self.language.layer(PROMPT, 0) + self.language.mask(PROMPT, 0);
-        let step = self.language.layer(1, rows) + self.language.mask(1, rows);
+        let step = self.language.layer(1, 0) + self.language.mask(1, rows);
         let pixels = self.config.vision.image_size.pow(2);
         let decoded = DECODED * pixels * self.config.vq.base_channels * 4;
         Cost {
-            // A longer cache is made from the one before it.
-            cache: 2 * branches * self.language.cache(rows),
+            // Of the prompt, and of the whole behind it.
+            cache: branches * (self.language.cache(PROMPT) + self.language.cache(rows)),
             activations: (branches * prompts.max(step) + DRAWN * self.codes()).max(decoded),
         }
     }
@@ -99,7 +99,7 @@ impl<'a> Sizes<'a> {
 
     pub(crate) fn image_logits(&self, states: i64) -> Cost {
         let rows = PROMPT + self.image();
-        let logits = (states + SCORED) * self.image() * self.codes();
+        let logits = SCORED * self.image() * self.codes();
         Cost { cache: 0, activations: states * self.language.kept(rows, 0) + logits }
     }
 

@@ -13,7 +13,7 @@ use unirl::model::{
     Answers, Checkpoint, ImageSampling, Images, ModelSource, ParameterGroup, Part, Policy, Replay, Scoring,
     TextSampling, UnifiedModel,
 };
-use unirl::sampling::chosen_logp;
+use unirl::sampling::{choose_by, chosen_logp};
 use unirl_plugin_janus::checkpoint;
 use unirl_plugin_janus::model::Janus;
 use unirl_plugin_janus::options::{Architecture, JanusOptions, Vision};
@@ -104,6 +104,35 @@ fn close(got: &Tensor, expected: &Tensor, tolerance: f64) {
 
 fn row(images: &Images, row: i64) -> Images {
     images.narrow(row, 1)
+}
+
+#[test]
+fn codes_drawn_with_a_cache_are_those_drawn_without_one() {
+    let _alone = alone();
+    let mut janus = tiny(); // of four heads that share two of keys
+    let n = janus.card().image_tokens;
+    for (guidance, part) in [(3.0, None), (1.0, None), (3.0, Some(Part { first: 2, of: 7 }))] {
+        let sampling =
+            ImageSampling { seed: 5, guidance, temperature: 0.9, part, ..ImageSampling::default() };
+        let drawn = janus.generate(&prompts(), &sampling).unwrap();
+
+        tch::manual_seed(5);
+        let rows = part.map_or(4, |part| part.of);
+        let draws = Tensor::rand([n, rows], (Kind::Float, Device::Cpu));
+        let draws = draws.narrow(1, part.map_or(0, |part| part.first), 4);
+        let tokens = Tensor::zeros([4, n], (Kind::Int64, Device::Cpu));
+        let replay = Replay::Remask { seed: 1, part: None, scoring: Scoring::Guided, guidance };
+        for at in 0..n {
+            let so_far = Images::from_tokens(tokens.shallow_clone());
+            let logits = tch::no_grad(|| janus.image_logits(&prompts(), &so_far, Policy::Current, &replay))
+                .unwrap()
+                .logits;
+            let draws = draws.get(at).unsqueeze(1);
+            let code = choose_by(&logits.select(1, at), sampling.temperature, 0, Some(&draws));
+            tokens.select(1, at).copy_(&code);
+        }
+        assert_eq!(drawn.tokens, tokens);
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::Joined;
 pub(crate) const HIDDEN: f64 = -9_223_372_036_854_775_808.0;
 
 /// libtorch's attention on a GPU copies a mask whose rows do not begin at multiples of so many values.
-const ALIGNED: i64 = 8;
+pub(crate) const ALIGNED: i64 = 8;
 
 /// The additive mask `[B,1,query,key]` of visibility `[B,query,key]`. One query stands for all where they see the same.
 pub fn additive(visible: &Tensor) -> Tensor {

@@ -6,7 +6,7 @@ use unirl::repeated::Repeated;
 use unirl::sampling::{choose_by, chosen_logp};
 use unirl::{Error, Result};
 
-use crate::decoder::{Cache, HIDDEN, Layer, Place, Room, Rotary, Rows};
+use crate::decoder::{ALIGNED, Cache, HIDDEN, Layer, Place, Room, Rotary, Rows};
 use crate::language::{LanguageModel, Norm};
 
 /// On a GPU, attention goes over so many columns more each time: what is recorded holds for all steps in between.
@@ -47,13 +47,16 @@ impl<'a, L: Layer, N: Norm> Decoding<'a, L, N> {
     ) -> Self {
         let (rows, filled) = (visible.size()[0], visible.size()[1]);
         let hidden = hidden.contiguous();
-        let mask = Tensor::full([rows, 1, 1, filled + room], HIDDEN, (hidden.kind(), hidden.device()));
+        let columns = filled + room;
+        let aligned = (columns + ALIGNED - 1) / ALIGNED * ALIGNED;
+        let mask = Tensor::full([rows, 1, 1, aligned], HIDDEN, (hidden.kind(), hidden.device()));
+        let mask = mask.narrow(3, 0, columns);
         let read = visible.logical_not().to_kind(hidden.kind()) * HIDDEN;
         mask.narrow(3, 0, filled).copy_(&read.view([rows, 1, 1, filled]));
         Self {
             model,
             room: cache.with_room(index, room),
-            rotary: model.stack.rotary_table(filled + room, &hidden),
+            rotary: model.stack.rotary_table(columns, &hidden),
             mask,
             place: Tensor::full([1], filled, (Kind::Int64, hidden.device())),
             position,

@@ -162,3 +162,40 @@ impl LayerNorm {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn joined_parts_stay_the_leaves_that_learn() {
+        tch::manual_seed(1);
+        let mut store = Store::fresh(Device::Cpu, Kind::Float);
+        let parts = ["a", "b"].map(|name| Linear::take(&mut store, name, 3, 2).unwrap());
+        let joined = Joined::new(parts.into());
+        let leaves = store.finish();
+        let x = Tensor::rand([4, 3], (Kind::Float, Device::Cpu));
+        let [_, second] = joined.apply(&x);
+        second.sum(Kind::Float).backward();
+        for (name, leaf) in &leaves {
+            assert!(leaf.is_leaf() && leaf.is_contiguous(), "{name}");
+            let reached = leaf.grad().abs().max().double_value(&[]) > 0.0;
+            assert_eq!(reached, name.starts_with('b'), "{name}");
+        }
+        // What an update writes into a leaf is read by the product of all.
+        tch::no_grad(|| {
+            let mut weight = leaves.into_iter().find(|(name, _)| name == "b.weight").unwrap().1;
+            let _ = weight.fill_(1.0);
+            let [second] = joined.apply_some(&x, 1..2);
+            let [_, of_all] = joined.apply(&x);
+            let expected = x.sum_dim_intlist([1i64].as_slice(), true, Kind::Float).expand([4, 2], false);
+            for got in [second, of_all] {
+                assert!((got - &expected).abs().max().double_value(&[]) < 1e-6); // a sum of three numbers below 1
+            }
+        });
+    }
+}

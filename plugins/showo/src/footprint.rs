@@ -62,11 +62,13 @@ impl<'a> Sizes<'a> {
 
     pub(crate) fn generate(&self, sampling: &ImageSampling) -> Cost {
         let branches = if sampling.guidance > 0.0 { 2 } else { 1 };
-        let rows = branches
-            * (self.stack.layer(self.image(), self.text()) + self.stack.mask(self.image(), self.text()));
+        // Every row of an image sees the same.
+        let rows =
+            branches * (self.stack.layer(self.image(), 0) + self.stack.mask(1, self.text() + self.image()));
         Cost {
-            // Of the block of each prompt, of the empty one, and of each row behind them.
-            cache: self.stack.cache(self.text()) * (2 + branches),
+            // Of the block of each prompt, of the empty one, and of each image behind them.
+            cache: self.stack.cache(self.text()) * 2
+                + self.stack.cache(self.text() + self.image()) * branches,
             activations: rows + DRAWN * self.codes(),
         }
     }
@@ -74,7 +76,7 @@ impl<'a> Sizes<'a> {
     pub(crate) fn answer(&self, sampling: &TextSampling) -> Cost {
         let rows = self.prefix + QUESTION;
         Cost {
-            // A longer cache is made from the one before it.
+            // What was read is copied to where there is room behind it.
             cache: 2 * self.stack.cache(rows + sampling.max_tokens),
             activations: self.stack.layer(rows, 0)
                 + self.stack.mask(rows, 0)
@@ -84,7 +86,7 @@ impl<'a> Sizes<'a> {
 
     pub(crate) fn image_logits(&self, states: i64) -> Cost {
         let text = self.stack.kept(self.text(), 0);
-        let image = states * (self.stack.kept(self.image(), self.text()) + self.codes());
+        let image = states * self.stack.kept(self.image(), self.text());
         Cost {
             cache: states * self.stack.cache(self.text()),
             activations: text + image + COMPLETED * self.codes(),

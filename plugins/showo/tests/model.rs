@@ -10,9 +10,10 @@ use std::sync::MutexGuard;
 use common::{GREEDY, SAME, alone, close, fresh, open, source, strings, sure};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
-    Answers, Checkpoint, ImageSampling, Images, ParameterGroup, Policy, Replay, Scoring, TextSampling,
+    Answers, Checkpoint, ImageSampling, Images, ParameterGroup, Part, Policy, Replay, Scoring, TextSampling,
     UnifiedModel,
 };
+use unirl::sampling::choose_by;
 use unirl_layers::decoder::{self, Rows};
 use unirl_layers::decoding::Written;
 use unirl_plugin_showo::checkpoint::{self, Parts};
@@ -103,6 +104,82 @@ fn an_answer_does_not_depend_on_the_rest_of_the_batch() {
             SAME,
         );
     }
+}
+
+#[test]
+fn answers_written_with_a_cache_are_those_written_without_one() {
+    let tiny = tiny();
+    let (showo, images) = (&tiny.showo, tiny.images(3));
+    let questions = [vec![4, 5, 3], vec![6, 7, 8, 1, 3], vec![2]];
+    for (temperature, top_k, part) in
+        [(0.0, 0, None), (1.0, 0, None), (0.8, 3, Some(Part { first: 1, of: 5 }))]
+    {
+        let sampling = TextSampling { temperature, top_k, part, max_tokens: 6, seed: 9 };
+        tch::manual_seed(9);
+        let written = showo.write(&images, &questions, &sampling, -1).unwrap();
+
+        tch::manual_seed(9);
+        let draws = Tensor::rand([6, part.map_or(3, |part| part.of)], (Kind::Float, Device::Cpu));
+        let draws = draws.narrow(1, part.map_or(0, |part| part.first), 3);
+        let mut read = questions.clone();
+        for at in 0..6 {
+            let logits = tch::no_grad(|| showo.ask(showo.phi(), &images, &read, 0).unwrap().logits());
+            let draws = (temperature > 0.0).then(|| draws.get(at).unsqueeze(1));
+            let tokens =
+                Vec::<i64>::try_from(choose_by(&logits, temperature, top_k, draws.as_ref())).unwrap();
+            read.iter_mut().zip(tokens).for_each(|(row, token)| row.push(token));
+        }
+        let said =
+            read.iter().zip(&questions).map(|(row, question)| Tensor::from_slice(&row[question.len()..]));
+        assert_eq!(written.tokens, Tensor::stack(&said.collect::<Vec<_>>(), 0));
+    }
+}
+
+#[test]
+fn images_drawn_on_a_canvas_are_those_drawn_from_whole_logits() {
+    let tiny = tiny();
+    let showo = &tiny.showo;
+    let shape = [3, tiny.config.num_vq_tokens];
+    let prompts = [vec![0, 1, 3], vec![2], vec![0, 1, 3]];
+    let uniform = || Tensor::rand(shape, (Kind::Float, Device::Cpu));
+    let uniforms: Vec<[Tensor; 2]> = (0..5).map(|_| [uniform(), uniform()]).collect();
+    let given = |at: i64| uniforms[at as usize].each_ref().map(Tensor::shallow_clone).into();
+    let unknown = Tensor::full(shape, UNKNOWN, (Kind::Int64, Device::Cpu));
+    let some_known = unknown.where_self(&uniform().lt(0.6), &Tensor::ones(shape, (Kind::Int64, Device::Cpu)));
+    for (start, guidance) in [(&unknown, 2.0), (&unknown, 0.0), (&some_known, 2.0)] {
+        let sampling = ImageSampling { guidance, steps: 5, ..ImageSampling::default() };
+        let drawn = showo.draw(&prompts, start.shallow_clone(), &sampling, given).unwrap();
+
+        let blocks = showo.text_blocks(showo.phi(), &prompts).unwrap();
+        let (mut codes, mut temperature) = (start.shallow_clone(), sampling.temperature);
+        let mut tokens = codes.shallow_clone();
+        for at in 0..5 {
+            let logits = tch::no_grad(|| {
+                showo.guided_logits(showo.phi(), &blocks, &blocks.index, &codes, guidance).unwrap()
+            });
+            temperature = maskgit::cool(temperature, at, 5);
+            let (draws, noise) = given(at);
+            let places = maskgit::all_places(&codes);
+            let logits = (&logits, &places);
+            let step = maskgit::step(Schedule::Cosine, logits, &codes, (at, 5), temperature, &draws, &noise);
+            (codes, tokens) = (step.codes, step.sampled);
+        }
+        assert_eq!(drawn.tokens, tokens);
+    }
+}
+
+#[test]
+fn a_step_of_an_answer_costs_the_same_wherever_it_stands() {
+    let tiny = tiny();
+    let (showo, images) = (&tiny.showo, tiny.images(2));
+    tch::no_grad(|| {
+        let mut answering = showo.ask(showo.phi(), &images, &[vec![4, 5, 3], vec![6]], 8).unwrap();
+        let token = Tensor::from_slice(&[1i64, 2]);
+        let counts: Vec<i64> =
+            (0..8).map(|_| unirl::ops::count(|| answering.push(&token).unwrap()).1).collect();
+        assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
+        assert!(answering.push(&token).unwrap_err().message().contains("room"));
+    });
 }
 
 #[test]
