@@ -442,6 +442,16 @@ impl Replay {
     pub fn remask(seed: u64, part: Option<Part>) -> Self {
         Self::Remask { seed, part, scoring: Scoring::Conditional, guidance: 0.0 }
     }
+
+    /// The distribution that is scored, and the guidance of a guided one.
+    pub fn scoring(&self) -> (Scoring, f64) {
+        match self {
+            Self::Remask { scoring, guidance, .. } | Self::Reveal { scoring, guidance, .. } => {
+                (*scoring, *guidance)
+            }
+            Self::Pretrain { .. } => (Scoring::Conditional, 0.0),
+        }
+    }
 }
 
 /// Logits over the image codebook.

@@ -88,7 +88,7 @@ pub fn straight_through(logits: &Tensor, noise: &Tensor, temperature: f64) -> Te
 /// The completed image sequence of eq. 3: `sampled [B,N,K]` at the targets, the one-hot of `tokens [B,N]` elsewhere.
 /// Answers its hard tokens `[B,N]` too.
 pub fn complete(sampled: &Tensor, tokens: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
-    let known = tokens.one_hot(sampled.size()[2]).to_kind(Kind::Float);
+    let known = sampled.detach().zeros_like().scatter_value_(-1, &tokens.unsqueeze(-1), 1.0);
     let relaxed = sampled.where_self(&targets.unsqueeze(-1), &known);
     let hard = relaxed.detach().argmax(-1, false);
     (relaxed, hard)

@@ -154,23 +154,18 @@ impl Janus {
         }
     }
 
-    /// Prompts as ids, of which pretraining drops some, and the distribution that a replay scores.
-    fn replayed(&self, prompts: &[String], replay: &Replay) -> Result<(Vec<Vec<i64>>, (Scoring, f64))> {
+    /// Prompts as ids, of which pretraining drops some.
+    fn replayed_prompts(&self, prompts: &[String], replay: &Replay) -> Result<Vec<Vec<i64>>> {
         let mut prompts = self.prompt_ids(prompts)?;
-        match replay {
-            Replay::Remask { scoring, guidance, .. } | Replay::Reveal { scoring, guidance, .. } => {
-                Ok((prompts, (*scoring, *guidance)))
-            }
-            Replay::Pretrain { seed } => {
-                tch::manual_seed(*seed as i64);
-                let draws = Tensor::rand([prompts.len() as i64], (Kind::Float, self.device));
-                let dropped = Vec::<bool>::try_from(draws.lt(DROPPED_PROMPTS))?;
-                for (ids, _) in prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped) {
-                    *ids = self.prompting.emptied(ids);
-                }
-                Ok((prompts, (Scoring::Conditional, 1.0)))
+        if let Replay::Pretrain { seed } = replay {
+            tch::manual_seed(*seed as i64);
+            let draws = Tensor::rand([prompts.len() as i64], (Kind::Float, self.device));
+            let dropped = Vec::<bool>::try_from(draws.lt(DROPPED_PROMPTS))?;
+            for (ids, _) in prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped) {
+                *ids = self.prompting.emptied(ids);
             }
         }
+        Ok(prompts)
     }
 
     /// Draws behind prompts that are given as ids: tokens and the log-probabilities of their choice, both `[B,N]`.
@@ -329,7 +324,7 @@ impl UnifiedModel for Janus {
         replay: &Replay,
     ) -> Result<ImageLogits> {
         images.check(&self.card, "prompts", prompts.len())?;
-        let (prompts, scored) = self.replayed(prompts, replay)?;
+        let (prompts, scored) = (self.replayed_prompts(prompts, replay)?, replay.scoring());
         let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
         policy.run(&self.network, self.reference.as_ref(), |network| {
             let rows = self.scored_rows(network, &prompts, &images.tokens, scored)?;
@@ -345,7 +340,7 @@ impl UnifiedModel for Janus {
         replay: &Replay,
     ) -> Result<TokenLogp> {
         images.check(&self.card, "prompts", prompts.len())?;
-        let (prompts, scored) = self.replayed(prompts, replay)?;
+        let (prompts, scored) = (self.replayed_prompts(prompts, replay)?, replay.scoring());
         policy.run(&self.network, self.reference.as_ref(), |network| {
             let rows = self.scored_rows(network, &prompts, &images.tokens, scored)?;
             let rows: Vec<Tensor> = rows.iter().map(|rows| rows.flatten(0, 1)).collect();

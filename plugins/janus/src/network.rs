@@ -107,13 +107,12 @@ impl Network {
         let present = present.index_select(0, index);
         let place = present.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
         let hidden = hidden.squeeze_dim(1).index_select(0, index);
-        let mut decoding = Decoding::new(&self.llama, (&cache, index), &present, place, hidden, tokens - 1);
-        decoding.run(tokens - 1, |hidden| {
-            let codes = chosen.choose(&mix(&self.codes.head.logits(hidden)));
-            self.codes.embed(&codes.repeat([copies]).unsqueeze(1))
-        })?;
-        let _ = chosen.choose(&mix(&self.codes.head.logits(decoding.hidden())));
-        Ok(())
+        let mut decoding = Decoding::new(&self.llama, (&cache, index), &present, place, &hidden, tokens - 1);
+        chosen.choose(&mix(&self.codes.head.logits(decoding.hidden())));
+        decoding.run(tokens - 1, |push| {
+            let hidden = push(&self.codes.embed(&chosen.last.repeat([copies]).unsqueeze(1)));
+            chosen.choose(&mix(&self.codes.head.logits(&hidden)));
+        })
     }
 }
 

@@ -154,12 +154,12 @@ impl Read {
         let (batch, rows) = (index.size()[0], index.size()[1]);
         let starts = Tensor::arange(batch, (Kind::Int64, index.device())).unsqueeze(1) * length;
         let flat = (index + starts).view([-1]);
-        let mask = mask.map(|mask| match mask.size()[2] {
-            1 => mask.shallow_clone(),
-            _ => {
-                let each = mask.expand([batch, -1, -1, -1], false).flatten(0, 2);
-                each.index_select(0, &flat).view([batch, 1, rows, -1])
+        let mask = mask.map(|mask| {
+            if mask.size()[2] == 1 {
+                return mask.shallow_clone(); // all see the same
             }
+            let each = mask.expand([batch, -1, -1, -1], false).flatten(0, 2);
+            each.index_select(0, &flat).view([batch, 1, rows, -1])
         });
         Self { flat, rows, rotary, mask }
     }
@@ -358,12 +358,13 @@ impl<L: Layer> Stack<L> {
     /// by `mask [B,1,1,seen]`, in the type of the rows: the rows behind the last layer.
     pub fn step(
         &self,
-        mut x: Tensor,
+        x: &Tensor,
         (table, positions): (&Rotary, &Tensor),
         mask: Tensor,
         (room, place, seen): (&Room, Place<'_>, i64),
     ) -> Tensor {
         let context = Context { rotary: table.at(positions), mask: Some(mask), read: None };
+        let mut x = x.shallow_clone();
         for (layer, pair) in self.layers.iter().zip(&room.0) {
             x = layer.run(&x, Past::Room(pair, place, seen), &context).0;
         }

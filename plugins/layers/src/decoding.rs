@@ -42,7 +42,7 @@ impl<'a, L: Layer, N: Norm> Decoding<'a, L, N> {
         (cache, index): (&Cache, &Tensor),
         visible: &Tensor,
         position: Tensor,
-        hidden: Tensor,
+        hidden: &Tensor,
         room: i64,
     ) -> Self {
         let (rows, filled) = (visible.size()[0], visible.size()[1]);
@@ -72,10 +72,10 @@ impl<'a, L: Layer, N: Norm> Decoding<'a, L, N> {
         &self.hidden
     }
 
-    /// Appends as many rows as `times` says. `next` is told what predicts the next token, `[R,D]`, and answers its row `[R,1,D]`.
-    /// On a GPU it is called for some of the steps alone and its operations are launched again for the others
-    /// ([`Repeated`] says what it must keep to).
-    pub fn run(&mut self, times: i64, mut next: impl FnMut(&Tensor) -> Tensor) -> Result<()> {
+    /// Takes as many steps as `times` says. In each, `step` is given what appends a row `[R,1,D]`, and answers what predicts the
+    /// token behind it, `[R,D]`. On a GPU it is called for some of the steps alone and its operations are launched again for the
+    /// others ([`Repeated`] says what it must keep to).
+    pub fn run(&mut self, times: i64, mut step: impl FnMut(&mut dyn FnMut(&Tensor) -> Tensor)) -> Result<()> {
         let columns = self.mask.size()[3];
         if self.filled + times > columns {
             let (room, filled) = (columns, self.filled);
@@ -92,13 +92,15 @@ impl<'a, L: Layer, N: Norm> Decoding<'a, L, N> {
             }
             let Self { model, room, rotary, mask, place, position, hidden, repeated, .. } = self;
             repeated.run(|| {
-                let x = next(hidden);
-                let _ = mask.index_fill_(3, place, 0.0);
-                let at = (&*room, Place::At(place), seen);
-                let x = model.stack.step(x, (rotary, position), mask.narrow(3, 0, seen), at);
-                hidden.copy_(&model.norm.apply(&x).squeeze_dim(1));
-                let _ = position.g_add_scalar_(1);
-                let _ = place.g_add_scalar_(1);
+                step(&mut |row| {
+                    let _ = mask.index_fill_(3, place, 0.0);
+                    let at = (&*room, Place::At(place), seen);
+                    let x = model.stack.step(row, (rotary, position), mask.narrow(3, 0, seen), at);
+                    hidden.copy_(&model.norm.apply(&x).squeeze_dim(1));
+                    let _ = position.g_add_scalar_(1);
+                    let _ = place.g_add_scalar_(1);
+                    hidden.shallow_clone()
+                });
                 Ok(())
             })?;
             self.filled += 1;
@@ -126,6 +128,8 @@ pub struct Chosen {
     pub logp: Tensor,
     /// `[T,R]`: random numbers in `0..1`, drawn before; none where nothing is left to chance.
     draws: Option<Tensor>,
+    /// `[R]`: what was chosen last.
+    pub last: Tensor,
     /// `[1]`: the column of the next token.
     at: Tensor,
     choice: Choice,
@@ -140,20 +144,21 @@ impl Chosen {
             tokens: Tensor::zeros([rows, length], (Kind::Int64, device)),
             logp: Tensor::zeros([rows, length], (Kind::Float, device)),
             draws: random.then(|| Part::rows(choice.part, rows, draws).transpose(0, 1).contiguous()),
+            last: Tensor::zeros([rows], (Kind::Int64, device)),
             at: Tensor::zeros([1], (Kind::Int64, device)),
             choice,
         }
     }
 
-    /// Chooses the next token of each sequence by `logits [R,V]`, and answers it, `[R]`.
-    pub fn choose(&mut self, logits: &Tensor) -> Tensor {
+    /// Chooses the next token of each sequence by `logits [R,V]`.
+    pub fn choose(&mut self, logits: &Tensor) {
         let Choice { temperature, top_k, .. } = self.choice;
         let draws = self.draws.as_ref().map(|draws| draws.index_select(0, &self.at).transpose(0, 1)); // [R,1]
         let tokens = choose_by(logits, temperature, top_k, draws.as_ref());
         let _ = self.tokens.index_copy_(1, &self.at, &tokens.unsqueeze(1));
         let _ = self.logp.index_copy_(1, &self.at, &chosen_logp(logits, &tokens).unsqueeze(1));
         let _ = self.at.g_add_scalar_(1);
-        tokens
+        self.last.copy_(&tokens);
     }
 }
 
@@ -179,7 +184,7 @@ impl<'a, L: Layer, N: Norm> Answering<'a, L, N> {
         let last = (&lengths - 1).unsqueeze(1);
         let (hidden, cache) = model.forward(Rows { read: Some(&last), ..rows })?;
         let index = Tensor::arange(lengths.size()[0], (Kind::Int64, lengths.device()));
-        Ok(Self(Decoding::new(model, (&cache, &index), there, lengths, hidden.squeeze_dim(1), room)))
+        Ok(Self(Decoding::new(model, (&cache, &index), there, lengths, &hidden.squeeze_dim(1), room)))
     }
 
     /// Logits of the next token over the whole vocabulary, `[B,V]`.
@@ -189,8 +194,9 @@ impl<'a, L: Layer, N: Norm> Answering<'a, L, N> {
 
     /// Appends a token `[B]` to the answers.
     pub fn push(&mut self, tokens: &Tensor) -> Result<()> {
-        let model = self.0.model;
-        self.0.run(1, |_| model.embed(&tokens.unsqueeze(1)))
+        let row = self.0.model.embed(&tokens.unsqueeze(1));
+        self.0.seen = 0; // another tensor each time: what is recorded is good for no other step
+        self.0.run(1, |push| drop(push(&row)))
     }
 
     /// Writes until each answer has emitted `stop`, or has as many tokens as `sampling` allows.
@@ -200,28 +206,30 @@ impl<'a, L: Layer, N: Norm> Answering<'a, L, N> {
         let choice = Choice { temperature, top_k, part };
         let mut chosen = Chosen::new(rows, max_tokens, choice, device);
         let (model, look) = (self.0.model, if device.is_cuda() { LOOK } else { 1 });
-        let mut written = 1; // the last of them without a row, which nothing would read
-        while written < max_tokens {
-            let more = look.min(max_tokens - written);
-            self.0.run(more, |hidden| model.embed(&chosen.choose(&model.logits(hidden)).unsqueeze(1)))?;
-            written += more;
-            let ended = chosen.tokens.narrow(1, 0, written - 1).eq(stop).any_dim(1, false);
-            if bool::try_from(ended.all())? {
-                return finished(&chosen, written - 1, stop, pad);
+        chosen.choose(&self.logits());
+        let mut written = 1;
+        loop {
+            let ended = chosen.tokens.narrow(1, 0, written).eq(stop).any_dim(1, false);
+            if written >= max_tokens || bool::try_from(ended.all())? {
+                return Ok(finished(&chosen, written, stop, pad));
             }
+            let more = look.min(max_tokens - written);
+            self.0.run(more, |push| {
+                let hidden = push(&model.embed(&chosen.last.unsqueeze(1)));
+                chosen.choose(&model.logits(&hidden));
+            })?;
+            written += more;
         }
-        let _ = chosen.choose(&self.logits());
-        finished(&chosen, written, stop, pad)
     }
 }
 
 /// The first `length` tokens that were chosen, up to and with the first `stop` of each answer, as long as the longest.
-fn finished(chosen: &Chosen, length: i64, stop: i64, pad: i64) -> Result<Written> {
+fn finished(chosen: &Chosen, length: i64, stop: i64, pad: i64) -> Written {
     let tokens = chosen.tokens.narrow(1, 0, length);
     let stops = tokens.eq(stop).to_kind(Kind::Int64);
     let mask = (stops.cumsum(1, Kind::Int64) - stops).eq(0); // no stop before
     let longest = mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).max().int64_value(&[]);
     let [tokens, mask, logp] =
         [&tokens, &mask, &chosen.logp].map(|all| all.narrow(1, 0, longest).contiguous());
-    Ok(Written { tokens: tokens.where_self(&mask, &tokens.full_like(pad)), logp: logp * &mask, mask })
+    Written { tokens: tokens.where_self(&mask, &tokens.full_like(pad)), logp: logp * &mask, mask }
 }

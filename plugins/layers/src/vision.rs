@@ -5,7 +5,7 @@ use tch::Tensor;
 use unirl::Result;
 use unirl::weights::Store;
 
-use crate::{LayerNorm, Linear};
+use crate::{Joined, LayerNorm, Linear};
 
 /// An approximation of GELU, or GELU itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,9 +35,7 @@ pub struct LayerSize {
 /// Attention of all rows to all, and two feed-forward layers, each behind a norm and beside an identity.
 pub struct Layer {
     norm1: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    query_key_value: Joined,
     out: Linear,
     norm2: LayerNorm,
     fc1: Linear,
@@ -53,9 +51,11 @@ impl Layer {
         Ok(Self {
             norm1: LayerNorm::take(store, &part("layer_norm1"), width, eps)?,
             // In this order they are one weight in the original of Janus.
-            query: Linear::take(store, &part("self_attn.q_proj"), width, width)?,
-            key: Linear::take(store, &part("self_attn.k_proj"), width, width)?,
-            value: Linear::take(store, &part("self_attn.v_proj"), width, width)?,
+            query_key_value: Joined::new(vec![
+                Linear::take(store, &part("self_attn.q_proj"), width, width)?,
+                Linear::take(store, &part("self_attn.k_proj"), width, width)?,
+                Linear::take(store, &part("self_attn.v_proj"), width, width)?,
+            ]),
             out: Linear::take(store, &part(&format!("self_attn.{out}")), width, width)?,
             norm2: LayerNorm::take(store, &part("layer_norm2"), width, eps)?,
             fc1: Linear::take(store, &part("mlp.fc1"), width, inner)?,
@@ -67,8 +67,7 @@ impl Layer {
     /// Rows `x [B,n,W]` to as many.
     pub fn apply(&self, x: &Tensor) -> Tensor {
         let heads = |t: Tensor| t.unflatten(2, [self.size.heads, -1]).transpose(1, 2);
-        let h = self.norm1.apply(x);
-        let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| heads(linear.apply(&h)));
+        let [q, k, v] = self.query_key_value.apply(&self.norm1.apply(x)).map(heads);
         let attended =
             Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None::<f64>, false);
         let x = x + self.out.apply(&attended.transpose(1, 2).flatten(2, 3));

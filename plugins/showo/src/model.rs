@@ -716,7 +716,7 @@ impl UnifiedModel for Showo {
         let (states, wanted, targets) = self.replayed(images, replay)?;
         let prompts = self.replayed_prompts(prompts, replay)?;
         policy.run(&self.phi, self.reference.as_ref(), |phi| {
-            let scored = self.scored(phi, &prompts, (&states, &wanted), scoring(replay))?;
+            let scored = self.scored(phi, &prompts, (&states, &wanted), replay.scoring())?;
             Ok(ImageLogits { logits: scored.logits(phi, &targets.size()), targets })
         })
     }
@@ -732,7 +732,7 @@ impl UnifiedModel for Showo {
         let (states, wanted, mask) = self.replayed(images, replay)?;
         let prompts = self.replayed_prompts(prompts, replay)?;
         policy.run(&self.phi, self.reference.as_ref(), |phi| {
-            let scored = self.scored(phi, &prompts, (&states, &wanted), scoring(replay))?;
+            let scored = self.scored(phi, &prompts, (&states, &wanted), replay.scoring())?;
             Ok(TokenLogp { logp: scored.logp(phi, &images.tokens)?, mask })
         })
     }
@@ -835,16 +835,6 @@ impl Scored {
         })?;
         let blank = Tensor::zeros([tokens.numel() as i64], (Kind::Float, tokens.device()));
         Ok(blank.index_copy(0, &self.tokens, &logp).view_as(tokens))
-    }
-}
-
-/// The distribution that a replay scores, and its guidance.
-fn scoring(replay: &Replay) -> (Scoring, f64) {
-    match replay {
-        Replay::Remask { scoring, guidance, .. } | Replay::Reveal { scoring, guidance, .. } => {
-            (*scoring, *guidance)
-        }
-        Replay::Pretrain { .. } => (Scoring::Conditional, 0.0),
     }
 }
 
