@@ -73,7 +73,8 @@ struct Joined : public torch::autograd::Function<Joined> {
         const Tensor &x = saved[0], &weight = saved[1];
         const auto sizes = context->saved_data["sizes"].toIntVector();
         const size_t parts = sizes.size(), leaves = parts * (context->saved_data["biased"].toBool() ? 2 : 1);
-        const Tensor rows = at::cat(gradients, -1).reshape({-1, weight.size(0)});
+        const Tensor whole = parts == 1 ? gradients[0] : at::cat(gradients, -1);
+        const Tensor rows = whole.reshape({-1, weight.size(0)});
 
         // Of all arguments; the first is no tensor and has no edge.
         variable_list answer(2 + leaves);
