@@ -10,7 +10,7 @@ use crate::decoder::{ALIGNED, Cache, HIDDEN, Layer, Place, Room, Rotary, Rows};
 use crate::language::{LanguageModel, Norm};
 
 /// On a GPU, attention goes over so many columns more each time: what is recorded holds for all steps in between.
-const BUCKET: i64 = 1024;
+const BUCKET: i64 = 384;
 /// How often the host asks a GPU whether all answers have ended, in tokens: it waits for the answer.
 const LOOK: i64 = 8;
 

@@ -89,6 +89,11 @@ pub fn all_places(codes: &Tensor) -> Tensor {
     Tensor::arange(size[1], (Kind::Int64, codes.device())).unsqueeze(0).expand(&size, false)
 }
 
+/// The first `count` places of each row `[rows,count]`, those where `wanted [rows,N]` before the others, in order.
+pub fn places(wanted: &Tensor, count: i64) -> Tensor {
+    wanted.to_kind(Kind::Uint8).argsort_stable(true, 1, true).narrow(1, 0, count)
+}
+
 /// What one decoding step did, all `[B,N]` but `cut [B]`.
 #[derive(Debug)]
 pub struct Step {

@@ -145,7 +145,7 @@ impl Showo {
             let mut temperature = sampling.temperature;
             let mut unknown_count = all; // of no row there are more
             for at in 0..sampling.steps {
-                let places = codes.eq(UNKNOWN).argsort_stable(true, 1, true).narrow(1, 0, unknown_count);
+                let places = maskgit::places(&codes.eq(UNKNOWN), unknown_count);
                 let logits = match at {
                     0 if blank => self.first_logits(&blocks, sampling.guidance)?,
                     _ => self.logits_on(&canvas, &codes, &places, sampling.guidance),

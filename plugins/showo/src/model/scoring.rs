@@ -75,7 +75,7 @@ impl Showo {
         // As many places of each state as the one with the most of them; what is too many is read and let go.
         let counts = wanted.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64);
         let most = counts.max().int64_value(&[]).max(1);
-        let places = wanted.argsort_stable(true, 1, true).narrow(1, 0, most); // [S·B,m]
+        let places = maskgit::places(wanted, most); // [S·B,m]
         let there = Tensor::arange(most, (Kind::Int64, self.device)).unsqueeze(0).lt_tensor(&counts);
         let there = there.view([-1]).nonzero().squeeze_dim(1); // [T]
         let first = Tensor::arange(batch, (Kind::Int64, self.device)) * states.size()[1];
@@ -127,19 +127,10 @@ impl Showo {
                 if steps.is_empty() {
                     return Err(Error::usage("no reveal step to replay"));
                 }
-                let each = |of: &dyn Fn(i64) -> Tensor| -> Vec<Tensor> {
-                    steps.iter().map(|step| of(*step)).collect()
-                };
-                let states = each(&|step| hide(tokens, &revealed_at.ge(step)));
-                // A step that is named twice is replayed once.
-                let mut seen = BTreeSet::new();
-                let wanted: Vec<Tensor> = steps
-                    .iter()
-                    .map(|step| match seen.insert(*step) {
-                        true => revealed_at.eq(*step),
-                        false => revealed_at.zeros_like().to_kind(Kind::Bool),
-                    })
-                    .collect();
+                let steps: BTreeSet<i64> = steps.iter().copied().collect();
+                let states: Vec<Tensor> =
+                    steps.iter().map(|step| hide(tokens, &revealed_at.ge(*step))).collect();
+                let wanted: Vec<Tensor> = steps.iter().map(|step| revealed_at.eq(*step)).collect();
                 let targets = Tensor::stack(&wanted, 0).any_dim(0, false);
                 Ok((Tensor::cat(&states, 0), Tensor::cat(&wanted, 0), targets))
             }
