@@ -53,7 +53,7 @@ pub(super) fn detector(detector: Box<dyn Detector>) -> ComponentBox {
     Component_TO::from_value(Adapt(Some(detector)), TD_Opaque)
 }
 
-fn unsupported(op: &str) -> Error {
+pub(super) fn unsupported(op: &str) -> Error {
     Error::new(Code::Unsupported, format!("operation `{op}` is not known to this plugin"))
         .hint("rebuild the plugin with the unirl of the host")
 }

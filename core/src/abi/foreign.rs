@@ -352,3 +352,49 @@ fn finite(place: &str, tensor: &Tensor) -> Result<()> {
         format!("`{place}`: expected finite values, got {count} NaN or infinite, the first at {first:?}");
     Err(Error::new(Code::NonFinite, message))
 }
+
+#[cfg(test)]
+mod tests {
+    use abi_stable::erased_types::TD_Opaque;
+    use abi_stable::std_types::{RResult, RStr};
+
+    use super::*;
+    use crate::abi::adapt::unsupported;
+    use crate::abi::component::{Component, Component_TO, FfiError, FfiRecord};
+    use crate::abi::guard::guard;
+    use crate::model::{ImageDecoding, ImageSpace};
+
+    /// A model of the time when drawings were scored by logits alone: an image of two tokens among three codes.
+    struct Before;
+
+    impl Component for Before {
+        fn call(&mut self, op: RStr<'_>, _: FfiRecord) -> RResult<FfiRecord, FfiError> {
+            guard(|| match op.as_str() {
+                op::CARD => {
+                    let sizes = [2, 3, 1];
+                    let card = ModelCard::new("before", ImageSpace::Shared, ImageDecoding::Masked, sizes);
+                    Ok(wire::card(&card)?.pack())
+                }
+                op::IMAGE_LOGITS => {
+                    let logits = Tensor::from_slice(&[0.0f32, 0.0, 2.0, 1.0, 5.0, 1.0]).view([1, 2, 3]);
+                    let targets = Tensor::from_slice(&[true, false]).view([1, 2]);
+                    Ok(wire::logits(&ImageLogits { logits, targets }).pack())
+                }
+                op => Err(unsupported(op)),
+            })
+        }
+    }
+
+    #[test]
+    fn an_older_plugin_scores_drawings_by_its_logits() {
+        let model = ForeignModel::new("before".into(), Component_TO::from_value(Before, TD_Opaque)).unwrap();
+        let images = Images::from_tokens(Tensor::from_slice(&[2i64, 1]).view([1, 2]));
+        let scored = model
+            .image_logp(&["a".into()], &images, Policy::Current, &Replay::remask(1, None))
+            .expect("by logits");
+        let logp: Vec<f64> = scored.logp.view([-1]).to_kind(Kind::Double).try_into().unwrap();
+        // 2 − ln(1 + 1 + e²); the second is no target.
+        assert!((logp[0] - (2.0 - (2.0 + f64::exp(2.0)).ln())).abs() < 1e-6, "{logp:?}");
+        assert!(logp[1].abs() < f64::MIN_POSITIVE, "{logp:?}");
+    }
+}
