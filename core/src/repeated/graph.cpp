@@ -5,6 +5,7 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 
@@ -20,6 +21,9 @@ namespace allocator = c10::cuda::CUDACachingAllocator;
 
 // Other threads may go on with what they do: only calls of this one are refused while it records.
 constexpr auto MODE = cudaStreamCaptureModeThreadLocal;
+
+// More than a recorded step of decoding makes on its way.
+constexpr size_t ROOM = size_t{1} << 30;
 
 // The default stream cannot be recorded. One stream for all that a thread records, since cuBLAS keeps memory for good for
 // each pair of thread and stream.
@@ -67,8 +71,11 @@ struct Work {
         // What the work reads was made on another stream.
         c10::cuda::device_synchronize();
         if (!record) return;
-        // A recording that runs out of memory cannot take it back from the cache.
-        allocator::emptyCache();
+        // A recording that runs out of memory cannot take it back from the cache; all that is given up for nothing has to be
+        // allocated again in the rest of a step.
+        size_t free = 0, total = 0;
+        C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+        if (free < ROOM) allocator::emptyCache();
         pool = at::cuda::graph_pool_handle();
         recording = true;
         graph.capture_begin(pool, MODE);
