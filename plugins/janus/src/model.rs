@@ -11,7 +11,7 @@ use unirl::model::{
 };
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::Rows;
+use unirl_layers::decoder::{Rows, Sees};
 use unirl_layers::decoding::{Answering, Choice, Chosen, Written};
 use unirl_layers::language::{self, answered};
 use unirl_text::{padded, padded_left};
@@ -303,7 +303,7 @@ impl UnifiedModel for Janus {
         let Written { tokens, mask, logp } = tch::no_grad(|| {
             let (ids, there) = padded(&self.question_ids(questions)?, special.pad, self.device);
             let (x, positions, mask) = self.understanding(&self.network, images, &ids)?;
-            let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+            let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
             let answering = Answering::read(&self.network.llama, rows, &there, sampling.max_tokens)?;
             answering.write(sampling, special.eos, special.pad)
         })?;
@@ -365,7 +365,7 @@ impl UnifiedModel for Janus {
         let ends: Vec<i64> = questions.iter().map(|question| question.len() as i64 - 1).collect();
         policy.run(&self.network, self.reference.as_ref(), |network| {
             let (x, positions, mask) = self.understanding(network, images, &ids)?;
-            let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+            let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
             network.llama.score(rows, &ends, answers)
         })
     }

@@ -4,7 +4,7 @@
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{self, Rows};
+use unirl_layers::decoder::{self, Rows, Sees};
 use unirl_layers::decoding::{Chosen, Decoding};
 
 use crate::aligner::{Aligner, Codes};
@@ -75,7 +75,7 @@ impl Network {
         self.llama.hidden(Rows {
             x,
             positions: &positions(&present),
-            mask: &causal(&present, length + tokens - 1),
+            sees: Sees::Mask(&causal(&present, length + tokens - 1)),
             past: None,
             read: Some(&read.expand([batch, -1], false)),
         })
@@ -98,7 +98,7 @@ impl Network {
         let (hidden, cache) = self.llama.forward(Rows {
             x: self.llama.embed(prompts),
             positions: &positions(present),
-            mask: &causal(present, length),
+            sees: Sees::Mask(&causal(present, length)),
             past: None,
             read: Some(&last),
         })?;

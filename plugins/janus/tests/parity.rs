@@ -16,7 +16,7 @@ use fixture::{
 use tch::{Device, Kind, Reduction, Tensor};
 use unirl::optimizer::objective;
 use unirl::sampling::chosen_logp;
-use unirl_layers::decoder::Rows;
+use unirl_layers::decoder::{Rows, Sees};
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::network;
 
@@ -99,7 +99,7 @@ fn answering(f: &Fixture, model: &Model) -> Tensor {
     let mask = network::causal(&present, present.size()[1]);
     let x = model.asked(f);
     let positions = network::positions(&present);
-    let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+    let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
     model.network.llama.hidden(rows).unwrap()
 }
 
@@ -139,7 +139,13 @@ fn parity_understanding_greedy_with_cache() {
             let positions = network::positions(&present).narrow(1, length - rows, rows);
             let mask = network::causal(&present, rows);
             let (hidden, cache) = llama
-                .forward(Rows { x, positions: &positions, mask: &mask, past: past.as_ref(), read: None })
+                .forward(Rows {
+                    x,
+                    positions: &positions,
+                    sees: Sees::Mask(&mask),
+                    past: past.as_ref(),
+                    read: None,
+                })
                 .unwrap();
             past = Some(cache);
             let token = llama.logits(&hidden.select(1, -1)).argmax(-1, false);

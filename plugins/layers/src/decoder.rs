@@ -18,6 +18,79 @@ pub fn additive(visible: &Tensor) -> Tensor {
     visible.logical_not().to_kind(Kind::Float).unsqueeze(1) * HIDDEN
 }
 
+/// What rows see of those before them and of themselves.
+#[derive(Debug, Clone, Copy)]
+pub enum Sees<'a> {
+    /// By a mask `[B or 1,1,L or 1,past + L]`, which is added to the scores.
+    Mask(&'a Tensor),
+    /// All of a batch's row from a column on, a column for each of the batch. libtorch's fastest attention knows no mask.
+    From(&'a [i64]),
+}
+
+/// [`Sees`], as attention takes it.
+#[derive(Debug)]
+enum Seen {
+    /// In the type of the scores.
+    Mask(Tensor),
+    /// Rows of the batch that see from the same column on: how many, and the column.
+    Runs(Vec<(i64, i64)>),
+}
+
+impl Seen {
+    fn new(sees: Sees<'_>, kind: Kind) -> Self {
+        match sees {
+            Sees::Mask(mask) => Self::Mask(fitting(mask, kind)),
+            Sees::From(columns) => {
+                let runs = columns.chunk_by(|one, next| one == next);
+                Self::Runs(runs.map(|run| (run.len() as i64, run[0])).collect())
+            }
+        }
+    }
+
+    fn handle(&self) -> Self {
+        match self {
+            Self::Mask(mask) => Self::Mask(mask.shallow_clone()),
+            Self::Runs(runs) => Self::Runs(runs.clone()),
+        }
+    }
+
+    /// The same of the rows `flat [B·m]` alone.
+    fn of_rows(&self, flat: &Tensor, batch: i64) -> Self {
+        match self {
+            Self::Mask(mask) if mask.size()[2] > 1 => {
+                let each = mask.expand([batch, -1, -1, -1], false).flatten(0, 2);
+                Self::Mask(each.index_select(0, flat).view([batch, 1, -1, mask.size()[3]]))
+            }
+            all_the_same => all_the_same.handle(),
+        }
+    }
+
+    /// What queries `[B,heads,m,head_dim]` see of keys and values `[B,kv heads,S,head_dim]`.
+    fn attend(&self, q: &Tensor, [keys, values]: &[Tensor; 2]) -> Tensor {
+        match self {
+            Self::Mask(mask) => attention(q, keys, values, Some(mask)),
+            Self::Runs(runs) if runs.len() == 1 => {
+                attention(q, &behind(keys, runs[0].1), &behind(values, runs[0].1), None)
+            }
+            Self::Runs(runs) => {
+                // Split, and not cut out one by one: on the way back each piece would be as large as the whole.
+                let sizes: Vec<i64> = runs.iter().map(|(rows, _)| *rows).collect();
+                let [q, keys, values] = [q, keys, values].map(|all| all.split_with_sizes(&sizes, 0));
+                let pieces = runs.iter().zip(q).zip(keys).zip(values);
+                let parts = pieces.map(|((((_, column), q), k), v)| {
+                    attention(&q, &behind(&k, *column), &behind(&v, *column), None)
+                });
+                Tensor::cat(&parts.collect::<Vec<_>>(), 0)
+            }
+        }
+    }
+}
+
+/// Keys or values `[B,heads,S,head_dim]` from a column on.
+fn behind(all: &Tensor, column: i64) -> Tensor {
+    if column == 0 { all.shallow_clone() } else { all.narrow(2, column, all.size()[2] - column) }
+}
+
 /// An additive mask in the type of the scores.
 fn fitting(mask: &Tensor, kind: Kind) -> Tensor {
     let mask = mask.to_kind(kind); // −2⁶³ is exact in bf16, too
@@ -145,31 +218,16 @@ struct Read {
     /// `m`.
     rows: i64,
     rotary: Rotary,
-    mask: Option<Tensor>,
+    sees: Seen,
 }
 
 impl Read {
-    /// Rows `index [B,m]` of a batch, with their positions and who they see.
-    fn new(index: &Tensor, length: i64, rotary: Rotary, mask: Option<&Tensor>) -> Self {
-        let (batch, rows) = (index.size()[0], index.size()[1]);
-        let starts = Tensor::arange(batch, (Kind::Int64, index.device())).unsqueeze(1) * length;
-        let flat = (index + starts).view([-1]);
-        let mask = mask.map(|mask| {
-            if mask.size()[2] == 1 {
-                return mask.shallow_clone(); // all see the same
-            }
-            let each = mask.expand([batch, -1, -1, -1], false).flatten(0, 2);
-            each.index_select(0, &flat).view([batch, 1, rows, -1])
-        });
-        Self { flat, rows, rotary, mask }
-    }
-
     fn handle(&self) -> Self {
         Self {
             flat: self.flat.shallow_clone(),
             rows: self.rows,
             rotary: self.rotary.handle(),
-            mask: self.mask.as_ref().map(Tensor::shallow_clone),
+            sees: self.sees.handle(),
         }
     }
 }
@@ -178,8 +236,7 @@ impl Read {
 #[derive(Debug)]
 pub struct Context {
     rotary: Rotary,
-    /// `[B or 1,1,L or 1,past + L]`, added to the scores; without one all see all.
-    mask: Option<Tensor>,
+    sees: Seen,
     read: Option<Read>,
 }
 
@@ -187,7 +244,7 @@ impl Context {
     fn handle(&self) -> Self {
         Self {
             rotary: self.rotary.handle(),
-            mask: self.mask.as_ref().map(Tensor::shallow_clone),
+            sees: self.sees.handle(),
             read: self.read.as_ref().map(Read::handle),
         }
     }
@@ -214,30 +271,32 @@ impl Context {
     /// What queries `[B,m,heads,head_dim]` see of `past` and of keys and values `[B,L,kv heads,head_dim]`, all before their
     /// rotation: `[B,m,heads·head_dim]`, with the keys and values of all rows, `[B,kv heads,past + L,head_dim]`.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, past: Past<'_>) -> (Tensor, [Tensor; 2]) {
-        let (rotary, mask) = match &self.read {
-            None => (&self.rotary, &self.mask),
-            Some(read) => (&read.rotary, &read.mask),
+        let (rotary, sees) = match &self.read {
+            None => (&self.rotary, &self.sees),
+            Some(read) => (&read.rotary, &read.sees),
         };
         let q = rotary.apply(q).transpose(1, 2);
         let cache = past.with([self.rotary.apply(k).transpose(1, 2), v.transpose(1, 2)]);
-        let (batch, heads, rows, dim) = q.size4().unwrap_or_default();
-        let [keys, values] = &cache;
-        let groups = heads / keys.size()[1];
-        let attended = match groups {
-            1 => attention(&q, keys, values, mask.as_ref()),
-            // The queries of a head of keys are as good as rows of one.
-            _ if rows == 1 => {
-                let q = q.reshape([batch, heads / groups, groups, dim]);
-                attention(&q, keys, values, mask.as_ref()).reshape([batch, heads, rows, dim])
-            }
-            _ => attention(&q, &repeated(keys, groups), &repeated(values, groups), mask.as_ref()),
-        };
+        let attended = sees.attend(&q, &cache);
         (attended.transpose(1, 2).flatten(2, 3), cache)
     }
 }
 
 fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
-    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, false, None::<f64>, false)
+    let plain = |q: &Tensor, k: &Tensor, v: &Tensor| {
+        Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, false, None::<f64>, false)
+    };
+    let (batch, heads, rows, dim) = q.size4().unwrap_or_default();
+    let groups = heads / k.size()[1];
+    match groups {
+        1 => plain(q, k, v),
+        // The queries of a head of keys are as good as rows of one.
+        _ if rows == 1 => {
+            let q = q.reshape([batch, heads / groups, groups, dim]);
+            plain(&q, k, v).reshape([batch, heads, rows, dim])
+        }
+        _ => plain(q, &repeated(k, groups), &repeated(v, groups)),
+    }
 }
 
 /// Each head of `x [B,kv heads,S,head_dim]` as often as `group` query heads read it. Not all of libtorch's fast paths
@@ -262,8 +321,8 @@ pub struct Rows<'a> {
     pub x: Tensor,
     /// `[B or 1,L]`.
     pub positions: &'a Tensor,
-    /// `[B or 1,1,L or 1,past + L]`, added to the attention scores.
-    pub mask: &'a Tensor,
+    /// What they see.
+    pub sees: Sees<'a>,
     /// What they come behind.
     pub past: Option<&'a Cache>,
     /// `[B,m]`: which of them are read behind the last layer; all without it.
@@ -299,8 +358,8 @@ impl<L: Layer> Stack<L> {
     }
 
     fn run(&self, rows: Rows<'_>, mut keep: impl FnMut([Tensor; 2])) -> Result<Tensor> {
-        let Rows { mut x, positions, mask, past, read } = rows;
-        let context = self.context(positions, mask, x.kind());
+        let Rows { mut x, positions, sees, past, read } = rows;
+        let context = self.context(positions, sees, x.kind());
         let last = read.map(|read| self.reading(&context, positions, &x, read));
         for (index, layer) in self.layers.iter().enumerate() {
             let past = past.map_or(Past::Nothing, |Cache(past)| Past::Before(&past[index]));
@@ -316,23 +375,24 @@ impl<L: Layer> Stack<L> {
         Ok(x)
     }
 
-    fn context(&self, positions: &Tensor, mask: &Tensor, kind: Kind) -> Context {
-        let rotary = Rotary::new(positions, self.rotary, kind);
-        Context { rotary, mask: Some(fitting(mask, kind)), read: None }
+    fn context(&self, positions: &Tensor, sees: Sees<'_>, kind: Kind) -> Context {
+        Context { rotary: Rotary::new(positions, self.rotary, kind), sees: Seen::new(sees, kind), read: None }
     }
 
     /// The context of a last layer of which rows `index [B,m]` of `x [B,L,D]` are read.
     fn reading(&self, all: &Context, positions: &Tensor, x: &Tensor, index: &Tensor) -> Context {
-        let positions = positions.expand([index.size()[0], -1], false).gather(1, index, false);
+        let (batch, rows) = (index.size()[0], index.size()[1]);
+        let starts = Tensor::arange(batch, (Kind::Int64, index.device())).unsqueeze(1) * x.size()[1];
+        let flat = (index + starts).view([-1]);
+        let positions = positions.expand([batch, -1], false).gather(1, index, false);
         let rotary = Rotary::new(&positions, self.rotary, x.kind());
-        let read = Some(Read::new(index, x.size()[1], rotary, all.mask.as_ref()));
-        Context { read, ..all.handle() }
+        let sees = all.sees.of_rows(&flat, batch);
+        Context { read: Some(Read { flat, rows, rotary, sees }), ..all.handle() }
     }
 
-    /// What stays the same for rows that are written again and again from `start` on into a room, at `positions [1,L]`, seeing
-    /// by `mask [B,1,1,S]` all `S` of it.
-    pub fn canvas(&self, room: Room, positions: &Tensor, mask: &Tensor, start: i64, kind: Kind) -> Canvas {
-        let context = self.context(positions, mask, kind);
+    /// What stays the same for rows that are written again and again from `start` on into a room, at `positions [1,L]`.
+    pub fn canvas(&self, room: Room, positions: &Tensor, sees: Sees<'_>, start: i64, kind: Kind) -> Canvas {
+        let context = self.context(positions, sees, kind);
         Canvas { room, context, positions: positions.shallow_clone(), start }
     }
 
@@ -363,7 +423,7 @@ impl<L: Layer> Stack<L> {
         mask: Tensor,
         (room, place, seen): (&Room, Place<'_>, i64),
     ) -> Tensor {
-        let context = Context { rotary: table.at(positions), mask: Some(mask), read: None };
+        let context = Context { rotary: table.at(positions), sees: Seen::Mask(mask), read: None };
         let mut x = x.shallow_clone();
         for (layer, pair) in self.layers.iter().zip(&room.0) {
             x = layer.run(&x, Past::Room(pair, place, seen), &context).0;

@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Checkpoint, ImageSampling, Images, Policy, Replay, UnifiedModel};
 use unirl::weights::{self, Expected, Store, Weights, read_json};
 use unirl_layers::Precision;
-use unirl_layers::decoder::{self, Rows};
+use unirl_layers::decoder::{self, Rows, Sees};
 use unirl_layers::lora::LoraConfig;
 use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::clip::{Clip, ClipConfig};
@@ -652,7 +652,7 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let visible = columns.unsqueeze(0).le_tensor(&columns.unsqueeze(1)).logical_or(&image).unsqueeze(0);
     let mask = decoder::additive(&visible);
     let positions = columns.unsqueeze(0);
-    let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+    let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
     let hidden = phi.language.hidden(rows).unwrap();
     close(&asked, &phi.language.logits(&hidden.select(1, -1)), common::SAME);
 }

@@ -14,7 +14,7 @@ use unirl::model::{
     UnifiedModel,
 };
 use unirl::sampling::choose_by;
-use unirl_layers::decoder::{self, Rows};
+use unirl_layers::decoder::{self, Rows, Sees};
 use unirl_layers::decoding::Written;
 use unirl_plugin_showo::checkpoint::{self, Parts};
 use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
@@ -68,8 +68,13 @@ fn images_behind_cached_text_are_as_in_the_whole_sequence() {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
     let visible = decoder::additive(&mask::t2i(&ids, &special, true));
     let language = &showo.phi().language;
-    let rows =
-        Rows { x: language.embed(&ids), positions: &positions, mask: &visible, past: None, read: None };
+    let rows = Rows {
+        x: language.embed(&ids),
+        positions: &positions,
+        sees: Sees::Mask(&visible),
+        past: None,
+        read: None,
+    };
     let hidden = language.hidden(rows).unwrap();
     let whole = showo.phi().code_logits(&hidden.narrow(1, config.max_text_len + 2, config.num_vq_tokens));
 

@@ -17,7 +17,7 @@ use tch::{Device, IndexOp, Kind, Reduction, Tensor};
 use unirl::model::{ImageSampling, Images, Scoring, TextSampling, UnifiedModel};
 use unirl::optimizer::objective::{self, Weighting};
 use unirl::sampling::chosen_logp;
-use unirl_layers::decoder::{self, Rows};
+use unirl_layers::decoder::{self, Rows, Sees};
 use unirl_layers::decoding::Written;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
@@ -31,7 +31,13 @@ const PLAIN: (Scoring, f64) = (Scoring::Conditional, 0.0);
 fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
     let (language, mask) = (&showo.phi().language, decoder::additive(visible));
-    let rows = Rows { x: language.embed(ids), positions: &positions, mask: &mask, past: None, read: None };
+    let rows = Rows {
+        x: language.embed(ids),
+        positions: &positions,
+        sees: Sees::Mask(&mask),
+        past: None,
+        read: None,
+    };
     language.logits(&language.hidden(rows).unwrap())
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{ImageSampling, Images};
-use unirl_layers::decoder::{self, Cache, Canvas, Rows};
+use unirl_layers::decoder::{self, Cache, Canvas, Rows, Sees};
 use unirl_text::padded;
 
 use super::Showo;
@@ -18,8 +18,11 @@ use crate::phi::Phi;
 #[derive(Debug)]
 pub struct TextBlocks {
     cache: Cache,
-    /// `[blocks,rows]` bool: what image rows may see.
-    visible: Tensor,
+    /// Columns of the cache.
+    columns: i64,
+    /// Columns of padding before the text of each block. Image rows see all that is behind; a pad in a prompt, which only one
+    /// that spells it has, is text to them.
+    padding: Vec<i64>,
     /// Which block each prompt got.
     pub index: Vec<i64>,
 }
@@ -27,6 +30,11 @@ pub struct TextBlocks {
 impl TextBlocks {
     /// The block of the empty prompt, for guidance.
     pub const EMPTY: i64 = 0;
+
+    /// Columns of padding before each of some blocks.
+    fn padding(&self, index: &[i64]) -> Vec<i64> {
+        index.iter().map(|block| self.padding[*block as usize]).collect()
+    }
 }
 
 impl Showo {
@@ -43,8 +51,9 @@ impl Showo {
         }
 
         // Columns that are padding for every prompt are seen by no other row: they only shift positions.
-        let pads = rows.iter().map(|row| row.iter().take_while(|id| **id == self.special.pad).count()).min();
-        let skipped = pads.unwrap_or(0);
+        let pads = |row: &Vec<i64>| row.iter().take_while(|id| **id == self.special.pad).count();
+        let skipped = rows.iter().map(pads).min().unwrap_or(0);
+        let padding = rows.iter().map(|row| (pads(row) - skipped) as i64).collect();
         let rows: Vec<Vec<i64>> = rows.into_iter().map(|row| row[skipped..].to_vec()).collect();
         let ids = padded(&rows, self.special.pad, self.device).0;
         let length = ids.size()[1];
@@ -52,9 +61,9 @@ impl Showo {
         let visible = mask::t2i(&ids, &self.special, true);
         let mask = decoder::additive(&visible);
         let x = phi.language.embed(&ids);
-        let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+        let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
         let (_, cache) = phi.language.forward(rows)?;
-        Ok(TextBlocks { cache, visible: ids.ne(self.special.pad), index })
+        Ok(TextBlocks { cache, columns: length, padding, index })
     }
 
     /// `<soi> codes <eoi>` of images `codes [rows,N]`, hidden where [`UNKNOWN`], embedded: `[rows,N+2,D]`.
@@ -65,14 +74,11 @@ impl Showo {
         phi.language.embed(&Tensor::cat(&[edge(self.special.soi), ids, edge(self.special.eoi)], 1))
     }
 
-    /// The positions `[1,N+2]` of an image's rows, and what they see, `[rows,1,1,text + N+2]`: all but padding, each the same.
-    fn behind_text(&self, blocks: &TextBlocks, index: &Tensor) -> (Tensor, Tensor) {
-        let rows = self.card.image_tokens + 2;
+    /// The positions `[1,N+2]` of an image's rows.
+    fn image_positions(&self) -> Tensor {
         let start = self.config.max_text_len + 1;
-        let positions = Tensor::arange_start(start, start + rows, (Kind::Int64, self.device)).unsqueeze(0);
-        let text = blocks.visible.index_select(0, index);
-        let image = Tensor::ones([index.size()[0], rows], (Kind::Bool, self.device));
-        (positions, decoder::additive(&Tensor::cat(&[text, image], 1).unsqueeze(1)))
+        let end = start + self.card.image_tokens + 2;
+        Tensor::arange_start(start, end, (Kind::Int64, self.device)).unsqueeze(0)
     }
 
     /// The hidden rows that predict `places [rows,m]` of images `codes [rows,N]`, each behind its text block: `[rows,m,D]`.
@@ -84,13 +90,12 @@ impl Showo {
         codes: &Tensor,
         places: &Tensor,
     ) -> Result<Tensor> {
-        let index = Tensor::from_slice(index).to_device(self.device);
-        let (positions, mask) = self.behind_text(blocks, &index);
+        let text = Tensor::from_slice(index).to_device(self.device);
         phi.language.hidden(Rows {
             x: self.embed_drawing(phi, codes),
-            positions: &positions,
-            mask: &mask,
-            past: Some(&blocks.cache.select(&index)),
+            positions: &self.image_positions(),
+            sees: Sees::From(&blocks.padding(index)),
+            past: Some(&blocks.cache.select(&text)),
             read: Some(&(places + 1)), // behind `<soi>`
         })
     }
@@ -178,12 +183,11 @@ impl Showo {
     /// are written anew in each step.
     fn canvas(&self, blocks: &TextBlocks, guidance: f64) -> Canvas {
         let index = if guidance > 0.0 { with_empty(&blocks.index) } else { blocks.index.clone() };
-        let index = Tensor::from_slice(&index).to_device(self.device);
-        let (positions, mask) = self.behind_text(blocks, &index);
-        let room = blocks.cache.with_room(&index, self.card.image_tokens + 2);
-        let text = blocks.visible.size()[1];
-        let language = &self.phi.language;
-        language.stack.canvas(room, &positions, &mask, text, language.kind())
+        let text = Tensor::from_slice(&index).to_device(self.device);
+        let room = blocks.cache.with_room(&text, self.card.image_tokens + 2);
+        let (language, sees) = (&self.phi.language, blocks.padding(&index));
+        let positions = self.image_positions();
+        language.stack.canvas(room, &positions, Sees::From(&sees), blocks.columns, language.kind())
     }
 
     /// Logits `[B,m,K]` of the `places [B,m]` of `codes [B,N]`, with guidance.
@@ -205,7 +209,7 @@ impl Showo {
 
     /// Logits `[B,N,K]` of images of which nothing is known: the same for all of a prompt.
     fn first_logits(&self, blocks: &TextBlocks, guidance: f64) -> Result<Tensor> {
-        let each: Vec<i64> = (0..blocks.visible.size()[0]).collect();
+        let each: Vec<i64> = (0..blocks.padding.len() as i64).collect();
         let codes =
             Tensor::full([each.len() as i64, self.card.image_tokens], UNKNOWN, (Kind::Int64, self.device));
         let logits = self.code_logits(&self.phi, blocks, &each, &codes)?;

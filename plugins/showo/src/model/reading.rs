@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{Answers, Images, TextSampling, TokenLogp};
 use unirl_layers::LayerNorm;
-use unirl_layers::decoder::{self, Rows};
+use unirl_layers::decoder::{self, Rows, Sees};
 use unirl_layers::decoding::{self, Written};
 use unirl_layers::language::answered;
 use unirl_text::padded;
@@ -30,7 +30,7 @@ impl Showo {
         let (ids, there) = padded(questions, self.special.pad, self.device);
         let (x, positions, mask) = self.understanding(phi, images, &ids)?;
         let image = Tensor::ones([images.len(), self.prefix()], (Kind::Bool, self.device));
-        let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+        let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
         Answering::read(&phi.language, rows, &Tensor::cat(&[image, there], 1), room)
     }
 
@@ -60,7 +60,7 @@ impl Showo {
         let (x, positions, mask) = self.understanding(phi, images, &ids)?;
         let ends: Vec<i64> =
             questions.iter().map(|question| self.prefix() + question.len() as i64 - 1).collect();
-        let rows = Rows { x, positions: &positions, mask: &mask, past: None, read: None };
+        let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
         phi.language.score(rows, &ends, answers)
     }
 
