@@ -23,7 +23,7 @@ pub fn additive(visible: &Tensor) -> Tensor {
 pub enum Sees<'a> {
     /// By a mask `[B or 1,1,L or 1,past + L]`, which is added to the scores.
     Mask(&'a Tensor),
-    /// All of a batch's row from a column on, a column for each of the batch. libtorch's fastest attention knows no mask.
+    /// All from a column on, which each row of the batch has its own of. libtorch's fastest attention knows no mask.
     From(&'a [i64]),
 }
 
