@@ -22,8 +22,8 @@ PEERS = Path(__file__).resolve().parent / "peers"
 # Of each family: what a row is called, the peer's rows of which the first that is there counts, and ours.
 ROWS = {
     "janus": [
-        ("drawing: transformers' `generate`", ["transformers generate"], "generate"),
-        ("drawing: best Python", ["static cache, CUDA graph", "dynamic cache"], "generate"),
+        ("drawing: transformers' `generate`", ["transformers generate"], "drawing"),
+        ("drawing: best Python", ["static cache, CUDA graph", "dynamic cache"], "drawing"),
         ("log-probability", ["log-probability forward"], "log-probability forward"),
         ("log-probability and its gradient", ["log-probability and gradient"], "log-probability and gradient"),
         ("SigLIP", ["siglip"], "siglip"),
@@ -37,7 +37,6 @@ ROWS = {
     ],
 }
 NOTES = """\
-- drawing with Janus: ours ends with pixels (the row VQ decode), Python's with tokens
 - image tokenizers: ours are f32, Python's is of the type of the model
 - whole step: ours asks about the completed drawings and about the drawings themselves, Python about the latter alone; ours
   updates f32 copies of the weights, Python the weights themselves

@@ -351,8 +351,9 @@ fn janus(mut bench: Bench, size: Size) -> Result<()> {
     let weights = layers(&parameters, "model.language_model.layers.");
     let bytes = weights * bench.kind().elt_size_in_bytes() as i64;
     let flop = 2 * weights * batch as i64 * (prompt as i64 + tokens - 1);
-    bench.time("generate", Work { flop: 0, bytes: tokens * bytes, steps: tokens }, || {
-        model.generate(&prompts, &sampling).map(drop)
+    let ids = prompts.iter().map(|prompt| model.prompting().drawing(prompt)).collect::<Result<Vec<_>>>()?;
+    bench.time("drawing", Work { flop: 0, bytes: tokens * bytes, steps: tokens }, || {
+        tch::no_grad(|| model.draw(&ids, &sampling)).map(drop)
     })?;
     let replay = Replay::remask(0, None);
     let score = |model: &Janus| model.image_logp(&prompts, &images, Policy::Current, &replay);
@@ -552,6 +553,16 @@ impl UnifiedModel for Watched {
         replay: &Replay,
     ) -> Result<ImageLogits> {
         self.model.image_logits(prompts, images, policy, replay)
+    }
+
+    fn image_logp(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+    ) -> Result<TokenLogp> {
+        self.model.image_logp(prompts, images, policy, replay)
     }
 
     fn answer_logp(

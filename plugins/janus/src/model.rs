@@ -169,7 +169,7 @@ impl Janus {
     }
 
     /// Draws behind prompts that are given as ids: tokens and the log-probabilities of their choice, both `[B,N]`.
-    fn draw(&self, prompts: &[Vec<i64>], sampling: &ImageSampling) -> Result<(Tensor, Tensor)> {
+    pub fn draw(&self, prompts: &[Vec<i64>], sampling: &ImageSampling) -> Result<(Tensor, Tensor)> {
         let guided = !network::is_unguided(sampling.guidance);
         let mut rows = prompts.to_vec();
         if guided {
