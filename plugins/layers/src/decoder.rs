@@ -65,7 +65,7 @@ impl Seen {
         }
     }
 
-    /// What queries `[B,heads,m,head_dim]` see of keys and values `[B,kv heads,S,head_dim]`.
+    /// What queries `[B,heads,m,head_dim]` see of keys and values `[B,kv heads,S,head_dim]`: `[B,m,heads,head_dim]`.
     fn attend(&self, q: &Tensor, [keys, values]: &[Tensor; 2]) -> Tensor {
         match self {
             Self::Mask(mask) => attention(q, keys, values, Some(mask)),
@@ -278,17 +278,18 @@ impl Context {
         let q = rotary.apply(q).transpose(1, 2);
         let cache = past.with([self.rotary.apply(k).transpose(1, 2), v.transpose(1, 2)]);
         let attended = sees.attend(&q, &cache);
-        (attended.transpose(1, 2).flatten(2, 3), cache)
+        (attended.flatten(2, 3), cache)
     }
 }
 
+/// `[B,m,heads,head_dim]`, as which libtorch lays it out.
 fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
     let plain = |q: &Tensor, k: &Tensor, v: &Tensor| {
         Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, false, None::<f64>, false)
     };
     let (batch, heads, rows, dim) = q.size4().unwrap_or_default();
     let groups = heads / k.size()[1];
-    match groups {
+    let attended = match groups {
         1 => plain(q, k, v),
         // The queries of a head of keys are as good as rows of one.
         _ if rows == 1 => {
@@ -296,7 +297,8 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tenso
             plain(&q, k, v).reshape([batch, heads, rows, dim])
         }
         _ => plain(q, &repeated(k, groups), &repeated(v, groups)),
-    }
+    };
+    attended.transpose(1, 2)
 }
 
 /// Each head of `x [B,kv heads,S,head_dim]` as often as `group` query heads read it. Not all of libtorch's fast paths
