@@ -29,7 +29,7 @@ fn libtorch() -> PathBuf {
 
 /// How sources that include libtorch are compiled.
 fn cpp(sources: &[&str]) -> cc::Build {
-    for source in sources {
+    for source in sources.iter().chain(&["src/told.h"]) {
         println!("cargo:rerun-if-changed={source}");
     }
     let include = libtorch().join("../include");

@@ -7,9 +7,10 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "../told.h"
 
 namespace {
 
@@ -70,7 +71,7 @@ struct Recompute : public torch::autograd::Node {
 // text to be freed, or null.
 extern "C" char* unirl_recompute(at::Tensor** inputs, size_t n, at::Tensor** values, size_t m, void* closure, Call call,
                                  Drop drop) {
-    try {
+    return told([&] {
         std::shared_ptr<Recompute> node(new Recompute(), torch::autograd::deleteNode);
         node->closure = closure;
         node->call = call;
@@ -84,10 +85,7 @@ extern "C" char* unirl_recompute(at::Tensor** inputs, size_t n, at::Tensor** val
             node->wanted.push_back(variable.requires_grad());
         }
         for (size_t i = 0; i < m; ++i) torch::autograd::set_history(*values[i], node);
-        return nullptr;
-    } catch (const std::exception& error) {
-        return strdup(error.what());
-    }
+    });
 }
 
 // For the whole process. cuBLAS reads its variable when the first of its handles is made.

@@ -2,11 +2,13 @@
 //! of operations. As with the operations of tch, arguments that do not fit together are a panic with libtorch's own words.
 #![allow(unsafe_code, reason = "calls libtorch")]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int};
 use std::ptr::null_mut;
 
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
+
+use crate::autograd::told;
 
 type Pointer = *mut C_tensor;
 
@@ -40,7 +42,6 @@ unsafe extern "C" {
     fn unirl_peak_memory(index: c_int, bytes: *mut i64) -> *mut c_char;
     fn unirl_count_begin() -> u64;
     fn unirl_count_end(handle: u64) -> i64;
-    fn free(pointer: *mut c_void);
 }
 
 fn pointer(tensor: &Tensor) -> Pointer {
@@ -53,14 +54,10 @@ fn pointers(tensors: &[&Tensor]) -> Vec<Pointer> {
 
 /// Takes what the other side answered, and panics if it is an error.
 fn done(error: *mut c_char) {
-    if error.is_null() {
-        return;
+    // SAFETY: what a call answered, and nobody else has it.
+    if let Err(error) = unsafe { told(error) } {
+        panic!("{}", error.message());
     }
-    // SAFETY: a text that the other side allocated for us.
-    let text = unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned();
-    // SAFETY: as above; it is not used any more.
-    unsafe { free(error.cast()) };
-    panic!("{text}");
 }
 
 /// Products of the same rows `x […,inputs]` with several `weights`, each `[outputs,inputs]`, and with as many `biases` or
@@ -292,6 +289,7 @@ mod tests {
         let error =
             crate::abi::guard::caught(|| Ok(linear(&x, (&w.detach(), None), &[&w], &[]))).unwrap_err();
         assert!(error.to_string().contains('3'), "{error}");
+        assert!(!error.to_string().contains("Exception raised from"), "no C++ stack: {error}");
     }
 
     #[test]

@@ -15,17 +15,16 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cstring>
-#include <string>
+#include <string_view>
 #include <vector>
+
+#include "../told.h"
 
 namespace {
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-char* text(const std::exception& error) { return strdup(error.what()); }
 
 // oneDNN's kernels are made for the processor at hand. Those of MKL, which libtorch takes for a product in f32, are slower
 // by half and more on processors that are not Intel's.
@@ -110,7 +109,7 @@ struct Joined : public torch::autograd::Function<Joined> {
 // and `bias` may be null. Answers an error text to be freed, or null.
 extern "C" char* unirl_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** weights, Tensor** biases, size_t parts,
                               Tensor** outputs) {
-    try {
+    return told([&] {
         Whole whole{*weight, bias == nullptr ? std::nullopt : std::make_optional(*bias), {}};
         variable_list leaves;
         for (size_t i = 0; i < parts; ++i) {
@@ -122,15 +121,12 @@ extern "C" char* unirl_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** 
                               ? Joined::apply(whole, *x, at::TensorList(leaves))
                               : product(*x, whole.weight, whole.bias).split_with_sizes(whole.sizes, -1);
         for (size_t i = 0; i < parts; ++i) outputs[i] = new Tensor(made[i]);
-        return nullptr;
-    } catch (const std::exception& error) {
-        return text(error);
-    }
+    });
 }
 
 // GELU, by tanh, of `x·weightᵀ + bias`, without gradient.
 extern "C" char* unirl_linear_gelu(Tensor* x, Tensor* weight, Tensor* bias, Tensor** output) {
-    try {
+    return told([&] {
         at::NoGradGuard no_grad;
         if (by_onednn(*x, *weight)) {
             *output = new Tensor(onednn(*x, *weight, *bias, "gelu"));
@@ -142,17 +138,14 @@ extern "C" char* unirl_linear_gelu(Tensor* x, Tensor* weight, Tensor* bias, Tens
         } else {
             *output = new Tensor(at::gelu(at::linear(*x, *weight, *bias), "tanh"));
         }
-        return nullptr;
-    } catch (const std::exception& error) {
-        return text(error);
-    }
+    });
 }
 
 // AdamW on lists of f32 tensors, of which `gradients` are scaled by 1/`scale`. `steps` count this step already.
 extern "C" char* unirl_adamw(Tensor** weights, Tensor** gradients, Tensor** means, Tensor** squares, Tensor** steps,
                              size_t n, double rate, double beta1, double beta2, double decay, double epsilon,
                              Tensor* scale) {
-    try {
+    return told([&] {
         at::NoGradGuard no_grad;
         const auto list = [n](Tensor** tensors) {
             std::vector<Tensor> list;
@@ -161,53 +154,41 @@ extern "C" char* unirl_adamw(Tensor** weights, Tensor** gradients, Tensor** mean
         };
         at::_fused_adamw_(list(weights), list(gradients), list(means), list(squares), {}, list(steps), rate, beta1,
                           beta2, decay, epsilon, /*amsgrad=*/false, /*maximize=*/false, *scale);
-        return nullptr;
-    } catch (const std::exception& error) {
-        return text(error);
-    }
+    });
 }
 
 // The Euclidean norm of all values of `n` tensors, an f32 scalar that the caller owns.
 extern "C" char* unirl_norm(Tensor** tensors, size_t n, Tensor** output) {
-    try {
+    return told([&] {
         at::NoGradGuard no_grad;
         std::vector<Tensor> list;
         for (size_t i = 0; i < n; ++i) list.push_back(*tensors[i]);
         *output = new Tensor(at::linalg_vector_norm(at::stack(at::_foreach_norm(list, 2, at::kFloat))));
-        return nullptr;
-    } catch (const std::exception& error) {
-        return text(error);
-    }
+    });
 }
 
 // Copies tensors, of another type if need be, into as many others.
 extern "C" char* unirl_copy(Tensor** to, Tensor** from, size_t n) {
-    try {
+    return told([&] {
         at::NoGradGuard no_grad;
-        if (n == 0) return nullptr;
+        if (n == 0) return;
         std::vector<Tensor> targets, sources;
         for (size_t i = 0; i < n; ++i) {
             targets.push_back(to[i]->detach());
             sources.push_back(from[i]->detach());
         }
         at::_foreach_copy_(targets, sources);
-        return nullptr;
-    } catch (const std::exception& error) {
-        return text(error);
-    }
+    });
 }
 
 // The most bytes of tensors that a GPU held at once since this was called before.
 extern "C" char* unirl_peak_memory(int index, int64_t* bytes) {
-    try {
+    return told([&] {
         auto* allocator = c10::getDeviceAllocator(at::kCUDA);
         const auto gpu = static_cast<c10::DeviceIndex>(index);
         *bytes = allocator->getDeviceStats(gpu).allocated_bytes[0].peak;
         allocator->resetPeakStats(gpu);
-        return nullptr;
-    } catch (const std::exception& error) {
-        return text(error);
-    }
+    });
 }
 
 namespace {

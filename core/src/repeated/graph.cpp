@@ -9,11 +9,11 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 
-#include <cstring>
-#include <exception>
 #include <map>
 #include <memory>
 #include <optional>
+
+#include "../told.h"
 
 namespace {
 
@@ -41,19 +41,6 @@ bool works(F function) noexcept {
         return true;
     } catch (...) {
         return false;
-    }
-}
-
-// An error text to be freed, or null.
-template <typename F>
-char* told(F function) noexcept {
-    try {
-        function();
-        return nullptr;
-    } catch (const std::exception& error) {
-        return strdup(error.what());
-    } catch (...) {
-        return strdup("an exception that is no std::exception");
     }
 }
 

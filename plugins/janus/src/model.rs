@@ -168,6 +168,25 @@ impl Janus {
         Ok(prompts)
     }
 
+    /// What `make` makes of the head, the rows of one branch or both that predict all tokens of a replay, its guidance and the
+    /// targets `[B,N]`.
+    fn rescored<R>(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+        make: impl FnOnce(&CodeHead, &[Tensor], f64, Tensor) -> Result<R>,
+    ) -> Result<R> {
+        images.check(&self.card, "prompts", prompts.len())?;
+        let (prompts, scoring) = (self.replayed_prompts(prompts, replay)?, replay.scoring());
+        let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
+        policy.run(&self.network, self.reference.as_ref(), |network| {
+            let rows = self.scored_rows(network, &prompts, &images.tokens, scoring)?;
+            make(&network.codes.head, &rows, scoring.1, targets)
+        })
+    }
+
     /// Draws behind prompts that are given as ids: tokens and the log-probabilities of their choice, both `[B,N]`.
     pub fn draw(&self, prompts: &[Vec<i64>], sampling: &ImageSampling) -> Result<(Tensor, Tensor)> {
         let guided = !network::is_unguided(sampling.guidance);
@@ -323,12 +342,8 @@ impl UnifiedModel for Janus {
         policy: Policy,
         replay: &Replay,
     ) -> Result<ImageLogits> {
-        images.check(&self.card, "prompts", prompts.len())?;
-        let (prompts, scored) = (self.replayed_prompts(prompts, replay)?, replay.scoring());
-        let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
-        policy.run(&self.network, self.reference.as_ref(), |network| {
-            let rows = self.scored_rows(network, &prompts, &images.tokens, scored)?;
-            Ok(ImageLogits { logits: mixed(&network.codes.head, &rows, scored.1), targets })
+        self.rescored(prompts, images, policy, replay, |head, rows, guidance, targets| {
+            Ok(ImageLogits { logits: mixed(head, rows, guidance), targets })
         })
     }
 
@@ -339,15 +354,11 @@ impl UnifiedModel for Janus {
         policy: Policy,
         replay: &Replay,
     ) -> Result<TokenLogp> {
-        images.check(&self.card, "prompts", prompts.len())?;
-        let (prompts, scored) = (self.replayed_prompts(prompts, replay)?, replay.scoring());
-        policy.run(&self.network, self.reference.as_ref(), |network| {
-            let rows = self.scored_rows(network, &prompts, &images.tokens, scored)?;
+        self.rescored(prompts, images, policy, replay, |head, rows, guidance, mask| {
             let rows: Vec<Tensor> = rows.iter().map(|rows| rows.flatten(0, 1)).collect();
-            let head = network.codes.head.handle();
-            let mix = move |rows: &[Tensor]| mixed(&head, rows, scored.1);
+            let head = head.handle();
+            let mix = move |rows: &[Tensor]| mixed(&head, rows, guidance);
             let logp = language::logp(&rows, &images.tokens.view([-1]), self.card.codebook_size, mix)?;
-            let mask = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
             Ok(TokenLogp { logp: logp.view_as(&images.tokens), mask })
         })
     }

@@ -416,19 +416,19 @@ impl<L: Layer> Stack<L> {
         Rotary::new(&positions, self.rotary, like.kind())
     }
 
-    /// Runs single rows `x [B,1,D]` at positions `[B]`, written at `place` into `room`, of which the first `seen` rows are seen
+    /// Runs single rows `x [B,1,D]` at positions `[B]`, written at `place [1]` into `room`, of which the first `seen` rows are seen
     /// by `mask [B,1,1,seen]`, in the type of the rows: the rows behind the last layer.
     pub fn step(
         &self,
         x: &Tensor,
         (table, positions): (&Rotary, &Tensor),
         mask: Tensor,
-        (room, place, seen): (&Room, Place<'_>, i64),
+        (room, place, seen): (&Room, &Tensor, i64),
     ) -> Tensor {
         let context = Context { rotary: table.at(positions), sees: Seen::Mask(mask), read: None };
         let mut x = x.shallow_clone();
         for (layer, pair) in self.layers.iter().zip(&room.0) {
-            x = layer.run(&x, Past::Room(pair, place, seen), &context).0;
+            x = layer.run(&x, Past::Room(pair, Place::At(place), seen), &context).0;
         }
         x
     }

@@ -6,7 +6,7 @@ use unirl::repeated::Repeated;
 use unirl::sampling::{choose_by, chosen_logp};
 use unirl::{Error, Result};
 
-use crate::decoder::{ALIGNED, Cache, HIDDEN, Layer, Place, Room, Rotary, Rows};
+use crate::decoder::{ALIGNED, Cache, HIDDEN, Layer, Room, Rotary, Rows};
 use crate::language::{LanguageModel, Norm};
 
 /// On a GPU, attention goes over so many columns more each time: what is recorded holds for all steps in between.
@@ -94,7 +94,7 @@ impl<'a, L: Layer, N: Norm> Decoding<'a, L, N> {
             repeated.run(|| {
                 step(&mut |row| {
                     let _ = mask.index_fill_(3, place, 0.0);
-                    let at = (&*room, Place::At(place), seen);
+                    let at = (&*room, &*place, seen);
                     let x = model.stack.step(row, (rotary, position), mask.narrow(3, 0, seen), at);
                     hidden.copy_(&model.norm.apply(&x).squeeze_dim(1));
                     let _ = position.g_add_scalar_(1);

@@ -83,6 +83,11 @@ pub fn cool(temperature: f64, step: i64, steps: i64) -> f64 {
     temperature * (1.0 - (step + 1) as f64 / steps as f64)
 }
 
+/// `tokens` with [`UNKNOWN`] where `hidden`.
+pub fn hide(tokens: &Tensor, hidden: &Tensor) -> Tensor {
+    tokens.full_like(UNKNOWN).where_self(hidden, tokens)
+}
+
 /// All places of images `codes [rows,N]`, in order.
 pub fn all_places(codes: &Tensor) -> Tensor {
     let size = codes.size();

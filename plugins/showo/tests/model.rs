@@ -155,12 +155,14 @@ fn images_drawn_on_a_canvas_are_those_drawn_from_whole_logits() {
         let sampling = ImageSampling { guidance, steps: 5, ..ImageSampling::default() };
         let drawn = showo.draw(&prompts, start.shallow_clone(), &sampling, given).unwrap();
 
-        let blocks = showo.text_blocks(showo.phi(), &prompts).unwrap();
         let (mut codes, mut temperature) = (start.shallow_clone(), sampling.temperature);
         let mut tokens = codes.shallow_clone();
         for at in 0..5 {
+            let everywhere = codes.ones_like().to_kind(Kind::Bool);
             let logits = tch::no_grad(|| {
-                showo.guided_logits(showo.phi(), &blocks, &blocks.index, &codes, guidance).unwrap()
+                let states = (&codes, &everywhere);
+                let scored = showo.scored(showo.phi(), &prompts, states, (Scoring::Guided, guidance));
+                scored.unwrap().logits(showo.phi(), &shape)
             });
             temperature = maskgit::cool(temperature, at, 5);
             let (draws, noise) = given(at);

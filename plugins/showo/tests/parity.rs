@@ -41,6 +41,13 @@ fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
     language.logits(&language.hidden(rows).unwrap())
 }
 
+/// Logits of images `tokens [B,N]` with the `targets [B,N]` hidden, which mean nothing elsewhere.
+fn masked_logits(showo: &Showo, prompts: &[Vec<i64>], tokens: &Tensor, targets: &Tensor) -> Tensor {
+    let states = maskgit::hide(tokens, targets);
+    let scored = showo.scored(showo.phi(), prompts, (&states, targets), PLAIN).unwrap();
+    scored.logits(showo.phi(), &tokens.size())
+}
+
 /// The columns of image codes.
 fn code_columns(fixture: &Fixture, logits: &Tensor) -> Tensor {
     logits.narrow(-1, fixture.special.image, fixture.config.codebook_size)
@@ -139,11 +146,13 @@ fn parity_4_maskgit() {
             let block = padded(&vec![f.prompting.t2i_text(&[]); prompts.len()], 0, Device::Cpu).0;
             same(&case.prefix, &block, &uncond.narrow(1, 0, f.start()));
         }
-        let blocks = showo.text_blocks(showo.phi(), &prompts).unwrap();
         let mut temperature = 1.0;
         for at in 0..steps {
             let codes = f.codes(&case.tensor("ids_in").get(at));
-            let logits = showo.guided_logits(showo.phi(), &blocks, &blocks.index, &codes, guidance).unwrap();
+            let everywhere = codes.ones_like().to_kind(Kind::Bool);
+            let scored =
+                showo.scored(showo.phi(), &prompts, (&codes, &everywhere), (Scoring::Guided, guidance));
+            let logits = scored.unwrap().logits(showo.phi(), &codes.size());
             if let Some(expected) = case.find("code_logits") {
                 close(&named("logits", at), &logits, &expected.get(at), values);
             }
@@ -389,7 +398,7 @@ fn parity_9_end_to_end_step() {
     let replayed: Vec<_> =
         replayed.into_iter().map(|(prompt, image)| f.prompting.t2i(prompt, &image)).collect();
     same("re-masked input", &padded(&replayed, 0, Device::Cpu).0, &case.tensor("t2i_ids"));
-    let logits = showo.masked_logits(phi, &prompts, &drawn, targets.shallow_clone(), PLAIN).unwrap().logits;
+    let logits = masked_logits(&showo, &prompts, &drawn, &targets);
     let hidden = |logits: &Tensor| logits.masked_select(&targets.unsqueeze(-1));
     close("image logits", &hidden(&logits), &hidden(&case.tensor("image_logits")), VALUES);
 
@@ -484,9 +493,7 @@ fn parity_10_split_losses() {
     let prompts = f.prompts(&drawing.tensor("t2i_ids"));
 
     let masked = |showo: &Showo| {
-        let scored =
-            showo.masked_logits(showo.phi(), &prompts, &codes, targets.shallow_clone(), PLAIN).unwrap();
-        chosen_logp(&scored.logits, &codes) * targets.to_kind(Kind::Float)
+        chosen_logp(&masked_logits(showo, &prompts, &codes, &targets), &codes) * targets.to_kind(Kind::Float)
     };
     let logp = masked(&showo);
     let known = tch::no_grad(|| masked(&reference));

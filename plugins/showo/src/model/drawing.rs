@@ -113,23 +113,6 @@ impl Showo {
         Ok(phi.code_logits(&self.code_rows(phi, blocks, index, codes, &places)?))
     }
 
-    /// [`Self::code_logits`] with guidance; both branches in one pass.
-    pub fn guided_logits(
-        &self,
-        phi: &Phi,
-        blocks: &TextBlocks,
-        index: &[i64],
-        codes: &Tensor,
-        guidance: f64,
-    ) -> Result<Tensor> {
-        if guidance <= 0.0 {
-            return self.code_logits(phi, blocks, index, codes);
-        }
-        let both = with_empty(index);
-        let logits = self.code_logits(phi, blocks, &both, &Tensor::cat(&[codes, codes], 0))?.chunk(2, 0);
-        Ok(maskgit::guided(&logits[0], &logits[1], guidance))
-    }
-
     /// Draws what is [`UNKNOWN`] in `codes [B,N]`. `uniforms` answers the draws and the noise of a step, each
     /// `[B,N]`.
     pub fn draw(

@@ -282,11 +282,7 @@ impl UnifiedModel for Showo {
         policy: Policy,
         replay: &Replay,
     ) -> Result<ImageLogits> {
-        images.check(&self.card, "prompts", prompts.len())?;
-        let (states, wanted, targets) = self.replayed(images, replay)?;
-        let prompts = self.replayed_prompts(prompts, replay)?;
-        policy.run(&self.phi, self.reference.as_ref(), |phi| {
-            let scored = self.scored(phi, &prompts, (&states, &wanted), replay.scoring())?;
+        self.rescored(prompts, images, policy, replay, |phi, scored, targets| {
             Ok(ImageLogits { logits: scored.logits(phi, &targets.size()), targets })
         })
     }
@@ -298,11 +294,7 @@ impl UnifiedModel for Showo {
         policy: Policy,
         replay: &Replay,
     ) -> Result<TokenLogp> {
-        images.check(&self.card, "prompts", prompts.len())?;
-        let (states, wanted, mask) = self.replayed(images, replay)?;
-        let prompts = self.replayed_prompts(prompts, replay)?;
-        policy.run(&self.phi, self.reference.as_ref(), |phi| {
-            let scored = self.scored(phi, &prompts, (&states, &wanted), replay.scoring())?;
+        self.rescored(prompts, images, policy, replay, |phi, scored, mask| {
             Ok(TokenLogp { logp: scored.logp(phi, &images.tokens)?, mask })
         })
     }

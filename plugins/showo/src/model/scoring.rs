@@ -3,20 +3,20 @@
 use std::collections::BTreeSet;
 
 use tch::{Kind, Tensor};
-use unirl::model::{ImageLogits, Images, Part, Replay, Scoring};
+use unirl::model::{Images, Part, Policy, Replay, Scoring};
 use unirl::{Error, Result};
 use unirl_layers::{Linear, language};
 
 use super::Showo;
 use super::drawing::{TextBlocks, with_empty};
-use crate::maskgit::{self, UNKNOWN};
+use crate::maskgit;
 use crate::phi::Phi;
 
 /// The share of images whose prompt is dropped in pretraining, from which guidance learns its other branch.
 const DROPPED_PROMPTS: f64 = 0.1;
 
 /// The rows that predict tokens of a batch of images.
-pub(super) struct Scored {
+pub struct Scored {
     /// `[T,D]`: conditional, and unconditional ones if there is guidance.
     branches: Vec<Tensor>,
     /// `[T]`: which tokens, of all `B·N`.
@@ -35,7 +35,7 @@ impl Scored {
     }
 
     /// `[B,N,K]`, for images of `size [B,N]`; what was not scored means nothing.
-    pub(super) fn logits(&self, phi: &Phi, size: &[i64]) -> Tensor {
+    pub fn logits(&self, phi: &Phi, size: &[i64]) -> Tensor {
         let everywhere = |rows: &Tensor| {
             let blank = Tensor::zeros([size[0] * size[1], rows.size()[1]], (rows.kind(), rows.device()));
             blank.index_copy(0, &self.tokens, rows).view([size[0], size[1], -1])
@@ -45,7 +45,7 @@ impl Scored {
     }
 
     /// Log-probabilities of image `tokens [B,N]`: 0 where nothing was scored.
-    pub(super) fn logp(&self, phi: &Phi, tokens: &Tensor) -> Result<Tensor> {
+    pub fn logp(&self, phi: &Phi, tokens: &Tensor) -> Result<Tensor> {
         let targets = tokens.view([-1]).index_select(0, &self.tokens);
         let (head, guidance) = (phi.code_head(), self.guidance);
         let codes = head.weight.size()[0];
@@ -60,7 +60,7 @@ impl Scored {
 impl Showo {
     /// What predicts the `targets [B,N]` of images, by the distribution that is to be scored. `states [S·B,N]` are `S` states of
     /// each image, and `wanted [S·B,N]` says which targets each is asked for: none is asked for twice.
-    pub(super) fn scored(
+    pub fn scored(
         &self,
         phi: &Phi,
         prompts: &[Vec<i64>],
@@ -103,10 +103,10 @@ impl Showo {
     }
 
     /// The states in which the tokens of images are scored, `[S·B,N]`, which of them each is asked for, and all targets `[B,N]`.
-    pub(super) fn replayed(&self, images: &Images, replay: &Replay) -> Result<(Tensor, Tensor, Tensor)> {
+    fn replayed(&self, images: &Images, replay: &Replay) -> Result<(Tensor, Tensor, Tensor)> {
         let tokens = &images.tokens;
         let size = tokens.size(); // [B,N]
-        let masked = |targets: Tensor| (hide(tokens, &targets), targets.shallow_clone(), targets);
+        let masked = |targets: Tensor| (maskgit::hide(tokens, &targets), targets.shallow_clone(), targets);
         match replay {
             Replay::Remask { seed, part, .. } => {
                 tch::manual_seed(*seed as i64);
@@ -129,7 +129,7 @@ impl Showo {
                 }
                 let steps: BTreeSet<i64> = steps.iter().copied().collect();
                 let states: Vec<Tensor> =
-                    steps.iter().map(|step| hide(tokens, &revealed_at.ge(*step))).collect();
+                    steps.iter().map(|step| maskgit::hide(tokens, &revealed_at.ge(*step))).collect();
                 let wanted: Vec<Tensor> = steps.iter().map(|step| revealed_at.eq(*step)).collect();
                 let targets = Tensor::stack(&wanted, 0).any_dim(0, false);
                 Ok((Tensor::cat(&states, 0), Tensor::cat(&wanted, 0), targets))
@@ -138,7 +138,7 @@ impl Showo {
     }
 
     /// Prompts as ids, of which pretraining drops some; behind [`Self::replayed`], whose random numbers come before these.
-    pub(super) fn replayed_prompts(&self, prompts: &[String], replay: &Replay) -> Result<Vec<Vec<i64>>> {
+    fn replayed_prompts(&self, prompts: &[String], replay: &Replay) -> Result<Vec<Vec<i64>>> {
         let mut prompts = self.prompt_ids(prompts)?;
         if let Replay::Pretrain { .. } = replay {
             let dropped = Vec::<bool>::try_from(self.uniform(&[prompts.len() as i64]).lt(DROPPED_PROMPTS))?;
@@ -148,22 +148,21 @@ impl Showo {
         Ok(prompts)
     }
 
-    /// Logits of images `tokens [B,N]` with the `targets [B,N]` hidden.
-    pub fn masked_logits(
+    /// What `make` makes of the rows that predict the targets `[B,N]` of a replay.
+    pub(super) fn rescored<R>(
         &self,
-        phi: &Phi,
-        prompts: &[Vec<i64>],
-        tokens: &Tensor,
-        targets: Tensor,
-        scoring: (Scoring, f64),
-    ) -> Result<ImageLogits> {
-        let states = hide(tokens, &targets);
-        let scored = self.scored(phi, prompts, (&states, &targets), scoring)?;
-        Ok(ImageLogits { logits: scored.logits(phi, &tokens.size()), targets })
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        replay: &Replay,
+        make: impl FnOnce(&Phi, &Scored, Tensor) -> Result<R>,
+    ) -> Result<R> {
+        images.check(&self.card, "prompts", prompts.len())?;
+        let (states, wanted, targets) = self.replayed(images, replay)?;
+        let prompts = self.replayed_prompts(prompts, replay)?;
+        policy.run(&self.phi, self.reference.as_ref(), |phi| {
+            let scored = self.scored(phi, &prompts, (&states, &wanted), replay.scoring())?;
+            make(phi, &scored, targets)
+        })
     }
-}
-
-/// `tokens` with [`UNKNOWN`] where `hidden`.
-fn hide(tokens: &Tensor, hidden: &Tensor) -> Tensor {
-    tokens.full_like(UNKNOWN).where_self(hidden, tokens)
 }
