@@ -11,8 +11,12 @@ pub fn choose(logits: &Tensor, temperature: f64, top_k: i64, part: Option<Part>)
         let all = |of| Tensor::rand([of, 1], (Kind::Float, logits.device()));
         Part::rows(part, logits.size()[0], all)
     };
-    let random = temperature > 0.0 && top_k != 1;
-    choose_by(logits, temperature, top_k, random.then(draws).as_ref())
+    choose_by(logits, temperature, top_k, is_random(temperature, top_k).then(draws).as_ref())
+}
+
+/// Whether anything is left to chance.
+pub fn is_random(temperature: f64, top_k: i64) -> bool {
+    temperature > 0.0 && top_k != 1
 }
 
 /// [`choose`] by random numbers `draws [B,1]` in `0..1`; the likeliest where there are none.

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 use unirl::model::{Part, TextSampling};
 use unirl::repeated::Repeated;
-use unirl::sampling::{choose_by, chosen_logp};
+use unirl::sampling::{choose_by, chosen_logp, is_random};
 use unirl::{Error, Result};
 
 use crate::decoder::{ALIGNED, Cache, HIDDEN, Layer, Room, Rotary, Rows};
@@ -138,7 +138,7 @@ pub struct Chosen {
 impl Chosen {
     /// Room for `length` tokens of each of `rows` sequences. The caller has seeded libtorch.
     pub fn new(rows: i64, length: i64, choice: Choice, device: tch::Device) -> Self {
-        let random = choice.temperature > 0.0 && choice.top_k != 1;
+        let random = is_random(choice.temperature, choice.top_k);
         let draws = |of| Tensor::rand([length, of], (Kind::Float, device)).transpose(0, 1);
         Self {
             tokens: Tensor::zeros([rows, length], (Kind::Int64, device)),

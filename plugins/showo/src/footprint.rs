@@ -62,9 +62,7 @@ impl<'a> Sizes<'a> {
 
     pub(crate) fn generate(&self, sampling: &ImageSampling) -> Cost {
         let branches = if sampling.guidance > 0.0 { 2 } else { 1 };
-        // Every row of an image sees the same.
-        let rows =
-            branches * (self.stack.layer(self.image(), 0) + self.stack.mask(1, self.text() + self.image()));
+        let rows = branches * self.stack.layer(self.image(), 0);
         Cost {
             // Of the block of each prompt, of the empty one, and of each image behind them.
             cache: self.stack.cache(self.text()) * 2
