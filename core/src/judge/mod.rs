@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::scene::answer::understand;
+use crate::scene::answer::match_answer;
 use crate::scene::rng::Rng;
 use crate::scene::{Facts, Task};
 use crate::tiles::Scene;
@@ -25,7 +25,7 @@ pub struct Verdict {
 
 /// Whether the answer says all that the question asks for and no more: full points under the rule set `bound`.
 pub fn answer_is_right(facts: &Facts, answer: &str) -> bool {
-    understand(facts, answer).is_right(facts.category)
+    match_answer(facts, answer).is_right(facts.category)
 }
 
 /// Judges drawings, and has images that show what was asked for.
@@ -75,8 +75,9 @@ impl ImageJudge for TilesJudge {
 pub struct Exact;
 
 impl AnswerJudge for Exact {
+    /// The number changes with the grammar: a receipt is checked by the grammar that made it, or not at all.
     fn name(&self) -> String {
-        "exact".into()
+        "exact 2".into()
     }
 
     fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<bool>> {

@@ -77,10 +77,10 @@ pub struct Reading {
     pub usual_synonyms: bool,
     /// Other names of objects and colours, e.g. `couch = ["davenport"]`.
     pub synonyms: BTreeMap<String, Vec<String>>,
-    /// Whether a keyword close behind `not`, `no` or `without` does not count; to `bound` it never does, to `substring` it
-    /// always does.
+    /// Whether a keyword behind a negation (`not`, `no sign of`, `cannot find`) in the same clause does not count; to `bound` it
+    /// never does, to `substring` it always does.
     pub negation: bool,
-    /// Words that `bound` and `penalties.extra` pass over, beside articles and the like, e.g. `["rusty"]`.
+    /// Words that `bound` and `penalties.extra` ignore, beside articles and the like, e.g. `["signage"]`.
     pub ignore: Vec<String>,
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::file::Reading;
 use super::rules::Compiled;
 use crate::error::{Error, Result};
-use crate::scene::answer::{Said, Vocabulary, Words};
+use crate::scene::answer::{AnswerMatch, Vocabulary, Words};
 use crate::scene::{Category, Facts, Part, Place, Plurals, Relation, Slot, Template, number_word};
 
 /// How a keyword is looked for. All ignore case; all but `substring` see whole words, marks aside.
@@ -76,7 +76,7 @@ impl Wanted {
     }
 
     /// Whether the answer has it. `from` is where the keyword before it ended, for those in order.
-    pub(super) fn found(&self, answer: &Words, said: &Said, denials: bool, from: &mut usize) -> bool {
+    pub(super) fn found(&self, answer: &Words, said: &AnswerMatch, denials: bool, from: &mut usize) -> bool {
         let at = |list: &[bool], index: usize| list.get(index).copied().unwrap_or(false);
         match &self.how {
             How::Bound(Place::Count, index) => at(&said.numbers, *index),
@@ -85,8 +85,9 @@ impl Wanted {
             How::Bound(_, index) => at(&said.nouns, *index),
             How::Spelled(how, spellings) => {
                 let phrase = |spelling: &Words, start: usize| {
-                    let fits =
-                        |at: &usize| answer.starts_with(*at, spelling) && !(denials && answer.denied(*at));
+                    let fits = |at: &usize| {
+                        answer.starts_with(*at, spelling) && !(denials && answer.is_negated(*at))
+                    };
                     (start..answer.len()).find(fits).map(|at| at + spelling.len())
                 };
                 match how {

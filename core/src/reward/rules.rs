@@ -6,7 +6,7 @@ use super::file::{Keyword, Loss, Normalize, Pay, RuleFile, ShippedOptions};
 use super::matching::{Match, Wanted, check, is_for_each};
 use super::{Reward, RewardFunction, Sample};
 use crate::error::{Error, Result};
-use crate::scene::answer::{Reader, Said, Vocabulary, Words};
+use crate::scene::answer::{AnswerMatch, AnswerParser, Vocabulary, Words};
 use crate::scene::{Category, Facts, Place, Template, Wording};
 
 impl RuleFile {
@@ -97,7 +97,7 @@ struct Prepared<'r> {
     wanted: Vec<(Wanted, &'r Compiled)>,
     max: f64,
     /// Where the grammar has a say.
-    reader: Option<Reader>,
+    parser: Option<AnswerParser>,
 }
 
 impl Rules {
@@ -141,7 +141,7 @@ impl Rules {
             facts: facts.clone(),
             truth: Words::of(&sample.truth),
             max: wanted.iter().map(|(_, keyword)| keyword.points).sum(),
-            reader: needs_grammar.then(|| Reader::new(facts, &self.vocabulary)),
+            parser: needs_grammar.then(|| AnswerParser::new(facts, &self.vocabulary)),
             wanted,
         }
     }
@@ -150,10 +150,10 @@ impl Rules {
         if prepared.wanted.is_empty() {
             return Reward::abstain(format!("no rules for `{}`", sample.facts.category.name()));
         }
-        let answer = Words::of(&sample.answer);
-        let said = match &prepared.reader {
-            Some(reader) => Said::of(&prepared.facts, &reader.read(&answer)),
-            None => Said::default(),
+        let answer = Words::of_answer(&sample.answer);
+        let said = match &prepared.parser {
+            Some(parser) => AnswerMatch::of(&prepared.facts, &parser.parse(&answer)),
+            None => AnswerMatch::default(),
         };
         let mut reward = Reward { max: prepared.max, ..Reward::default() };
         let (mut has, mut lacks) = (String::with_capacity(64), String::with_capacity(64));

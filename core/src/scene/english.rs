@@ -133,6 +133,24 @@ pub(super) fn number(word: &str) -> Option<u32> {
     NUMBERS.iter().position(|known| *known == word).map(|n| n as u32).or_else(|| word.parse().ok())
 }
 
+/// Whether a pair of these is one thing: `a pair of scissors`.
+pub(super) fn is_always_a_pair(noun: &str) -> bool {
+    [
+        "scissors",
+        "pants",
+        "jeans",
+        "shorts",
+        "trousers",
+        "glasses",
+        "sunglasses",
+        "binoculars",
+        "pliers",
+        "tongs",
+        "tweezers",
+    ]
+    .contains(&noun)
+}
+
 /// `text` with its first letter in upper case.
 pub(super) fn capital(text: &str) -> String {
     let mut letters = text.chars();

@@ -8,22 +8,22 @@ pub(super) const COLORS: [&str; 10] =
 /// (§3.2). Behind each is what an answer may call it instead; none of that names another object of the list.
 #[rustfmt::skip]
 pub(super) const EVERYDAY: [(&str, &[&str]); 160] = [
-    ("person", &["man", "woman", "human"]), ("bicycle", &["bike"]), ("car", &["automobile"]),
-    ("motorcycle", &["motorbike"]), ("airplane", &["plane", "aeroplane"]), ("bus", &[]), ("train", &[]),
-    ("truck", &["lorry"]), ("boat", &["ship"]), ("traffic light", &["stoplight", "traffic signal"]),
+    ("person", &["man", "woman", "human", "child", "kid", "boy", "girl", "baby", "lady", "guy", "adult", "toddler"]), ("bicycle", &["bike"]), ("car", &["automobile"]),
+    ("motorcycle", &["motorbike"]), ("airplane", &["plane", "aeroplane", "jet", "aircraft"]), ("bus", &[]), ("train", &[]),
+    ("truck", &["lorry", "pickup"]), ("boat", &["ship", "sailboat"]), ("traffic light", &["stoplight", "traffic signal"]),
     ("fire hydrant", &["hydrant"]), ("stop sign", &[]), ("parking meter", &[]), ("bench", &[]), ("bird", &[]),
     ("cat", &["kitten"]), ("dog", &["puppy"]), ("horse", &[]), ("sheep", &[]), ("cow", &[]), ("elephant", &[]),
     ("bear", &[]), ("zebra", &[]), ("giraffe", &[]), ("backpack", &["rucksack"]), ("umbrella", &["parasol"]),
-    ("handbag", &["purse"]), ("tie", &["necktie"]), ("suitcase", &["luggage"]), ("frisbee", &["flying disc"]),
-    ("skis", &["ski"]), ("snowboard", &[]), ("sports ball", &["ball"]), ("kite", &[]), ("baseball bat", &["bat"]),
+    ("handbag", &["purse", "bag"]), ("tie", &["necktie"]), ("suitcase", &["luggage"]), ("frisbee", &["flying disc"]),
+    ("skis", &["ski"]), ("snowboard", &[]), ("sports ball", &["ball", "soccer ball", "football", "basketball", "volleyball", "tennis ball", "baseball", "beach ball"]), ("kite", &[]), ("baseball bat", &["bat"]),
     ("baseball glove", &["baseball mitt", "glove"]), ("skateboard", &[]), ("surfboard", &[]),
-    ("tennis racket", &["racket", "tennis racquet", "racquet"]), ("bottle", &[]), ("wine glass", &["wineglass"]),
-    ("cup", &["mug"]), ("fork", &[]), ("knife", &[]), ("spoon", &[]), ("bowl", &[]), ("banana", &[]),
+    ("tennis racket", &["racket", "tennis racquet", "racquet"]), ("bottle", &[]), ("wine glass", &["wineglass", "glass of wine", "goblet"]),
+    ("cup", &["mug", "coffee cup", "teacup"]), ("fork", &[]), ("knife", &[]), ("spoon", &[]), ("bowl", &[]), ("banana", &[]),
     ("apple", &[]), ("sandwich", &[]), ("orange", &[]), ("broccoli", &[]), ("carrot", &[]),
     ("hot dog", &["hotdog"]), ("pizza", &[]), ("donut", &["doughnut"]), ("cake", &[]), ("chair", &[]),
-    ("couch", &["sofa", "settee"]), ("potted plant", &["plant", "houseplant"]), ("bed", &[]),
-    ("dining table", &["table"]), ("toilet", &[]), ("tv", &["television", "television set", "tv set"]),
-    ("laptop", &["laptop computer", "notebook computer"]), ("computer mouse", &["mouse"]),
+    ("couch", &["sofa", "settee"]), ("potted plant", &["plant", "houseplant", "plant in a pot", "pot plant"]), ("bed", &[]),
+    ("dining table", &["table"]), ("toilet", &[]), ("tv", &["television", "television set", "tv set", "tv screen", "television screen", "flat screen tv"]),
+    ("laptop", &["laptop computer", "notebook computer", "notebook pc"]), ("computer mouse", &["mouse"]),
     ("tv remote", &["remote", "remote control"]), ("computer keyboard", &["keyboard"]),
     ("cell phone", &["cellphone", "mobile phone", "phone", "smartphone"]), ("microwave", &["microwave oven"]),
     ("oven", &[]), ("toaster", &[]), ("sink", &["washbasin"]), ("refrigerator", &["fridge"]), ("book", &[]),
@@ -44,6 +44,26 @@ pub(super) const EVERYDAY: [(&str, &[&str]); 160] = [
     ("jar", &[]), ("strawberry", &[]), ("lemon", &[]), ("pineapple", &[]), ("watermelon", &[]), ("pumpkin", &[]),
     ("mushroom", &[]), ("egg", &[]), ("croissant", &[]), ("sunflower", &[]), ("butterfly", &[]),
     ("rabbit", &["bunny"]), ("penguin", &[]), ("turtle", &["tortoise"]), ("fish", &[]), ("windmill", &[]),
+];
+
+/// Words that are an object where shapes are what is asked for, and describe one elsewhere (`a square table`).
+pub(super) const SHAPES: [&str; 16] = [
+    "circle",
+    "ring",
+    "square",
+    "triangle",
+    "cross",
+    "star",
+    "diamond",
+    "heart",
+    "rectangle",
+    "oval",
+    "pentagon",
+    "hexagon",
+    "arrow",
+    "moon",
+    "bar",
+    "stripe",
 ];
 
 /// Other words for a noun, e.g. `sofa` for `couch`.
