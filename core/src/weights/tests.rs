@@ -128,7 +128,7 @@ fn names_read(names: &[&str], shards: usize) -> Result<Vec<String>> {
     }
     let weights = Weights::find(dir.path())?;
     for name in weights.names() {
-        weights.read(name).unwrap();
+        assert_eq!(weights.read(name).unwrap().size(), [1]);
     }
     Ok(weights.names().map(String::from).collect())
 }

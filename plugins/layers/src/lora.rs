@@ -225,14 +225,18 @@ impl LoraConfig {
 
 /// What is wrong with a further key of `adapter_config.json`, unless it has no effect.
 fn unsupported(key: &str, value: &Value) -> Option<String> {
+    let neutral = match (key, value) {
+        ("bias", Value::String(bias)) => bias == "none",
+        ("init_lora_weights", Value::String(init)) => INITS.contains(&init.as_str()),
+        ("init_lora_weights", Value::Bool(_)) | (_, Value::Null | Value::Bool(false)) => true,
+        (_, Value::Array(items)) => items.is_empty(),
+        (_, Value::Object(items)) => items.is_empty(),
+        _ => false,
+    };
+    if neutral || WITHOUT_EFFECT.contains(&key) {
+        return None;
+    }
     let expected = match (key, value) {
-        _ if WITHOUT_EFFECT.contains(&key) => return None,
-        (_, Value::Null | Value::Bool(false)) => return None,
-        (_, Value::Array(items)) if items.is_empty() => return None,
-        (_, Value::Object(items)) if items.is_empty() => return None,
-        ("bias", Value::String(bias)) if bias == "none" => return None,
-        ("init_lora_weights", Value::Bool(_)) => return None,
-        ("init_lora_weights", Value::String(init)) if INITS.contains(&init.as_str()) => return None,
         ("bias", _) => "\"none\"".into(),
         ("init_lora_weights", _) => format!("true, false, or one of {INITS:?}"),
         (_, Value::Bool(_)) => "false".into(),
