@@ -386,7 +386,7 @@ mod tests {
     }
 
     /// The modules that are adapted, without `model.layers.`.
-    fn adapted(targets: Value) -> Vec<String> {
+    fn adapted(targets: &Value) -> Vec<String> {
         let config = read(json!({"target_modules": targets})).unwrap();
         let plan = config.plan(&modules()).unwrap();
         let adapted = modules().into_iter().zip(plan).filter(|(_, scaled)| scaled.is_some());
@@ -395,13 +395,13 @@ mod tests {
 
     #[test]
     fn target_modules_match_as_in_peft() {
-        assert_eq!(adapted(json!("all-linear")).len(), 36);
-        assert_eq!(adapted(json!(["q_proj", "fc1"])).len(), 24);
-        assert_eq!(adapted(json!("v_proj")).len(), 12);
-        assert_eq!(adapted(json!(["1.mlp.fc1"])), ["1.mlp.fc1"], "not that of layer 11");
-        assert_eq!(adapted(json!(["model.layers.3.self_attn.q_proj"])), ["3.self_attn.q_proj"]);
-        assert_eq!(adapted(json!(r"model\.layers\.[01]\..*\.(q|v)_proj")).len(), 4);
-        assert_eq!(adapted(json!(r"^(?!.*layers\.\d\.).*fc1$")), ["10.mlp.fc1", "11.mlp.fc1"], "lookahead");
+        assert_eq!(adapted(&json!("all-linear")).len(), 36);
+        assert_eq!(adapted(&json!(["q_proj", "fc1"])).len(), 24);
+        assert_eq!(adapted(&json!("v_proj")).len(), 12);
+        assert_eq!(adapted(&json!(["1.mlp.fc1"])), ["1.mlp.fc1"], "not that of layer 11");
+        assert_eq!(adapted(&json!(["model.layers.3.self_attn.q_proj"])), ["3.self_attn.q_proj"]);
+        assert_eq!(adapted(&json!(r"model\.layers\.[01]\..*\.(q|v)_proj")).len(), 4);
+        assert_eq!(adapted(&json!(r"^(?!.*layers\.\d\.).*fc1$")), ["10.mlp.fc1", "11.mlp.fc1"], "lookahead");
         for nothing in [json!("layers.3"), json!("proj"), json!(["_proj"]), json!([])] {
             let error = read(json!({"target_modules": nothing})).unwrap().plan(&modules()).unwrap_err();
             assert!(error.message().contains("matches no product"), "{error}");
