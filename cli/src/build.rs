@@ -1,7 +1,8 @@
 //! From arguments to configurations, models and rule sets.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use tch::{Cuda, Device, Tensor};
@@ -13,7 +14,7 @@ use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel}
 use unirl::picture;
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
 use unirl::reward::{PROCESS, ProcessReward, RewardFunction, RuleFile, RuleSet, WeightedRule};
-use unirl::table;
+use unirl::{hash, run_dir, table};
 
 use crate::args::{DrawingArgs, ModelArgs};
 use crate::progress;
@@ -50,6 +51,15 @@ impl Settings {
     /// Sets a setting by its dotted path.
     pub(crate) fn put(&mut self, path: &str, value: impl Into<toml::Value>) -> Result<()> {
         put(&mut self.own, path, value)
+    }
+
+    /// The settings of a run: a model that is named by the folder of a run is the checkpoint that is the newest now.
+    pub(crate) fn settled(mut self) -> Result<Self> {
+        let named = self.early()?.model.checkpoint;
+        if named != "builtin" {
+            self.put("model.checkpoint", run_dir::model_folder(named.as_ref())?.display().to_string())?;
+        }
+        Ok(self)
     }
 
     /// The settings as far as they are known before the model: wrong ones are told before it is loaded.
@@ -166,10 +176,10 @@ pub(crate) fn source(options: &ModelOptions, seed: u64) -> Result<ModelSource> {
     let checkpoint = match options.checkpoint.as_str() {
         "builtin" => Checkpoint::Builtin,
         folder => {
-            let folder = PathBuf::from(folder);
+            let folder = run_dir::model_folder(Path::new(folder))?;
             if !folder.is_dir() {
                 return Err(Error::usage(format!("no model folder at `{}`", folder.display()))
-                    .hint("`--model` takes `builtin` or a folder such as `runs/…/checkpoints/latest`"));
+                    .hint("`--model` takes `builtin`, the folder of a model, or that of a run, e.g. `runs/showo-grpo-001`"));
             }
             Checkpoint::Folder(folder)
         }
@@ -208,6 +218,30 @@ fn reward(plugins: &mut Plugins, rule: &WeightedRule) -> Result<Box<dyn RewardFu
 /// Loads the rules of the answer objective, where it has its own.
 pub(crate) fn answer_rules(plugins: &mut Plugins, options: &RewardOptions) -> Result<Option<RuleSet>> {
     options.answer_rules.as_ref().map(|own| rules(plugins, own)).transpose()
+}
+
+/// The SHA-256 of every file that decides a run beside its settings and its model, by what it is to the run: tasks, rule
+/// files, programs with those of their arguments that are files, and plugins.
+pub(crate) fn inputs(plugins: &mut Plugins, config: &RunConfig) -> Result<BTreeMap<String, String>> {
+    let plugin = plugins.load(&config.model.plugin)?;
+    let mut files = vec![(format!("plugin `{}`", plugin.name), plugin.path.clone())];
+    files.extend(config.train.tasks.iter().map(|tasks| (format!("`train.tasks` `{tasks}`"), tasks.into())));
+    for rule in config.reward.rules.iter().chain(config.reward.answer_rules.iter().flatten()) {
+        if let Some(command) = rule.name.strip_prefix(PROCESS) {
+            let arguments = rule.options.get("args").and_then(toml::Value::as_array);
+            let arguments = arguments.into_iter().flatten().filter_map(toml::Value::as_str);
+            // A program whose path has blanks, or one with arguments.
+            let words = [command].into_iter().chain(command.split_whitespace()).chain(arguments);
+            let words = words.filter(|word| Path::new(word).is_file());
+            files.extend(words.map(|word| (format!("reward rule `{}`, `{word}`", rule.name), word.into())));
+        } else if Path::new(&rule.name).extension().is_some_and(|end| end == "toml") {
+            files.push((format!("reward rule `{}`", rule.name), (&rule.name).into()));
+        } else {
+            let file = plugins.reward_file(&rule.name)?.to_owned();
+            files.push((format!("plugin of reward rule `{}`", rule.name), file));
+        }
+    }
+    files.into_iter().map(|(name, path)| Ok((name, hash::file(&path)?))).collect()
 }
 
 /// The device of a name.

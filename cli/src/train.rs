@@ -26,7 +26,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
 }
 
 fn begin(args: &RunArgs) -> Result<()> {
-    let settings = settings(args)?;
+    let settings = settings(args)?.settled()?;
     let early = settings.early()?;
     if let Some(out) = &args.out {
         RunDir::check_free(out)?;
@@ -42,12 +42,14 @@ fn begin(args: &RunArgs) -> Result<()> {
     let config = settings.config(model.card())?;
     let mut all = Everything::new(model, &config, &mut plugins)?;
     let name = format!("{}-{}", all.model.card().name, config.optimizer.name);
-    let run_dir = RunDir::create(args.out.clone(), &name, &config)?;
+    let inputs = build::inputs(&mut plugins, &config)?;
+    let mut run_dir = RunDir::create(args.out.clone(), &name, &config)?;
+    run_dir.inputs = inputs;
     all.train(&config, &run_dir, None)
 }
 
 fn resume(args: &RunArgs, root: &Path) -> Result<()> {
-    let run_dir = RunDir::open(root)?;
+    let mut run_dir = RunDir::open(root)?;
     let recorded = table::read(&root.join("config.toml"))?;
     let before = RunConfig::from_table(recorded.clone())?;
     let config = settings(args)?.over(recorded)?;
@@ -77,6 +79,13 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
     }
     let mut plugins = Plugins::new(&args.model.search.plugin_dir);
     check(&config, &mut plugins)?;
+    run_dir.inputs = build::inputs(&mut plugins, &config)?;
+    let changed = from.as_ref().map_or_else(Vec::new, |from| from.changed_inputs(&run_dir.inputs));
+    if !changed.is_empty() && !args.allow_change {
+        let error = Error::usage("files are not those of the run (SHA-256)");
+        let error = changed.iter().fold(error, Error::cause);
+        return Err(error.hint("go on with them all the same: `--allow-change`"));
+    }
     prepare(&config);
     let model = build::model(&mut plugins, &config.model, config.train.seed)?;
     let mut all = Everything::new(model, &config, &mut plugins)?;

@@ -41,6 +41,8 @@ pub struct TrainingState {
     pub micro_batch: usize,
     /// Why the run ended early, if it did.
     pub stopped: Option<String>,
+    /// The files that the run reads, by what they are to it, and the SHA-256 of each; empty in older checkpoints.
+    pub inputs: BTreeMap<String, String>,
     /// The weights that learn and their moments.
     pub(crate) slots: Vec<SlotState>,
     /// The drift guard.
@@ -64,6 +66,8 @@ struct Body {
     /// The weights that learn, in the model's order, and how many updates each has had.
     updates: Vec<(String, u64)>,
     guard: Option<GuardState>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    inputs: BTreeMap<String, String>,
     /// The SHA-256 of every other file of the checkpoint.
     files: BTreeMap<String, String>,
 }
@@ -94,14 +98,29 @@ impl TrainingState {
             config: self.config.clone(),
             updates: self.slots.iter().map(|slot| (slot.name.clone(), slot.steps)).collect(),
             guard: self.guard.clone(),
+            inputs: self.inputs.clone(),
             files: hashes(folder)?,
         };
         let json = hash::seal(serde_json::to_value(&body).context(place)?);
         whole::write(&folder.join(STATE), &format!("{json:#}\n"))
     }
 
+    /// The inputs that are no longer what they were when the state was written, each with both hashes. A state of an earlier
+    /// release knows none.
+    pub fn changed_inputs(&self, inputs: &BTreeMap<String, String>) -> Vec<String> {
+        let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_string();
+        let changed = self.inputs.iter().filter(|(name, hash)| inputs.get(*name) != Some(*hash));
+        changed
+            .map(|(name, hash)| {
+                let now = inputs.get(name).map_or_else(|| "nothing".into(), |hash| short(hash));
+                format!("{name}: {} -> {now}", short(hash))
+            })
+            .collect()
+    }
+
     /// Reads the state of a checkpoint; refuses one of which any file is missing or is not what was written.
     pub fn read(folder: &Path) -> Result<Self> {
+        let folder = &whole::follow(folder);
         let damaged = || format!("checkpoint `{}` is damaged", folder.display());
         let path = folder.join(STATE);
         if !path.is_file() && !folder.join(TENSORS).is_file() {
@@ -132,6 +151,7 @@ impl TrainingState {
             base: body.base,
             micro_batch: body.micro_batch,
             stopped: body.stopped,
+            inputs: body.inputs,
             slots,
             guard: body.guard,
             best,
@@ -215,6 +235,21 @@ impl DiskPlan {
             error.hint("keep fewer (`--set checkpoint.keep=1`), or write to another disk: `--out DIR`")
         })
     }
+}
+
+/// After how many steps a checkpoint was written.
+pub(crate) fn step(folder: &Path) -> Result<u64> {
+    #[derive(Deserialize)]
+    struct Step {
+        step: u64,
+    }
+    weights::read_json::<Step>(&folder.join(STATE)).map(|Step { step }| step)
+}
+
+/// Whether two folders are the same checkpoint: the state holds the hashes of all other files.
+pub(crate) fn same(one: &Path, other: &Path) -> bool {
+    let state = |folder: &Path| fs::read(folder.join(STATE)).ok();
+    state(one).is_some() && state(one) == state(other)
 }
 
 fn relative(folder: &Path, file: &Path) -> String {

@@ -8,14 +8,17 @@
 //! | `tensorboard/` | the same for TensorBoard |
 //! | `samples/` | the same prompts from the same seeds: `base`, `step-000020` and so on, `trained`; a picture and its lines |
 //! | `checkpoints/step-000100/` | a model and the state of its training, see [`crate::checkpoint`] |
-//! | `checkpoints/latest` | the last of them |
+//! | `checkpoints/latest` | the last of them: a link, or a file with its name where the file system has no links |
 //! | `checkpoints/best` | the best of them, where the drift guard looks (`eval.every`) |
 //! | `eval/base.json`, `eval/trained.json` | the receipts of the evaluations before and after |
 //! | `failed-step-000012/` | the state before a step that could not be done, for `unirl replay-step`, and its tasks |
 //! | `report.json` | at the end: the figures of both evaluations |
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 use serde::Serialize;
 use tch::Tensor;
@@ -32,10 +35,15 @@ use crate::whole;
 
 const FOLDERS: [&str; 4] = ["samples", "eval", "checkpoints", "tensorboard"];
 
+/// What names a checkpoint in `checkpoints/` beside its own name.
+const POINTERS: [&str; 2] = ["latest", "best"];
+
 /// The folder of one run, which no other process writes to as long as this one is there.
 #[derive(Debug)]
 pub struct RunDir {
     root: PathBuf,
+    /// The files that the run reads, by what they are to it, and the SHA-256 of each; every checkpoint holds them.
+    pub inputs: BTreeMap<String, String>,
     _lock: File,
 }
 
@@ -50,9 +58,10 @@ impl RunDir {
             }
             None => first_free(name)?,
         };
-        let run = Self { _lock: lock(&root)?, root };
+        let run = Self { _lock: lock(&root)?, inputs: BTreeMap::new(), root };
         run.write_settings(config)?;
         run.make_folders()?;
+        run.try_out()?;
         Ok(run)
     }
 
@@ -62,12 +71,54 @@ impl RunDir {
             return Err(Error::usage(format!("`{}` holds no run: it has no `config.toml`", root.display()))
                 .hint("name the folder of a run, e.g. `--resume runs/showo-grpo-001`"));
         }
-        let run = Self { _lock: lock(root)?, root: root.into() };
+        let run = Self { _lock: lock(root)?, inputs: BTreeMap::new(), root: root.into() };
         run.make_folders()?;
         for folder in FOLDERS.map(|name| run.root.join(name)).iter().chain([&run.root]) {
             whole::clean(folder)?;
         }
+        for name in POINTERS {
+            run.settle(&run.root.join("checkpoints").join(name))?;
+        }
+        run.try_out()?;
         Ok(run)
+    }
+
+    /// Does what saving a checkpoint does, with small files: what this file system cannot do shows before the first step.
+    fn try_out(&self) -> Result<()> {
+        let folder = self.root.join("checkpoints/.partial-try");
+        let place = || format!("cannot keep checkpoints in `{}`", self.root.display());
+        let saved = |step: u64| {
+            let name = checkpoint_name(step);
+            whole::folder(&folder.join(&name), |partial| {
+                make(&partial.join("training"))?;
+                whole::write(&partial.join("training/state.json"), "{}\n")
+            })?;
+            whole::link(Path::new(&name), &folder.join("latest"))
+        };
+        saved(1).and_then(|()| saved(2)).context(place)?;
+        whole::remove_folder(&folder.join(checkpoint_name(1))).context(place)?;
+        fs::remove_dir_all(&folder).context(place)
+    }
+
+    /// A pointer that became a folder, as in a copy of a run with its links followed, holds a checkpoint: it takes the name
+    /// of its step, or goes where that is there.
+    fn settle(&self, pointer: &Path) -> Result<()> {
+        if pointer.is_symlink() || !pointer.is_dir() {
+            return Ok(());
+        }
+        let hint = || format!("move `{}` away", pointer.display());
+        let step = checkpoint::step(pointer).map_err(|error| error.hint(hint()))?;
+        let of_step = self.checkpoint(step);
+        if !of_step.exists() {
+            let place = || format!("cannot rename `{}`", pointer.display());
+            return fs::rename(pointer, &of_step).context(place);
+        }
+        if !checkpoint::same(pointer, &of_step) {
+            let error =
+                format!("`{}` and `{}` are different checkpoints", pointer.display(), of_step.display());
+            return Err(Error::failure(error).hint(hint()));
+        }
+        whole::remove_folder(pointer)
     }
 
     /// Refuses a folder that holds something: a run never writes over another.
@@ -145,15 +196,10 @@ impl RunDir {
 
     /// Points `latest` and `best` at checkpoints.
     pub(crate) fn point(&self, latest: u64, best: Option<u64>) -> Result<()> {
-        let folder = self.root.join("checkpoints");
-        for (name, step) in [("latest", Some(latest)), ("best", best)] {
-            let Some(step) = step else { continue };
-            let (link, next, entry) =
-                (folder.join(name), folder.join(format!(".partial-{name}")), checkpoint_name(step));
-            let place = || format!("cannot point `{}` at `{entry}`", link.display());
-            let _ = fs::remove_file(&next);
-            std::os::unix::fs::symlink(&entry, &next).context(place)?;
-            fs::rename(&next, &link).context(place)?;
+        for (name, step) in POINTERS.into_iter().zip([Some(latest), best]) {
+            if let Some(step) = step {
+                whole::link(Path::new(&checkpoint_name(step)), &self.root.join("checkpoints").join(name))?;
+            }
         }
         Ok(())
     }
@@ -164,17 +210,7 @@ impl RunDir {
 
     /// The steps of the checkpoints that are there, in order.
     fn checkpoints(&self) -> Result<Vec<u64>> {
-        let folder = self.root.join("checkpoints");
-        let place = || format!("cannot list `{}`", folder.display());
-        let mut steps = Vec::new();
-        for entry in fs::read_dir(&folder).context(place)? {
-            let name = entry.context(place)?.file_name();
-            steps.extend(
-                name.to_string_lossy().strip_prefix("step-").and_then(|step| step.parse::<u64>().ok()),
-            );
-        }
-        steps.sort_unstable();
-        Ok(steps)
+        steps(&self.root.join("checkpoints"))
     }
 
     /// Writes drawings, and what was asked, answered, rewarded and judged, as `samples/NAME.png` and `.jsonl`.
@@ -204,6 +240,39 @@ impl RunDir {
         whole::write(&path.join("tasks.jsonl"), &crate::scene::write_jsonl(tasks)?)?;
         Ok(path)
     }
+}
+
+/// The steps of the checkpoints in a folder, in order.
+fn steps(folder: &Path) -> Result<Vec<u64>> {
+    let place = || format!("cannot list `{}`", folder.display());
+    let mut steps = Vec::new();
+    for entry in fs::read_dir(folder).context(place)? {
+        let name = entry.context(place)?.file_name();
+        steps.extend(name.to_string_lossy().strip_prefix("step-").and_then(|step| step.parse::<u64>().ok()));
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// The folder of a model that a path means: the newest checkpoint for the folder of a run, the checkpoint that `latest` or
+/// `best` name where they are files, else the path itself.
+pub fn model_folder(path: &Path) -> Result<PathBuf> {
+    let checkpoints = path.join("checkpoints");
+    if !checkpoints.is_dir() {
+        return Ok(whole::follow(path));
+    }
+    if let Some(newest) = steps(&checkpoints)?.last() {
+        return Ok(checkpoints.join(checkpoint_name(*newest)));
+    }
+    let latest = whole::follow(&checkpoints.join(POINTERS[0]));
+    if latest.is_dir() {
+        return Ok(latest);
+    }
+    if path.join("config.toml").is_file() {
+        return Err(Error::usage(format!("the run in `{}` has no checkpoint yet", path.display()))
+            .hint(format!("go on with it: `unirl --resume {}`", path.display())));
+    }
+    Ok(path.to_owned())
 }
 
 fn checkpoint_name(step: u64) -> String {
@@ -239,8 +308,20 @@ fn lock(root: &Path) -> Result<File> {
             Err(Error::usage(format!("another process writes to `{}`", root.display()))
                 .hint("wait until it ends, or give this run a folder of its own: `--out DIR`"))
         }
+        Err(TryLockError::Error(error)) if cannot_lock(&error) => {
+            tracing::warn!(
+                "no file can be locked here: see to it that no other process writes to `{}` ({error})",
+                root.display()
+            );
+            Ok(file)
+        }
         Err(TryLockError::Error(error)) => Err(error).context(place),
     }
+}
+
+/// Whether the file system has no locks; one that is mounted from a server may say that it has none left.
+fn cannot_lock(error: &std::io::Error) -> bool {
+    whole::is_unsupported(error) || Errno::from_io_error(error) == Some(Errno::NOLCK)
 }
 
 /// Drawings with what was asked, answered and rewarded, row by row.
@@ -319,6 +400,42 @@ mod tests {
         assert!(error.message().starts_with("another process writes to"), "{error}");
         drop(run);
         RunDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_run_stands_for_its_newest_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |path: &str| model_folder(&dir.path().join(path));
+        assert_eq!(of("").unwrap(), dir.path());
+        let run = create(&dir.path().join("run")).unwrap();
+        let error = of("run").unwrap_err();
+        assert!(error.message().ends_with("has no checkpoint yet"), "{error}");
+        let checkpoints = run.root().join("checkpoints");
+        for name in ["step-000002", "step-000010", "step-000009"] {
+            fs::create_dir(checkpoints.join(name)).unwrap();
+        }
+        assert_eq!(of("run").unwrap(), checkpoints.join("step-000010"));
+        run.point(9, Some(2)).unwrap();
+        assert_eq!(of("run/checkpoints/latest").unwrap(), checkpoints.join("latest"), "a link");
+        for name in POINTERS {
+            fs::remove_file(checkpoints.join(name)).unwrap();
+        }
+        whole::write(&checkpoints.join("best"), "step-000002\n").unwrap();
+        assert_eq!(of("run/checkpoints/best").unwrap(), checkpoints.join("step-000002"));
+        assert_eq!(of("run/checkpoints/step-000009").unwrap(), checkpoints.join("step-000009"));
+
+        // `checkpoints/` alone, as when nothing else was copied; a model that happens to have such a folder is itself.
+        fs::remove_file(dir.path().join("run/config.toml")).unwrap();
+        assert_eq!(of("run").unwrap(), checkpoints.join("step-000010"));
+        fs::create_dir_all(dir.path().join("model/checkpoints")).unwrap();
+        assert_eq!(of("model").unwrap(), dir.path().join("model"));
+    }
+
+    #[test]
+    fn what_is_tried_out_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = create(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(run.root().join("checkpoints")).unwrap().count(), 0);
     }
 
     #[test]

@@ -1,9 +1,15 @@
 //! Files and folders that appear under their names only when they are complete, and stay so when the power fails.
+//!
+//! Not every file system has symbolic links or can sync a folder: exFAT, CIFS, Lustre and many FUSE ones lack one or the
+//! other. Links then become small files, see [`link`], and a missing sync is a warning.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use rustix::io::Errno;
 
 use crate::error::{Context, Error, Result};
 
@@ -25,7 +31,7 @@ pub(crate) fn file(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> 
         .tempfile_in(folder)
         .context(place)?;
     write(partial.as_file_mut()).context(place)?;
-    partial.as_file().sync_all().context(place)?;
+    synced(path, partial.as_file()).context(place)?;
     partial.persist(path).map_err(|error| error.error).context(place)?;
     sync(folder).context(place)
 }
@@ -40,7 +46,11 @@ pub fn folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()
     fs::create_dir_all(parent).context(place)?;
     let partial = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(parent).context(place)?;
     write(partial.path()).context(place)?;
-    fs::set_permissions(partial.path(), fs::Permissions::from_mode(0o755)).context(place)?;
+    // Where there are no permissions to set, every folder can be read already.
+    match fs::set_permissions(partial.path(), fs::Permissions::from_mode(0o755)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied || is_unsupported(&error) => {}
+        set => set.context(place)?,
+    }
     for entry in files(partial.path()).context(place)? {
         sync(&entry).context(place)?;
         sync(entry.parent().unwrap_or(partial.path())).context(place)?;
@@ -73,7 +83,7 @@ pub(crate) fn clean(folder: &Path) -> Result<()> {
 }
 
 /// Every file in a folder and the folders in it, in order.
-pub(crate) fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub(crate) fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -113,8 +123,55 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn sync(path: &Path) -> std::io::Result<()> {
-    File::open(path)?.sync_all()
+/// Whether an operation failed because the file system does not have it.
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
+    let known = [Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL, Errno::NODEV, Errno::NOTTY];
+    Errno::from_io_error(error).is_some_and(|errno| known.contains(&errno))
+}
+
+fn sync(path: &Path) -> io::Result<()> {
+    synced(path, &File::open(path)?)
+}
+
+fn synced(path: &Path, file: &File) -> io::Result<()> {
+    static TOLD: Once = Once::new();
+    match file.sync_all() {
+        Err(error) if is_unsupported(&error) => {
+            TOLD.call_once(|| {
+                let place = path.display();
+                tracing::warn!(
+                    "`{place}` cannot be synced ({error}): a power failure may cost what was written last"
+                );
+            });
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+/// Makes `place` a symbolic link to the folder `target`, which is absolute or seen from the folder of `place`; or a small file
+/// that holds `target` where there are no links. What was there, a link or a file, is replaced at once.
+pub fn link(target: &Path, place: &Path) -> Result<()> {
+    let context = || format!("cannot point `{}` at `{}`", place.display(), target.display());
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    let next = parent(place).join(format!("{PARTIAL}{name}"));
+    let _ = fs::remove_file(&next);
+    match std::os::unix::fs::symlink(target, &next) {
+        Ok(()) => fs::rename(&next, place).context(context),
+        Err(error) => {
+            tracing::debug!("a file instead of a link to `{}`: {error}", target.display());
+            write(place, &format!("{}\n", target.display())).context(context)
+        }
+    }
+}
+
+/// The folder that [`link`] made `path` point at, where it is a small file; else `path` itself.
+pub fn follow(path: &Path) -> PathBuf {
+    const LONGEST: u64 = 4096; // a path on Linux
+    let is_small = fs::metadata(path).is_ok_and(|data| data.is_file() && data.len() <= LONGEST);
+    let target = is_small.then(|| fs::read_to_string(path).ok()).flatten();
+    let target = target.map(|text| parent(path).join(text.trim_end_matches('\n')));
+    target.filter(|target| target.is_dir()).unwrap_or_else(|| path.to_owned())
 }
 
 #[cfg(test)]
@@ -166,6 +223,32 @@ mod tests {
         }
         clean(dir.path()).unwrap();
         assert_eq!(names(dir.path()), ["kept"]);
+    }
+
+    #[test]
+    fn links_are_replaced_and_followed_in_either_form() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("latest");
+        for target in ["one", "two"] {
+            fs::create_dir(dir.path().join(target)).unwrap();
+            link(Path::new(target), &place).unwrap();
+            assert_eq!(place.canonicalize().unwrap(), dir.path().canonicalize().unwrap().join(target));
+            assert_eq!(follow(&place), place);
+        }
+        // The form where there are no links, relative and absolute.
+        fs::remove_file(&place).unwrap();
+        write(&place, "one\n").unwrap();
+        assert_eq!(follow(&place), dir.path().join("one"));
+        link(Path::new("two"), &place).unwrap();
+        assert!(place.is_symlink());
+        let absolute = dir.path().join("one");
+        fs::remove_file(&place).unwrap();
+        write(&place, absolute.to_str().unwrap()).unwrap();
+        assert_eq!(follow(&place), absolute);
+        // Other files and folders stand for themselves.
+        write(&place, "three\n").unwrap();
+        assert_eq!((follow(&place), follow(&absolute)), (place, absolute));
+        assert_eq!(names(dir.path()), ["latest", "one", "two"]);
     }
 
     #[test]

@@ -296,3 +296,91 @@ fn what_resuming_refuses() {
         .join("\n")
     );
 }
+
+/// Tasks, a rule file, a program, a file among its arguments, and both kinds of plugins: a change of any is seen.
+#[test]
+fn a_changed_file_of_the_run_is_refused_by_name() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let repository = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let tasks = fs::read_to_string(repository.join("examples/tasks.jsonl")).unwrap();
+    fs::write(home.join("tasks.jsonl"), tasks).unwrap();
+    fs::copy(repository.join("plugins/rewards/rules/exact.toml"), home.join("my.toml")).unwrap();
+    copy(&repository.join("examples/python-reward/reward.py"), home);
+    fs::write(home.join("words.txt"), "star\n").unwrap();
+    for plugin in ["libunirl_plugin_showo.so", "libunirl_plugin_rewards.so"] {
+        fs::copy(common::plugin_dir().join(plugin), home.join(plugin)).unwrap();
+    }
+    let settings = r#"
+[model]
+plugin = "./libunirl_plugin_showo.so"
+[train]
+steps = 2
+tasks = "tasks.jsonl"
+sample_every = 0
+[rollout]
+prompts = 2
+group = 2
+images = { steps = 2 }
+answers = { max_tokens = 4 }
+[eval]
+prompts = 0
+[reward]
+rules = [
+    { name = "my.toml" },
+    { name = "cmd:reward.py", options = { args = ["words.txt"] } },
+    { name = "./libunirl_plugin_rewards.so#bound" },
+]
+"#;
+    fs::write(home.join("settings.toml"), settings).unwrap();
+    let begin =
+        "--plugin ./libunirl_plugin_showo.so --optimizer grpo --device cpu --config settings.toml --out run";
+    let command = |arguments: &str| {
+        let output = common::program(arguments.split(' ')).current_dir(home).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (status, text) = command(begin);
+    assert_eq!(status, 0, "{text}");
+    let cut = || fs::remove_file(home.join("run/report.json")).unwrap(); // as if it had been killed at the end
+    cut();
+    for (file, name) in [
+        ("tasks.jsonl", "`train.tasks` `tasks.jsonl`"),
+        ("my.toml", "reward rule `my.toml`"),
+        ("reward.py", "reward rule `cmd:reward.py`, `reward.py`"),
+        ("words.txt", "reward rule `cmd:reward.py`, `words.txt`"),
+        ("libunirl_plugin_showo.so", "plugin `showo`"),
+        ("libunirl_plugin_rewards.so", "plugin of reward rule `./libunirl_plugin_rewards.so#bound`"),
+    ] {
+        let before = fs::read(home.join(file)).unwrap();
+        fs::write(home.join(file), [&before[..], b"\n"].concat()).unwrap();
+        let (status, text) = command("--resume run");
+        assert_eq!(status, 2, "{file}: {text}");
+        assert!(text.starts_with("error: files are not those of the run"), "{text}");
+        assert!(text.contains(&format!("caused by: {name}: ")), "{text}");
+        assert_eq!(text.matches("caused by: ").count(), 1, "no other: {text}");
+        assert!(text.contains("hint: go on with them all the same: `--allow-change`"), "{text}");
+        fs::write(home.join(file), before).unwrap();
+    }
+    assert_eq!(command("--resume run").0, 0, "all are back");
+
+    // What was allowed once is what the run has from then on.
+    fs::write(home.join("words.txt"), "moon\n").unwrap();
+    cut();
+    let (status, text) = command("--resume run --steps 3 --allow-change");
+    assert_eq!(status, 0, "{text}");
+    cut();
+    assert_eq!(command("--resume run").0, 0);
+
+    // The state of an earlier release names no files.
+    let state = home.join("run/checkpoints/step-000003/training/state.json");
+    let text = fs::read_to_string(&state).unwrap();
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    json.as_object_mut().unwrap().retain(|key, _| key != "inputs" && key != "seal");
+    let seal = unirl::hash::text(&json.to_string());
+    json["seal"] = seal.into();
+    fs::write(&state, format!("{json:#}\n")).unwrap();
+    fs::write(home.join("words.txt"), "sun\n").unwrap();
+    cut();
+    let (status, text) = command("--resume run");
+    assert_eq!(status, 0, "{text}");
+}

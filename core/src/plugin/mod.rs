@@ -294,6 +294,11 @@ impl Plugins {
         Ok(Box::new(ForeignDetector::new(plugin.label(entry), plugin.make(entry, config, None)?)))
     }
 
+    /// The file of the plugin that offers a reward rule; `name` is as in [`Plugins::reward`].
+    pub fn reward_file(&mut self, name: &str) -> Result<&Path> {
+        Ok(&self.find(EntryKind::Reward, name)?.0.path)
+    }
+
     fn find(&mut self, kind: EntryKind, name: &str) -> Result<(&Plugin, &Entry)> {
         let (index, wanted) = match split(name) {
             (path, entry) if search::is_path(path) => (self.open(path)?, entry),

@@ -163,7 +163,7 @@ pub fn train(
         let every = config.checkpoint.every;
         let due = every > 0 && step.is_multiple_of(every);
         if due || look.best || broken || stopped.is_some() || step == options.steps {
-            let state = state(&trainer, &base, config, guard.as_ref(), step, stopped.clone());
+            let state = state(&trainer, &base, config, guard.as_ref(), run_dir, step, stopped.clone());
             run_dir.save(trainer.model, &state, config.checkpoint.keep)?;
         }
         if broken {
@@ -218,6 +218,7 @@ fn state(
     base: &ModelStamp,
     config: &RunConfig,
     guard: Option<&Guard<'_>>,
+    run_dir: &RunDir,
     step: u64,
     stopped: Option<String>,
 ) -> TrainingState {
@@ -227,6 +228,7 @@ fn state(
         base: base.clone(),
         micro_batch: trainer.rollout.micro_batch,
         stopped,
+        inputs: run_dir.inputs.clone(),
         slots: trainer.update.state(),
         guard: guard.map(|guard| guard.state.clone()),
         best: guard.iter().flat_map(|guard| &guard.weights).map(Tensor::shallow_clone).collect(),
@@ -244,7 +246,7 @@ fn keep_failure(
     error: Error,
 ) -> Error {
     let error = error.context(format!("step {step} failed"));
-    let state = state(trainer, base, config, guard, step - 1, None);
+    let state = state(trainer, base, config, guard, run_dir, step - 1, None);
     let kept = trainer.tasks(step).and_then(|tasks| run_dir.save_failure(&state, &tasks));
     match kept {
         Ok(path) => error.hint(format!("do it again: `unirl replay-step {}`", path.display())),

@@ -8,10 +8,13 @@ use std::path::Path;
 use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{Context, Result};
+use crate::whole;
 
 /// The bytes of a file, or of the program itself.
 pub(super) enum Bytes {
     Mapped(Mmap),
+    /// Of a file system that maps no files.
+    Read(Vec<u8>),
     Embedded(&'static [u8]),
 }
 
@@ -21,8 +24,11 @@ impl Bytes {
         let file = File::open(path).context(place)?;
         // SAFETY: the map is only read. Another process that shortens the file while it is being loaded would end this
         // one; checkpoints appear under their names when they are whole and do not change.
-        let map = unsafe { Mmap::map(&file) }.context(place)?;
-        Ok(Self::Mapped(map))
+        match unsafe { Mmap::map(&file) } {
+            Ok(map) => Ok(Self::Mapped(map)),
+            Err(error) if whole::is_unsupported(&error) => std::fs::read(path).context(place).map(Self::Read),
+            Err(error) => Err(error).context(place),
+        }
     }
 
     /// Lets go of the memory behind a range that has been copied.
@@ -41,6 +47,7 @@ impl Deref for Bytes {
     fn deref(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
+            Self::Read(bytes) => bytes,
             Self::Embedded(bytes) => bytes,
         }
     }

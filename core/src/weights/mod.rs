@@ -7,6 +7,7 @@
 mod map;
 mod pickle;
 mod store;
+mod wrappers;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -98,6 +99,7 @@ impl Weights {
         } else {
             weights.add_file(path)?;
         }
+        weights.unwrap_names()?;
         Ok(weights)
     }
 

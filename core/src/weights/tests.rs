@@ -106,3 +106,74 @@ fn a_plan_takes_nothing_and_notes_everything() {
     assert_eq!((expected[0].shape.as_slice(), expected[0].required), ([1i64 << 40].as_slice(), true));
     assert_eq!((expected[1].name.as_str(), expected[1].required), ("b", false));
 }
+
+/// The names that are read from a file, or from shards with an index, that has `names`.
+fn names_read(names: &[&str], shards: usize) -> Result<Vec<String>> {
+    let dir = tempfile::tempdir().unwrap();
+    let weights: Vec<(String, Tensor)> = names
+        .iter()
+        .map(|name| ((*name).to_string(), Tensor::zeros([1], (Kind::Float, Device::Cpu))))
+        .collect();
+    if shards == 1 {
+        write(&dir.path().join("model.safetensors"), &weights, &[]).unwrap();
+    } else {
+        let mut map = serde_json::Map::new();
+        for (index, part) in weights.chunks(weights.len().div_ceil(shards)).enumerate() {
+            let file = format!("model-{index}.safetensors");
+            write(&dir.path().join(&file), part, &[]).unwrap();
+            map.extend(part.iter().map(|(name, _)| (name.clone(), file.clone().into())));
+        }
+        let index = serde_json::json!({"weight_map": map}).to_string();
+        std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    }
+    let weights = Weights::find(dir.path())?;
+    for name in weights.names() {
+        assert_eq!(weights.read(name).unwrap().size(), [1]);
+    }
+    Ok(weights.names().map(String::from).collect())
+}
+
+#[test]
+fn wrappers_of_torch_are_taken_out_of_names() {
+    for shards in [1, 2] {
+        for names in [
+            ["module.a.weight", "module.b.0.bias"],
+            ["_orig_mod.a.weight", "_orig_mod.b.0.bias"],
+            ["module._orig_mod.a.weight", "module._orig_mod.b.0.bias"],
+            ["_orig_mod.module.a.weight", "_orig_mod.module.b.0.bias"],
+            ["module.module.a.weight", "module.module.b.0.bias"],
+            ["_fsdp_wrapped_module.a._orig_mod.weight", "_fsdp_wrapped_module.b.0.bias"],
+            ["a._orig_mod.weight", "b.0._checkpoint_wrapped_module.bias"],
+            ["a.weight", "b._orig_mod.0._orig_mod.bias"],
+            ["module._orig_mod.a.weight", "module._orig_mod.b._orig_mod.0.bias"],
+        ] {
+            assert_eq!(names_read(&names, shards).unwrap(), ["a.weight", "b.0.bias"], "{names:?}");
+        }
+    }
+}
+
+#[test]
+fn wrappers_of_some_weights_alone_stay() {
+    for names in [
+        ["a.weight", "module.b.weight"],
+        ["_orig_mod.a.weight", "b.weight"],
+        ["a._orig_mod.weight", "a.bias"],
+        ["a.module.weight", "b.module.weight"],
+        ["module", "modules.a"],
+    ] {
+        assert_eq!(names_read(&names, 1).unwrap(), names, "{names:?}");
+    }
+}
+
+#[test]
+fn a_weight_with_and_without_a_wrapper_is_refused() {
+    for names in [
+        ["a.weight", "module.a.weight"],
+        ["_orig_mod.a.weight", "a.weight"],
+        ["b._orig_mod.weight", "b.weight"],
+        ["module.a.weight", "module.module.a.weight"],
+    ] {
+        let error = names_read(&names, 1).unwrap_err().to_string();
+        assert!(error.contains("comes twice") && error.contains("also as `"), "{error}");
+    }
+}

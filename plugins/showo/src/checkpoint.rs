@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::model::{Checkpoint, ModelSource};
 use unirl::weights::{self, Store, Weights, read_json};
-use unirl::{Error, Result};
+use unirl::{Error, Result, whole};
 use unirl_layers::lora::LoraConfig;
 use unirl_text::Text;
 
@@ -33,6 +33,8 @@ const PHI: &str = "phi-1_5";
 const CLIP: &str = "clip-vit-large-patch14-336";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// PEFT's name before safetensors.
+const OLDER_ADAPTER_WEIGHTS: &str = "adapter_model.bin";
 const EMBEDDED: &str = "builtin";
 
 /// The one token that is begin, end and separator of text.
@@ -83,9 +85,6 @@ pub struct Files {
 
 /// The parts that `source` names.
 pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
-    if let Some(lora) = &options.lora {
-        lora.check(&phi::TARGETS)?;
-    }
     if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
         return Err(Error::usage(
             "`model.options.architecture`: expected none, a checkpoint brings its own sizes",
@@ -114,6 +113,7 @@ pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
         parts.files.config["max_text_len"] = length.into();
     }
     if let (Some(lora), None) = (&options.lora, &parts.adapters) {
+        lora.check(&Phi::take(&mut Store::plan(), &parts.config)?.modules(), &phi::TARGETS)?;
         tch::manual_seed(source.seed as i64);
         parts.adapters = Some((lora.clone(), Store::of_source(source, None, parts.precision)));
     }
@@ -272,23 +272,23 @@ fn assemble(contents: Contents, options: &ShowoConfig, source: &ModelSource) -> 
 /// A folder of adapters, and the checkpoint that they name.
 fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
     let path = folder.join(ADAPTER_CONFIG);
-    let place = || format!("cannot read `{}`", path.display());
-    let (mut lora, base) = fs::read_to_string(&path).context(place).and_then(|json| {
-        LoraConfig::from_peft(&json).map_err(|error| Error::failure(place()).cause(error))
-    })?;
-    lora.check(&phi::TARGETS).map_err(|error| error.context(format!("cannot use `{}`", path.display())))?;
+    let json = fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()))?;
+    let unusable = || format!("cannot use `{}`", path.display());
+    let (mut lora, base) = LoraConfig::from_peft(&json).context(unusable)?;
     if let Some(wanted) = &options.lora {
-        if (wanted.rank, wanted.alpha, &wanted.targets) != (lora.rank, lora.alpha, &lora.targets) {
+        let of_checkpoint = LoraConfig { merge: wanted.merge, ..lora };
+        let unsaid = LoraConfig { merge: wanted.merge, ..LoraConfig::default() };
+        if *wanted != of_checkpoint && *wanted != unsaid {
             return Err(Error::usage(format!(
-                "`model.options.lora`: `{}` has rank {}, alpha {} and targets {:?}",
+                "`model.options.lora`: `{}` has rank {}, alpha {} and targets {}",
                 folder.display(),
-                lora.rank,
-                lora.alpha,
-                lora.targets
+                of_checkpoint.rank,
+                of_checkpoint.alpha,
+                serde_json::json!(of_checkpoint.targets)
             ))
-            .hint("leave `rank`, `alpha` and `targets` to the checkpoint, or merge the adapters first"));
+            .hint("leave everything but `merge` to the checkpoint, or merge the adapters first"));
         }
-        lora.merge = wanted.merge;
+        lora = of_checkpoint;
     }
     let mut parts = if base == EMBEDDED {
         unpack(BUILTIN, options, source)?
@@ -306,8 +306,11 @@ fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> 
         }
         open(&base, options, source)?
     };
-    let weights = Weights::open(&folder.join(ADAPTER_WEIGHTS))?;
-    weights.check(&Phi::expected_adapters(&parts.config, &lora)?)?;
+    let expected = Phi::expected_adapters(&parts.config, &lora).context(unusable)?;
+    let older = folder.join(OLDER_ADAPTER_WEIGHTS);
+    let newer = folder.join(ADAPTER_WEIGHTS);
+    let weights = Weights::open(if newer.is_file() || !older.is_file() { &newer } else { &older })?;
+    weights.check(&expected)?;
     parts.adapters = Some((lora, Store::of_source(source, Some(weights), parts.precision)));
     Ok(parts)
 }
@@ -340,7 +343,7 @@ fn places(folder: &Path, (option, named): (&str, Option<&str>), name: &str) -> R
             Err(Error::usage(format!("`model.options.{option}`: no folder at `{path}`")))
         }
         Some(path) => Ok(vec![path.into()]),
-        None => Ok(vec![folder.join(name), folder.join("..").join(name)]),
+        None => Ok(vec![whole::follow(&folder.join(name)), folder.join("..").join(name)]),
     }
 }
 
@@ -426,8 +429,7 @@ pub fn save(
     write(&magvit_folder.join(CONFIG), pretty(&files.magvit))?;
     write(&folder.join(TOKENIZER), text.json())?;
     if let Some(clip) = clip {
-        let link = folder.join(CLIP);
-        std::os::unix::fs::symlink(clip, &link).context(|| format!("cannot write `{}`", link.display()))?;
+        whole::link(clip, &folder.join(CLIP))?;
     }
     weights::write(&folder.join(WEIGHTS), phi, &[])?;
     weights::write(&magvit_folder.join(WEIGHTS), magvit, &[])

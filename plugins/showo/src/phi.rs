@@ -140,20 +140,27 @@ impl Phi {
         Store::planned(|plan| phi.attach(plan, lora))
     }
 
+    /// The products that adapters can stand beside, by PEFT's names: it wraps the transformer, which is `showo` in the
+    /// checkpoint.
+    pub fn modules(&self) -> Vec<String> {
+        let products = self.language.stack.layers.iter().flat_map(Layer::products);
+        products.map(|linear| linear.name.strip_prefix("showo.").unwrap_or(&linear.name).into()).collect()
+    }
+
     /// Puts adapters from `store` beside the products that `lora` targets.
     pub fn attach(&mut self, store: &mut Store, lora: &LoraConfig) -> Result<()> {
         let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
-        for linear in self.language.stack.layers.iter_mut().flat_map(Layer::products_mut) {
-            let target = linear.name.rsplit('.').next().unwrap_or_default();
-            let size = match target {
-                "fc1" => (inner, width),
-                "fc2" => (width, inner),
+        let modules = self.modules();
+        let plan = lora.plan(&modules)?;
+        let products = self.language.stack.layers.iter_mut().flat_map(Layer::products_mut);
+        for ((linear, module), scaled) in products.zip(&modules).zip(plan) {
+            let size = match module.rsplit('.').next() {
+                Some("fc1") => (inner, width),
+                Some("fc2") => (width, inner),
                 _ => (width, width),
             };
-            if lora.targets.iter().any(|wanted| wanted == target) {
-                // PEFT wraps the transformer, which is `showo` in the checkpoint.
-                let module = linear.name.strip_prefix("showo.").unwrap_or(&linear.name);
-                linear.adapter = Some(Adapter::take(store, module, size, lora)?);
+            if let Some(scaled) = scaled {
+                linear.adapter = Some(Adapter::take(store, module, size, scaled)?);
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ use unirl::model::{Answers, Checkpoint, ImageSampling, Images, Policy, Replay, U
 use unirl::weights::{self, Expected, Store, Weights, read_json};
 use unirl_layers::Precision;
 use unirl_layers::decoder::{self, Rows, Sees};
-use unirl_layers::lora::LoraConfig;
+use unirl_layers::lora::{LoraConfig, Targets};
 use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::clip::{Clip, ClipConfig};
 use unirl_plugin_showo::config::{
@@ -478,7 +478,7 @@ fn adapters_start_as_nothing_learn_alone_and_come_back() {
 fn wrong_targets_of_adapters_are_refused() {
     let options = |targets: &[&str]| ShowoConfig {
         lora: Some(LoraConfig {
-            targets: targets.iter().map(|t| (*t).into()).collect(),
+            targets: Targets::Names(targets.iter().map(|t| (*t).into()).collect()),
             ..LoraConfig::default()
         }),
         ..ShowoConfig::default()
@@ -488,6 +488,140 @@ fn wrong_targets_of_adapters_are_refused() {
     };
     assert!(error(&["q_prj"]).contains("did you mean `q_proj`"));
     assert!(error(&[]).contains("expected some of q_proj"));
+    let pattern = LoraConfig {
+        rank_pattern: serde_json::Map::from_iter([("fc1".to_string(), json!(4))]),
+        ..LoraConfig::default()
+    };
+    let options = ShowoConfig { lora: Some(pattern), ..ShowoConfig::default() };
+    let error = checkpoint::parts(&options, &source(Checkpoint::Builtin, 0)).err().unwrap().to_string();
+    assert!(error.contains("`model.options.lora.rank_pattern`") && error.contains("`fc1`"), "{error}");
+}
+
+/// Adapters of the small model as PEFT saves them: `config` over its defaults, and `[rank, scale]` by the name of each module that
+/// is adapted.
+fn peft_adapters(base: &Path, config: &Value, modules: &[(&str, i64, f64)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut json = json!({
+        "peft_type": "LORA", "base_model_name_or_path": base, "r": 4, "lora_alpha": 8, "lora_dropout": 0.1,
+        "target_modules": ["q_proj"], "peft_version": "0.17.1", "inference_mode": true, "task_type": null,
+    });
+    json.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+    fs::write(dir.path().join("adapter_config.json"), json.to_string()).unwrap();
+    let mut weights = Vec::new();
+    tch::manual_seed(21);
+    for (module, rank, _) in modules {
+        let (inputs, outputs) = if module.ends_with("fc1") { (32, 64) } else { (32, 32) };
+        for (part, shape) in [("lora_A", [*rank, inputs]), ("lora_B", [outputs, *rank])] {
+            let name = format!("base_model.model.model.layers.{module}.{part}.weight");
+            weights.push((name, Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.3));
+        }
+    }
+    weights::write(&dir.path().join("adapter_model.safetensors"), &weights, &[]).unwrap();
+    dir
+}
+
+/// `W + s·B·A` in f64, rounded once to f32, in a whole checkpoint.
+fn merged_by_hand(base: &Path, adapters: &Path, modules: &[(&str, i64, f64)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    open(base).unwrap().save(dir.path()).unwrap();
+    let parts = Weights::open(&adapters.join("adapter_model.safetensors")).unwrap();
+    edit(&dir.path().join(WEIGHTS), |weights| {
+        for (module, _, scale) in modules {
+            let read = |part: &str| {
+                let name = format!("base_model.model.model.layers.{module}.{part}.weight");
+                parts.read(&name).unwrap().to_kind(Kind::Double)
+            };
+            let name = format!("showo.model.layers.{module}.weight");
+            let (_, weight) = weights.iter_mut().find(|(known, _)| *known == name).unwrap();
+            let sum = weight.to_kind(Kind::Double) + read("lora_B").matmul(&read("lora_A")) * *scale;
+            *weight = sum.to_kind(Kind::Float);
+        }
+    });
+    dir
+}
+
+#[test]
+fn adapters_of_peft_compute_what_their_configuration_says() {
+    let _alone = alone();
+    let (plain, base) = saved(ShowoConfig::default());
+    let [q0, q1] = ["0.self_attn.q_proj", "1.self_attn.q_proj"];
+    let [f0, f1] = ["0.mlp.fc1", "1.mlp.fc1"];
+    let v1 = "1.self_attn.v_proj";
+    for (config, modules) in [
+        (json!({}), vec![(q0, 4, 8.0 / 4.0), (q1, 4, 8.0 / 4.0)]),
+        (json!({"use_rslora": true}), vec![(q0, 4, 8.0 / 2.0), (q1, 4, 8.0 / 2.0)]),
+        (
+            json!({"use_rslora": true, "r": 3, "lora_alpha": 5.0}),
+            vec![(q0, 3, 5.0 / 3f64.sqrt()), (q1, 3, 5.0 / 3f64.sqrt())],
+        ),
+        (
+            json!({"rank_pattern": {"layers.1.self_attn.q_proj": 2}}),
+            vec![(q0, 4, 8.0 / 4.0), (q1, 2, 8.0 / 2.0)],
+        ),
+        (
+            json!({"alpha_pattern": {r"model\.layers\.0\..*": 1}, "target_modules": ["q_proj", "fc1"]}),
+            vec![(q0, 4, 1.0 / 4.0), (q1, 4, 8.0 / 4.0), (f0, 4, 1.0 / 4.0), (f1, 4, 8.0 / 4.0)],
+        ),
+        (
+            json!({
+                "use_rslora": true, "rank_pattern": {"fc1": 9}, "alpha_pattern": {"1.mlp.fc1": 2.5},
+                "target_modules": r"model\.layers\.\d+\.(mlp\.fc1|self_attn\.q_proj)",
+            }),
+            vec![(q0, 4, 8.0 / 2.0), (q1, 4, 8.0 / 2.0), (f0, 9, 8.0 / 3.0), (f1, 9, 2.5 / 3.0)],
+        ),
+        (
+            json!({"target_modules": ["layers.1.self_attn.v_proj", "model.layers.0.mlp.fc1"]}),
+            vec![(v1, 4, 2.0), (f0, 4, 2.0)],
+        ),
+    ] {
+        let dir = peft_adapters(base.path(), &config, &modules);
+        let adapted = open(dir.path()).unwrap();
+        let by_hand = merged_by_hand(base.path(), dir.path(), &modules);
+        let expected = logits(&open(by_hand.path()).unwrap());
+        assert!(!logits(&plain).equal(&expected));
+        close(&logits(&adapted), &expected, common::SAME);
+
+        // Saved, they are the same adapters.
+        let again = tempfile::tempdir().unwrap();
+        adapted.save(again.path()).unwrap();
+        let json: Value = read_json(&again.path().join("adapter_config.json")).unwrap();
+        for (key, value) in config.as_object().unwrap() {
+            let same = json[key] == *value
+                || json[key].as_f64().is_some_and(|number| Some(number) == value.as_f64());
+            assert!(same, "{key}: {value} is saved as {}", json[key]);
+        }
+        assert!(logits(&open(again.path()).unwrap()).equal(&logits(&adapted)), "{config}");
+
+        // `merge` alone leaves the rest to the checkpoint.
+        let merging = LoraConfig { merge: true, ..LoraConfig::default() };
+        let merging = ShowoConfig { lora: Some(merging), ..ShowoConfig::default() };
+        let merged = tempfile::tempdir().unwrap();
+        open_with(dir.path(), &merging).unwrap().save(merged.path()).unwrap();
+        close(&logits(&open(merged.path()).unwrap()), &expected, common::SAME);
+    }
+}
+
+#[test]
+fn adapters_of_other_kinds_are_refused_by_their_keys() {
+    let _alone = alone();
+    let (_, base) = saved(ShowoConfig::default());
+    let modules = [("0.self_attn.q_proj", 4, 2.0), ("1.self_attn.q_proj", 4, 2.0)];
+    for (key, value) in [
+        ("use_dora", json!(true)),
+        ("init_lora_weights", json!("pissa")),
+        ("modules_to_save", json!(["lm_head"])),
+        ("bias", json!("all")),
+    ] {
+        let dir = peft_adapters(base.path(), &json!({key: value}), &modules);
+        let error = open(dir.path()).err().unwrap().to_string();
+        for mention in [&format!("`{key}`: expected"), "adapter_config.json", "merge_and_unload"] {
+            assert!(error.contains(mention), "`{mention}` is not in: {error}");
+        }
+    }
+    // Ranks that are not those of the weights.
+    let dir = peft_adapters(base.path(), &json!({"rank_pattern": {"q_proj": 5}}), &modules);
+    let error = open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("expected [5, 32], got [4, 32]"), "{error}");
 }
 
 #[test]
