@@ -2,14 +2,18 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::builder::{PathBufValueParser, StringValueParser, TypedValueParser as _};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, ValueHint};
+use unirl::home;
 
 /// Post-trains unified multimodal models on their own images (UniRL, arXiv 2505.23380).
 ///
 /// Without a command, `unirl --plugin showo --optimizer grpo` trains.
 #[derive(Debug, Parser)]
-#[command(name = "unirl", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
-#[command(subcommand_negates_reqs = true)]
+#[command(name = "unirl", version, max_term_width = 100, subcommand_negates_reqs = true)]
+#[command(override_usage = "unirl --plugin <NAME|PATH> [OPTIONS]\n       unirl [OPTIONS] <COMMAND>")]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -32,8 +36,63 @@ pub(crate) enum LogForm {
     Json,
 }
 
+/// The command line, or clap's word on it.
+pub(crate) fn parse() -> Result<Args, clap::Error> {
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    check_order(&mut command, &matches)?;
+    Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// Everything that the program understands.
+pub(crate) fn command() -> clap::Command {
+    with_home(Args::command())
+}
+
+/// What can be a path may begin with `~`.
+fn with_home(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let path = arg.get_value_parser().type_id() == std::any::TypeId::of::<PathBuf>();
+        match arg.get_value_hint() {
+            ValueHint::Unknown => arg,
+            _ if path => {
+                arg.value_parser(PathBufValueParser::new().map(|path: PathBuf| match path.to_str() {
+                    Some(text) => home::expand(text).as_ref().into(),
+                    None => path,
+                }))
+            }
+            _ => arg
+                .value_parser(StringValueParser::new().map(|text: String| home::expand(&text).into_owned())),
+        }
+    });
+    command.mut_subcommands(with_home)
+}
+
+/// Options of a command follow it; only global ones may stand before it as well.
+fn check_order(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some((name, inner)) = matches.subcommand() else { return Ok(()) };
+    let given = |arg: &&clap::Arg| {
+        !arg.is_global_set() && matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)
+    };
+    let misplaced = command.get_arguments().find(given).map(ToString::to_string);
+    if let Some(arg) = misplaced {
+        let message = format!(
+            "the argument '{arg}' cannot stand before the command '{name}'\n\n  \
+             tip: options of a command follow it: '{} {name} ...'",
+            command.get_bin_name().unwrap_or("unirl")
+        );
+        return Err(command.error(ErrorKind::ArgumentConflict, message));
+    }
+    match command.find_subcommand_mut(name) {
+        Some(subcommand) => check_order(subcommand, inner),
+        None => Ok(()),
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Trains: the same as without a command
+    Train(Box<RunArgs>),
     /// Trains a fresh model, or one named by `--model`, on drawn images: how the embedded checkpoints are made
     Pretrain(PretrainArgs),
     /// Does a step that failed again, from the folder that it left behind
@@ -76,13 +135,13 @@ pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     /// The model's plugin: a name, or the path of its file
-    #[arg(long, value_name = "NAME|PATH", required = true)]
+    #[arg(long, value_name = "NAME|PATH", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
     /// `builtin`, or a checkpoint folder
-    #[arg(long, value_name = "builtin|DIR")]
+    #[arg(long, value_name = "builtin|DIR", value_hint = ValueHint::AnyPath)]
     pub(crate) model: Option<String>,
     /// The folder of the image tokenizer, where the checkpoint's does not hold it
-    #[arg(long, value_name = "DIR")]
+    #[arg(long = "image-tokenizer", alias = "tokenizer", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) tokenizer: Option<String>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE")]
@@ -128,7 +187,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
     /// The reward rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
-    #[arg(long, value_name = "NAME|FILE.toml|PATH")]
+    #[arg(long, value_name = "NAME|FILE.toml|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
     /// Updates of the weights
     #[arg(long, value_name = "N")]
@@ -186,7 +245,8 @@ pub(crate) struct PretrainArgs {
 
 /// Evaluation.
 #[derive(Debug, Clone, clap::Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(subcommand_negates_reqs = true)]
+#[command(override_usage = "unirl eval --plugin <NAME|PATH> [OPTIONS]\n       unirl eval verify <FILE>")]
 pub(crate) struct EvalArgs {
     #[command(subcommand)]
     pub(crate) command: Option<EvalCommand>,
@@ -218,7 +278,7 @@ pub(crate) struct GenevalEvalArgs {
     #[arg(long, value_name = "FILE.jsonl", requires = "detector")]
     pub(crate) metadata: Option<PathBuf>,
     /// The detector of a plugin: its name, or the path of the plugin's file
-    #[arg(long, value_name = "NAME|PATH", requires = "metadata")]
+    #[arg(long, value_name = "NAME|PATH", requires = "metadata", value_hint = ValueHint::AnyPath)]
     pub(crate) detector: Option<String>,
     /// Images of another model, as `unirl geneval draw` leaves them; the model is asked about the right ones
     #[arg(long, value_name = "IMG", requires_all = ["metadata", "results"])]
@@ -254,8 +314,7 @@ pub(crate) struct JudgeArgs {
         long = "judge-question",
         value_name = "NAME|FILE",
         default_value = "question",
-        requires = "judge-url"
-    )]
+        requires = "judge-url", value_hint = ValueHint::AnyPath)]
     pub(crate) question: String,
     /// Where its replies are kept, so that none is asked for twice; `judge.jsonl` in the user's cache folder without it
     #[arg(id = "judge-cache", long = "judge-cache", value_name = "FILE.jsonl", requires = "judge-url")]
@@ -279,10 +338,10 @@ pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     /// The plugin of a model whose weights are to be those of the receipt
-    #[arg(long, value_name = "NAME|PATH")]
+    #[arg(long, value_name = "NAME|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
     /// `builtin`, or the checkpoint folder of that model
-    #[arg(long, value_name = "builtin|DIR", requires = "plugin", default_value = "builtin")]
+    #[arg(long, value_name = "builtin|DIR", requires = "plugin", default_value = "builtin", value_hint = ValueHint::AnyPath)]
     pub(crate) model: String,
 }
 
@@ -323,8 +382,8 @@ pub(crate) struct GenerateArgs {
 pub(crate) struct AskArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The image, PNG or JPEG; may be repeated
-    #[arg(long, value_name = "FILE", required = true)]
+    /// The image, PNG or JPEG; several are asked about one by one
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     pub(crate) image: Vec<PathBuf>,
     /// The question, asked about each image
     #[arg(long, value_name = "TEXT", required = true)]
@@ -356,11 +415,11 @@ pub(crate) struct PromptsArgs {
     #[arg(long, value_name = "CATEGORY=SHARE,...")]
     pub(crate) mix: Option<String>,
     /// What there is to draw: `everyday`, `tiles`, or a file with a noun a line or TOML `nouns` and `colors`
-    #[arg(long, value_name = "NAME|FILE", default_value = "everyday")]
+    #[arg(long, value_name = "NAME|FILE", default_value = "everyday", value_hint = ValueHint::AnyPath)]
     pub(crate) objects: String,
     /// The words of prompts, questions and answers: `paper` (Table 1), `evaluation` (GenEval's, with the released questions),
     /// `tiles`, or a TOML file of one's own
-    #[arg(long, value_name = "NAME|FILE.toml")]
+    #[arg(long, value_name = "NAME|FILE.toml", value_hint = ValueHint::AnyPath)]
     pub(crate) wording: Option<String>,
     /// Prompts that must not appear: GenEval's metadata or our own; may be repeated
     #[arg(long, value_name = "FILE.jsonl")]
@@ -387,7 +446,7 @@ pub(crate) struct ScoreArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     /// The rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
-    #[arg(long, value_name = "NAME|FILE.toml|PATH", required_unless_present = "config")]
+    #[arg(long, value_name = "NAME|FILE.toml|PATH", required_unless_present = "config", value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
     /// A configuration, for its `reward.rules` with their weights
     #[arg(long, value_name = "FILE", conflicts_with = "reward")]
@@ -400,10 +459,10 @@ pub(crate) struct DiffArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     /// The rules before
-    #[arg(value_name = "A")]
+    #[arg(value_name = "A", value_hint = ValueHint::AnyPath)]
     pub(crate) before: String,
     /// The rules after
-    #[arg(value_name = "B")]
+    #[arg(value_name = "B", value_hint = ValueHint::AnyPath)]
     pub(crate) after: String,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
@@ -424,7 +483,7 @@ pub(crate) struct ReplayArgs {
     #[arg(value_name = "RUN")]
     pub(crate) run: PathBuf,
     /// The rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
-    #[arg(long, value_name = "NAME|FILE.toml|PATH", required = true)]
+    #[arg(long, value_name = "NAME|FILE.toml|PATH", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
@@ -500,7 +559,7 @@ pub(crate) struct FoundArgs {
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) detections: Option<PathBuf>,
     /// The detector: a name, or the path of a plugin
-    #[arg(long, value_name = "NAME|PATH")]
+    #[arg(long, value_name = "NAME|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) detector: Option<String>,
 }
 
@@ -520,7 +579,6 @@ pub(crate) struct DoctorArgs {
 
 /// Plugins; without a command they are listed.
 #[derive(Debug, Clone, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct PluginsArgs {
     #[command(subcommand)]
     pub(crate) command: Option<PluginsCommand>,
@@ -587,10 +645,10 @@ pub(crate) struct PluginsCheckArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     /// The plugin: its file, or its name
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: String,
     /// `builtin`, or a checkpoint folder for its model
-    #[arg(long, value_name = "builtin|DIR")]
+    #[arg(long, value_name = "builtin|DIR", value_hint = ValueHint::AnyPath)]
     pub(crate) model: Option<String>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE")]
@@ -606,6 +664,6 @@ pub(crate) struct SchemaArgs {
     #[arg(value_name = "WHAT", default_value = "run")]
     pub(crate) what: String,
     /// The options of a plugin's entries instead
-    #[arg(long, value_name = "NAME|PATH")]
+    #[arg(long, value_name = "NAME|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
 }

@@ -189,7 +189,7 @@ fn reward(plugins: &mut Plugins, rule: &WeightedRule) -> Result<Box<dyn RewardFu
     if let Some(program) = rule.name.strip_prefix(PROCESS) {
         let place = format!("options of {}", rule.name);
         let options = table::section(&place, toml::Value::Table(rule.options.clone()))?;
-        return Ok(Box::new(ProcessReward::start(Path::new(program), options)?));
+        return Ok(Box::new(ProcessReward::start(program, options)?));
     }
     let path = Path::new(&rule.name);
     if path.extension().is_none_or(|end| end != "toml") {

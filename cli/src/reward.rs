@@ -156,6 +156,7 @@ fn rewards(rules: &RuleSet, samples: &[Sample]) -> Result<Vec<Reward>> {
     for batch in samples.chunks(BATCH) {
         rewards.extend(rules.score(batch, None)?);
     }
+    rules.finish()?;
     Ok(rewards)
 }
 
