@@ -10,7 +10,8 @@ use unirl::home;
 
 /// Post-trains unified multimodal models on their own images (UniRL, arXiv 2505.23380).
 ///
-/// Without a command, `unirl --plugin showo --optimizer grpo` trains.
+/// Without a command, `unirl --plugin showo --optimizer grpo` trains. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 finish the step, save
+/// a checkpoint and end the run with exit status 130; `unirl --resume RUN` continues it.
 #[derive(Debug, Parser)]
 #[command(name = "unirl", version, max_term_width = 100, subcommand_negates_reqs = true)]
 #[command(override_usage = "unirl --plugin <NAME|PATH> [OPTIONS]\n       unirl [OPTIONS] <COMMAND>")]
@@ -186,7 +187,7 @@ pub(crate) struct RunArgs {
     /// A shipped set of settings: `tiles` or `tiles-split` (the default for models of the drawn world) or `paper`
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
-    /// The reward rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
+    /// The reward rules: a name, the path of a rule file or plugin, or `cmd:PROGRAM ARGUMENTS`; repeated, they add up
     #[arg(long, value_name = "NAME|FILE.toml|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
     /// Updates of the weights
@@ -445,7 +446,7 @@ pub(crate) enum RewardCommand {
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
+    /// The rules: a name, the path of a rule file or plugin, or `cmd:PROGRAM ARGUMENTS`; repeated, they add up
     #[arg(long, value_name = "NAME|FILE.toml|PATH", required_unless_present = "config", value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
     /// A configuration, for its `reward.rules` with their weights
@@ -482,7 +483,7 @@ pub(crate) struct ReplayArgs {
     /// The folder of the run
     #[arg(value_name = "RUN")]
     pub(crate) run: PathBuf,
-    /// The rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
+    /// The rules: a name, the path of a rule file or plugin, or `cmd:PROGRAM ARGUMENTS`; repeated, they add up
     #[arg(long, value_name = "NAME|FILE.toml|PATH", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
     #[command(flatten)]

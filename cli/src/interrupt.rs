@@ -34,7 +34,9 @@ pub(crate) fn listen() -> Result<()> {
             }
             insisted |= insists;
             if !ASKED.swap(true, Ordering::Relaxed) {
-                progress::note("interrupted: the step is finished and saved first; once more ends at once");
+                progress::note(
+                    "interrupted: the step is finished and saved first; a second Ctrl-C or SIGTERM ends at once",
+                );
             }
         }
     });

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 #[serde(deny_unknown_fields)]
 pub struct WeightedRule {
     /// The name of a rule of a loaded plugin, e.g. `bound`; the path of a rule file, `FILE.toml`; or of a plugin
-    /// file; or `cmd:PATH`, a program.
+    /// file; or `cmd:PATH`, a program, perhaps with arguments: `cmd:python3 reward.py`.
     pub name: String,
     /// The factor of its score.
     #[serde(default = "one")]
