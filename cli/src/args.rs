@@ -40,7 +40,18 @@ pub(crate) enum LogForm {
 /// The command line, or clap's word on it.
 pub(crate) fn parse() -> Result<Args, clap::Error> {
     let mut command = command();
-    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let matches = match command.try_get_matches_from_mut(std::env::args_os()) {
+        Ok(matches) => matches,
+        Err(error) if !error.use_stderr() => return Err(error),
+        Err(error) => {
+            // An option in the wrong place is missing in the right one: that is not what is to be said of it.
+            let mut lenient = self::command().ignore_errors(true);
+            if let Ok(matches) = lenient.try_get_matches_from_mut(std::env::args_os()) {
+                check_order(&mut lenient, &matches)?;
+            }
+            return Err(error);
+        }
+    };
     check_order(&mut command, &matches)?;
     Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
@@ -120,6 +131,10 @@ pub(crate) enum Command {
     Plugins(PluginsArgs),
     /// Prints the JSON Schema of a configuration
     Schema(SchemaArgs),
+    /// Prints a script that completes commands, options and paths in a shell
+    Completions(CompletionsArgs),
+    /// Prints the manual page of the program, or of a command
+    Man(ManArgs),
 }
 
 /// Where plugins are looked for.
@@ -667,4 +682,20 @@ pub(crate) struct SchemaArgs {
     /// The options of a plugin's entries instead
     #[arg(long, value_name = "NAME|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
+}
+
+/// Completing in a shell.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell, e.g. `unirl completions bash > ~/.local/share/bash-completion/completions/unirl`
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Manual pages.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ManArgs {
+    /// The command, e.g. `reward score`; the whole program without it
+    #[arg(value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
 }

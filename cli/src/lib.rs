@@ -20,6 +20,7 @@ mod replay;
 mod report;
 mod reward;
 mod schema;
+mod shell;
 mod train;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -75,6 +76,8 @@ fn run(args: Args) -> Result<()> {
         Some(Command::Doctor(options)) => doctor::run(&options),
         Some(Command::Plugins(options)) => plugins::run(&options),
         Some(Command::Schema(options)) => schema::run(&options),
+        Some(Command::Completions(options)) => shell::completions(options),
+        Some(Command::Man(options)) => shell::man(&options),
     }
 }
 

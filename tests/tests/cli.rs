@@ -498,3 +498,39 @@ fn train_is_the_command_without_a_name() {
     assert_eq!(of(&["train"]), of(&[]));
     assert!(of(&["train"]).contains("`train.steps`"), "{}", of(&["train"]));
 }
+
+#[test]
+fn completions_know_commands_and_options() {
+    let run = Run::new();
+    for (shell, words) in [
+        ("bash", ["complete -F _unirl", "--image-tokenizer", "geneval"]),
+        ("zsh", ["#compdef unirl", "--image-tokenizer", "geneval"]),
+        ("fish", ["complete -c unirl", "image-tokenizer", "geneval"]),
+    ] {
+        let output = common::program(["completions", shell]).output().unwrap();
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && words.iter().all(|word| script.contains(word)), "{script}");
+    }
+    // What bash makes of it.
+    fs::write(run.path("script"), common::program(["completions", "bash"]).output().unwrap().stdout).unwrap();
+    let complete =
+        "source ./script; COMP_WORDS=(unirl rew); COMP_CWORD=1; _unirl unirl rew unirl; echo ${COMPREPLY[@]}";
+    let output = Command::new("bash").args(["-c", complete]).current_dir(run.home.path()).output().unwrap();
+    assert_eq!(common::shown(&output), "exit: 0\nstdout:\nreward\nstderr:\n");
+}
+
+#[test]
+fn manual_pages_are_those_of_the_program_and_of_each_command() {
+    let page =
+        |command: &[&str]| common::shown(&common::program([&["man"], command].concat()).output().unwrap());
+    for (command, words) in [
+        (&[] as &[_], ["unirl \\-", ".SH OPTIONS", "SIGUSR1"]),
+        (&["ask"], ["unirl\\-ask", "\\-\\-image\\fR", "\\-\\-question"]),
+        (&["reward", "score"], ["unirl\\-reward\\-score", "\\-\\-reward\\fR", "stdin"]),
+    ] {
+        let page = page(command);
+        assert!(page.starts_with("exit: 0"), "{page}");
+        assert!(words.iter().all(|word| page.contains(word)), "{words:?}: {page}");
+    }
+    assert_snapshot!([page(&["aks"]), page(&["reward", "scroe"])].join("\n"));
+}

@@ -149,8 +149,6 @@ fn output_that_no_batch_asked_for_is_an_error() {
     let home = home.path();
     let plain = "print(reply, flush=True)";
     let forms = [
-        ("before.py", replying("print('ready', flush=True)", plain, "")),
-        ("before_json.py", replying("print('{\"rewards\": [null, null]}', flush=True)", plain, "")),
         ("same_write.py", replying("", "print(reply + '\\n' + reply, flush=True)", "")),
         ("empty_line.py", replying("", "print(reply + '\\n', flush=True)", "")),
         ("late.py", replying("", "print(reply, flush=True); time.sleep(0.3); print(reply, flush=True)", "")),
@@ -158,17 +156,28 @@ fn output_that_no_batch_asked_for_is_an_error() {
         ("half_a_line_on_exit.py", replying("", plain, "sys.stdout.write('bye')")),
         ("twice_and_exit.py", replying("", "print(reply + '\\n' + reply, flush=True); sys.exit()", "")),
         ("half_a_line.py", replying("", "sys.stdout.write(reply[:20]); sys.exit(3)", "")),
-        ("no_end_of_line.py", replying("", "sys.stdout.write(reply); sys.stdout.flush()", "")),
         ("one_too_many.py", replying("", "print(json.dumps({'rewards': [1] * (n + 1)}), flush=True)", "")),
         ("endless.py", replying("", "print('x' * (65 << 20), flush=True)", "")),
         ("chatter.py", replying("", "[print(reply, flush=True) for _ in range(10 ** 6)]", "")),
     ];
     let said = forms.map(|(name, body)| {
         let rule = script(home, name, &body);
-        let timeout = if name == "no_end_of_line.py" { "timeout_seconds = 0.5" } else { "" };
-        scored(home, &rule, timeout)
+        scored(home, &rule, "")
     });
     insta::assert_snapshot!(said.join("\n"));
+
+    // What is said of these depends on how fast they are.
+    for (first, shown) in [("ready", "`ready`"), ("{\"rewards\": [null, null]}", "`{\"rewards\": [")] {
+        let body = replying(&format!("print({first:?}, flush=True)"), plain, "");
+        let said = scored(home, &script(home, "before.py", &body), "");
+        assert!(said.starts_with("exit: 1") && said.contains(shown), "{said}");
+    }
+    let body = replying("", "sys.stdout.write(reply); sys.stdout.flush()", "");
+    let said = scored(home, &script(home, "no_end_of_line.py", &body), "timeout_seconds = 2.0");
+    assert!(
+        said.starts_with("exit: 1") && said.contains("it wrote no end of line behind `{\"rewards\""),
+        "{said}"
+    );
 }
 
 /// The line too many arrives while the second batch of 4096 samples is being answered, or after the last.
@@ -269,11 +278,12 @@ fn a_program_is_named_with_its_arguments_as_in_a_shell() {
         ("cmd:", ""),
         ("cmd:''", ""),
         ("cmd:pyhton3 plain.py", ""),
-        ("cmd:python3 nowhere.py", ""),
         ("cmd:plain.py", ""),
         ("cmd:my rules", ""),
     ] {
         said.push(format!("{rule}  {options}\n{}", scored(home, rule, options)));
     }
     insta::assert_snapshot!(said.join("\n"));
+    let said = scored(home, "cmd:python3 nowhere.py", "");
+    assert!(said.contains("nowhere.py") && said.contains("(exit status: 2), 3 times"), "{said}");
 }

@@ -144,17 +144,17 @@ impl ProcessReward {
     }
 
     /// One round trip. A wrong reply is an error; a process that ended or hangs is for the caller to start again.
-    fn ask(&self, request: &str) -> Result<Answer> {
-        let mut running = self.running.borrow_mut();
-        let mut process = match running.take() {
-            Some(process) => process,
-            None => self.spawn()?,
+    fn ask(&self, request: &str, samples: usize) -> Result<Answer<Vec<Reward>>> {
+        let running = self.running.take();
+        let mut process = running.map_or_else(|| self.spawn(), Ok)?;
+        let line = match process.ask(request, self.timeout)? {
+            Answer::Given(line) => line,
+            Answer::Failed(why) => return Ok(Answer::Failed(why)),
         };
-        let answer = process.ask(request, self.timeout)?;
-        if matches!(answer, Answer::Line(_)) {
-            *running = Some(process);
-        }
-        Ok(answer)
+        let rewards = read(&line, samples)?;
+        process.wait_for_nothing()?;
+        self.running.replace(Some(process));
+        Ok(Answer::Given(rewards))
     }
 }
 
@@ -169,8 +169,8 @@ impl RewardFunction for ProcessReward {
             if attempt > 0 {
                 tracing::warn!("{} {why}: it is started again", self.label());
             }
-            why = match self.ask(&request).context(|| self.label())? {
-                Answer::Line(line) => return read(&line, samples.len()).context(|| self.label()),
+            why = match self.ask(&request, samples.len()).context(|| self.label())? {
+                Answer::Given(rewards) => return Ok(rewards),
                 Answer::Failed(why) => why,
             };
         }
@@ -219,17 +219,18 @@ fn rewards(line: &str, samples: usize) -> serde_json::Result<Result<Vec<Reward>>
         return Ok(Err(Error::failure(error)));
     }
     if reply.rewards.len() != samples {
-        return Ok(Err(Error::failure(format!("expected {samples} rewards, got {}", reply.rewards.len()))));
+        let error = Error::failure(format!("expected {samples} rewards, got {}", reply.rewards.len()));
+        return Ok(Err(error.hint("one for each of `samples`, in their order")));
     }
     let read = |(index, raw): (usize, &&RawValue)| {
-        reward(raw.get()).map_err(|what| Error::failure(format!("`rewards[{index}]`{what}")).hint(FORMS))
+        reward(raw.get()).map_err(|what| Error::failure(format!("`rewards[{index}]{what}")).hint(FORMS))
     };
     Ok(reply.rewards.iter().enumerate().map(read).collect())
 }
 
-/// A reward, or what is wrong with it.
+/// A reward, or what is wrong with it: the rest of the path of a value, a closing backtick, and why.
 fn reward(json: &str) -> std::result::Result<Reward, String> {
-    let unfit = |expected: &str, got: &dyn std::fmt::Display| format!(": expected {expected}, got {got}");
+    let unfit = |expected: &str, got: &dyn std::fmt::Display| format!("`: expected {expected}, got {got}");
     let number = "a finite number";
     match serde_json::from_str(json).map_err(|_| unfit(number, &format!("`{json}`")))? {
         Value::Null => Ok(Reward::abstain("nothing to say")),
@@ -239,7 +240,7 @@ fn reward(json: &str) -> std::result::Result<Reward, String> {
         },
         Value::Object(fields) => {
             for name in ["score", "max"] {
-                let value = fields.get(name).ok_or_else(|| format!(": missing field `{name}`"))?;
+                let value = fields.get(name).ok_or_else(|| format!("`: missing field `{name}`"))?;
                 if !value.is_number() {
                     return Err(format!(".{name}{}", unfit(number, value)));
                 }
@@ -248,17 +249,20 @@ fn reward(json: &str) -> std::result::Result<Reward, String> {
             if let Some((name, value)) = parts.into_iter().find(|(_, value)| !value.is_number()) {
                 return Err(format!(".parts.{name}{}", unfit(number, value)));
             }
-            serde_json::from_value(Value::Object(fields)).map_err(|error| format!(": {error}"))
+            serde_json::from_value(Value::Object(fields)).map_err(|error| format!("`: {error}"))
         }
         other => Err(unfit("a number, an object or `null`", &other)),
     }
 }
 
-/// The line with `NaN`, `Infinity` and `-Infinity` outside of strings in quotes.
+/// What programs print for numbers that are not finite.
+const NO_JSON: [&str; 7] = ["NaN", "nan", "-nan", "Infinity", "-Infinity", "inf", "-inf"];
+
+/// The line with the words of [`NO_JSON`] in quotes where they stand outside of strings.
 fn quoted(line: &str) -> String {
     let (mut text, mut rest, mut inside) = (String::with_capacity(line.len() + 16), line, false);
     while let Some(next) = rest.chars().next() {
-        let word = ["NaN", "Infinity", "-Infinity"].into_iter().find(|word| rest.starts_with(word));
+        let word = NO_JSON.into_iter().find(|word| rest.starts_with(word));
         let (taken, left) = match word.filter(|_| !inside) {
             Some(word) => {
                 text += &format!("\"{word}\"");
@@ -289,9 +293,9 @@ fn shown(line: &[u8]) -> String {
     }
 }
 
-enum Answer {
-    Line(Vec<u8>),
-    /// The process ended or hangs, and in what way.
+/// What came of a batch: `T`, or the process ended or hangs, and in what way.
+enum Answer<T> {
+    Given(T),
     Failed(String),
 }
 
@@ -347,7 +351,7 @@ impl Running {
         Ok(Self { child, stdin, output, answered: 0 })
     }
 
-    fn ask(&mut self, request: &str, patience: Duration) -> Result<Answer> {
+    fn ask(&mut self, request: &str, patience: Duration) -> Result<Answer<Vec<u8>>> {
         match self.output.try_recv() {
             Ok(Output::End(partial)) if partial.is_empty() => return Ok(self.gone()),
             Ok(output) => output.unasked(self.answered)?,
@@ -376,14 +380,16 @@ impl Running {
             _ => return Ok(Answer::Failed("did not read the batch to its end".into())),
         }
         self.answered += 1;
-        if let Ok(output) = self.output.recv_timeout(GRACE) {
-            output.unasked(self.answered)?;
-        }
-        Ok(Answer::Line(line))
+        Ok(Answer::Given(line))
+    }
+
+    /// Gives a line too many some time to arrive.
+    fn wait_for_nothing(&self) -> Result<()> {
+        self.output.recv_timeout(GRACE).map_or(Ok(()), |output| output.unasked(self.answered))
     }
 
     /// It ended: with which status, if that is known soon.
-    fn gone(&mut self) -> Answer {
+    fn gone(&mut self) -> Answer<Vec<u8>> {
         let started = Instant::now();
         let status = loop {
             match self.child.try_wait() {
@@ -400,7 +406,7 @@ impl Running {
     }
 
     /// It is ended, which shows what it wrote without an end of line.
-    fn late(&mut self, patience: Duration) -> Answer {
+    fn late(&mut self, patience: Duration) -> Answer<Vec<u8>> {
         let _ = self.child.kill();
         let why = format!("did not answer in {} s", patience.as_secs_f64());
         Answer::Failed(match self.output.recv_timeout(LAST_WORDS) {
