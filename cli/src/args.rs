@@ -1,12 +1,16 @@
 //! The command line.
 
+use std::any::TypeId;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::builder::{PathBufValueParser, StringValueParser, TypedValueParser as _};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, ValueHint};
+use unirl::error::{Error, Result, nearest};
 use unirl::home;
+use unirl::plugin::Plugins;
 
 /// Post-trains unified multimodal models on their own images (UniRL, arXiv 2505.23380).
 ///
@@ -43,7 +47,15 @@ pub(crate) fn parse() -> Result<Args, clap::Error> {
     let matches = match command.try_get_matches_from_mut(std::env::args_os()) {
         Ok(matches) => matches,
         Err(error) if !error.use_stderr() => return Err(error),
-        Err(error) => {
+        Err(mut error) => {
+            if let (Some(ContextValue::String(wrong)), None) =
+                (error.get(ContextKind::InvalidSubcommand), error.get(ContextKind::SuggestedSubcommand))
+                && let Some(near) =
+                    nearest(wrong, self::command().get_subcommands().map(clap::Command::get_name))
+            {
+                let near = ContextValue::Strings(vec![near.into()]);
+                error.insert(ContextKind::SuggestedSubcommand, near);
+            }
             // An option in the wrong place is missing in the right one: that is not what is to be said of it.
             let mut lenient = self::command().ignore_errors(true);
             if let Ok(matches) = lenient.try_get_matches_from_mut(std::env::args_os()) {
@@ -58,26 +70,43 @@ pub(crate) fn parse() -> Result<Args, clap::Error> {
 
 /// Everything that the program understands.
 pub(crate) fn command() -> clap::Command {
-    with_home(Args::command())
+    with_parsers(Args::command())
 }
 
-/// What can be a path may begin with `~`.
-fn with_home(command: clap::Command) -> clap::Command {
+/// What can be a path may begin with `~`, and what is a number says so of anything else, a negative one included.
+fn with_parsers(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|arg| {
-        let path = arg.get_value_parser().type_id() == std::any::TypeId::of::<PathBuf>();
-        match arg.get_value_hint() {
-            ValueHint::Unknown => arg,
-            _ if path => {
-                arg.value_parser(PathBufValueParser::new().map(|path: PathBuf| match path.to_str() {
-                    Some(text) => home::expand(text).as_ref().into(),
-                    None => path,
-                }))
-            }
-            _ => arg
-                .value_parser(StringValueParser::new().map(|text: String| home::expand(&text).into_owned())),
+        let kind = arg.get_value_parser().type_id();
+        if kind == TypeId::of::<PathBuf>() {
+            return arg.value_parser(PathBufValueParser::new().map(|path: PathBuf| match path.to_str() {
+                Some(text) => home::expand(text).as_ref().into(),
+                None => path,
+            }));
         }
+        if arg.get_value_hint() != ValueHint::Unknown {
+            let expand = |text: String| home::expand(&text).into_owned();
+            return arg.value_parser(StringValueParser::new().map(expand));
+        }
+        let arg = if kind == TypeId::of::<usize>() {
+            arg.value_parser(|text: &str| number::<usize>(text, COUNT))
+        } else if kind == TypeId::of::<u64>() {
+            arg.value_parser(|text: &str| number::<u64>(text, COUNT))
+        } else if kind == TypeId::of::<i64>() {
+            arg.value_parser(|text: &str| number::<i64>(text, "a whole number"))
+        } else if kind == TypeId::of::<f64>() {
+            arg.value_parser(|text: &str| number::<f64>(text, "a number"))
+        } else {
+            return arg;
+        };
+        arg.allow_negative_numbers(true)
     });
-    command.mut_subcommands(with_home)
+    command.mut_subcommands(with_parsers)
+}
+
+const COUNT: &str = "a whole number of at least 0";
+
+fn number<T: FromStr>(text: &str, expected: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("expected {expected}"))
 }
 
 /// Options of a command follow it; only global ones may stand before it as well.
@@ -143,6 +172,18 @@ pub(crate) struct SearchArgs {
     /// A folder with plugins, before those of `UNIRL_PLUGIN_PATH` and those beside the program
     #[arg(long, value_name = "DIR")]
     pub(crate) plugin_dir: Vec<PathBuf>,
+}
+
+impl SearchArgs {
+    /// The plugins, none of which is opened yet.
+    pub(crate) fn plugins(&self) -> Result<Plugins> {
+        match self.plugin_dir.iter().find(|dir| !dir.is_dir()) {
+            Some(missing) => {
+                Err(Error::usage(format!("`--plugin-dir {0}`: no folder at `{0}`", missing.display())))
+            }
+            None => Ok(Plugins::new(&self.plugin_dir)),
+        }
+    }
 }
 
 /// Which model.

@@ -267,8 +267,11 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Refuses an output file whose folder is missing, before any work is done for it.
-pub(crate) fn check_parent(path: &Path) -> Result<()> {
+/// Refuses an output file that cannot be written, before any work is done for it.
+pub(crate) fn check_output(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::usage(format!("cannot write `{0}`: `{0}` is a folder", path.display())));
+    }
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
             Err(Error::usage(format!("cannot write `{}`: no folder `{}`", path.display(), parent.display())))

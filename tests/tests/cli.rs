@@ -534,3 +534,44 @@ fn manual_pages_are_those_of_the_program_and_of_each_command() {
     }
     assert_snapshot!([page(&["aks"]), page(&["reward", "scroe"])].join("\n"));
 }
+
+/// What somebody new to the command gets wrong: a value of the wrong form, a folder for a file, a name that is not quite one.
+#[test]
+fn wrong_values_are_one_clear_error() {
+    let run = Run::new();
+    fs::create_dir(run.path("folder")).unwrap();
+    fs::write(run.path("file"), "").unwrap();
+    let draw = ["generate", "--plugin", "showo", "--prompt", "a star"];
+    let of = |arguments: &[&str]| run.run(&plugin_dir(), &[&draw, arguments].concat());
+    let mut said = vec![
+        of(&["--count", "-1"]),
+        of(&["--count=1.5"]),
+        of(&["--seed", "-1"]),
+        of(&["--steps", "-4"]),
+        of(&["--steps", "four"]),
+        of(&["--guidance", "-3"]),
+        of(&["--guidance", "two"]),
+        of(&["--batch", "-1"]),
+        of(&["--out", "file"]),
+        of(&["--out", "nowhere/x.png"]),
+        of(&["--plugin-dir", "nowhere"]),
+        of(&["--plugin-dir", "file"]),
+    ];
+    fs::create_dir(run.path("x.png")).unwrap();
+    said.push(of(&["--out", "x.png"]));
+    for arguments in [
+        &["aks", "--plugin", "showo"] as &[_],
+        &["repotr", "run"],
+        &["ask", "--plugin", "showo", "--question", "what", "--image", "folder"],
+        &["reward", "diff", "exact", "bound", "--temperature", "-1"],
+        &["plugins", "new", "mine", "--kind", "model", "--unirl", "folder"],
+    ] {
+        let output = common::program(arguments).current_dir(run.home.path()).output().unwrap();
+        said.push(format!("unirl {}\n{}", arguments.join(" "), common::shown(&output)));
+    }
+    let output =
+        common::program(["prompts", "--out", "folder"]).current_dir(run.home.path()).output().unwrap();
+    said.push(common::shown(&output));
+    assert_snapshot!(said.join("\n"));
+    assert!(!run.path("generated.png").exists() && !run.path("mine").exists(), "nothing is written");
+}
