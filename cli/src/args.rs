@@ -70,7 +70,7 @@ pub(crate) fn parse() -> Result<Args, clap::Error> {
 
 /// Everything that the program understands.
 pub(crate) fn command() -> clap::Command {
-    with_parsers(Args::command())
+    with_parsers(Args::command().bin_name("unirl"))
 }
 
 /// What can be a path may begin with `~`, and what is a number says so of anything else, a negative one included.
@@ -120,7 +120,7 @@ fn check_order(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), 
         let message = format!(
             "the argument '{arg}' cannot stand before the command '{name}'\n\n  \
              tip: options of a command follow it: '{} {name} ...'",
-            command.get_bin_name().unwrap_or("unirl")
+            command.get_bin_name().unwrap_or_default()
         );
         return Err(command.error(ErrorKind::ArgumentConflict, message));
     }
