@@ -1,15 +1,24 @@
 //! The command line.
 
+use std::any::TypeId;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::builder::{PathBufValueParser, StringValueParser, TypedValueParser as _};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, ValueHint};
+use unirl::error::{Error, Result, nearest};
+use unirl::home;
+use unirl::plugin::Plugins;
 
 /// Post-trains unified multimodal models on their own images (UniRL, arXiv 2505.23380).
 ///
-/// Without a command, `unirl --plugin showo --optimizer grpo` trains.
+/// Without a command, `unirl --plugin showo --optimizer grpo` trains. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 finish the step, save
+/// a checkpoint and end the run with exit status 130; `unirl --resume RUN` continues it.
 #[derive(Debug, Parser)]
-#[command(name = "unirl", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
-#[command(subcommand_negates_reqs = true)]
+#[command(name = "unirl", version, max_term_width = 100, subcommand_negates_reqs = true)]
+#[command(override_usage = "unirl --plugin <NAME|PATH> [OPTIONS]\n       unirl [OPTIONS] <COMMAND>")]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -32,8 +41,99 @@ pub(crate) enum LogForm {
     Json,
 }
 
+/// The command line, or clap's word on it.
+pub(crate) fn parse() -> Result<Args, clap::Error> {
+    let mut command = command();
+    let matches = match command.try_get_matches_from_mut(std::env::args_os()) {
+        Ok(matches) => matches,
+        Err(error) if !error.use_stderr() => return Err(error),
+        Err(mut error) => {
+            if let (Some(ContextValue::String(wrong)), None) =
+                (error.get(ContextKind::InvalidSubcommand), error.get(ContextKind::SuggestedSubcommand))
+                && let Some(near) =
+                    nearest(wrong, self::command().get_subcommands().map(clap::Command::get_name))
+            {
+                let near = ContextValue::Strings(vec![near.into()]);
+                error.insert(ContextKind::SuggestedSubcommand, near);
+            }
+            // An option in the wrong place is missing in the right one: that is not what is to be said of it.
+            let mut lenient = self::command().ignore_errors(true);
+            if let Ok(matches) = lenient.try_get_matches_from_mut(std::env::args_os()) {
+                check_order(&mut lenient, &matches)?;
+            }
+            return Err(error);
+        }
+    };
+    check_order(&mut command, &matches)?;
+    Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// Everything that the program understands.
+pub(crate) fn command() -> clap::Command {
+    with_parsers(Args::command().bin_name("unirl"))
+}
+
+/// What can be a path may begin with `~`, and what is a number says so of anything else, a negative one included.
+fn with_parsers(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let kind = arg.get_value_parser().type_id();
+        if kind == TypeId::of::<PathBuf>() {
+            return arg.value_parser(PathBufValueParser::new().map(|path: PathBuf| match path.to_str() {
+                Some(text) => home::expand(text).as_ref().into(),
+                None => path,
+            }));
+        }
+        if arg.get_value_hint() != ValueHint::Unknown {
+            let expand = |text: String| home::expand(&text).into_owned();
+            return arg.value_parser(StringValueParser::new().map(expand));
+        }
+        let arg = if kind == TypeId::of::<usize>() {
+            arg.value_parser(|text: &str| number::<usize>(text, COUNT))
+        } else if kind == TypeId::of::<u64>() {
+            arg.value_parser(|text: &str| number::<u64>(text, COUNT))
+        } else if kind == TypeId::of::<i64>() {
+            arg.value_parser(|text: &str| number::<i64>(text, "a whole number"))
+        } else if kind == TypeId::of::<f64>() {
+            arg.value_parser(|text: &str| number::<f64>(text, "a number"))
+        } else {
+            return arg;
+        };
+        arg.allow_negative_numbers(true)
+    });
+    command.mut_subcommands(with_parsers)
+}
+
+const COUNT: &str = "a whole number of at least 0";
+
+fn number<T: FromStr>(text: &str, expected: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("expected {expected}"))
+}
+
+/// Options of a command follow it; only global ones may stand before it as well.
+fn check_order(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some((name, inner)) = matches.subcommand() else { return Ok(()) };
+    let given = |arg: &&clap::Arg| {
+        !arg.is_global_set() && matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)
+    };
+    let misplaced = command.get_arguments().find(given).map(ToString::to_string);
+    if let Some(arg) = misplaced {
+        let message = format!(
+            "the argument '{arg}' cannot stand before the command '{name}'\n\n  \
+             tip: options of a command follow it: '{} {name} ...'",
+            command.get_bin_name().unwrap_or_default()
+        );
+        return Err(command.error(ErrorKind::ArgumentConflict, message));
+    }
+    match command.find_subcommand_mut(name) {
+        Some(subcommand) => check_order(subcommand, inner),
+        None => Ok(()),
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Trains: the same as without a command
+    Train(Box<RunArgs>),
     /// Trains a fresh model, or one named by `--model`, on drawn images: how the embedded checkpoints are made
     Pretrain(PretrainArgs),
     /// Does a step that failed again, from the folder that it left behind
@@ -60,6 +160,10 @@ pub(crate) enum Command {
     Plugins(PluginsArgs),
     /// Prints the JSON Schema of a configuration
     Schema(SchemaArgs),
+    /// Prints a script that completes commands, options and paths in a shell
+    Completions(CompletionsArgs),
+    /// Prints the manual page of the program, or of a command
+    Man(ManArgs),
 }
 
 /// Where plugins are looked for.
@@ -70,19 +174,31 @@ pub(crate) struct SearchArgs {
     pub(crate) plugin_dir: Vec<PathBuf>,
 }
 
+impl SearchArgs {
+    /// The plugins, none of which is opened yet.
+    pub(crate) fn plugins(&self) -> Result<Plugins> {
+        match self.plugin_dir.iter().find(|dir| !dir.is_dir()) {
+            Some(missing) => {
+                Err(Error::usage(format!("`--plugin-dir {0}`: no folder at `{0}`", missing.display())))
+            }
+            None => Ok(Plugins::new(&self.plugin_dir)),
+        }
+    }
+}
+
 /// Which model.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     /// The model's plugin: a name, or the path of its file
-    #[arg(long, value_name = "NAME|PATH", required = true)]
+    #[arg(long, value_name = "NAME|PATH", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
     /// `builtin`, or a checkpoint folder
-    #[arg(long, value_name = "builtin|DIR")]
+    #[arg(long, value_name = "builtin|DIR", value_hint = ValueHint::AnyPath)]
     pub(crate) model: Option<String>,
     /// The folder of the image tokenizer, where the checkpoint's does not hold it
-    #[arg(long, value_name = "DIR")]
+    #[arg(long = "image-tokenizer", alias = "tokenizer", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) tokenizer: Option<String>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE")]
@@ -127,8 +243,8 @@ pub(crate) struct RunArgs {
     /// A shipped set of settings: `tiles` or `tiles-split` (the default for models of the drawn world) or `paper`
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
-    /// The reward rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
-    #[arg(long, value_name = "NAME|FILE.toml|PATH")]
+    /// The reward rules: a name, the path of a rule file or plugin, or `cmd:PROGRAM ARGUMENTS`; repeated, they add up
+    #[arg(long, value_name = "NAME|FILE.toml|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
     /// Updates of the weights
     #[arg(long, value_name = "N")]
@@ -186,7 +302,8 @@ pub(crate) struct PretrainArgs {
 
 /// Evaluation.
 #[derive(Debug, Clone, clap::Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(subcommand_negates_reqs = true)]
+#[command(override_usage = "unirl eval --plugin <NAME|PATH> [OPTIONS]\n       unirl eval verify <FILE>")]
 pub(crate) struct EvalArgs {
     #[command(subcommand)]
     pub(crate) command: Option<EvalCommand>,
@@ -218,7 +335,7 @@ pub(crate) struct GenevalEvalArgs {
     #[arg(long, value_name = "FILE.jsonl", requires = "detector")]
     pub(crate) metadata: Option<PathBuf>,
     /// The detector of a plugin: its name, or the path of the plugin's file
-    #[arg(long, value_name = "NAME|PATH", requires = "metadata")]
+    #[arg(long, value_name = "NAME|PATH", requires = "metadata", value_hint = ValueHint::AnyPath)]
     pub(crate) detector: Option<String>,
     /// Images of another model, as `unirl geneval draw` leaves them; the model is asked about the right ones
     #[arg(long, value_name = "IMG", requires_all = ["metadata", "results"])]
@@ -254,8 +371,7 @@ pub(crate) struct JudgeArgs {
         long = "judge-question",
         value_name = "NAME|FILE",
         default_value = "question",
-        requires = "judge-url"
-    )]
+        requires = "judge-url", value_hint = ValueHint::AnyPath)]
     pub(crate) question: String,
     /// Where its replies are kept, so that none is asked for twice; `judge.jsonl` in the user's cache folder without it
     #[arg(id = "judge-cache", long = "judge-cache", value_name = "FILE.jsonl", requires = "judge-url")]
@@ -279,10 +395,10 @@ pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     /// The plugin of a model whose weights are to be those of the receipt
-    #[arg(long, value_name = "NAME|PATH")]
+    #[arg(long, value_name = "NAME|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
     /// `builtin`, or the checkpoint folder of that model
-    #[arg(long, value_name = "builtin|DIR", requires = "plugin", default_value = "builtin")]
+    #[arg(long, value_name = "builtin|DIR", requires = "plugin", default_value = "builtin", value_hint = ValueHint::AnyPath)]
     pub(crate) model: String,
 }
 
@@ -323,8 +439,8 @@ pub(crate) struct GenerateArgs {
 pub(crate) struct AskArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The image, PNG or JPEG; may be repeated
-    #[arg(long, value_name = "FILE", required = true)]
+    /// The image, PNG or JPEG; several are asked about one by one
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     pub(crate) image: Vec<PathBuf>,
     /// The question, asked about each image
     #[arg(long, value_name = "TEXT", required = true)]
@@ -356,11 +472,11 @@ pub(crate) struct PromptsArgs {
     #[arg(long, value_name = "CATEGORY=SHARE,...")]
     pub(crate) mix: Option<String>,
     /// What there is to draw: `everyday`, `tiles`, or a file with a noun a line or TOML `nouns` and `colors`
-    #[arg(long, value_name = "NAME|FILE", default_value = "everyday")]
+    #[arg(long, value_name = "NAME|FILE", default_value = "everyday", value_hint = ValueHint::AnyPath)]
     pub(crate) objects: String,
     /// The words of prompts, questions and answers: `paper` (Table 1), `evaluation` (GenEval's, with the released questions),
     /// `tiles`, or a TOML file of one's own
-    #[arg(long, value_name = "NAME|FILE.toml")]
+    #[arg(long, value_name = "NAME|FILE.toml", value_hint = ValueHint::AnyPath)]
     pub(crate) wording: Option<String>,
     /// Prompts that must not appear: GenEval's metadata or our own; may be repeated
     #[arg(long, value_name = "FILE.jsonl")]
@@ -386,8 +502,8 @@ pub(crate) enum RewardCommand {
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
-    #[arg(long, value_name = "NAME|FILE.toml|PATH", required_unless_present = "config")]
+    /// The rules: a name, the path of a rule file or plugin, or `cmd:PROGRAM ARGUMENTS`; repeated, they add up
+    #[arg(long, value_name = "NAME|FILE.toml|PATH", required_unless_present = "config", value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
     /// A configuration, for its `reward.rules` with their weights
     #[arg(long, value_name = "FILE", conflicts_with = "reward")]
@@ -400,10 +516,10 @@ pub(crate) struct DiffArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     /// The rules before
-    #[arg(value_name = "A")]
+    #[arg(value_name = "A", value_hint = ValueHint::AnyPath)]
     pub(crate) before: String,
     /// The rules after
-    #[arg(value_name = "B")]
+    #[arg(value_name = "B", value_hint = ValueHint::AnyPath)]
     pub(crate) after: String,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
@@ -423,8 +539,8 @@ pub(crate) struct ReplayArgs {
     /// The folder of the run
     #[arg(value_name = "RUN")]
     pub(crate) run: PathBuf,
-    /// The rules: a name, the path of a rule file or plugin, or `cmd:PATH` for a program; repeated, they add up
-    #[arg(long, value_name = "NAME|FILE.toml|PATH", required = true)]
+    /// The rules: a name, the path of a rule file or plugin, or `cmd:PROGRAM ARGUMENTS`; repeated, they add up
+    #[arg(long, value_name = "NAME|FILE.toml|PATH", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
@@ -500,7 +616,7 @@ pub(crate) struct FoundArgs {
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) detections: Option<PathBuf>,
     /// The detector: a name, or the path of a plugin
-    #[arg(long, value_name = "NAME|PATH")]
+    #[arg(long, value_name = "NAME|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) detector: Option<String>,
 }
 
@@ -520,7 +636,6 @@ pub(crate) struct DoctorArgs {
 
 /// Plugins; without a command they are listed.
 #[derive(Debug, Clone, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct PluginsArgs {
     #[command(subcommand)]
     pub(crate) command: Option<PluginsCommand>,
@@ -587,10 +702,10 @@ pub(crate) struct PluginsCheckArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     /// The plugin: its file, or its name
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: String,
     /// `builtin`, or a checkpoint folder for its model
-    #[arg(long, value_name = "builtin|DIR")]
+    #[arg(long, value_name = "builtin|DIR", value_hint = ValueHint::AnyPath)]
     pub(crate) model: Option<String>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE")]
@@ -606,6 +721,22 @@ pub(crate) struct SchemaArgs {
     #[arg(value_name = "WHAT", default_value = "run")]
     pub(crate) what: String,
     /// The options of a plugin's entries instead
-    #[arg(long, value_name = "NAME|PATH")]
+    #[arg(long, value_name = "NAME|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
+}
+
+/// Completing in a shell.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell, e.g. `unirl completions bash > ~/.local/share/bash-completion/completions/unirl`
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Manual pages.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ManArgs {
+    /// The command, e.g. `reward score`; the whole program without it
+    #[arg(value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
 }

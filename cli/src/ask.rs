@@ -3,7 +3,6 @@
 use tch::Tensor;
 use unirl::error::{Error, Result};
 use unirl::model::{Part, TextSampling};
-use unirl::plugin::Plugins;
 
 use crate::args::AskArgs;
 use crate::build::{self, Settings};
@@ -12,7 +11,9 @@ use crate::{batch, progress};
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &AskArgs) -> Result<()> {
     if let Some(missing) = args.image.iter().find(|path| !path.is_file()) {
-        return Err(Error::usage(format!("no picture at `{}`", missing.display())));
+        let what = if missing.is_dir() { "a folder, not a picture," } else { "no picture" };
+        return Err(Error::usage(format!("{what} at `{}`", missing.display()))
+            .hint("name files, PNG or JPEG: `--image a.png b.jpg`"));
     }
     let mut settings = Settings::new(&args.model, None)?;
     if let Some(temperature) = args.temperature {
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &AskArgs) -> Result<()> {
     if let Some(max_tokens) = args.max_tokens {
         settings.put("rollout.answers.max_tokens", max_tokens)?;
     }
-    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    let mut plugins = args.model.search.plugins()?;
     let (mut model, config) = build::inference(&settings, &mut plugins)?;
     let read = build::picture_reader(model.card());
 

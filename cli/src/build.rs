@@ -199,7 +199,7 @@ fn reward(plugins: &mut Plugins, rule: &WeightedRule) -> Result<Box<dyn RewardFu
     if let Some(program) = rule.name.strip_prefix(PROCESS) {
         let place = format!("options of {}", rule.name);
         let options = table::section(&place, toml::Value::Table(rule.options.clone()))?;
-        return Ok(Box::new(ProcessReward::start(Path::new(program), options)?));
+        return Ok(Box::new(ProcessReward::start(program, options)?));
     }
     let path = Path::new(&rule.name);
     if path.extension().is_none_or(|end| end != "toml") {
@@ -301,8 +301,11 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Refuses an output file whose folder is missing, before any work is done for it.
-pub(crate) fn check_parent(path: &Path) -> Result<()> {
+/// Refuses an output file that cannot be written, before any work is done for it.
+pub(crate) fn check_output(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::usage(format!("cannot write `{0}`: `{0}` is a folder", path.display())));
+    }
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
             Err(Error::usage(format!("cannot write `{}`: no folder `{}`", path.display(), parent.display())))

@@ -15,7 +15,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     if args.prompts == 0 {
         return Err(Error::usage("`--prompts`: expected at least 1, got 0"));
     }
-    let mut found = Plugins::new(&args.model.search.plugin_dir);
+    let mut found = args.model.search.plugins()?;
     if let Some(plugin) = &args.model.plugin {
         found.load(plugin)?; // before another of its name is found
     }

@@ -33,7 +33,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     if args.geneval.metadata.is_none() && settings.early()?.eval.prompts == 0 {
         return Err(Error::usage("prompts a category: expected at least 1, got 0"));
     }
-    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    let mut plugins = args.model.search.plugins()?;
     let (mut model, config) = build::inference(&settings, &mut plugins)?;
     let plugin = plugins.load(&config.model.plugin)?;
     let plugin = format!("{} {}", plugin.name, plugin.version);
@@ -111,7 +111,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
             device: "cpu".into(),
             ..ModelOptions::default()
         };
-        let model = build::model(&mut Plugins::new(&args.search.plugin_dir), &options, plan.seed)?;
+        let model = build::model(&mut args.search.plugins()?, &options, plan.seed)?;
         receipt.check_model(&*model)?;
     }
     println!(

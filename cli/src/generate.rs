@@ -7,7 +7,6 @@ use unirl::config::RunConfig;
 use unirl::error::{Context, Error, Result};
 use unirl::model::{ImageSampling, Part};
 use unirl::picture;
-use unirl::plugin::Plugins;
 
 use crate::args::GenerateArgs;
 use crate::build::{self, Settings};
@@ -27,10 +26,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     }
     let one_file = ending.is_some();
     if one_file {
-        build::check_parent(&args.out)?;
+        build::check_output(&args.out)?;
+    } else if args.out.is_file() {
+        return Err(Error::usage(format!("`--out`: `{}` is a file", args.out.display()))
+            .hint("name a folder, or a file that ends in `.png`"));
     }
     let settings = Settings::drawing(&args.model, &args.drawing)?;
-    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    let mut plugins = args.model.search.plugins()?;
     let (mut model, config) = build::inference(&settings, &mut plugins)?;
     let prompts: Vec<String> =
         args.prompt.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.count)).collect();

@@ -14,7 +14,6 @@ use unirl::judge::geneval::{
     read_metadata,
 };
 use unirl::model::{ImageSampling, Part};
-use unirl::plugin::Plugins;
 use unirl::{picture, seed, table, whole};
 
 use crate::args::{GenevalCommand, GenevalDrawArgs, GenevalJudgeArgs};
@@ -41,7 +40,7 @@ fn draw(args: &GenevalDrawArgs) -> Result<()> {
     }
     let prompts = read_metadata(&args.metadata)?;
     let settings = Settings::drawing(&args.model, &args.drawing)?;
-    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    let mut plugins = args.model.search.plugins()?;
     let (mut model, config) = build::inference(&settings, &mut plugins)?;
     let mut record = record(&config, prompts.len(), count)?;
     let before = drawn_with(out, &record)?;
@@ -203,7 +202,7 @@ fn write_metadata(out: &Path, index: usize, prompt: &Metadata) -> Result<()> {
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 fn judge(args: &GenevalJudgeArgs) -> Result<()> {
     if let Some(out) = &args.out {
-        build::check_parent(out)?;
+        build::check_output(out)?;
     }
     let prompts = read_folder(&args.images)?;
     let detections = match (&args.found.detections, &args.found.detector) {
@@ -243,7 +242,7 @@ fn detect(
     })?;
     // A GPU is opened before the first tensor.
     let device = build::device(args.device.as_deref().unwrap_or("auto"))?;
-    let detector = Plugins::new(&args.search.plugin_dir).detector(name, &options)?;
+    let detector = args.search.plugins()?.detector(name, &options)?;
     let words = Vocabulary::of(prompts.iter().map(|prompt| &prompt.metadata));
     let images: usize = prompts.iter().map(|prompt| prompt.images.len()).sum();
     let bar = progress::bar("detect", images as u64);

@@ -20,25 +20,28 @@ mod replay;
 mod report;
 mod reward;
 mod schema;
+mod shell;
 mod train;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use clap::Parser;
 use unirl::error::{Code, Error, Result};
 
 use args::{Args, Command};
 
 /// Exit status: 0 done, 1 failed, 2 asked for something that does not exist, 130 interrupted.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match args::parse() {
+        Ok(args) => args,
+        Err(error) => return logging::refuse(&error),
+    };
     logging::init(args.verbose, args.log);
     match guarded(|| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            show(&error);
+            logging::error(&error);
             ExitCode::from(match error.code() {
                 Code::Usage => 2,
                 Code::Interrupted => interrupt::STATUS,
@@ -60,6 +63,7 @@ fn run(args: Args) -> Result<()> {
     use_the_cores_that_there_are();
     match args.command {
         None => train::run(&args.run),
+        Some(Command::Train(options)) => train::run(&options),
         Some(Command::Pretrain(options)) => pretrain::run(&options),
         Some(Command::Eval(options)) => eval::run(&options),
         Some(Command::Generate(options)) => generate::run(&options),
@@ -72,6 +76,8 @@ fn run(args: Args) -> Result<()> {
         Some(Command::Doctor(options)) => doctor::run(&options),
         Some(Command::Plugins(options)) => plugins::run(&options),
         Some(Command::Schema(options)) => schema::run(&options),
+        Some(Command::Completions(options)) => shell::completions(options),
+        Some(Command::Man(options)) => shell::man(&options),
     }
 }
 
@@ -97,9 +103,4 @@ fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
             .cause(format!("raised at {place}"))
             .hint("this is a bug unless memory ran out: smaller batches are `--set rollout.prompts=N`"))
     })
-}
-
-#[expect(clippy::print_stderr, reason = "the one place where errors are shown")]
-fn show(error: &Error) {
-    eprintln!("error: {error}");
 }

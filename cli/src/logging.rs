@@ -1,10 +1,17 @@
-//! The log on stderr.
+//! The log on stderr, and errors.
 
-use std::io::IsTerminal as _;
+use std::fmt::Display;
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::json;
 use tracing_subscriber::EnvFilter;
+use unirl::error::{Code, Error};
 
 use crate::args::LogForm;
+
+static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Warnings by default, `-v` information, `-vv` everything of ours; `RUST_LOG` wins.
 pub(crate) fn init(verbose: u8, form: LogForm) {
@@ -20,6 +27,67 @@ pub(crate) fn init(verbose: u8, form: LogForm) {
             let colors = std::io::stderr().is_terminal();
             builder.without_time().with_target(verbose > 1).with_ansi(colors).init();
         }
-        LogForm::Json => builder.json().init(),
+        LogForm::Json => {
+            JSON.store(true, Ordering::Relaxed);
+            builder.json().init();
+        }
     }
+}
+
+/// Whether every line on stderr is a JSON object.
+pub(crate) fn is_json() -> bool {
+    JSON.load(Ordering::Relaxed)
+}
+
+/// A line on stderr. Where nobody can read it, a terminal that hung up for one, it is lost and the work goes on.
+pub(crate) fn line(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The error that ends the program.
+pub(crate) fn error(error: &Error) {
+    if is_json() {
+        line(as_json(error));
+    } else {
+        line(format_args!("error: {error}"));
+    }
+}
+
+fn as_json(error: &Error) -> serde_json::Value {
+    json!({
+        "level": "ERROR",
+        "code": error.code().name(),
+        "message": error.message(),
+        "causes": error.causes(),
+        "hints": error.hints(),
+    })
+}
+
+/// What clap has to say instead of arguments: help, the version, or what is wrong with them.
+pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && asks_for_json(std::env::args()) {
+        line(as_json(&usage(&error.to_string())));
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(error.exit_code() as u8)
+}
+
+/// Whether arguments that cannot be read as a whole ask for a log in JSON.
+fn asks_for_json(arguments: impl Iterator<Item = String>) -> bool {
+    let arguments: Vec<String> = arguments.collect();
+    let apart = |pair: &[String]| pair[0] == "--log" && pair[1] == "json";
+    arguments.contains(&"--log=json".to_string()) || arguments.windows(2).any(apart)
+}
+
+/// The text of an error of clap as one of ours: its first paragraph is the message, the others are hints.
+fn usage(text: &str) -> Error {
+    let mut paragraphs = text.trim().split("\n\n").map(|paragraph| paragraph.trim());
+    let message = paragraphs.next().unwrap_or_default();
+    let error = Error::new(Code::Usage, message.strip_prefix("error: ").unwrap_or(message));
+    paragraphs.fold(error, |error, paragraph| {
+        paragraph
+            .split("\n  tip: ")
+            .fold(error, |error, hint| error.hint(hint.trim().strip_prefix("tip: ").unwrap_or(hint.trim())))
+    })
 }

@@ -3,7 +3,6 @@
 use unirl::error::{Context, Error, Result};
 use unirl::eval::{self, Evaluation, Report};
 use unirl::model::Checkpoint;
-use unirl::plugin::Plugins;
 use unirl::pretrain::{Event, PretrainConfig, pretrain};
 use unirl::{table, whole};
 
@@ -22,7 +21,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
             Error::usage(format!("`{}` exists", args.out.display())).hint("name another folder: `--out DIR`")
         );
     }
-    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    let mut plugins = args.model.search.plugins()?;
     let mut source = build::source(&config.model, config.seed)?;
     if args.model.model.is_none() {
         source.checkpoint = Checkpoint::Fresh;

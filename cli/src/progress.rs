@@ -3,9 +3,12 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use unirl::train::{Event, StepReport};
 
-/// A bar for `length` units; hidden where stderr is no terminal.
+use crate::logging;
+
+/// A bar for `length` units; hidden where stderr is no terminal, or takes JSON.
 pub(crate) fn bar(what: &'static str, length: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    let target = if logging::is_json() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(Some(length), target);
     let template = "{prefix:>8} {bar:24} {pos}/{len} {elapsed_precise} eta {eta} {wide_msg}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
@@ -15,9 +18,12 @@ pub(crate) fn bar(what: &'static str, length: u64) -> ProgressBar {
 }
 
 /// A line for people, beside the bars.
-#[expect(clippy::print_stderr, reason = "what happens, not what comes of it")]
 pub(crate) fn note(text: &str) {
-    eprintln!("{text}");
+    if logging::is_json() {
+        logging::line(serde_json::json!({ "level": "INFO", "message": text }));
+    } else {
+        logging::line(text);
+    }
 }
 
 /// The bars of a training run.

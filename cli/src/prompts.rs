@@ -12,7 +12,7 @@ pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
         return Err(Error::usage("`--count`: expected at least 1, got 0"));
     }
     if let Some(out) = &args.out {
-        build::check_parent(out)?;
+        build::check_output(out)?;
     }
     let mix: Mix = args.mix.as_deref().map_or(Ok(Mix::default()), str::parse)?;
     let objects = match args.objects.as_str() {

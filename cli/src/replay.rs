@@ -3,7 +3,6 @@
 use unirl::checkpoint::TrainingState;
 use unirl::config::RunConfig;
 use unirl::error::Result;
-use unirl::plugin::Plugins;
 use unirl::{table, train};
 
 use crate::args::ReplayStepArgs;
@@ -19,7 +18,7 @@ pub(crate) fn run(args: &ReplayStepArgs) -> Result<()> {
     }
     let config = RunConfig::from_table(settings)?;
     prepare(&config);
-    let mut plugins = Plugins::new(&args.search.plugin_dir);
+    let mut plugins = args.search.plugins()?;
     let model = build::model(&mut plugins, &config.model, config.train.seed)?;
     let mut all = Everything::new(model, &config, &mut plugins)?;
     let (model, answer_rules) = (&mut *all.model, all.answer_rules.as_ref());

@@ -9,7 +9,6 @@ use tch::Tensor;
 use unirl::config::RunConfig;
 use unirl::error::{Context, Error, Result, unknown_name};
 use unirl::optimizer::objective::Weighting;
-use unirl::plugin::Plugins;
 use unirl::reward::{Reward, RuleSet, Sample, WeightedRule};
 use unirl::scene::read_records;
 use unirl::table;
@@ -143,7 +142,7 @@ fn stdin() -> Result<String> {
 }
 
 fn load(search: &SearchArgs, rules: &[WeightedRule]) -> Result<RuleSet> {
-    let rules = build::rules(&mut Plugins::new(&search.plugin_dir), rules)?;
+    let rules = build::rules(&mut search.plugins()?, rules)?;
     if rules.wants_pixels() {
         return Err(Error::usage("one of the rules looks at drawings, and lines of text have none")
             .hint("use it in a run: `unirl --plugin … --optimizer … --reward …`"));
@@ -156,6 +155,7 @@ fn rewards(rules: &RuleSet, samples: &[Sample]) -> Result<Vec<Reward>> {
     for batch in samples.chunks(BATCH) {
         rewards.extend(rules.score(batch, None)?);
     }
+    rules.finish()?;
     Ok(rewards)
 }
 

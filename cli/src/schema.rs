@@ -5,7 +5,6 @@ use unirl::config::RunConfig;
 use unirl::error::{Context, Result, unknown_name};
 use unirl::metrics;
 use unirl::optimizer;
-use unirl::plugin::Plugins;
 use unirl::pretrain::PretrainConfig;
 use unirl::reward::RuleFile;
 use unirl::scene::WordingFile;
@@ -17,7 +16,7 @@ pub(crate) fn run(args: &SchemaArgs) -> Result<()> {
     let schema = match &args.plugin {
         None => core_schema(&args.what)?,
         Some(name) => {
-            let mut plugins = Plugins::new(&args.search.plugin_dir);
+            let mut plugins = args.search.plugins()?;
             let plugin = plugins.load(name)?;
             let entries = plugin.entries.iter().map(|entry| (entry.name.clone(), entry.schema.clone()));
             serde_json::Value::Object(entries.collect())

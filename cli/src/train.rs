@@ -31,7 +31,7 @@ fn begin(args: &RunArgs) -> Result<()> {
     if let Some(out) = &args.out {
         RunDir::check_free(out)?;
     }
-    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    let mut plugins = args.model.search.plugins()?;
     plugins.load(&early.model.plugin)?;
     check(&early, &mut plugins)?;
     if args.dry_run {
@@ -77,7 +77,7 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
             from.step, config.train.steps
         )));
     }
-    let mut plugins = Plugins::new(&args.model.search.plugin_dir);
+    let mut plugins = args.model.search.plugins()?;
     check(&config, &mut plugins)?;
     run_dir.inputs = build::inputs(&mut plugins, &config)?;
     let changed = from.as_ref().map_or_else(Vec::new, |from| from.changed_inputs(&run_dir.inputs));

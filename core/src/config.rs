@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result, unknown_name};
+use crate::home;
 use crate::model::{ImageSampling, TextSampling};
 use crate::reward::WeightedRule;
 use crate::table::section;
@@ -266,7 +267,8 @@ pub fn preset(name: &str) -> Result<toml::Table> {
 
 impl RunConfig {
     /// Reads a merged table section by section, so that an error names its section.
-    pub fn from_table(table: toml::Table) -> Result<Self> {
+    pub fn from_table(mut table: toml::Table) -> Result<Self> {
+        home::expand_table(&mut table);
         let mut config = Self::default();
         for (name, value) in table {
             match name.as_str() {

@@ -14,6 +14,7 @@ pub mod eval;
 mod guard;
 pub mod guide;
 pub mod hash;
+pub mod home;
 pub mod judge;
 pub mod memory;
 pub mod metrics;

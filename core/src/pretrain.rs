@@ -20,7 +20,7 @@ use crate::scene::{Category, Split, Task};
 use crate::table::section;
 use crate::tiles::{self, Scene};
 use crate::update::{AdamW, UpdateOptions};
-use crate::{eval, judge, seed};
+use crate::{eval, home, judge, seed};
 
 /// Everything that decides a pretraining run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -125,7 +125,8 @@ impl Default for DataOptions {
 
 impl PretrainConfig {
     /// Reads a merged table section by section, so that an error names its section.
-    pub fn from_table(table: toml::Table) -> Result<Self> {
+    pub fn from_table(mut table: toml::Table) -> Result<Self> {
+        home::expand_table(&mut table);
         let mut config = Self::default();
         for (name, value) in table {
             match name.as_str() {

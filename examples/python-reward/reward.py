@@ -2,9 +2,11 @@
 """A reward rule in Python: a point for every word of the right answer that is said, and none for a long answer.
 
     unirl --plugin showo --optimizer grpo --reward cmd:examples/python-reward/reward.py
+    unirl --plugin showo --optimizer grpo --reward "cmd:python3 examples/python-reward/reward.py"
 
-A line of stdin is a batch of samples, a line of stdout their rewards, one each and in order; `null` abstains. The same
-samples must always get the same rewards. Whatever else there is to say goes to stderr.
+A line of stdin is a batch of samples, a line of stdout their rewards, one each and in order: `{"score": 1, "max": 2}`, a
+number from 0 to 1, or `null`, which abstains. The same samples must always get the same rewards. Exactly one line answers a
+batch; whatever else there is to say goes to stderr.
 """
 
 import json

@@ -302,18 +302,20 @@ fn drawings_one_by_one_are_those_of_the_batch() {
     );
 
     let [first, second] = ["all/00000-00.png", "all/00001-01.png"];
-    let arguments = [
-        "ask",
-        "--plugin",
-        "showo",
-        "--image",
-        first,
-        "--image",
-        second,
-        "--question",
-        "what is the main object of the image",
-    ];
-    assert_snapshot!(run.run(&plugin_dir(), &arguments));
+    let ask = |images: &[&str]| {
+        let question = ["--question", "what is the main object of the image"];
+        run.run(&plugin_dir(), &[&["ask", "--plugin", "showo"], images, &question].concat())
+    };
+    let said = ask(&["--image", first, "--image", second]);
+    assert_eq!(ask(&["--image", first, second]), said);
+    assert_snapshot!(said);
+    let three = ask(&["--image", second, first, "--image", second]);
+    let answers: Vec<&str> = three.lines().filter(|line| line.starts_with("all/")).collect();
+    let expected: Vec<&str> = said.lines().filter(|line| line.starts_with("all/")).collect();
+    assert_eq!(answers, [expected[1], expected[0], expected[1]]);
+    let one = ask(&["--image", first]);
+    assert!(expected[0].ends_with(one.lines().nth(2).unwrap()), "{one}");
+    assert!(!one.contains("all/"), "{one}");
 }
 
 #[test]
@@ -362,4 +364,214 @@ fn a_choice_among_less_than_nothing() {
 fn a_batch_of_nothing() {
     let arguments = ["generate", "--plugin", "showo", "--prompt", "a star", "--batch", "0"];
     assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
+}
+
+#[test]
+fn global_options_stand_before_and_after_a_command() {
+    let run = Run::new();
+    let plain = run.run(&plugin_dir(), &["schema", "metrics"]);
+    assert!(plain.starts_with("exit: 0"), "{plain}");
+    for arguments in [
+        &["-v", "schema", "metrics"] as &[_],
+        &["schema", "-v", "metrics"],
+        &["schema", "metrics", "-vv"],
+        &["--verbose", "--log", "json", "schema", "metrics"],
+        &["--log=text", "schema", "metrics"],
+        &["schema", "--log", "json", "metrics"],
+    ] {
+        assert_eq!(run.run(&plugin_dir(), arguments), plain, "{arguments:?}");
+    }
+    for arguments in
+        [&["-v", "plugins", "list"] as &[_], &["plugins", "-v", "list"], &["plugins", "list", "-v"]]
+    {
+        let said = run.run(&plugin_dir(), arguments);
+        assert!(said.starts_with("exit: 0"), "{said}");
+    }
+    for arguments in [
+        &["--log", "json", "eval", "verify", "no.json"] as &[_],
+        &["eval", "--log=json", "verify", "no.json"],
+    ] {
+        let said = run.run(&plugin_dir(), arguments);
+        assert!(said.contains("{\"level\":\"ERROR\",\"code\":\"usage\""), "{said}");
+    }
+}
+
+#[test]
+fn options_of_a_command_before_it_are_refused() {
+    let run = Run::new();
+    let said = [
+        &["--plugin", "showo", "ask", "--image", "x.png", "--question", "what"] as &[_],
+        &["-v", "--steps", "3", "plugins", "list"],
+        &["eval", "--prompts", "3", "verify", "x.json"],
+        &["plugins", "--json", "list"],
+    ]
+    .map(|arguments| run.run(&plugin_dir(), arguments));
+    assert_snapshot!(said.join("\n"));
+}
+
+/// The stderr of a command is JSON from its first line to its last.
+#[test]
+fn errors_are_json_where_the_log_is() {
+    let run = Run::new();
+    fs::create_dir(run.path("broken")).unwrap();
+    fs::write(run.path("broken/config.json"), "{\"codebook_size\": 4").unwrap();
+    let said = [
+        &["--log", "json", "--pluign", "showo"] as &[_],
+        &["--plugin", "showo", "--log=json", "--steps", "many"],
+        &["ask", "--log", "json"],
+        &["--log", "json", "agk"],
+        &["--plugin", "shwo", "--log", "json"],
+        &["--log", "json", "--plugin", "showo", "--model", "broken"],
+        &["--log", "json", "--plugin", "showo", "--set", "train.stpes=3"],
+        &["--log", "jsom", "--plugin", "showo"],
+    ]
+    .map(|arguments| run.run(&plugin_dir(), arguments));
+    for said in &said[..said.len() - 1] {
+        let (_, stderr) = said.split_once("stderr:\n").unwrap();
+        for line in stderr.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert!(line["level"].is_string(), "{said}");
+        }
+    }
+    assert_snapshot!(said.join("\n"));
+}
+
+#[test]
+fn a_tilde_is_the_home_folder_wherever_a_path_stands() {
+    let run = Run::new();
+    fs::write(run.path("tasks.toml"), "[train]\ntasks = '~/config/tasks.jsonl'\n").unwrap();
+    fs::write(run.path("model.toml"), "[model]\ncheckpoint = '~/config/model'\n").unwrap();
+    fs::create_dir(run.path("used")).unwrap();
+    fs::write(run.path("used/notes"), "").unwrap();
+    let question = ["--plugin", "showo", "--question", "what"];
+    let train = ["--plugin", "showo"];
+    for (command, arguments, path) in [
+        (
+            &["ask"] as &[_],
+            &[&["--image", "~/a b.png"] as &[_], &question].concat() as &[_],
+            "[HOME]/a b.png",
+        ),
+        (&["ask"], &[&["--image=~/a.png"] as &[_], &question].concat(), "[HOME]/a.png"),
+        (&[], &[&train as &[_], &["--model=~/model"]].concat(), "[HOME]/model"),
+        (&[], &[&train as &[_], &["--out", "~/used"]].concat(), "[HOME]/used"),
+        (&[], &[&train as &[_], &["--config=~/no.toml"]].concat(), "[HOME]/no.toml"),
+        (&[], &[&train as &[_], &["--reward", "~/no.toml"]].concat(), "[HOME]/no.toml"),
+        (&[], &[&train as &[_], &["--reward", "cmd:~/no.py"]].concat(), "[HOME]/no.py"),
+        (&[], &["--plugin", "~/no.so"], "[HOME]/no.so"),
+        (&[], &["--resume", "~/run"], "[HOME]/run"),
+        (&[], &[&train as &[_], &["--set", "train.tasks=~/tasks.jsonl"]].concat(), "[HOME]/tasks.jsonl"),
+        (
+            &[],
+            &[&train as &[_], &["--set", "reward.rules=[{ name = '~/my.toml' }]"]].concat(),
+            "[HOME]/my.toml",
+        ),
+        (&[], &[&train as &[_], &["--config", "tasks.toml"]].concat(), "[HOME]/config/tasks.jsonl"),
+        (&[], &[&train as &[_], &["--config", "~/model.toml"]].concat(), "[HOME]/config/model"),
+        (&["eval", "verify"], &["~/receipt.json"], "[HOME]/receipt.json"),
+        (&["reward", "diff"], &["~/a.toml", "b.toml"], "[HOME]/a.toml"),
+        (&["plugins", "check"], &["~/no.so"], "[HOME]/no.so"),
+        // What is no path of one's own home stays as it is.
+        (&[], &[&train as &[_], &["--model", "~somebody/model"]].concat(), "`~somebody/model`"),
+        (&[], &[&train as &[_], &["--model", "./~/model"]].concat(), "`./~/model`"),
+    ] {
+        let said = run.run(&plugin_dir(), &[command, arguments].concat());
+        assert!(!said.starts_with("exit: 0") && said.contains(path), "{path}: {said}");
+        let error = said.lines().find(|line| line.contains(path)).unwrap();
+        assert_eq!(error.contains('~'), path.contains('~'), "{said}");
+    }
+}
+
+#[test]
+fn an_image_tokenizer_has_two_names() {
+    let run = Run::new();
+    assert!(save_builtin(&run, "model").contains("exit: 0"));
+    let of = |name: &str| run.train(&["--model", "model", name, "nowhere"]);
+    assert_eq!(of("--image-tokenizer"), of("--tokenizer"));
+}
+
+#[test]
+fn train_is_the_command_without_a_name() {
+    let run = Run::new();
+    let of = |command: &[&str]| {
+        run.run(&plugin_dir(), &[command, &["--plugin", "showo", "--steps", "0"]].concat())
+    };
+    assert_eq!(of(&["train"]), of(&[]));
+    assert!(of(&["train"]).contains("`train.steps`"), "{}", of(&["train"]));
+}
+
+#[test]
+fn completions_know_commands_and_options() {
+    let run = Run::new();
+    for (shell, words) in [
+        ("bash", ["complete -F _unirl", "--image-tokenizer", "geneval"]),
+        ("zsh", ["#compdef unirl", "--image-tokenizer", "geneval"]),
+        ("fish", ["complete -c unirl", "image-tokenizer", "geneval"]),
+    ] {
+        let output = common::program(["completions", shell]).output().unwrap();
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && words.iter().all(|word| script.contains(word)), "{script}");
+    }
+    // What bash makes of it.
+    fs::write(run.path("script"), common::program(["completions", "bash"]).output().unwrap().stdout).unwrap();
+    let complete =
+        "source ./script; COMP_WORDS=(unirl rew); COMP_CWORD=1; _unirl unirl rew unirl; echo ${COMPREPLY[@]}";
+    let output = Command::new("bash").args(["-c", complete]).current_dir(run.home.path()).output().unwrap();
+    assert_eq!(common::shown(&output), "exit: 0\nstdout:\nreward\nstderr:\n");
+}
+
+#[test]
+fn manual_pages_are_those_of_the_program_and_of_each_command() {
+    let page =
+        |command: &[&str]| common::shown(&common::program([&["man"], command].concat()).output().unwrap());
+    for (command, words) in [
+        (&[] as &[_], ["unirl \\-", ".SH OPTIONS", "SIGUSR1"]),
+        (&["ask"], ["unirl\\-ask", "\\-\\-image\\fR", "\\-\\-question"]),
+        (&["reward", "score"], ["unirl\\-reward\\-score", "\\-\\-reward\\fR", "stdin"]),
+    ] {
+        let page = page(command);
+        assert!(page.starts_with("exit: 0"), "{page}");
+        assert!(words.iter().all(|word| page.contains(word)), "{words:?}: {page}");
+    }
+    assert_snapshot!([page(&["aks"]), page(&["reward", "scroe"])].join("\n"));
+}
+
+/// What somebody new to the command gets wrong: a value of the wrong form, a folder for a file, a name that is not quite one.
+#[test]
+fn wrong_values_are_one_clear_error() {
+    let run = Run::new();
+    fs::create_dir(run.path("folder")).unwrap();
+    fs::write(run.path("file"), "").unwrap();
+    let draw = ["generate", "--plugin", "showo", "--prompt", "a star"];
+    let of = |arguments: &[&str]| run.run(&plugin_dir(), &[&draw, arguments].concat());
+    let mut said = vec![
+        of(&["--count", "-1"]),
+        of(&["--count=1.5"]),
+        of(&["--seed", "-1"]),
+        of(&["--steps", "-4"]),
+        of(&["--steps", "four"]),
+        of(&["--guidance", "-3"]),
+        of(&["--guidance", "two"]),
+        of(&["--batch", "-1"]),
+        of(&["--out", "file"]),
+        of(&["--out", "nowhere/x.png"]),
+        of(&["--plugin-dir", "nowhere"]),
+        of(&["--plugin-dir", "file"]),
+    ];
+    fs::create_dir(run.path("x.png")).unwrap();
+    said.push(of(&["--out", "x.png"]));
+    for arguments in [
+        &["aks", "--plugin", "showo"] as &[_],
+        &["repotr", "run"],
+        &["ask", "--plugin", "showo", "--question", "what", "--image", "folder"],
+        &["reward", "diff", "exact", "bound", "--temperature", "-1"],
+        &["plugins", "new", "mine", "--kind", "model", "--unirl", "folder"],
+    ] {
+        let output = common::program(arguments).current_dir(run.home.path()).output().unwrap();
+        said.push(format!("unirl {}\n{}", arguments.join(" "), common::shown(&output)));
+    }
+    let output =
+        common::program(["prompts", "--out", "folder"]).current_dir(run.home.path()).output().unwrap();
+    said.push(common::shown(&output));
+    assert_snapshot!(said.join("\n"));
+    assert!(!run.path("generated.png").exists() && !run.path("mine").exists(), "nothing is written");
 }

@@ -147,11 +147,11 @@ fn checkpoints(run: &Path) -> usize {
 }
 
 #[test]
-fn interrupted_by_ctrl_c_or_sigterm_it_saves_the_step_and_says_how_to_go_on() {
+fn interrupted_by_a_signal_it_saves_the_step_and_says_how_to_go_on() {
     let home = tempfile::tempdir().unwrap();
     let whole = home.path().join("whole");
     done(&begin(home.path(), &whole));
-    for signal in ["-INT", "-TERM"] {
+    for signal in ["-INT", "-TERM", "-HUP", "-USR1"] {
         let out = home.path().join(signal);
         let arguments = begin(home.path(), &out);
         let mut child = unirl(&arguments).stderr(Stdio::piped()).spawn().unwrap();
@@ -165,6 +165,45 @@ fn interrupted_by_ctrl_c_or_sigterm_it_saves_the_step_and_says_how_to_go_on() {
         done(&["--resume", out.to_str().unwrap()]);
         assert!(end(&out) == end(&whole), "{signal}");
     }
+}
+
+fn send(signal: &str, child: &Child) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// A terminal that hangs up sends the signal twice and takes stderr with it; a scheduler warns before it sends SIGTERM.
+#[test]
+fn repeated_warnings_and_a_closed_stderr_do_not_keep_the_step_from_being_saved() {
+    let home = tempfile::tempdir().unwrap();
+    let whole = home.path().join("whole");
+    done(&begin(home.path(), &whole));
+    for signals in [["-HUP", "-HUP"], ["-USR1", "-TERM"]] {
+        let out = home.path().join(signals.concat());
+        let mut child = unirl(begin(home.path(), &out)).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for(&out.join("checkpoints/step-000001"), &mut child);
+        drop(child.stderr.take());
+        for signal in signals {
+            send(signal, &child);
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signals:?}");
+        assert!(!out.join("report.json").exists());
+        done(&["--resume", out.to_str().unwrap()]);
+        assert!(end(&out) == end(&whole), "{signals:?}");
+    }
+}
+
+#[test]
+fn a_run_under_nohup_outlives_its_terminal() {
+    let home = tempfile::tempdir().unwrap();
+    let out = home.path().join("run");
+    let program = unirl(begin(home.path(), &out));
+    let mut command = Command::new("nohup");
+    command.arg(program.get_program()).args(program.get_args()).env("OMP_NUM_THREADS", "1");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for(&out.join("checkpoints/step-000001"), &mut child);
+    send("-HUP", &child);
+    assert!(child.wait().unwrap().success());
+    assert!(out.join("report.json").is_file());
 }
 
 /// Every file of the newest checkpoint in turn: a byte changed, half of it gone, all of it gone.

@@ -29,17 +29,23 @@ fn script(home: &Path, name: &str, body: &str) -> String {
 
 /// `unirl reward score` of two samples under a rule.
 fn scored(home: &Path, rule: &str, options: &str) -> String {
+    scored_from(home, rule, options, SAMPLES)
+}
+
+/// The same of these samples. The home folder is `home`.
+fn scored_from(home: &Path, rule: &str, options: &str, samples: &str) -> String {
     let config = home.join("rules.toml");
     fs::write(&config, format!("[reward]\nrules = [{{ name = {rule:?}, options = {{ {options} }} }}]\n"))
         .unwrap();
     let mut child = unirl(["reward", "score", "--config", config.to_str().unwrap()])
         .current_dir(home)
+        .env("HOME", home)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let _ = child.stdin.take().unwrap().write_all(SAMPLES.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(samples.as_bytes());
     shown(&child.wait_with_output().unwrap()).replace(home.to_str().unwrap(), "[HOME]")
 }
 
@@ -117,4 +123,167 @@ fn what_is_wrong_with_a_program_is_told() {
         },
     ];
     insta::assert_snapshot!(said.join("\n"));
+}
+
+const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases/programs");
+
+#[test]
+fn published_cases_are_scored_or_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let said = ["good", "two", "latin"]
+        .map(|name| scored(home.path(), &format!("cmd:{CASES}/{name}.py"), "").replace(CASES, "[CASES]"));
+    insta::assert_snapshot!(said.join("\n"));
+}
+
+/// A reply for each batch, and what else there is to do with it: `{}` stands before the loop, in it and behind it.
+fn replying(before: &str, with: &str, after: &str) -> String {
+    format!(
+        "{before}\nfor number, line in enumerate(sys.stdin):\n    n = len(json.loads(line)['samples'])\n    \
+         reply = json.dumps({{'rewards': [{{'score': number, 'max': 3}}] * n}})\n    {with}\n{after}"
+    )
+}
+
+#[test]
+fn output_that_no_batch_asked_for_is_an_error() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let plain = "print(reply, flush=True)";
+    let forms = [
+        ("same_write.py", replying("", "print(reply + '\\n' + reply, flush=True)", "")),
+        ("empty_line.py", replying("", "print(reply + '\\n', flush=True)", "")),
+        ("late.py", replying("", "print(reply, flush=True); time.sleep(0.3); print(reply, flush=True)", "")),
+        ("on_exit.py", replying("", plain, "print('all done')")),
+        ("half_a_line_on_exit.py", replying("", plain, "sys.stdout.write('bye')")),
+        ("twice_and_exit.py", replying("", "print(reply + '\\n' + reply, flush=True); sys.exit()", "")),
+        ("half_a_line.py", replying("", "sys.stdout.write(reply[:20]); sys.exit(3)", "")),
+        ("one_too_many.py", replying("", "print(json.dumps({'rewards': [1] * (n + 1)}), flush=True)", "")),
+        ("endless.py", replying("", "print('x' * (65 << 20), flush=True)", "")),
+        ("chatter.py", replying("", "[print(reply, flush=True) for _ in range(10 ** 6)]", "")),
+    ];
+    let said = forms.map(|(name, body)| {
+        let rule = script(home, name, &body);
+        scored(home, &rule, "")
+    });
+    insta::assert_snapshot!(said.join("\n"));
+
+    // What is said of these depends on how fast they are.
+    for (first, shown) in [("ready", "`ready`"), ("{\"rewards\": [null, null]}", "`{\"rewards\": [")] {
+        let body = replying(&format!("print({first:?}, flush=True)"), plain, "");
+        let said = scored(home, &script(home, "before.py", &body), "");
+        assert!(said.starts_with("exit: 1") && said.contains(shown), "{said}");
+    }
+    let body = replying("", "sys.stdout.write(reply); sys.stdout.flush()", "");
+    let said = scored(home, &script(home, "no_end_of_line.py", &body), "timeout_seconds = 2.0");
+    assert!(
+        said.starts_with("exit: 1") && said.contains("it wrote no end of line behind `{\"rewards\""),
+        "{said}"
+    );
+}
+
+/// The line too many arrives while the second batch of 4096 samples is being answered, or after the last.
+#[test]
+fn a_line_too_many_is_found_in_any_batch() {
+    let home = tempfile::tempdir().unwrap();
+    let samples = SAMPLES.repeat(2 * 4096);
+    for (name, with) in [
+        (
+            "first.py",
+            "print(reply, flush=True)\n    if number == 0: time.sleep(0.1); print(reply, flush=True)",
+        ),
+        ("third.py", "print(reply, flush=True)\n    if number == 2: print(reply, flush=True)"),
+        (
+            "last.py",
+            "print(reply, flush=True)\n    if number == 3: time.sleep(0.1); print(reply, flush=True)",
+        ),
+    ] {
+        let rule = script(home.path(), name, &replying("", with, ""));
+        let said = scored_from(home.path(), &rule, "", &samples);
+        assert!(said.starts_with("exit: 1\nstdout:\nstderr:\n"), "{name}: {said}");
+        assert!(said.contains("it answered more than"), "{name}: {said}");
+    }
+    let rule = script(home.path(), "right.py", &replying("", "print(reply, flush=True)", ""));
+    let said = scored_from(home.path(), &rule, "", &samples);
+    assert!(said.starts_with("exit: 0"), "{}", &said[..200]);
+    assert_eq!(said.lines().filter(|line| line.starts_with("{\"reward\":3.0")).count(), 4096);
+}
+
+#[test]
+fn rewards_may_be_plain_numbers() {
+    let home = tempfile::tempdir().unwrap();
+    for reply in
+        ["[0.5, 1]", " {'rewards': [0.5, 1]}", "{'rewards': [0.5, {'score': 1, 'max': 1, 'why': 'NaN'}]}"]
+    {
+        let body = format!("for line in sys.stdin:\n    print({:?}, flush=True)", reply.replace('\'', "\""));
+        let said = scored(home.path(), &script(home.path(), "numbers.py", &body), "");
+        assert!(said.starts_with("exit: 0"), "{said}");
+        assert!(
+            said.contains("{\"reward\":0.5,\"max\":1.0") && said.contains("{\"reward\":1.0,\"max\":1.0"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn what_is_no_reward_is_named_by_its_index() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let mut said = Vec::new();
+    for rewards in [
+        "[1, NaN]",
+        "[Infinity, 1]",
+        "[1, -Infinity]",
+        "[1, 1e999]",
+        "[\"1\", 1]",
+        "[1, true]",
+        "[1, [1, 1]]",
+        "[1, 2]",
+        "[-0.5, 1]",
+        "[{\"score\": 1, \"max\": 1}, {\"score\": NaN, \"max\": 1}]",
+        "[{\"score\": \"1\", \"max\": 1}, null]",
+        "[{\"score\": 1}, null]",
+        "[{\"score\": 1, \"max\": 1, \"parts\": {\"noun\": \"1\"}}, null]",
+        "[null, {\"score\": 1, \"max\": 1, \"why\": 3}]",
+        "[null, {\"score\": 2, \"max\": 1, \"why\": \"a \\\\\"NaN\\\\\"\"}]",
+        "[1, nan]",
+    ] {
+        let body = format!("for line in sys.stdin:\n    print('{{\"rewards\": {rewards}}}', flush=True)");
+        said.push(format!("{rewards}\n{}", scored(home, &script(home, "numbers.py", &body), "")));
+    }
+    insta::assert_snapshot!(said.join("\n"));
+}
+
+#[test]
+fn a_program_is_named_with_its_arguments_as_in_a_shell() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let body =
+        "print(sys.argv[1:], file=sys.stderr)\n".to_string() + &replying("", "print(reply, flush=True)", "");
+    fs::create_dir(home.join("my rules")).unwrap();
+    script(home, "my rules/own.py", &body);
+    script(home, "own.py", &body);
+    fs::write(home.join("plain.py"), format!("import json, sys, time\n{body}")).unwrap();
+    let mut said = Vec::new();
+    for (rule, options) in [
+        ("cmd:python3 plain.py", ""),
+        ("cmd:python3 -u plain.py --points '2 3' \"it's\"", ""),
+        ("cmd:python3 plain.py first", "args = ['second', '~/third']"),
+        ("cmd:my rules/own.py", ""),
+        ("cmd:'my rules/own.py' --fast", ""),
+        ("cmd:my\\ rules/own.py", ""),
+        ("cmd:own.py", ""),
+        ("cmd:~/own.py", ""),
+        ("cmd:~/my rules/own.py", ""),
+        ("cmd:python3 ~/plain.py ~/a a~/b ~me", ""),
+        ("cmd:python3 'plain.py", ""),
+        ("cmd:", ""),
+        ("cmd:''", ""),
+        ("cmd:pyhton3 plain.py", ""),
+        ("cmd:plain.py", ""),
+        ("cmd:my rules", ""),
+    ] {
+        said.push(format!("{rule}  {options}\n{}", scored(home, rule, options)));
+    }
+    insta::assert_snapshot!(said.join("\n"));
+    let said = scored(home, "cmd:python3 nowhere.py", "");
+    assert!(said.contains("nowhere.py") && said.contains("(exit status: 2), 3 times"), "{said}");
 }

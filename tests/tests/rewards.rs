@@ -220,3 +220,23 @@ fn a_run_is_rewarded_by_code_that_sees_the_drawings() {
         }
     }
 }
+
+/// Which plugins a rule opens, by the log.
+#[test]
+fn scoring_opens_only_the_plugin_of_its_rule() {
+    let home = TempDir::new().unwrap();
+    let (own, program) = (example("my-rules/my-rules.toml"), example("python-reward/reward.py"));
+    for (rule, expected) in [
+        ("exact", vec!["rewards"]),
+        ("bound", vec!["rewards"]),
+        (&own, vec![]),
+        (&format!("cmd:{program}"), vec![]),
+    ] {
+        let said = unirl(home.path(), &samples(), &["-vv", "reward", "score", "--reward", rule]);
+        assert!(said.starts_with("exit: 0"), "{said}");
+        let loaded = said.lines().filter(|line| line.contains("plugin loaded"));
+        let names: Vec<&str> =
+            loaded.filter_map(|line| line.split("plugin=\"").nth(1)?.split('"').next()).collect();
+        assert_eq!(names, expected, "{said}");
+    }
+}

@@ -14,7 +14,7 @@ use crate::build::{self, Settings};
 use crate::doctor;
 
 pub(super) fn run(args: &PluginsCheckArgs) -> Result<()> {
-    let mut plugins = Plugins::new(&args.search.plugin_dir);
+    let mut plugins = args.search.plugins()?;
     let plugin = plugins.load(&args.plugin)?;
     let (name, entries) = (plugin.name.clone(), plugin.entries.clone());
     build::print(&format!("plugin {name} {}\n", plugin.version))?;

@@ -25,7 +25,7 @@ pub(crate) fn run(args: &PluginsArgs) -> Result<()> {
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 fn show(args: &PluginsListArgs) -> Result<()> {
-    let mut plugins = Plugins::new(&args.search.plugin_dir);
+    let mut plugins = args.search.plugins()?;
     if args.json {
         println!(
             "{}",

@@ -57,6 +57,10 @@ fn manifest(name: &str, unirl: Option<&Path>) -> Result<String> {
                 path.display()
             )));
         }
+        Some(path) if !path.join("Cargo.toml").is_file() => {
+            return Err(Error::usage(format!("`--unirl {0}`: no crate at `{0}`", path.display()))
+                .hint("name the folder `core` of a checkout of unirl"));
+        }
         Some(path) => format!("{{ version = \"{version}\", path = \"{}\" }}", path.display()),
     };
     Ok(format!(

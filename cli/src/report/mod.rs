@@ -8,7 +8,7 @@ use unirl::error::{Error, Result};
 use unirl::{table, whole};
 
 use crate::args::ReportArgs;
-use crate::build::check_parent;
+use crate::build::check_output;
 use crate::progress;
 use chart::Curve;
 use run::Run;
@@ -44,7 +44,7 @@ struct Page {
 
 pub(crate) fn run(args: &ReportArgs) -> Result<()> {
     if let Some(out) = &args.out {
-        check_parent(out)?;
+        check_output(out)?;
     }
     let runs = args
         .runs

@@ -4,6 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, nearest};
+use crate::home;
 
 const PREFIX: &str = "libunirl_plugin_";
 const SUFFIX: &str = ".so";
@@ -12,7 +13,8 @@ const SUFFIX: &str = ".so";
 pub(super) fn dirs(extra: &[PathBuf]) -> Vec<PathBuf> {
     let mut all = extra.to_vec();
     if let Some(path) = env::var_os("UNIRL_PLUGIN_PATH") {
-        all.extend(env::split_paths(&path).filter(|dir| !dir.as_os_str().is_empty()));
+        let dirs = env::split_paths(&path).filter(|dir| !dir.as_os_str().is_empty());
+        all.extend(dirs.map(|dir| dir.to_str().map(|dir| home::expand(dir).as_ref().into()).unwrap_or(dir)));
     }
     if let Some(dir) = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)) {
         all.extend([dir.join("plugins"), dir]);

@@ -22,7 +22,7 @@ pub use file::{
     Example, Keyword, LongAnswer, Loss, Normalize, Pay, Penalties, Reading, RuleFile, ShippedOptions,
 };
 pub use matching::Match;
-pub use process::{PREFIX as PROCESS, ProcessOptions, ProcessReward};
+pub use process::{PREFIX as PROCESS, ProcessOptions, ProcessReward, command};
 pub use set::{RuleSet, WeightedRule};
 
 /// One drawing with its question and the model's answer, as a reward rule sees it: text and facts, never tokens.
@@ -105,4 +105,9 @@ pub trait RewardFunction: Send {
 
     /// One reward a sample, in order. `pixels [B,3,H,W]`, f32 in `0..=1`, are the drawings, where they are wanted.
     fn score(&self, samples: &[Sample], pixels: Option<&Tensor>) -> Result<Vec<Reward>>;
+
+    /// Called after the last batch, for a rule that finds out only then that something was wrong.
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 #[serde(deny_unknown_fields)]
 pub struct WeightedRule {
     /// The name of a rule of a loaded plugin, e.g. `bound`; the path of a rule file, `FILE.toml`; or of a plugin
-    /// file; or `cmd:PATH`, a program.
+    /// file; or `cmd:PATH`, a program, perhaps with arguments: `cmd:python3 reward.py`.
     pub name: String,
     /// The factor of its score.
     #[serde(default = "one")]
@@ -87,6 +87,11 @@ impl RuleSet {
         }
         Ok(totals)
     }
+
+    /// To be called after the last batch: whether a rule finds that something was wrong.
+    pub fn finish(&self) -> Result<()> {
+        self.rules.iter().try_for_each(|(_, function)| function.finish())
+    }
 }
 
 fn add(total: &mut Reward, rule: &WeightedRule, reward: Reward) {
@@ -128,9 +133,9 @@ fn checked(rule: &WeightedRule, samples: &[Sample], rewards: Vec<Reward>) -> Res
             && (0.0..=most).contains(&reward.score)
             && reward.parts.values().all(|points| points.is_finite())
     };
-    match rewards.iter().find(|reward| !fits(reward)) {
-        Some(reward) => Err(wrong(format!(
-            "expected points from 0 to their maximum, got {} of {}",
+    match rewards.iter().enumerate().find(|(_, reward)| !fits(reward)) {
+        Some((index, reward)) => Err(wrong(format!(
+            "`rewards[{index}]`: expected points from 0 to their maximum, got {} of {}",
             reward.score, reward.max
         ))),
         None => Ok(rewards),

@@ -174,6 +174,7 @@ pub fn train(
     if draws {
         pictures::save(&mut trainer, &config.eval, run_dir, "trained")?;
     }
+    [Some(rules), answer_rules].into_iter().flatten().try_for_each(RuleSet::finish)?;
     let wall = started.elapsed();
     let report = serde_json::json!({
         "base": before,

@@ -162,7 +162,7 @@ fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Pa
     let magvit_folder = places.iter().find(|place| place.is_dir()).ok_or_else(|| {
         Error::failure(format!("`{}` has no image tokenizer", folder.display()))
             .cause(format!("looked at {}", listed(&places)))
-            .hint("`--tokenizer DIR` names the folder of `showlab/magvitv2`")
+            .hint("`--image-tokenizer DIR` names the folder of `showlab/magvitv2`")
     })?;
     let path = magvit_folder.join(CONFIG);
     let magvit_json: Value =

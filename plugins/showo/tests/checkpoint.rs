@@ -245,7 +245,7 @@ fn parts_of_a_checkpoint_lie_in_it_beside_it_or_where_the_options_say() {
         fs::copy(dir.path().join(file), model.join(file)).unwrap();
     }
     let error = open(&model).err().unwrap().to_string();
-    assert!(error.contains("magvitv2") && error.contains("--tokenizer"), "{error}");
+    assert!(error.contains("magvitv2") && error.contains("--image-tokenizer"), "{error}");
 
     let tokenizer = dir.path().join("magvitv2").display().to_string();
     let mut options = ShowoConfig { tokenizer: Some(tokenizer), ..ShowoConfig::default() };
@@ -309,7 +309,10 @@ fn a_broken_checkpoint_is_refused_by_file_and_key() {
         }
     }
     refused(|dir| fs::remove_file(dir.join(WEIGHTS)).unwrap(), &["no weights in", "pytorch_model"]);
-    refused(|dir| fs::remove_dir_all(dir.join("magvitv2")).unwrap(), &["no image tokenizer", "--tokenizer"]);
+    refused(
+        |dir| fs::remove_dir_all(dir.join("magvitv2")).unwrap(),
+        &["no image tokenizer", "--image-tokenizer"],
+    );
 
     // Cut anywhere: in the length of the header, in the header, in the weights.
     for cut in [0, 5, 200, 20_000] {
