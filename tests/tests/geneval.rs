@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tch::Kind;
 use tempfile::TempDir;
 use unirl::detector::Detection;
-use unirl::judge::geneval::{Metadata, judge, read_metadata};
+use unirl::judge::geneval::{Metadata, Thresholds, judge, read_metadata};
 use unirl::judge::tiles;
 use unirl::picture;
 use unirl::plugin::Plugins;
@@ -222,7 +222,9 @@ fn two_readings_of_the_rules_agree() {
             .map(|found| (found.class.clone(), (found.score, found.bounds, found.color.clone().unwrap())))
             .collect();
         let (correct, faults) = second::evaluate(&metadata, &tuples);
-        let judged = judge(&Metadata::parse(&metadata.to_string()).unwrap(), &detections).unwrap();
+        let judged =
+            judge(&Metadata::parse(&metadata.to_string()).unwrap(), &detections, &Thresholds::default())
+                .unwrap();
         assert_eq!(
             (judged.correct, judged.reason.lines().count()),
             (correct, faults),
