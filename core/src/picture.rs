@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::io::{BufWriter, Cursor, Write};
+use std::fs::File;
+use std::io::{BufWriter, Cursor, Read as _, Write};
 use std::path::Path;
 
 use embedded_graphics::mono_font::iso_8859_1::FONT_6X10;
@@ -30,7 +31,7 @@ const SHORTEST: u32 = 14;
 const MOST_PIXELS: u64 = 2 * (1 << 30) / 4 / 3;
 
 /// The most bytes of a picture file.
-const MOST_BYTES: u64 = 1 << 30;
+const MOST_BYTES: u64 = 1 << 29;
 
 /// Pixels that are resized at once: they are held as f32.
 const BAND: u32 = 1 << 22;
@@ -77,11 +78,13 @@ fn wrong(path: &Path) -> String {
 
 fn open(path: &Path) -> Result<RgbImage> {
     let failed = |cause: &dyn std::fmt::Display| Error::usage(wrong(path)).cause(cause);
-    let length = std::fs::metadata(path).map_err(|error| failed(&error))?.len();
-    if length > MOST_BYTES {
-        return Err(failed(&format!("the file has {length} bytes, at most {MOST_BYTES} are read")));
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| failed(&error))?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(failed(&format!("the file has more than {MOST_BYTES} bytes")));
     }
-    let bytes = std::fs::read(path).map_err(|error| failed(&error))?;
     let truncated = || failed(&"the file is truncated").hint("copy or download it again");
     let too_large = |what: &str| {
         failed(&format!("{what}, at most {MOST_PIXELS} pixels are read")).hint("make it smaller first")
