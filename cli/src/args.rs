@@ -343,6 +343,19 @@ pub(crate) struct GenevalEvalArgs {
     /// Which of them are right: what `unirl geneval judge --out` wrote
     #[arg(long, value_name = "FILE.jsonl", requires = "references")]
     pub(crate) results: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) thresholds: ThresholdArgs,
+}
+
+/// The scores above which detections count.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct ThresholdArgs {
+    /// The score above which a detection counts; GenEval's is 0.3
+    #[arg(long, value_name = "SCORE")]
+    pub(crate) threshold: Option<f32>,
+    /// The same for prompts of the tag `counting`; GenEval's is 0.9
+    #[arg(long, value_name = "SCORE")]
+    pub(crate) counting_threshold: Option<f32>,
 }
 
 /// A language model that judges answers instead of the rules of `exact`.
@@ -373,6 +386,15 @@ pub(crate) struct JudgeArgs {
         default_value = "question",
         requires = "judge-url", value_hint = ValueHint::AnyPath)]
     pub(crate) question: String,
+    /// The temperature of its replies; left out for a model that refuses one
+    #[arg(
+        id = "judge-temperature",
+        long = "judge-temperature",
+        value_name = "T",
+        default_value_t = 0.0,
+        requires = "judge-url"
+    )]
+    pub(crate) temperature: f64,
     /// Where its replies are kept, so that none is asked for twice; `judge.jsonl` in the user's cache folder without it
     #[arg(id = "judge-cache", long = "judge-cache", value_name = "FILE.jsonl", requires = "judge-url")]
     pub(crate) cache: Option<PathBuf>,
@@ -589,7 +611,7 @@ pub(crate) struct GenevalDrawArgs {
 pub(crate) struct GenevalJudgeArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The folder of the set: `00000/metadata.jsonl`, `00000/samples/0000.png`, …
+    /// The folder of the set: `00000/metadata.jsonl`, `00000/samples/0000.png` (or `.jpg`), …
     #[arg(long, value_name = "DIR", required = true)]
     pub(crate) images: PathBuf,
     #[command(flatten)]
@@ -600,6 +622,11 @@ pub(crate) struct GenevalJudgeArgs {
     /// Where the detector is given the pictures: `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE", requires = "detector")]
     pub(crate) device: Option<String>,
+    #[command(flatten)]
+    pub(crate) thresholds: ThresholdArgs,
+    /// Judges the prompts of some tags or numbers, e.g. `counting,colors` or `0-99,200`
+    #[arg(long, value_name = "TAG|N|N-M,...")]
+    pub(crate) subset: Option<String>,
     /// The file to write with a line an image, as GenEval's script writes it
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) out: Option<PathBuf>,

@@ -1,7 +1,9 @@
 //! A language model behind an OpenAI-compatible endpoint as the judge of answers: the one thing that opens the network, and
 //! only where the user points it.
 
-use std::cell::RefCell;
+mod verdict;
+
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -30,8 +32,12 @@ const QUESTIONS: [(&str, &str); 2] = [
     ),
 ];
 
-/// How often it is asked before it counts as down.
+/// Failures in a row before it counts as down.
 const ATTEMPTS: u32 = 5;
+/// Replies without a verdict before an answer counts as not judged.
+const REPLIES: u32 = 3;
+/// What is added to the question after a reply without a verdict.
+const ONE_WORD: &str = "\n\nReply with one word: yes or no.";
 /// The wait before the second attempt; each further one is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// The longest an attempt may take.
@@ -43,15 +49,20 @@ pub(crate) struct Endpoint {
     model: String,
     key: Option<String>,
     question: String,
+    temperature: f64,
+    /// Whether the endpoint takes a temperature: some models refuse it.
+    takes_temperature: Cell<bool>,
     agent: ureq::Agent,
     cache: RefCell<Cache>,
 }
 
 /// How an attempt failed.
 enum Failure {
-    /// It may be better in a moment, perhaps after so many seconds.
+    /// Another attempt may succeed, perhaps after so many seconds.
     Passing(String, Option<u64>),
-    /// It will not.
+    /// The model does not take a temperature.
+    Temperature(String),
+    /// No attempt will succeed.
     Lasting(String),
 }
 
@@ -78,42 +89,74 @@ impl Endpoint {
         if !(question.contains("{truth}") && question.contains("{answer}")) {
             return Err(Error::usage("the judge question has no place for `{truth}` and `{answer}`"));
         }
+        if !(args.temperature.is_finite() && args.temperature >= 0.0) {
+            return Err(Error::usage(format!(
+                "`--judge-temperature`: expected a number of at least 0, got {}",
+                args.temperature
+            )));
+        }
         let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
         Ok(Some(Self {
             url: url.trim_end_matches('/').into(),
             model: model.clone(),
             key: std::env::var(&args.key).ok().filter(|key| !key.is_empty()),
             question,
+            temperature: args.temperature,
+            takes_temperature: Cell::new(true),
             agent: config.build().into(),
             cache: RefCell::new(Cache::open(args.cache.clone())?),
         }))
     }
 
-    fn ask(&self, message: &str) -> Result<bool> {
-        let key = hash::text(&format!("{}\n{}\n{message}", self.url, self.model));
+    /// The verdict on one answer; `None` if no reply holds one.
+    fn ask(&self, message: &str) -> Result<Option<bool>> {
+        let sampled = self.sampled().map(|temperature| format!("\n{temperature}")).unwrap_or_default();
+        let key = hash::text(&format!("{}\n{}\n{message}{sampled}", self.url, self.model));
         if let Some(verdict) = self.cache.borrow().known.get(&key) {
-            return Ok(*verdict);
+            return Ok(Some(*verdict));
         }
+        let mut asked = message.to_string();
+        for number in 1..=REPLIES {
+            let reply = self.reply(&asked)?;
+            if let Some(verdict) = verdict::verdict(&reply) {
+                self.cache.borrow_mut().keep(key, verdict)?;
+                return Ok(Some(verdict));
+            }
+            let reply: String = reply.chars().take(200).collect();
+            tracing::warn!("reply {number} of {REPLIES}: expected one yes or no, got `{reply}`");
+            asked = format!("{message}{ONE_WORD}");
+        }
+        Ok(None)
+    }
+
+    /// The temperature, where it is not the usual 0.
+    fn sampled(&self) -> Option<f64> {
+        (self.temperature != 0.0).then_some(self.temperature)
+    }
+
+    /// The reply to a message, after as many attempts as are allowed.
+    fn reply(&self, message: &str) -> Result<String> {
         let mut wait = FIRST_WAIT;
-        let mut last = String::new();
-        for attempt in 1..=ATTEMPTS {
+        let mut attempt = 1;
+        loop {
             match self.attempt(message) {
-                Ok(verdict) => {
-                    self.cache.borrow_mut().keep(key, verdict)?;
-                    return Ok(verdict);
-                }
+                Ok(reply) => return Ok(reply),
                 Err(Failure::Lasting(why)) => return Err(self.failed(why)),
+                Err(Failure::Temperature(why)) => {
+                    self.takes_temperature.set(false);
+                    tracing::warn!("the judge refuses a temperature and is asked without one: {why}");
+                }
                 Err(Failure::Passing(why, after)) => {
                     tracing::warn!("attempt {attempt} of {ATTEMPTS}: {why}");
-                    last = why;
-                    if attempt < ATTEMPTS {
-                        std::thread::sleep(after.map_or(wait, Duration::from_secs).min(PATIENCE));
-                        wait *= 2;
+                    if attempt == ATTEMPTS {
+                        return Err(self.failed(why).cause(format!("{ATTEMPTS} attempts")));
                     }
+                    std::thread::sleep(after.map_or(wait, Duration::from_secs).min(PATIENCE));
+                    wait *= 2;
+                    attempt += 1;
                 }
             }
         }
-        Err(self.failed(last).cause(format!("{ATTEMPTS} attempts")))
     }
 
     fn failed(&self, why: String) -> Error {
@@ -122,12 +165,12 @@ impl Endpoint {
         )
     }
 
-    fn attempt(&self, message: &str) -> Result<bool, Failure> {
-        let body = json!({
-            "model": self.model,
-            "messages": [{ "role": "user", "content": message }],
-            "temperature": 0,
-        });
+    fn attempt(&self, message: &str) -> Result<String, Failure> {
+        let passing = |error: ureq::Error| Failure::Passing(error.to_string(), None);
+        let mut body = json!({ "model": self.model, "messages": [{ "role": "user", "content": message }] });
+        if self.takes_temperature.get() {
+            body["temperature"] = self.temperature.into();
+        }
         let mut request = self
             .agent
             .post(format!("{}/chat/completions", self.url))
@@ -135,15 +178,17 @@ impl Endpoint {
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let mut response =
-            request.send(body.to_string()).map_err(|error| Failure::Passing(error.to_string(), None))?;
+        let mut response = request.send(body.to_string()).map_err(passing)?;
         let status = response.status().as_u16();
         let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-        let text = response
-            .body_mut()
-            .read_to_string()
-            .map_err(|error| Failure::Passing(error.to_string(), None))?;
+        let text = response.body_mut().read_to_string().map_err(passing)?;
         let beginning = || text.chars().take(200).collect::<String>();
+        let reply: Value = serde_json::from_str(&text).unwrap_or_default();
+        let choices = reply["choices"].as_array();
+        let refused = status != 200 || choices.is_none();
+        if refused && self.takes_temperature.get() && text.to_lowercase().contains("temperature") {
+            return Err(Failure::Temperature(beginning()));
+        }
         match status {
             200 => {}
             408 | 429 | 500.. => {
@@ -151,37 +196,21 @@ impl Endpoint {
             }
             _ => return Err(Failure::Lasting(format!("status {status}: {}", beginning()))),
         }
-        let reply: Option<Value> = serde_json::from_str(&text).ok();
-        let content = reply.as_ref().and_then(|reply| reply["choices"][0]["message"]["content"].as_str());
-        let Some(content) = content else {
-            return Err(Failure::Lasting(format!(
-                "its reply has no `choices[0].message.content`: {}",
-                beginning()
-            )));
+        // Gateways wrap the errors of what is behind them in a status of 200.
+        let Some(choices) = choices else {
+            return Err(Failure::Passing(format!("its reply has no `choices`: {}", beginning()), after));
         };
-        let word: String = content
-            .trim_start()
-            .chars()
-            .take_while(|letter| letter.is_alphabetic())
-            .collect::<String>()
-            .to_lowercase();
-        match word.as_str() {
-            "yes" => Ok(true),
-            "no" => Ok(false),
-            _ => Err(Failure::Lasting(format!(
-                "expected a reply that begins with yes or no, got `{}`",
-                content.chars().take(200).collect::<String>()
-            ))),
-        }
+        Ok(choices.first().map(|choice| verdict::text_of(&choice["message"]["content"])).unwrap_or_default())
     }
 }
 
 impl AnswerJudge for Endpoint {
     fn name(&self) -> String {
-        format!("{} at {}, question {}", self.model, self.url, &hash::text(&self.question)[..12])
+        let temperature = self.sampled().map(|value| format!(", temperature {value}")).unwrap_or_default();
+        format!("{} at {}, question {}{temperature}", self.model, self.url, &hash::text(&self.question)[..12])
     }
 
-    fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<bool>> {
+    fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<Option<bool>>> {
         let message = |(task, answer): (&Task, &String)| {
             // The answer last: what a model says is not read for places.
             let asked = self.question.replace("{question}", &task.question).replace("{truth}", &task.truth);

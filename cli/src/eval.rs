@@ -5,7 +5,7 @@ use std::path::Path;
 use unirl::config::ModelOptions;
 use unirl::error::{Context, Error, Result};
 use unirl::eval::{self, EvalFolder, Evaluation, ModelStamp, Receipt, Report, Shard};
-use unirl::judge::geneval::GenevalJudge;
+use unirl::judge::geneval::{GenevalJudge, Thresholds};
 use unirl::judge::{AnswerJudge, Exact};
 use unirl::model::ModelCard;
 use unirl::plugin::Plugins;
@@ -76,6 +76,15 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         }
     };
     bar.finish_and_clear();
+    for warning in geneval.iter().flat_map(GenevalJudge::warnings) {
+        tracing::warn!("{warning}");
+    }
+    if figures.not_judged > 0 {
+        tracing::warn!(
+            "the judge gave no verdict on {} answers: they count as wrong, so MMU and the chains are too low",
+            figures.not_judged
+        );
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&figures).context(|| "cannot write the report")?);
     } else {
@@ -92,7 +101,8 @@ fn geneval_judge(
 ) -> Result<Option<GenevalJudge>> {
     let (Some(metadata), Some(name)) = (&args.metadata, &args.detector) else { return Ok(None) };
     let detector = plugins.detector(name, &serde_json::json!({}))?;
-    let judge = GenevalJudge::new(metadata, (name.clone(), detector))?;
+    let thresholds = Thresholds::new(args.thresholds.threshold, args.thresholds.counting_threshold)?;
+    let judge = GenevalJudge::new(metadata, (name.clone(), detector), thresholds)?;
     let (Some(images), Some(results)) = (&args.references, &args.results) else { return Ok(Some(judge)) };
     let picture = build::picture_reader(card);
     let read = move |path: &Path| Ok(picture(path)?.squeeze_dim(0));

@@ -10,8 +10,8 @@ use unirl::config::RunConfig;
 use unirl::detector::Detection;
 use unirl::error::{Context, Error, Result};
 use unirl::judge::geneval::{
-    self, Metadata, Prompt, SETTINGS, Vocabulary, image_path, prompt_folder, read_detections, read_folder,
-    read_metadata,
+    self, Metadata, Prompt, SETTINGS, Subset, Thresholds, Vocabulary, image_path, prompt_folder,
+    read_detections, read_folder, read_metadata,
 };
 use unirl::model::{ImageSampling, Part};
 use unirl::{picture, seed, table, whole};
@@ -204,13 +204,18 @@ fn judge(args: &GenevalJudgeArgs) -> Result<()> {
     if let Some(out) = &args.out {
         build::check_output(out)?;
     }
-    let prompts = read_folder(&args.images)?;
+    let thresholds = Thresholds::new(args.thresholds.threshold, args.thresholds.counting_threshold)?;
+    let subset: Option<Subset> = args.subset.as_deref().map(str::parse).transpose()?;
+    let prompts = read_folder(&args.images, subset.as_ref())?;
     let detections = match (&args.found.detections, &args.found.detector) {
-        (Some(path), _) => read_detections(path, &prompts)?,
+        (Some(path), _) => read_detections(path, &prompts, subset.is_some())?,
         (None, Some(name)) => detect(args, name, &prompts)?,
         (None, None) => return Err(Error::usage("expected `--detections` or `--detector`")),
     };
-    let (lines, summary) = geneval::judge_all(&prompts, &detections)?;
+    let (lines, summary) = geneval::judge_all(&prompts, &detections, thresholds, subset.as_ref())?;
+    for warning in summary.seen.warnings(&thresholds) {
+        tracing::warn!("{warning}");
+    }
     if let Some(out) = &args.out {
         let mut text = String::new();
         for line in &lines {
@@ -258,11 +263,9 @@ fn detect(
             let pixels = Tensor::cat(run, 0).to_device(device); // [B,3,H,W]
             found.extend(detector.detect(&pixels, &words.classes, &words.colors)?);
         }
-        for (image, detections) in prompt.images.iter().zip(found) {
-            for detection in &detections {
-                words
-                    .check_class(&detection.class)
-                    .context(|| format!("detector `{name}` about `{image}`"))?;
+        for (image, mut detections) in prompt.images.iter().zip(found) {
+            for detection in &mut detections {
+                words.resolve(detection).context(|| format!("detector `{name}` about `{image}`"))?;
             }
             all.insert(image.clone(), detections);
         }

@@ -205,6 +205,58 @@ fn an_image_that_is_missing() {
     assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
 }
 
+fn ask_about(image: &str) -> String {
+    let path = format!("{}/fixtures/cases/{image}", env!("CARGO_MANIFEST_DIR"));
+    let question = "what is the main object of the image";
+    let arguments = ["ask", "--plugin", "showo", "--image", &path, "--question", question];
+    Run::new().run(&plugin_dir(), &arguments).replace(&path, image)
+}
+
+#[test]
+fn images_that_are_truncated() {
+    assert_snapshot!([ask_about("cut.jpg"), ask_about("cut_end.jpg")].join("\n"));
+}
+
+#[test]
+fn a_very_thin_image_is_answered() {
+    let text = ask_about("thin_500k.png");
+    assert!(text.contains("exit: 0"), "{text}");
+}
+
+#[test]
+fn a_prompt_that_is_cut_warns_once() {
+    let long = "a photo of a red star and a blue circle ".repeat(10);
+    let other = "a photo of a green ring and a blue circle ".repeat(10);
+    let run = Run::new();
+    let text = run.run(
+        &plugin_dir(),
+        &["generate", "--plugin", "showo", "--prompt", &long, "--prompt", &other, "--seed", "1"],
+    );
+    assert!(text.contains("exit: 0"), "{text}");
+    assert_eq!(text.matches("the rest is cut off").count(), 1, "{text}");
+    let short = ["generate", "--plugin", "showo", "--prompt", "a photo of a red star"];
+    let text = run.run(&plugin_dir(), &short);
+    assert!(text.contains("exit: 0") && !text.contains("WARN"), "{text}");
+}
+
+#[test]
+fn words_that_an_embedded_model_does_not_know_warn_once_each() {
+    for plugin in ["showo", "janus"] {
+        let prompts = ["a photo of a bench", "a photo of a Zebra", "a photo of a bench"];
+        let mut arguments = vec!["generate", "--plugin", plugin, "--device", "cpu"];
+        arguments.extend(prompts.iter().flat_map(|prompt| ["--prompt", prompt]));
+        let text = Run::new().run(&plugin_dir(), &arguments);
+        assert!(text.contains("exit: 0"), "{text}");
+        assert_eq!(text.matches("does not know `bench`").count(), 1, "{text}");
+        assert_eq!(text.matches("`Zebra`").count(), 1, "{text}");
+        assert_eq!(text.matches("WARN").count(), 2, "{text}");
+    }
+    let path = format!("{}/fixtures/cases/thin_500k.png", env!("CARGO_MANIFEST_DIR"));
+    let arguments = ["ask", "--plugin", "showo", "--image", &path, "--question", "where is the giraffe"];
+    let text = Run::new().run(&plugin_dir(), &arguments);
+    assert!(text.contains("exit: 0") && text.contains("`giraffe`"), "{text}");
+}
+
 #[test]
 fn a_temperature_below_zero() {
     assert_snapshot!(Run::new().train(&["--set", "rollout.images.temperature=-1"]));

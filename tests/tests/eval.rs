@@ -161,6 +161,13 @@ fn genevals_prompts_are_evaluated_by_a_detector() {
     assert_eq!(figures["t2i"], receipt["figures"]["t2i"]);
     assert_eq!(figures["mmu"]["macro"], Value::Null);
 
+    // Thresholds stand in the receipt, and one that nothing passes is reported.
+    let strict =
+        run(&[&evaluation[..], &["--threshold", "0.5", "--counting-threshold", "0.99999", "--out", "t"]]
+            .concat());
+    let judge = read(&home.path().join("t/receipt.json"))["plan"]["image_judge"].to_string();
+    assert_eq!(judge, "\"geneval by `tiles`, thresholds 0.5 and 0.99999 for counting\"", "{strict}");
+
     let wrong = |arguments: &[&str]| unirl(home.path(), &[&evaluation[..], arguments].concat());
     fs::write(home.path().join("lost.jsonl"), results.replace("00000/samples", "00009/samples/none"))
         .unwrap();
@@ -256,19 +263,113 @@ fn a_language_model_judges_answers_once_each() {
 }
 
 #[test]
+fn a_verdict_is_found_in_any_form_of_reply() {
+    let home = TempDir::new().unwrap();
+    let error = r#"{"error":{"message":"upstream overloaded","code":529}}"#;
+    let (url, asked) = endpoint(vec![
+        (200, r#"{"choices":[{"message":{"content":"<think>There is no bench. No?</think> Yes"}}]}"#),
+        (200, r#"{"choices":[{"message":{"content":"**Yes**"}}]}"#),
+        (200, error),
+        (200, r#"{"choices":[{"message":{"content":"\"Yes\""}}]}"#),
+        (200, r#"{"choices":[{"message":{"content":"perhaps"}}]}"#),
+        (200, r#"{"choices":[{"message":{"content":"Answer: yes"}}]}"#),
+        (200, "<html>bad gateway</html>"),
+        (200, r#"{"choices":[{"message":{"content":"```json\n{\"answer\": \"yes\"}\n```"}}]}"#),
+        (200, r#"{"choices":[{"message":{"content":null}}]}"#),
+        (200, r#"{"choices":[{"message":{"content":[{"type":"text","text":"Yes"}]}}]}"#),
+    ]);
+    let said =
+        eval(home.path(), &["--json", "--judge-url", &url, "--judge-model", "m", "--judge-cache", "r.jsonl"]);
+    assert!(said.starts_with("exit: 0"), "{said}");
+    let figures: Value =
+        serde_json::from_str(said["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap()).unwrap();
+    assert_eq!((figures["mmu"]["macro"].as_f64(), figures.get("not_judged")), (Some(1.0), None), "{figures}");
+    assert!(said.contains("attempt 1 of 5: its reply has no `choices`: {\"error\""), "{said}");
+    assert!(said.contains("attempt 1 of 5: its reply has no `choices`: <html>"), "{said}");
+    let asked: Vec<String> = asked.try_iter().collect();
+    assert_eq!(asked[2], asked[3], "a gateway's error is asked again");
+    assert!(
+        asked[5].contains("Reply with one word: yes or no.") && !asked[4].contains("one word"),
+        "{}",
+        asked[5]
+    );
+}
+
+#[test]
+fn an_answer_that_is_not_judged_counts_as_wrong_and_is_reported() {
+    let home = TempDir::new().unwrap();
+    let (url, asked) = endpoint(vec![(200, YES), (200, PERHAPS)]);
+    let said = eval(
+        home.path(),
+        &["--out", "e", "--judge-url", &url, "--judge-model", "m", "--judge-cache", "r.jsonl"],
+    );
+    assert!(said.starts_with("exit: 0"), "{said}");
+    let receipt = read(&home.path().join("e/receipt.json"));
+    let figures = &receipt["figures"];
+    let not_judged = figures["not_judged"].as_u64().unwrap();
+    assert!((30..36).contains(&not_judged), "{figures}");
+    assert_eq!(asked.try_iter().count() as u64, 1 + 3 * not_judged, "each is asked three times");
+    assert!(
+        said.contains(&format!("the judge gave no verdict on {not_judged} answers: they count as wrong")),
+        "{said}"
+    );
+    assert!(said.contains(&format!("not judged    {not_judged} answers")), "{said}");
+    let of_items: u64 = receipt["verdicts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|line| line["verdict"].get("not_judged")?.as_u64())
+        .sum();
+    assert_eq!(of_items, not_judged);
+    let verified = unirl(home.path(), &["eval", "verify", "e/receipt.json"]);
+    assert!(verified.starts_with("exit: 0") && verified.contains("not judged"), "{verified}");
+}
+
+#[test]
+fn a_judge_that_refuses_a_temperature_is_asked_without_one() {
+    let home = TempDir::new().unwrap();
+    let refusal =
+        r#"{"error":{"message":"Unsupported value: 'temperature' does not support 0 with this model."}}"#;
+    for status in [400, 200] {
+        let (url, asked) = endpoint(vec![(status, refusal), (200, YES)]);
+        let cache = format!("{status}.jsonl");
+        let said = eval(home.path(), &["--judge-url", &url, "--judge-model", "m", "--judge-cache", &cache]);
+        assert!(said.starts_with("exit: 0"), "{said}");
+        assert_eq!(
+            said.matches("the judge refuses a temperature and is asked without one").count(),
+            1,
+            "{said}"
+        );
+        let asked: Vec<String> = asked.try_iter().collect();
+        assert!(asked[0].contains("\"temperature\":0"), "{}", asked[0]);
+        assert!(asked[1..].iter().all(|asked| !asked.contains("temperature")));
+    }
+    let (url, asked) = endpoint(vec![(200, YES)]);
+    let judge = ["--judge-url", &url, "--judge-model", "m", "--judge-cache", "r.jsonl"];
+    let said = eval(home.path(), &[&judge[..], &["--judge-temperature", "0.7", "--out", "e"]].concat());
+    assert!(said.starts_with("exit: 0"), "{said}");
+    assert!(asked.try_iter().all(|asked| asked.contains("\"temperature\":0.7")));
+    let name = read(&home.path().join("e/receipt.json"))["plan"]["answer_judge"].to_string();
+    assert!(name.contains(", temperature 0.7"), "{name}");
+    let said = eval(home.path(), &[&judge[..], &["--judge-temperature=-1"]].concat());
+    assert!(
+        said.starts_with("exit: 2") && said.contains("expected a number of at least 0, got -1"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_judge_that_does_not_judge_is_a_clear_error() {
     let home = TempDir::new().unwrap();
     let judged = |arguments: &[&str]| {
         eval(home.path(), &[&["--judge-model", "m", "--judge-cache", "r.jsonl"], arguments].concat())
     };
     let (refuses, _) = endpoint(vec![(401, "no such key")]);
-    let (chats, _) = endpoint(vec![(200, PERHAPS)]);
     let (other, _) = endpoint(vec![(200, "<html>")]);
     let down = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let down = format!("http://{down}/v1");
     let texts = [
         (refuses.as_str(), judged(&["--judge-url", &refuses])),
-        (chats.as_str(), judged(&["--judge-url", &chats])),
         (other.as_str(), judged(&["--judge-url", &other])),
         (down.as_str(), judged(&["--judge-url", &down])),
         ("nowhere", judged(&["--judge-url", "localhost:8000"])),

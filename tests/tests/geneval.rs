@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tch::Kind;
 use tempfile::TempDir;
 use unirl::detector::Detection;
-use unirl::judge::geneval::{Metadata, judge, read_metadata};
+use unirl::judge::geneval::{Metadata, Thresholds, judge, read_metadata};
 use unirl::judge::tiles;
 use unirl::picture;
 use unirl::plugin::Plugins;
@@ -222,7 +222,9 @@ fn two_readings_of_the_rules_agree() {
             .map(|found| (found.class.clone(), (found.score, found.bounds, found.color.clone().unwrap())))
             .collect();
         let (correct, faults) = second::evaluate(&metadata, &tuples);
-        let judged = judge(&Metadata::parse(&metadata.to_string()).unwrap(), &detections).unwrap();
+        let judged =
+            judge(&Metadata::parse(&metadata.to_string()).unwrap(), &detections, &Thresholds::default())
+                .unwrap();
         assert_eq!(
             (judged.correct, judged.reason.lines().count()),
             (correct, faults),
@@ -479,6 +481,99 @@ fn detections_that_do_not_fit() {
         texts.push(format!("{found}\n{said}"));
     }
     assert_snapshot!(texts.join("----\n"));
+}
+
+/// A set of one image a prompt, with the detections of `tests/fixtures/cases`: exit status, stdout and stderr.
+fn judge_cases(home: &Path, detections: &str, more: &[&str]) -> String {
+    let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases/detections");
+    let detections = format!("{cases}/{detections}.jsonl");
+    let images = format!("{cases}/IMG");
+    let said = unirl(home, &[&["judge", "--images", &images, "--detections", &detections], more].concat());
+    said.replace(cases, "[CASES]")
+}
+
+#[test]
+fn colors_of_detections_are_those_of_the_prompts() {
+    let home = TempDir::new().unwrap();
+    let home = home.path();
+    let right = judge_cases(home, "lower", &[]);
+    assert!(right.contains("Overall          1.0000"), "{right}");
+    // Case and blanks do not matter.
+    assert_eq!(judge_cases(home, "Upper", &[]), right);
+    assert_snapshot!([judge_cases(home, "rednoun", &[]), judge_cases(home, "unknown", &[])].join("\n"));
+
+    set(home);
+    for (color, hint) in [
+        ("a photo of a red cat", "did you mean `red`?"),
+        ("RED-colored", "did you mean `red`?"),
+        ("bleu", "did you mean `blue`?"),
+        ("turquoise", "did you mean `blue`?"),
+        ("plaid", "`color` is one of: red, orange, "),
+        (" ", "leave `color` out where no classifier was asked"),
+    ] {
+        let cat = format!(r#"{{"class": "cat", "score": 0.9, "box": [0, 0, 9, 9], "color": "{color}"}}"#);
+        fs::write(home.join("found.jsonl"), four("", &cat)).unwrap();
+        let said = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        assert!(said.starts_with("exit: 2") && said.contains(hint), "{color}: {said}");
+        assert!(said.contains("`found.jsonl`, line 4") && said.contains("`detections[0]`"), "{said}");
+    }
+    let cat = r#"{"class": " Cat", "score": 0.9, "box": [0, 0, 9, 9], "color": "\tRed "}"#;
+    fs::write(home.join("found.jsonl"), four("", cat)).unwrap();
+    let said = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+    assert!(said.contains("colors           0.5000  1 of 2"), "{said}");
+}
+
+#[test]
+fn a_set_of_jpegs_is_judged() {
+    let home = TempDir::new().unwrap();
+    let home = home.path();
+    let root = set(home);
+    let dog = r#"{"class": "dog", "score": 0.5, "box": [0, 0, 9, 9]}"#;
+    for (ending, other) in [("jpg", "png"), ("jpeg", "jpg"), ("JPG", "jpeg")] {
+        for image in ["00000/samples/0000", "00000/samples/0001", "00001/samples/0000", "00001/samples/0001"]
+        {
+            let path = |ending: &str| root.join(image).with_extension(ending);
+            fs::rename(path(other), path(ending)).unwrap();
+        }
+        fs::write(home.join("found.jsonl"), four(dog, "").replace(".png", &format!(".{ending}"))).unwrap();
+        let said = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        assert!(said.starts_with("exit: 0") && said.contains("single_object    0.5000  1 of 2"), "{said}");
+    }
+    fs::write(root.join("00001/samples/00.png"), "").unwrap();
+    let twice = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+    assert!(twice.starts_with("exit: 2") && twice.contains("has one image twice"), "{twice}");
+}
+
+#[test]
+fn thresholds_and_a_part_of_the_prompts_are_chosen_and_written() {
+    let home = TempDir::new().unwrap();
+    let home = home.path();
+    let root = set(home);
+    let dog = r#"{"class": "dog", "score": 0.5, "box": [0, 0, 9, 9]}"#;
+    let cat = r#"{"class": "cat", "score": 0.25, "box": [0, 0, 9, 9], "color": "red"}"#;
+    fs::write(home.join("found.jsonl"), four(dog, cat)).unwrap();
+    let judge = |more: &[&str]| {
+        unirl(home, &[&["judge", "--images", "set", "--detections", "found.jsonl"], more].concat())
+    };
+    let part = judge(&["--subset", "colors", "--threshold", "0.2", "--json", "--out", "results.jsonl"]);
+    let results = fs::read_to_string(home.join("results.jsonl")).unwrap();
+    let texts = [
+        part,
+        results,
+        judge(&["--subset", "0", "--threshold", "0.6"]),
+        judge(&["--threshold", "0.6"]),
+        judge(&["--subset", "colours"]),
+        judge(&["--subset", "counting"]),
+        judge(&["--subset", "1-3"]),
+        judge(&["--threshold", "30"]),
+    ];
+    fs::write(home.join("found.jsonl"), four("", "")).unwrap();
+    let empty = judge(&[]);
+    // Of a part that is chosen by numbers the others need not be there.
+    fs::remove_dir_all(root.join("00000")).unwrap();
+    let alone = judge(&["--subset", "1"]);
+    assert!(alone.starts_with("exit: 0") && alone.contains("colors           0.0000  0 of 2"), "{alone}");
+    assert_snapshot!(texts.join("\n") + &empty);
 }
 
 /// What is done to a good set.

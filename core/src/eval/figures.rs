@@ -60,6 +60,9 @@ pub struct Report {
     pub mmu_to_t2i: Score,
     /// Of the wrong drawings, those whose answer gets every point: what the model does not see.
     pub wrong_passed: Score,
+    /// Answers that the judge gave no verdict on; they count as wrong.
+    #[serde(default, skip_serializing_if = "super::is_zero")]
+    pub not_judged: u64,
 }
 
 /// Whether an item counts for a figure, and as a success; `None` where it does not count.
@@ -105,7 +108,8 @@ impl Report {
             let others: Vec<&Tally> = resampled.iter().map(|tallies| &tallies[figure]).collect();
             tallies[figure].score(&others)
         });
-        Self { t2i, t2i_lenient, mmu, t2i_to_mmu, mmu_to_t2i, wrong_passed }
+        let not_judged = items.iter().map(|item| item.not_judged).sum();
+        Self { t2i, t2i_lenient, mmu, t2i_to_mmu, mmu_to_t2i, wrong_passed, not_judged }
     }
 
     /// The figures with the names that people read.
@@ -231,6 +235,9 @@ pub fn table(report: &Report) -> String {
         }
         text.truncate(text.trim_end().len());
         text.push('\n');
+    }
+    if report.not_judged > 0 {
+        text += &format!("not judged    {} answers without a verdict, counted as wrong\n", report.not_judged);
     }
     text
 }

@@ -41,8 +41,16 @@ pub struct Item {
     pub reference_answer: Option<String>,
     /// That answer is right.
     pub understood: Option<bool>,
+    /// How many of the two answers the judge gave no verdict on; they count as wrong.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub not_judged: u64,
     /// The SHA-256 of the drawing, 8 bits a channel, in the order `[3,H,W]`.
     pub drawing: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Fails for a model whose images the tiles judge cannot read.
@@ -137,14 +145,17 @@ impl<'a> Evaluation<'a> {
         for ((((verdict, answer), passed), drawing), shown) in rows.zip(about_shown) {
             let Verdict { strict, lenient, reason } = verdict;
             let (reference_answer, understood) = shown.unzip();
+            let not_judged =
+                [Some(passed), understood].iter().filter(|verdict| **verdict == Some(None)).count();
             items.push(Item {
                 strict,
                 lenient,
                 reason,
                 answer,
-                passed,
+                passed: passed.unwrap_or(false),
                 reference_answer,
-                understood,
+                understood: understood.map(|verdict| verdict.unwrap_or(false)),
+                not_judged: not_judged as u64,
                 drawing,
             });
         }
@@ -156,7 +167,7 @@ impl<'a> Evaluation<'a> {
         &self,
         model: &mut dyn UnifiedModel,
         index: usize,
-    ) -> Result<Vec<Option<(String, bool)>>> {
+    ) -> Result<Vec<Option<(String, Option<bool>)>>> {
         let tasks = self.part_tasks(index);
         let references = self.images.references(tasks, seed::derive(self.seed, &[index as u64, 1]))?;
         let mut about = vec![None; tasks.len()];

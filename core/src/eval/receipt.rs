@@ -228,6 +228,7 @@ mod tests {
             passed: true,
             reference_answer: Some("nothing".into()),
             understood: Some(false),
+            not_judged: 0,
             drawing: hash::text(&task.prompt),
         };
         let items = tasks.iter().enumerate().map(item).collect();

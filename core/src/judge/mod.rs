@@ -46,8 +46,8 @@ pub trait AnswerJudge {
     /// What stands in a receipt.
     fn name(&self) -> String;
 
-    /// Whether each answer is right.
-    fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<bool>>;
+    /// Whether each answer is right; `None` where the judge gives no verdict.
+    fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<Option<bool>>>;
 }
 
 /// The exact judge of the drawn world.
@@ -80,7 +80,8 @@ impl AnswerJudge for Exact {
         "exact 2".into()
     }
 
-    fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<bool>> {
-        Ok(tasks.iter().zip(answers).map(|(task, answer)| answer_is_right(&task.facts, answer)).collect())
+    fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<Option<bool>>> {
+        let right = |(task, answer): (&Task, &String)| Some(answer_is_right(&task.facts, answer));
+        Ok(tasks.iter().zip(answers).map(right).collect())
     }
 }

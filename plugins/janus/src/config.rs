@@ -7,6 +7,10 @@ use unirl::{Error, Result};
 
 use crate::vq::VqConfig;
 
+/// Bounds which are far above any model, and keep a made-up file from filling the memory.
+const MOST: i64 = 1 << 26;
+const MOST_LAYERS: i64 = 1000;
+
 const PUBLISHED: &str = "Janus-1.3B, Janus-Pro-1B and Janus-Pro-7B are the published models of this family";
 
 /// Sizes of the network.
@@ -477,7 +481,12 @@ impl<'a> Section<'a> {
     }
 
     fn size(&self, key: &str) -> Result<Option<i64>> {
-        self.read(key, "a whole number", Value::as_i64)
+        // What the file says decides how much memory its tables take before a weight is compared.
+        let (most, expected) = match key.ends_with("layers") {
+            true => (MOST_LAYERS, "a whole number of at most 1000"),
+            false => (MOST, "a whole number of at most 67108864"),
+        };
+        self.read(key, expected, |value| value.as_i64().filter(|size| *size <= most))
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>> {

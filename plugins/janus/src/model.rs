@@ -14,7 +14,7 @@ use unirl::{Error, Result};
 use unirl_layers::decoder::{Rows, Sees};
 use unirl_layers::decoding::{Answering, Choice, Chosen, Written};
 use unirl_layers::language::{self, answered};
-use unirl_text::{padded, padded_left};
+use unirl_text::{padded, padded_left, warn_too_long};
 
 use crate::aligner::CodeHead;
 use crate::checkpoint::{self, Kept, Parts};
@@ -118,7 +118,14 @@ impl Janus {
     }
 
     fn prompt_ids(&self, prompts: &[String]) -> Result<Vec<Vec<i64>>> {
-        prompts.iter().map(|prompt| self.prompting.drawing(prompt)).collect()
+        // Nothing is cut, but positions beyond those of training follow no rule.
+        let limit = self.config.language.max_position_embeddings - self.card.image_tokens;
+        let ids = |prompt: &String| {
+            let ids = self.prompting.drawing(prompt)?;
+            warn_too_long(prompt, ids.len(), limit.max(0) as usize, "more than it was trained on");
+            Ok(ids)
+        };
+        prompts.iter().map(ids).collect()
     }
 
     fn emptied(&self, prompts: &[Vec<i64>]) -> Vec<Vec<i64>> {

@@ -19,7 +19,7 @@ use unirl_layers::lora::LoraConfig;
 use unirl_text::Text;
 
 use crate::clip::{Clip, ClipConfig};
-use crate::config::{CheckpointConfig, MagvitConfig, PhiConfig, ShowoConfig};
+use crate::config::{CheckpointConfig, MOST_TEXT, MagvitConfig, PhiConfig, ShowoConfig};
 use crate::magvit::Magvit;
 use crate::maskgit::Schedule;
 use crate::model::SYSTEM;
@@ -104,9 +104,9 @@ pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
         parts.schedule = Schedule::parse(schedule).context(|| "`model.options.mask_schedule`")?;
     }
     if let Some(length) = options.max_text_len {
-        if length < 4 {
+        if !(4..=MOST_TEXT).contains(&length) {
             return Err(Error::usage(format!(
-                "`model.options.max_text_len`: expected at least 4, got {length}"
+                "`model.options.max_text_len`: expected a number in 4..={MOST_TEXT}, got {length}"
             )));
         }
         parts.config.max_text_len = length;

@@ -9,6 +9,11 @@ use unirl_layers::Precision;
 use unirl_layers::lora::LoraConfig;
 use unirl_layers::vqgan::{LevelSize, Norm};
 
+/// Bounds which are far above any model, and keep a made-up file from filling the memory.
+const MOST_LAYERS: i64 = 1000;
+/// The same for the tokens of a prompt.
+pub(crate) const MOST_TEXT: i64 = 1 << 16;
+
 /// Options of the plugin.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -453,6 +458,16 @@ impl CheckpointConfig {
             [phi.hidden_size, phi.intermediate_size, phi.num_hidden_layers, phi.num_attention_heads];
         if positive.into_iter().chain([self.codebook_size, self.max_text_len]).any(|size| size < 1) {
             return Err(Error::failure(format!("`{file}`: a size is not positive: {phi:?}")));
+        }
+        for (name, size, most) in [
+            ("phi.num_hidden_layers", phi.num_hidden_layers, MOST_LAYERS),
+            ("max_text_len", self.max_text_len, MOST_TEXT),
+        ] {
+            if size > most {
+                return Err(Error::failure(format!(
+                    "`{file}`: `{name}`: expected at most {most}, got {size}"
+                )));
+            }
         }
         expect("phi.hidden_size", self.phi.head_dim() * self.phi.num_attention_heads, self.phi.hidden_size)?;
         if self.phi.head_dim() % 2 != 0 || self.phi.rotary_dim() % 2 != 0 || self.phi.rotary_dim() == 0 {

@@ -39,6 +39,11 @@ impl Prompting {
         padded
     }
 
+    /// The most tokens of a prompt that [`Prompting::t2i_text`] keeps, behind `<t2i> E`.
+    pub fn most(&self) -> usize {
+        self.max_text_len.saturating_sub(2)
+    }
+
     /// The whole drawing sequence: the text block, `<soi> image <eoi>`; `image` in ids of the vocabulary.
     pub fn t2i(&self, text: &[i64], image: &[i64]) -> Vec<i64> {
         let mut ids = self.t2i_text(text);

@@ -2,6 +2,8 @@
 
 mod rows;
 mod tokenizer;
+mod warnings;
 
 pub use rows::{padded, padded_left};
 pub use tokenizer::Text;
+pub use warnings::warn_too_long;

@@ -13,6 +13,8 @@ use unirl::model::Answers;
 use unirl::weights::read_json;
 use unirl::{Error, Result};
 
+use crate::warnings::warn_unknown;
+
 const TOKENIZER: &str = "tokenizer.json";
 const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
@@ -28,6 +30,8 @@ const END: &str = "<|endoftext|>";
 pub struct Text {
     tokenizer: Tokenizer,
     json: Vec<u8>,
+    /// The id that stands for every word that the vocabulary does not have.
+    unknown: Option<u32>,
 }
 
 impl Text {
@@ -85,9 +89,13 @@ impl Text {
 
     /// Parses the contents of a `tokenizer.json`; `file` is what errors call it.
     pub fn from_json(json: Vec<u8>, file: &str) -> Result<Self> {
-        let tokenizer = Tokenizer::from_bytes(&json)
-            .map_err(|error| Error::failure(format!("`{file}` is not a tokenizer")).cause(error))?;
-        Ok(Self { tokenizer, json })
+        let broken = |error| Error::failure(format!("`{file}` is not a tokenizer")).cause(error);
+        let mut tokenizer = Tokenizer::from_bytes(&json).map_err(broken)?;
+        // A file may keep the length that its last user cut and padded to; transformers ignores that, too.
+        tokenizer.with_truncation(None).map_err(broken)?;
+        tokenizer.with_padding(None);
+        let unknown = tokenizer.token_to_id(UNKNOWN);
+        Ok(Self { tokenizer, json, unknown })
     }
 
     /// A tokenizer of whole words in lower case; behind them the unknown word and `special` tokens.
@@ -132,13 +140,18 @@ impl Text {
         &self.json
     }
 
-    /// Ids of `text`, nothing added.
+    /// Ids of `text`, nothing added. Warns of words that the vocabulary does not have.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
         let encoding = self
             .tokenizer
             .encode(text, false)
             .map_err(|error| Error::failure(format!("cannot tokenize `{text}`")).cause(error))?;
-        Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
+        let ids = encoding.get_ids();
+        if let Some(unknown) = self.unknown {
+            let places = ids.iter().zip(encoding.get_offsets()).filter(|(id, _)| **id == unknown);
+            warn_unknown(places.filter_map(|(_, (start, end))| text.get(*start..*end)));
+        }
+        Ok(ids.iter().map(|id| i64::from(*id)).collect())
     }
 
     /// The text of `ids` up to the token `end`. Ids without a text, as of image codes, are left out.
@@ -303,6 +316,18 @@ mod tests {
         let text = Text::open_folder(&Path::new(FIXTURE).join("files")).unwrap();
         agrees(&text);
         agrees(&Text::from_json(text.json().to_vec(), "saved").unwrap());
+    }
+
+    #[test]
+    fn a_length_that_the_file_keeps_is_ignored() {
+        let words = ["a", "photo", "of", "star"].map(String::from);
+        let mut json: Value = serde_json::from_slice(Text::of_words(&words, &[]).unwrap().json()).unwrap();
+        json["truncation"] =
+            json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        json["padding"] = json!({"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+                                 "pad_id": 0, "pad_type_id": 0, "pad_token": "a"});
+        let text = Text::from_json(json.to_string().into_bytes(), "kept").unwrap();
+        assert_eq!(text.encode("a photo of a star").unwrap(), [0, 1, 2, 0, 3]);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! `GenEval`'s prompts as an evaluation: its rules over a detector judge the drawings, and the images of another model that
 //! those rules called right are what the model is asked about (A.1 of the paper).
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::{Metadata, Vocabulary, judge, read_metadata};
+use super::{Metadata, Seen, Thresholds, Vocabulary, judge, read_metadata};
 use crate::detector::Detector;
 use crate::error::{Context as _, Error, Result};
 use crate::judge::{ImageJudge, Verdict};
@@ -23,6 +24,8 @@ pub struct GenevalJudge {
     detector: Box<dyn Detector>,
     prompts: HashMap<String, Metadata>,
     words: Vocabulary,
+    thresholds: Thresholds,
+    seen: RefCell<Seen>,
     references: Option<References>,
 }
 
@@ -43,12 +46,26 @@ struct ResultLine {
 
 impl GenevalJudge {
     /// The judge of the prompts in `metadata`. `detector` has the name by which a receipt calls it.
-    pub fn new(metadata: &Path, detector: (String, Box<dyn Detector>)) -> Result<Self> {
+    pub fn new(
+        metadata: &Path,
+        detector: (String, Box<dyn Detector>),
+        thresholds: Thresholds,
+    ) -> Result<Self> {
         let metadata = read_metadata(metadata)?;
         let words = Vocabulary::of(&metadata);
         let prompts = metadata.into_iter().map(|metadata| (metadata.prompt.clone(), metadata)).collect();
         let (name, detector) = detector;
-        Ok(Self { name: format!("geneval by `{name}`"), detector, prompts, words, references: None })
+        let mut name = format!("geneval by `{name}`");
+        if thresholds != Thresholds::default() {
+            name += &format!(", thresholds {} and {} for counting", thresholds.objects, thresholds.counting);
+        }
+        let seen = RefCell::default();
+        Ok(Self { name, detector, prompts, words, thresholds, seen, references: None })
+    }
+
+    /// What to warn of after the evaluation: that no detection counted.
+    pub fn warnings(&self) -> Vec<String> {
+        self.seen.borrow().warnings(&self.thresholds)
     }
 
     /// Takes for references the images below `root` that the lines of `results` call right, read by `read`.
@@ -86,7 +103,7 @@ impl ImageJudge for GenevalJudge {
 
     /// `GenEval` knows one verdict, which is lenient by its nature: it is both here.
     fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>> {
-        let found = self.detector.detect(pixels, &self.words.classes, &self.words.colors)?;
+        let mut found = self.detector.detect(pixels, &self.words.classes, &self.words.colors)?;
         if found.len() != tasks.len() {
             return Err(Error::failure(format!(
                 "{}: expected detections of {} images, got {}",
@@ -95,11 +112,15 @@ impl ImageJudge for GenevalJudge {
                 found.len()
             )));
         }
+        for detection in found.iter_mut().flatten() {
+            self.words.resolve(detection).context(|| self.name.clone())?;
+        }
         let verdict = |(task, detections): (&Task, &Vec<_>)| {
             let metadata = self.prompts.get(&task.prompt).ok_or_else(|| {
                 Error::failure(format!("{}: `{}` is none of its prompts", self.name, task.prompt))
             })?;
-            let judged = judge(metadata, detections)?;
+            let judged = judge(metadata, detections, &self.thresholds)?;
+            self.seen.borrow_mut().add(metadata.tag, detections, self.thresholds.of(metadata.tag));
             Ok(Verdict { strict: judged.correct, lenient: judged.correct, reason: judged.reason })
         };
         tasks.iter().zip(&found).map(verdict).collect()

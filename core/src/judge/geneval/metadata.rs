@@ -4,11 +4,24 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::detector::Detection;
 use crate::error::{Context as _, Error, Result, nearest};
 use crate::scene::{Category, ObjectList, Relation, read_json, synonyms};
 
 /// Classes of `GenEval`: the first of [`ObjectList::everyday`].
 const CLASSES: usize = 80;
+
+/// What classifiers call shades of `GenEval`'s ten colours: a hint alone, as none of them is the colour that was asked for.
+const SHADES: [(&str, &[&str]); 8] = [
+    ("red", &["burgundy", "cherry", "crimson", "maroon", "ruby", "scarlet"]),
+    ("orange", &["amber", "apricot", "coral", "peach", "tangerine"]),
+    ("yellow", &["gold", "golden", "lemon", "mustard"]),
+    ("green", &["emerald", "jade", "khaki", "lime", "mint", "olive"]),
+    ("blue", &["aqua", "azure", "cobalt", "cyan", "indigo", "navy", "sapphire", "teal", "turquoise"]),
+    ("purple", &["lavender", "lilac", "mauve", "plum", "violet"]),
+    ("pink", &["fuchsia", "magenta", "rose", "salmon"]),
+    ("brown", &["beige", "bronze", "chestnut", "chocolate", "copper", "tan"]),
+];
 
 /// A prompt with the clauses that an image of it has to satisfy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +44,7 @@ pub struct Include {
     pub class: String,
     /// How many; more are no fault of this clause.
     pub count: usize,
-    /// The colour that each must have.
+    /// The colour that each must have, in lower case.
     pub color: Option<String>,
     /// Where each must lie.
     pub position: Option<Position>,
@@ -83,7 +96,7 @@ impl Metadata {
     /// Reads one line.
     pub fn parse(line: &str) -> Result<Self> {
         let line = line.trim();
-        let Line { tag, include, exclude, prompt } = read_json(line)?;
+        let Line { tag, mut include, exclude, prompt } = read_json(line)?;
         let clauses = include.iter().map(|clause| (&clause.class, clause.count, "include"));
         let clauses = clauses
             .enumerate()
@@ -94,6 +107,14 @@ impl Metadata {
             }
             if count == 0 {
                 return Err(Error::usage(format!("`{kind}[{index}].count`: expected at least 1, got 0")));
+            }
+        }
+        for (index, clause) in include.iter_mut().enumerate() {
+            let Some(color) = &mut clause.color else { continue };
+            *color = folded(color);
+            if color.is_empty() {
+                return Err(Error::usage(format!("`include[{index}].color` is empty"))
+                    .hint("leave `color` out where none is asked for"));
             }
         }
         for (index, position) in include.iter().map(|clause| clause.position).enumerate() {
@@ -131,6 +152,11 @@ pub fn read_metadata(path: &Path) -> Result<Vec<Metadata>> {
         return Err(Error::usage(format!("`{}` has no prompts", path.display())));
     }
     Ok(prompts)
+}
+
+/// A name without what spelling alone decides: case, and blanks around it and between its words.
+fn folded(name: &str) -> String {
+    name.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>().join(" ")
 }
 
 /// The classes and colours that some prompts speak of.
@@ -172,20 +198,62 @@ impl Vocabulary {
         Self { classes, colors, everyday: nouns }
     }
 
-    /// Refuses a class that no prompt names and that is none of `GenEval`'s eighty: most likely another spelling, of which
-    /// nothing would ever be found.
-    pub fn check_class(&self, class: &str) -> Result<()> {
+    /// Gives class and colour of a detection the spelling of the prompts; case and blanks do not matter.
+    ///
+    /// Refuses a class that no prompt names and that is none of `GenEval`'s eighty, and, where a prompt asks for a colour, a
+    /// colour that is none of those to choose from: they would never match, and the image would count as wrong.
+    pub fn resolve(&self, detection: &mut Detection) -> Result<()> {
+        detection.class = self.class(&detection.class)?;
+        if let Some(color) = &mut detection.color
+            && !self.colors.is_empty()
+        {
+            *color = self.color(color)?;
+        }
+        Ok(())
+    }
+
+    fn class(&self, class: &str) -> Result<String> {
         let known = || self.classes.iter().chain(&self.everyday).map(String::as_str);
-        if known().any(|other| other == class) {
-            return Ok(());
+        let wanted = folded(class);
+        let same =
+            known().find(|other| *other == class).or_else(|| known().find(|other| folded(other) == wanted));
+        if let Some(same) = same {
+            return Ok(same.into());
         }
         let error = Error::usage(format!("unknown class `{class}`"));
-        let called = known().find(|other| synonyms(other).contains(&class));
-        Err(match called.or_else(|| nearest(class, known())) {
+        let called = known().find(|other| synonyms(other).contains(&&*wanted));
+        Err(match called.or_else(|| nearest(&wanted, known())) {
             Some(near) => error.hint(format!("did you mean `{near}`?")),
             None => error,
         }
         .hint("known are the classes of the prompts and GenEval's eighty, in its spelling"))
+    }
+
+    fn color(&self, color: &str) -> Result<String> {
+        let wanted = folded(color);
+        if wanted.is_empty() {
+            return Err(
+                Error::usage("`color` is empty").hint("leave `color` out where no classifier was asked")
+            );
+        }
+        if self.colors.contains(&wanted) {
+            return Ok(wanted);
+        }
+        let known = || self.colors.iter().map(String::as_str);
+        let words = || wanted.split(|letter: char| !letter.is_alphanumeric());
+        let named = words().find_map(|word| known().find(|color| *color == word));
+        let shade = || {
+            let of = |word: &str| {
+                SHADES.iter().find(|(_, shades)| shades.contains(&word)).map(|(color, _)| *color)
+            };
+            words().find_map(of).filter(|color| known().any(|other| other == *color))
+        };
+        let error = Error::usage(format!("unknown color `{color}`"));
+        Err(match named.or_else(shade).or_else(|| nearest(&wanted, known())) {
+            Some(near) => error.hint(format!("did you mean `{near}`?")),
+            None => error,
+        }
+        .hint(format!("`color` is one of: {}", self.colors.join(", "))))
     }
 }
 
@@ -225,6 +293,10 @@ mod tests {
                 "`include[0].class` is empty",
             ),
             (
+                r#"{"tag": "colors", "prompt": "", "include": [{"class": "dog", "count": 1, "color": " "}]}"#,
+                "`include[0].color` is empty",
+            ),
+            (
                 r#"{"tag": "position", "prompt": "", "include": [{"class": "dog", "count": 1, "position": ["near", 0]}]}"#,
                 "`include[0].position`: unknown relation `near`",
             ),
@@ -244,12 +316,73 @@ mod tests {
         let words = Vocabulary::of(&[Metadata::parse(prompt).unwrap()]);
         assert_eq!(words.classes, ["square"]);
         assert_eq!((words.colors.len(), words.colors[10].as_str()), (11, "teal"));
-        assert!(words.check_class("square").is_ok() && words.check_class("toothbrush").is_ok());
-        // The ninety-ninth of the everyday objects.
-        assert!(words.check_class("ring").is_err());
-        for (wrong, meant) in [("mouse", "computer mouse"), ("remote", "tv remote"), ("sqare", "square")] {
-            let error = words.check_class(wrong).unwrap_err();
+        // `ring` is the ninety-ninth of the everyday objects.
+        assert!(words.class("ring").is_err());
+        for known in ["square", "toothbrush", "Square", " hot  dog\n", "TEDDY BEAR"] {
+            assert_eq!(words.class(known).unwrap(), folded(known));
+        }
+        for (wrong, meant) in [
+            ("mouse", "computer mouse"),
+            ("Mouse", "computer mouse"),
+            ("remote", "tv remote"),
+            ("sqare", "square"),
+        ] {
+            let error = words.class(wrong).unwrap_err();
             assert_eq!(error.hints()[0], format!("did you mean `{meant}`?"));
         }
+    }
+
+    fn teal_square() -> Metadata {
+        let line = r#"{"tag": "colors", "include": [{"class": "Square", "count": 1, "color": "Teal"}], "prompt": ""}"#;
+        Metadata::parse(line).unwrap()
+    }
+
+    fn seen(color: &str) -> Detection {
+        Detection { class: "square".into(), score: 0.9, bounds: [0.0; 4], color: Some(color.into()) }
+    }
+
+    #[test]
+    fn colors_are_resolved_over_case_and_blanks() {
+        let words = Vocabulary::of(&[teal_square()]);
+        for color in ["teal", "Teal", " TEAL", "teal\t"] {
+            let mut detection = seen(color);
+            words.resolve(&mut detection).unwrap();
+            assert_eq!((&*detection.class, detection.color.as_deref()), ("Square", Some("teal")));
+        }
+    }
+
+    #[test]
+    fn unknown_colors_are_refused_with_the_nearest() {
+        let words = Vocabulary::of(&[teal_square()]);
+        for (wrong, meant) in [
+            ("red fork", "red"),
+            ("a photo of a red fork", "red"),
+            ("a photo of a Blue-colored vase", "blue"),
+            ("dark green", "green"),
+            ("gren", "green"),
+            ("crimson", "red"),
+            ("navy", "blue"),
+            ("light olive", "green"),
+            ("blue/green", "blue"),
+        ] {
+            let error = words.resolve(&mut seen(wrong)).unwrap_err();
+            assert_eq!(error.message(), format!("unknown color `{wrong}`"));
+            assert_eq!(error.hints()[0], format!("did you mean `{meant}`?"));
+        }
+        let error = words.resolve(&mut seen("[0.1, 0.9]")).unwrap_err();
+        assert_eq!(
+            error.hints(),
+            ["`color` is one of: red, orange, yellow, green, blue, purple, pink, brown, black, white, teal"]
+        );
+        for empty in ["", "  "] {
+            assert_eq!(words.resolve(&mut seen(empty)).unwrap_err().message(), "`color` is empty");
+        }
+    }
+
+    #[test]
+    fn colors_are_not_checked_where_no_prompt_asks_for_one() {
+        let line = r#"{"tag": "single_object", "include": [{"class": "square", "count": 1}], "prompt": ""}"#;
+        let words = Vocabulary::of(&[Metadata::parse(line).unwrap()]);
+        assert!(words.resolve(&mut seen("crimson")).is_ok());
     }
 }

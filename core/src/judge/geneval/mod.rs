@@ -13,10 +13,10 @@ mod results;
 mod rules;
 
 pub use evaluation::{GenevalJudge, ReadPicture};
-pub use folder::{Prompt, SETTINGS, image_path, prompt_folder, read_detections, read_folder};
+pub use folder::{Prompt, SETTINGS, Subset, image_path, prompt_folder, read_detections, read_folder};
 pub use metadata::{Exclude, Include, Metadata, Position, Vocabulary, read_metadata};
-pub use results::{ResultLine, Share, Summary, TagShare, judge_all, table};
+pub use results::{ResultLine, Seen, Share, Summary, TagShare, judge_all, table};
 pub use rules::{
-    COUNTING_THRESHOLD, Judgement, MAX_OBJECTS, NO_OFFSET, POSITION_MARGIN, POSITION_SHARE, THRESHOLD, judge,
-    relations,
+    COUNTING_THRESHOLD, Judgement, MAX_OBJECTS, NO_OFFSET, POSITION_MARGIN, POSITION_SHARE, THRESHOLD,
+    Thresholds, judge, relations,
 };

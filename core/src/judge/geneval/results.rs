@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::rules::{Judgement, judge};
-use super::{Metadata, Prompt};
+use super::rules::{Judgement, Thresholds, judge};
+use super::{Metadata, Prompt, Subset};
 use crate::detector::Detection;
 use crate::error::{Context as _, Error, Result};
 use crate::scene::Category;
 
 /// An image in `GenEval`'s file of results.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ResultLine {
     /// The image, below the folder of the set.
     pub filename: String,
@@ -28,10 +28,13 @@ pub struct ResultLine {
     pub metadata: String,
     /// The detections that counted, `{class: [[x0, y0, x1, y1, score], ...]}`: JSON in a string.
     pub details: String,
+    /// The score above which detections counted, where it is not `GenEval`'s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f32>,
 }
 
 impl ResultLine {
-    fn new(filename: &str, metadata: &Metadata, judged: Judgement) -> Result<Self> {
+    fn new(filename: &str, metadata: &Metadata, judged: Judgement, threshold: f32) -> Result<Self> {
         let numbers =
             |Detection { bounds: [x0, y0, x1, y1], score, .. }: &Detection| [*x0, *y0, *x1, *y1, *score];
         let details: BTreeMap<&str, Vec<[f32; 5]>> = judged
@@ -47,6 +50,7 @@ impl ResultLine {
             reason: judged.reason,
             metadata: metadata.line().into(),
             details: serde_json::to_string(&details).context(|| "cannot write detections as JSON")?,
+            threshold: (threshold != Thresholds::default().of(metadata.tag)).then_some(threshold),
         })
     }
 }
@@ -94,13 +98,56 @@ pub struct Summary {
     pub images: Share,
     /// Prompts, right if at least one of their images is.
     pub prompts: Share,
+    /// The scores above which detections counted.
+    pub thresholds: Thresholds,
+    /// Which prompts were judged, if not all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subset: Option<String>,
+    /// How many detections there are, and how many counted.
+    #[serde(skip)]
+    pub seen: Seen,
+}
+
+/// How many detections a judge was given by tag, how many of them counted, and the highest score.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Seen(BTreeMap<Category, (usize, usize, f32)>);
+
+impl Seen {
+    /// Counts the detections of an image.
+    pub fn add(&mut self, tag: Category, detections: &[Detection], threshold: f32) {
+        let (all, kept, highest) = self.0.entry(tag).or_default();
+        *all += detections.len();
+        *kept += detections.iter().filter(|detection| detection.score > threshold).count();
+        *highest = detections.iter().fold(*highest, |highest, detection| highest.max(detection.score));
+    }
+
+    /// What to warn of: that no detection counted, of all or of a tag.
+    pub fn warnings(&self, thresholds: &Thresholds) -> Vec<String> {
+        if !self.0.is_empty() && self.0.values().all(|(all, ..)| *all == 0) {
+            return vec!["there is no detection in any image, so that every image is wrong".into()];
+        }
+        let blind = self.0.iter().filter(|(_, (all, kept, _))| *all > 0 && *kept == 0);
+        blind
+            .map(|(tag, (all, _, highest))| {
+                format!(
+                    "none of the {all} detections of the tag {} counts: the highest score is {highest}, and the \
+                     threshold is {}",
+                    tag.name(),
+                    thresholds.of(*tag)
+                )
+            })
+            .collect()
+    }
 }
 
 /// Judges every image of a set. An image without detections is an error.
 pub fn judge_all(
     prompts: &[Prompt],
     detections: &BTreeMap<String, Vec<Detection>>,
+    thresholds: Thresholds,
+    subset: Option<&Subset>,
 ) -> Result<(Vec<ResultLine>, Summary)> {
+    let mut seen = Seen::default();
     let mut lines = Vec::new();
     let mut any_right = Vec::new();
     for Prompt { metadata, images, .. } in prompts {
@@ -109,8 +156,10 @@ pub fn judge_all(
             let found = detections
                 .get(image)
                 .ok_or_else(|| Error::usage(format!("there are no detections of `{image}`")))?;
-            let judged = judge(metadata, found).context(|| format!("cannot judge `{image}`"))?;
-            lines.push(ResultLine::new(image, metadata, judged)?);
+            let judged = judge(metadata, found, &thresholds).context(|| format!("cannot judge `{image}`"))?;
+            let threshold = thresholds.of(metadata.tag);
+            seen.add(metadata.tag, found, threshold);
+            lines.push(ResultLine::new(image, metadata, judged, threshold)?);
         }
         any_right.push(lines[before..].iter().any(|line| line.correct));
     }
@@ -122,6 +171,9 @@ pub fn judge_all(
         images: Share::count(lines.iter().map(|line| line.correct)),
         prompts: Share::count(any_right),
         tags,
+        thresholds,
+        subset: subset.map(ToString::to_string),
+        seen,
     };
     Ok((lines, summary))
 }
@@ -139,5 +191,12 @@ pub fn table(summary: &Summary) -> String {
     let _ = writeln!(text, "{:<14} {share:>8.4}  {correct} of {of}", "images");
     let Share { correct, of, share } = summary.prompts;
     let _ = write!(text, "{:<14} {share:>8.4}  {correct} of {of} with a right image", "prompts");
+    if summary.thresholds != Thresholds::default() {
+        let Thresholds { objects, counting } = summary.thresholds;
+        let _ = write!(text, "\n{:<14} {objects}, for counting {counting}", "thresholds");
+    }
+    if let Some(subset) = &summary.subset {
+        let _ = write!(text, "\n{:<14} {subset}", "subset");
+    }
     text
 }

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::{Include, Metadata};
 use crate::detector::Detection;
 use crate::error::{Error, Result};
@@ -14,6 +16,43 @@ pub const THRESHOLD: f32 = 0.3;
 
 /// The same for prompts of the tag `counting`: `counting_threshold` of `evaluate_images.py`.
 pub const COUNTING_THRESHOLD: f32 = 0.9;
+
+/// The scores above which detections count.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Thresholds {
+    /// For prompts of every tag but `counting`.
+    pub objects: f32,
+    /// For prompts of the tag `counting`.
+    pub counting: f32,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self { objects: THRESHOLD, counting: COUNTING_THRESHOLD }
+    }
+}
+
+impl Thresholds {
+    /// `GenEval`'s, or the ones given in place of them; refuses what no score can exceed.
+    pub fn new(objects: Option<f32>, counting: Option<f32>) -> Result<Self> {
+        for (name, value) in [("threshold", objects), ("counting-threshold", counting)] {
+            if let Some(value) = value
+                && !(0.0..1.0).contains(&value)
+            {
+                return Err(Error::usage(format!(
+                    "`--{name}`: expected a number of at least 0 and below 1, got {value}"
+                )));
+            }
+        }
+        let usual = Self::default();
+        Ok(Self { objects: objects.unwrap_or(usual.objects), counting: counting.unwrap_or(usual.counting) })
+    }
+
+    /// That of a tag.
+    pub fn of(&self, tag: Category) -> f32 {
+        if tag == Category::Counting { self.counting } else { self.objects }
+    }
+}
 
 /// Of a class so many of the highest scores are kept: `max_objects` of `evaluate_images.py`.
 ///
@@ -48,8 +87,8 @@ pub struct Judgement {
 ///
 /// An object that is not asked for is no fault, except where `exclude` says so, which is the case for counting alone. An
 /// error is a detection without the colour that a clause asks for.
-pub fn judge(metadata: &Metadata, detections: &[Detection]) -> Result<Judgement> {
-    let kept = keep(metadata.tag, detections);
+pub fn judge(metadata: &Metadata, detections: &[Detection], thresholds: &Thresholds) -> Result<Judgement> {
+    let kept = keep(thresholds.of(metadata.tag), detections);
     let of_class = |class: &str| kept.get(class).map_or(&[][..], Vec::as_slice);
     let mut reasons = Vec::new();
     let mut groups: Vec<Group> = Vec::new();
@@ -73,8 +112,7 @@ pub fn judge(metadata: &Metadata, detections: &[Detection]) -> Result<Judgement>
 type Group<'a> = (&'a str, Option<&'a [Detection]>);
 
 /// The detections that count. Of equal scores the later comes first, as from a stable sort that is turned round.
-fn keep(tag: Category, detections: &[Detection]) -> BTreeMap<String, Vec<Detection>> {
-    let threshold = if tag == Category::Counting { COUNTING_THRESHOLD } else { THRESHOLD };
+fn keep(threshold: f32, detections: &[Detection]) -> BTreeMap<String, Vec<Detection>> {
     let mut kept: BTreeMap<String, Vec<Detection>> = BTreeMap::new();
     for detection in detections.iter().rev().filter(|detection| detection.score > threshold) {
         kept.entry(detection.class.clone()).or_default().push(detection.clone());
@@ -173,7 +211,7 @@ mod tests {
 
     /// The reason, empty if the image is right.
     fn reason(metadata: &str, detections: &[Detection]) -> String {
-        let judged = judge(&Metadata::parse(metadata).unwrap(), detections).unwrap();
+        let judged = judge(&Metadata::parse(metadata).unwrap(), detections, &Thresholds::default()).unwrap();
         assert_eq!(judged.correct, judged.reason.is_empty());
         judged.reason
     }
@@ -193,6 +231,25 @@ mod tests {
     }
 
     #[test]
+    fn thresholds_can_be_chosen_by_tag() {
+        let right = |metadata: &str, score: f32, thresholds: Thresholds| {
+            let found = [of("dog", score), of("dog", score)];
+            judge(&Metadata::parse(metadata).unwrap(), &found, &thresholds).unwrap().correct
+        };
+        let chosen = Thresholds::new(Some(0.6), Some(0.7)).unwrap();
+        assert!(
+            right(ONE, 0.5, Thresholds::default()) && !right(ONE, 0.5, chosen) && right(ONE, 0.61, chosen)
+        );
+        assert!(!right(COUNT, 0.75, Thresholds::default()) && right(COUNT, 0.75, chosen));
+        assert!(!right(COUNT, 0.7, chosen));
+        for wrong in [-0.1, 1.0, 30.0, f32::NAN] {
+            assert!(
+                Thresholds::new(Some(wrong), None).is_err() && Thresholds::new(None, Some(wrong)).is_err()
+            );
+        }
+    }
+
+    #[test]
     fn extra_objects_are_a_fault_of_counting_alone() {
         assert_eq!(reason(ONE, &[of("dog", 0.9), of("dog", 0.8), of("cat", 0.9)]), "");
         let three = [of("dog", 0.95), of("dog", 0.95), of("dog", 0.95)];
@@ -206,7 +263,7 @@ mod tests {
         let mut many: Vec<Detection> = (0..20).map(|i| of("dog", 0.4 + i as f32 / 100.0)).collect();
         many[3].score = many[19].score;
         many[3].color = Some("red".into());
-        let judged = judge(&Metadata::parse(ONE).unwrap(), &many).unwrap();
+        let judged = judge(&Metadata::parse(ONE).unwrap(), &many, &Thresholds::default()).unwrap();
         let kept = &judged.kept["dog"];
         assert_eq!(kept.len(), MAX_OBJECTS);
         assert_eq!((&kept[0], &kept[1]), (&many[19], &many[3]));
@@ -219,7 +276,8 @@ mod tests {
         let blue = [colored("dog", 0.9, "blue"), colored("dog", 0.8, "red")];
         assert_eq!(reason(RED, &blue), "expected 1 red `dog`, found blue");
         assert_eq!(reason(RED, &[of("cat", 0.9)]), "expected 1 `dog`, found 0");
-        let error = judge(&Metadata::parse(RED).unwrap(), &[of("dog", 0.75)]).unwrap_err();
+        let error =
+            judge(&Metadata::parse(RED).unwrap(), &[of("dog", 0.75)], &Thresholds::default()).unwrap_err();
         assert!(error.message().contains("`dog`, and its detection of score 0.75 has no `color`"), "{error}");
     }
 

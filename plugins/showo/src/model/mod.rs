@@ -16,7 +16,7 @@ use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
 use unirl_layers::decoding::Written;
 use unirl_layers::lora::LoraConfig;
-use unirl_text::{Text, padded};
+use unirl_text::{Text, padded, warn_too_long};
 
 use crate::checkpoint::{self, Files, Parts};
 use crate::clip::{self, Clip};
@@ -157,7 +157,12 @@ impl Showo {
     }
 
     fn prompt_ids(&self, prompts: &[String]) -> Result<Vec<Vec<i64>>> {
-        prompts.iter().map(|prompt| self.text.encode(prompt)).collect()
+        let ids = |prompt: &String| {
+            let ids = self.text.encode(prompt)?;
+            warn_too_long(prompt, ids.len(), self.prompting.most(), "the rest is cut off");
+            Ok(ids)
+        };
+        prompts.iter().map(ids).collect()
     }
 
     fn uniform(&self, shape: &[i64]) -> Tensor {
