@@ -18,7 +18,7 @@ use image::{DynamicImage, ImageReader, Rgb, RgbImage};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
-use crate::whole;
+use crate::{input, whole};
 
 /// Pixels that [`read_padded`] leaves of the shorter edge of a thin picture.
 const SHORTEST: u32 = 14;
@@ -64,6 +64,7 @@ fn wrong(path: &Path) -> String {
 }
 
 fn open(path: &Path) -> Result<RgbImage> {
+    input::check_file(path)?;
     ImageReader::open(path)
         .and_then(ImageReader::with_guessed_format)
         .map_err(|error| Error::usage(wrong(path)).cause(error))?

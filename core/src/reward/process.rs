@@ -32,6 +32,7 @@ pub struct ProcessOptions {
     /// Its arguments.
     pub args: Vec<String>,
     /// Seconds that it may take for a batch; then it is ended and started again.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub timeout_seconds: f64,
 }
 
@@ -65,12 +66,6 @@ struct Reply {
 impl ProcessReward {
     /// Starts `program`: a wrong one is told before anything is drawn.
     pub fn start(program: &Path, options: ProcessOptions) -> Result<Self> {
-        if !(options.timeout_seconds.is_finite() && options.timeout_seconds > 0.0) {
-            return Err(Error::usage(format!(
-                "`timeout_seconds`: expected a positive number, got {}",
-                options.timeout_seconds
-            )));
-        }
         let reward = Self { program: program.into(), options, running: RefCell::new(None) };
         *reward.running.borrow_mut() = Some(reward.spawn()?);
         Ok(reward)

@@ -13,10 +13,13 @@ use unirl::{Error, Result};
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
     /// Rows of `A`.
+    #[schemars(range(min = 1))]
     pub rank: i64,
     /// Its share of the rank is the factor of the adapters.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub alpha: f64,
     /// Which products of the transformer are adapted, by their names in the checkpoint.
+    #[schemars(length(min = 1))]
     pub targets: Vec<String>,
     /// Save the whole model with the adapters added to its weights, instead of the adapters alone.
     pub merge: bool,

@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::model::{Checkpoint, ModelSource};
 use unirl::weights::{self, Store, Weights, read_json};
-use unirl::{Error, Result};
+use unirl::{Error, Result, json};
 use unirl_layers::lora::LoraConfig;
 use unirl_text::Text;
 
@@ -105,11 +105,6 @@ pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
         parts.schedule = Schedule::parse(schedule).context(|| "`model.options.mask_schedule`")?;
     }
     if let Some(length) = options.max_text_len {
-        if length < 4 {
-            return Err(Error::usage(format!(
-                "`model.options.max_text_len`: expected at least 4, got {length}"
-            )));
-        }
         parts.config.max_text_len = length;
         parts.files.config["max_text_len"] = length.into();
     }
@@ -475,5 +470,5 @@ pub fn pack(folder: &Path, file: &Path) -> Result<()> {
 }
 
 fn read_value<T: DeserializeOwned>(json: &Value, file: &str) -> Result<T> {
-    T::deserialize(json).context(|| format!("cannot read `{file}`"))
+    json::from_value(json).context(|| format!("cannot read `{file}`"))
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::{Metadata, Vocabulary};
 use crate::detector::Detection;
 use crate::error::{Context as _, Error, Result};
-use crate::scene::read_json;
+use crate::{input, json};
 
 /// A prompt and its images.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +96,7 @@ fn settings(root: &Path) -> Result<Option<Drawn>> {
     if !path.is_file() {
         return Ok(None);
     }
-    read_json(&read(&path)?).context(|| format!("`{}`", path.display())).map(Some)
+    json::read(&path).map(Some)
 }
 
 /// What is in a folder under a number, with the ending `ending`.
@@ -116,15 +116,10 @@ fn numbered(folder: &Path, ending: &str, fits: impl Fn(&Path) -> bool) -> Result
     Ok(found)
 }
 
-fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path)
-        .map_err(|error| Error::usage(format!("cannot read `{}`", path.display())).cause(error))
-}
-
 fn read_prompt(root: &Path, name: &str) -> Result<Prompt> {
     let folder = root.join(name);
     let path = folder.join("metadata.jsonl");
-    let metadata = Metadata::parse(&read(&path)?).context(|| format!("`{}`", path.display()))?;
+    let metadata = Metadata::parse(&input::read_text(&path)?).context(|| format!("`{}`", path.display()))?;
     let samples = folder.join("samples");
     let mut images = if samples.is_dir() { numbered(&samples, ".png", Path::is_file)? } else { Vec::new() };
     images.sort();
@@ -143,16 +138,14 @@ struct Line {
 ///
 /// Every image of the prompts must have one line, and no other image may have any.
 pub fn read_detections(path: &Path, prompts: &[Prompt]) -> Result<BTreeMap<String, Vec<Detection>>> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Error::usage(format!("cannot read the detections `{}`", path.display())).cause(error)
-    })?;
+    let text = input::read_text(path)?;
     let words = Vocabulary::of(prompts.iter().map(|prompt| &prompt.metadata));
     let images: BTreeSet<&str> =
         prompts.iter().flat_map(|prompt| &prompt.images).map(String::as_str).collect();
     let mut found = BTreeMap::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let at = || format!("`{}`, line {}", path.display(), index + 1);
-        let Line { filename, detections } = read_json(line).context(at)?;
+    for (number, line) in json::lines(&text) {
+        let at = || format!("`{}`, line {number}", path.display());
+        let Line { filename, detections } = json::parse_line(line).context(at)?;
         if !images.contains(filename.as_str()) {
             let error = Error::usage(format!("`filename`: there is no image `{filename}`"));
             let near = images.iter().find(|image| filename.ends_with(&format!("/{image}")));
