@@ -187,15 +187,22 @@ fn algorithms(generator: &mut SchemaGenerator) -> Schema {
 impl OptimizerOptions {
     /// The options of the chosen algorithm.
     pub fn table(&self) -> Result<toml::Table> {
-        match self.options.get(&self.name) {
+        self.table_of(&self.name)
+    }
+
+    fn table_of(&self, algorithm: &str) -> Result<toml::Table> {
+        match self.options.get(algorithm) {
             None => Ok(toml::Table::new()),
             Some(toml::Value::Table(table)) => Ok(table.clone()),
-            Some(other) => Err(Error::usage(format!(
-                "`optimizer.{}`: expected a table of options, got a {}",
-                self.name,
-                other.type_str()
-            ))),
+            Some(other) => {
+                Err(Error::usage(format!("`optimizer.{algorithm}`: expected a table, got `{other}`")))
+            }
         }
+    }
+
+    /// Reads the options of every algorithm, of those that are not chosen, too.
+    fn check(&self) -> Result<()> {
+        optimizer::all().into_iter().try_for_each(|entry| (entry.build)(self.table_of(entry.name)?).map(drop))
     }
 }
 
@@ -289,6 +296,7 @@ impl RunConfig {
     /// Reads a merged table.
     pub fn from_table(table: toml::Table) -> Result<Self> {
         let config: Self = settings::read("", table)?;
+        config.optimizer.check()?;
         if !GUARD_FIGURES.contains(&config.eval.best.as_str()) {
             return Err(unknown_name("figure in `eval.best`", &config.eval.best, &GUARD_FIGURES));
         }
@@ -325,5 +333,75 @@ mod tests {
         let error = RunConfig::from_table(table).unwrap_err();
         assert_eq!(error.message(), "unknown key `train.stpes`");
         assert_eq!(error.hints()[0], "did you mean `train.steps`?");
+    }
+
+    fn refused(text: &str) -> String {
+        RunConfig::from_table(text.parse().unwrap()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn options_of_every_algorithm_are_checked() {
+        for (text, expected) in [
+            ("name = \"grpo\"\nbeta = 99", "did you mean `optimizer.grpo.beta`?"),
+            ("name = \"grpo-split\"\nbeta = 99", "did you mean `optimizer.grpo-split.beta`?"),
+            ("name = \"grpo\"\nschedule = \"joint\"", "did you mean `optimizer.grpo-split.schedule`?"),
+            ("name = \"grpo\"\ngpro.beta = 1", "unknown key `optimizer.gpro.beta`"),
+            ("name = \"grpo\"\nsft.xyz = 1", "unknown key `optimizer.sft.xyz`"),
+            ("name = \"grpo\"\nsft = 3", "`optimizer.sft`: expected a table, got `3`"),
+            ("name = \"sft\"\ngrpo.image.beta = \"x\"", "`optimizer.grpo.image.beta`: expected a number"),
+            ("name = \"sft\"\ngrpo.weighting = \"sum\"", "expected one of `softmax`, `advantage`, got `sum`"),
+        ] {
+            let said = refused(&format!("[optimizer]\n{text}"));
+            assert!(said.contains(expected), "{text}: {said}");
+        }
+    }
+
+    /// Every setting of which a wrong value would train, with values just outside of its range.
+    #[test]
+    fn ranges_hold_for_every_setting() {
+        for (key, values) in [
+            ("train.steps", &["0", "-1"][..]),
+            ("rollout.prompts", &["0"]),
+            ("rollout.group", &["0"]),
+            ("rollout.micro_batch", &["-1"]),
+            ("rollout.images.guidance", &["-0.1", "nan"]),
+            ("rollout.images.steps", &["0"]),
+            ("rollout.images.temperature", &["-1e-9", "inf"]),
+            ("rollout.answers.temperature", &["-1.0"]),
+            ("rollout.answers.top_k", &["-1"]),
+            ("rollout.answers.max_tokens", &["0"]),
+            ("update.learning_rate", &["-1e-5", "nan", "inf"]),
+            ("update.beta1", &["-0.1", "1.0", "2"]),
+            ("update.beta2", &["-0.1", "1", "nan"]),
+            ("update.epsilon", &["0", "-1e-8"]),
+            ("update.weight_decay", &["-1"]),
+            ("update.clip", &["-1"]),
+            ("update.warmup", &["-1"]),
+            ("update.final_rate", &["-3", "1.1"]),
+            ("optimizer.grpo.beta", &["-5"]),
+            ("optimizer.grpo.weight_temperature", &["0", "-1"]),
+            ("optimizer.grpo.gumbel_temperature", &["0.0"]),
+            ("optimizer.grpo.answer_coefficient", &["-1"]),
+            ("optimizer.grpo.image.coefficient", &["-1"]),
+            ("optimizer.grpo.image.beta", &["-1"]),
+            ("optimizer.grpo.image.reveal_steps", &["-1"]),
+            ("optimizer.grpo-split.weight_temperature", &["0"]),
+            ("optimizer.grpo-split.beta", &["-1", "nan"]),
+            ("optimizer.sft.gumbel_temperature", &["0"]),
+            ("eval.prompts", &["-1"]),
+            ("eval.batch", &["0"]),
+            ("eval.every_prompts", &["0"]),
+            ("checkpoint.keep", &["-1"]),
+        ] {
+            for value in values {
+                let mut table: toml::Table = "[optimizer]\nname = \"grpo\"".parse().unwrap();
+                crate::table::set(&mut table, &format!("{key}={value}")).unwrap();
+                let error = RunConfig::from_table(table).unwrap_err();
+                assert!(
+                    error.message().starts_with(&format!("`{key}`: expected a ")),
+                    "{key}={value}: {error}"
+                );
+            }
+        }
     }
 }

@@ -104,7 +104,7 @@ impl Format {
                 "a boolean" => "`true` or `false`".into(),
                 "a sequence" | "sequence" => self.list().into(),
                 "a map" => self.table().into(),
-                "string or map" | "a borrowed string" => "a string".into(),
+                "string or map" | "string only" | "a borrowed string" => "a string".into(),
                 what if what.starts_with("a tuple of size") || what.starts_with("an array of length") => {
                     format!("{} of {} values", self.list(), count().unwrap_or("other"))
                 }
@@ -180,6 +180,8 @@ mod tests {
         assert!(said::<Everything>("{\"nmber\": 1}").contains("did you mean `a.b.number`?"));
         assert!(said::<Kind>("\"sfot\"").starts_with("`a.b`: expected one of `soft`, `hard`, got `sfot`"));
         assert!(said::<Kind>("\"sfot\"").contains("did you mean `soft`?"));
-        assert_eq!(said::<Kind>("3"), "`a.b`: expected a string, got `3`");
+        let number = toml::Value::Integer(3).try_into::<Kind>().unwrap_err();
+        let number = explain(Format::Toml, "a.b", number.message());
+        assert_eq!(number.to_string(), "`a.b`: expected a string, got `3`");
     }
 }

@@ -23,7 +23,7 @@ pub fn check_content(label: &str, bytes: &[u8]) -> Result<()> {
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(bytes).trim_ascii_start();
     let starts_with =
         |tag: &&[u8]| bytes.get(..tag.len()).is_some_and(|start| start.eq_ignore_ascii_case(tag));
-    if HTML.iter().any(|tag| starts_with(tag)) {
+    if HTML.iter().any(starts_with) {
         return Err(Error::failure(format!("`{label}` is a web page (HTML), not the file itself")).hint(
             "download the file, not the page that shows it: on GitHub `raw`, on Hugging Face `resolve` instead of \
              `blob` in the address",
@@ -62,7 +62,7 @@ pub fn text(label: &str, bytes: Vec<u8>) -> Result<String> {
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = valid.split(|byte| *byte == b'\n').count();
         Error::usage(format!("`{label}`, line {line}: the text is not UTF-8")).hint("save the file as UTF-8")
     })?;
     Ok(match text.strip_prefix(BYTE_ORDER_MARK) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Error, Result};
 use crate::explain::{Format, explain, path, wrong};
 use crate::input;
 
@@ -23,11 +23,9 @@ const FOREIGN: [(&str, &str); 9] = [
 
 /// Reads a file that is one JSON value.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = input::read_text(path)?;
-    parse(&text).map_err(|error| {
-        let failure = Error::failure(format!("cannot read `{}`", path.display())).cause(error.message());
-        error.hints().iter().fold(failure, |failure, hint| failure.hint(hint))
-    })
+    let place = || format!("cannot read `{}`", path.display());
+    let read = input::read_text(path).and_then(|text| parse(&text).context(place));
+    read.map_err(Error::into_failure)
 }
 
 /// Reads a text that is one JSON value.
@@ -49,10 +47,15 @@ pub fn from_value<T: DeserializeOwned>(value: &serde_json::Value) -> Result<T> {
 pub fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T> {
     let hint = |filter: &str| format!("`jq -c '{filter}' FILE.json > FILE.jsonl` writes one per line");
     let line = line.trim_end();
-    if line.trim_start().starts_with('[') {
+    let start = line.trim_start();
+    if start.starts_with('[') {
         return Err(Error::usage("expected one JSON object per line, got an array").hint(hint(".[]")));
     }
-    if line.trim_start().starts_with('{') && !line.ends_with('}') {
+    if !start.starts_with('{') {
+        let shown: String = start.chars().take(40).collect();
+        return Err(Error::usage(format!("expected one JSON object per line, got `{shown}`")));
+    }
+    if !line.ends_with('}') {
         let cut = serde_json::from_str::<serde::de::IgnoredAny>(line).is_err_and(|error| error.is_eof());
         if cut {
             return Err(Error::usage(
@@ -89,7 +92,7 @@ fn fault(text: &str, path: &str, error: &serde_json::Error) -> Error {
     let place =
         if text.trim_end().contains('\n') { format!("line {}, {column}", error.line()) } else { column };
     let located = Error::usage(format!("{place}: {}", explained.message()));
-    explained.hints().iter().fold(located, |located, hint| located.hint(hint))
+    explained.hints().iter().fold(located, Error::hint)
 }
 
 /// Of a field that is given under two names: the second one, and the field.
@@ -161,6 +164,7 @@ mod tests {
             (r#"{"count": 3}"#, "column 12: `category`: missing"),
             (r#"{"category": "a"} x"#, "column 19: not JSON: trailing characters"),
             ("[{", "expected one JSON object per line, got an array"),
+            ("a photo of a dog", "expected one JSON object per line, got `a photo of a dog`"),
             ("{", "expected one JSON object per line, the object does not end on its line"),
             (r#"  {"category": "#, "the object does not end on its line"),
         ] {

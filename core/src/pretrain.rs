@@ -334,3 +334,37 @@ impl Smooth {
         mean
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_settings_are_refused_by_their_path() {
+        for (text, expected) in [
+            ("joint.pictures = 3", "unknown key `joint.pictures`"),
+            ("steps = 3", "did you mean `joint.steps`?"),
+            (
+                "data.mistakes = 1.5",
+                "`data.mistakes`: expected a number of at least 0 and at most 1, got 1.5",
+            ),
+            (
+                "data.drawing_weights.counting = -1",
+                "`data.drawing_weights.counting`: expected a number of at least 0",
+            ),
+            ("data.drawing_weights.count = 1", "unknown category `count`"),
+            (
+                "tokenizer.update.beta1 = 2",
+                "`tokenizer.update.beta1`: expected a number of at least 0 and below 1",
+            ),
+            ("tokenizer.pictures = 0", "`tokenizer.pictures`: expected a whole number of at least 1, got 0"),
+            (
+                "rollout.images.guidance = \"much\"",
+                "`rollout.images.guidance`: expected a number, got the string",
+            ),
+        ] {
+            let error = PretrainConfig::from_table(text.parse().unwrap()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

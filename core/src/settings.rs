@@ -111,16 +111,22 @@ impl<'s> Checker<'s> {
             match (known.unwrap_or(&nothing).get(key), others) {
                 (Some(schema), _) => self.check(schema, value, &join(path, key))?,
                 (None, Some(others)) if open => self.check(others, value, &join(path, key))?,
-                _ => return Err(self.unknown(known.unwrap_or(&nothing), path, key, value)),
+                _ => return Err(self.unknown(known.unwrap_or(&nothing), path, key, table)),
             }
         }
         Ok(())
     }
 
-    fn unknown(&self, known: &Map<String, Value>, path: &str, key: &str, value: &Value) -> Error {
+    fn unknown(
+        &self,
+        known: &Map<String, Value>,
+        path: &str,
+        key: &str,
+        table: &Map<String, Value>,
+    ) -> Error {
         // `optimizer.gpro = { beta = 1 }` was most likely written as `optimizer.gpro.beta`.
         let mut inner = String::new();
-        let mut value = value;
+        let mut value = &table[key];
         while let Value::Object(table) = value
             && let [(key, only)] = table.iter().collect::<Vec<_>>()[..]
         {
@@ -135,7 +141,7 @@ impl<'s> Checker<'s> {
             if keys.contains(&whole) { whole } else { join(path, near) }
         });
         let error = Error::usage(format!("unknown key `{wrong}`"));
-        let error = match sibling.or_else(|| elsewhere(&wrong, &keys)) {
+        let error = match sibling.or_else(|| elsewhere(&wrong, &keys, table)) {
             Some(near) => error.hint(format!("did you mean `{near}`?")),
             None => error,
         };
@@ -185,17 +191,19 @@ fn fits(schema: &Value, value: &Value) -> bool {
     }
 }
 
-/// The key, somewhere else, whose name is nearest to that of `wrong`: rather beside it, rather not deep.
-fn elsewhere(wrong: &str, keys: &[String]) -> Option<String> {
+/// The key, somewhere else, whose name is nearest to that of `wrong`: rather beside it, rather in what a neighbour names (as
+/// `name` does an algorithm), rather not deep.
+fn elsewhere(wrong: &str, keys: &[String], neighbours: &Map<String, Value>) -> Option<String> {
     let name = |path: &str| path.rsplit('.').next().unwrap_or_default().to_string();
     let depth = |path: &str| path.split('.').count();
     let shared =
         |path: &str| wrong.split('.').zip(path.split('.')).take_while(|(one, other)| one == other).count();
+    let unnamed = |path: &str| !neighbours.values().any(|value| path.split('.').any(|part| value == part));
     let names: Vec<String> = keys.iter().map(|key| name(key)).collect();
     let near = nearest(&name(wrong), names.iter().map(String::as_str))?;
     keys.iter()
         .filter(|key| name(key) == near)
-        .min_by_key(|key| (std::cmp::Reverse(shared(key)), depth(key)))
+        .min_by_key(|key| (std::cmp::Reverse(shared(key)), unnamed(key), depth(key)))
         .cloned()
 }
 
@@ -255,7 +263,7 @@ mod tests {
                 steps: 1,
                 inner: None,
                 list: Vec::new(),
-                weights: Default::default(),
+                weights: std::collections::BTreeMap::default(),
             }
         }
     }

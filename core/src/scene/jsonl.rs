@@ -268,7 +268,7 @@ mod tests {
                 r#"{"tag":"position","prompt":"","include":[{"class":"a","count":1},{"class":"b","count":1,"position":["near",0]}]}"#,
                 "`include[1].position`",
             ),
-            ("nonsense", "not JSON: expected"),
+            ("nonsense", "expected one JSON object per line, got `nonsense`"),
             (r#"{"category":"colors""#, "does not end on its line"),
         ] {
             let error = read(&format!("\n{line}\n")).unwrap_err();
