@@ -500,6 +500,10 @@ pub(crate) struct PromptsArgs {
     /// `tiles`, or a TOML file of one's own
     #[arg(long, value_name = "NAME|FILE.toml", value_hint = ValueHint::AnyPath)]
     pub(crate) wording: Option<String>,
+    /// Which prompts: `train` leaves out those that the evaluation of the drawn world asks for, `test` has only these in the
+    /// categories that are split, `all` has both; without it `train` for the objects `tiles`, else `all`
+    #[arg(long, value_name = "train|test|all")]
+    pub(crate) split: Option<String>,
     /// Prompts that must not appear: GenEval's metadata or our own; may be repeated
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) exclude: Vec<PathBuf>,

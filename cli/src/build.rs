@@ -14,7 +14,7 @@ use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel}
 use unirl::picture;
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
 use unirl::reward::{PROCESS, ProcessReward, RewardFunction, RuleFile, RuleSet, WeightedRule};
-use unirl::{hash, run_dir, table};
+use unirl::{hash, run_dir, settings, table};
 
 use crate::args::{DrawingArgs, ModelArgs};
 use crate::progress;
@@ -197,8 +197,8 @@ pub(crate) fn rules(plugins: &mut Plugins, rules: &[WeightedRule]) -> Result<Rul
 /// The rules of a name: a program behind `cmd:`, a file of rules if it ends in `.toml`, else a plugin's.
 fn reward(plugins: &mut Plugins, rule: &WeightedRule) -> Result<Box<dyn RewardFunction>> {
     if let Some(program) = rule.name.strip_prefix(PROCESS) {
-        let place = format!("options of {}", rule.name);
-        let options = table::section(&place, toml::Value::Table(rule.options.clone()))?;
+        let options = settings::read("options", rule.options.clone())
+            .map_err(|error| error.context(format!("reward rule `{}`", rule.name)))?;
         return Ok(Box::new(ProcessReward::start(program, options)?));
     }
     let path = Path::new(&rule.name);

@@ -136,6 +136,9 @@ fn verify(args: &VerifyArgs) -> Result<()> {
         if args.plugin.is_some() { ", those of the model" } else { "" }
     );
     println!("prompts  {}", plan.prompts);
+    if let Some(count) = receipt.trained_on {
+        println!("         {count} of the {} tasks were training tasks", receipt.tasks.len());
+    }
     println!("judges   `{}` of drawings, `{}` of answers", plan.image_judge, plan.answer_judge);
     println!("seed     {}, unirl {}, libtorch {}\n", plan.seed, plan.unirl, plan.libtorch);
     print!("{}", eval::table(&receipt.figures));

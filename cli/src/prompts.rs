@@ -1,7 +1,7 @@
 //! `unirl prompts`.
 
 use unirl::error::{Error, Result};
-use unirl::scene::{self, Exclusion, Mix, ObjectList, Wording};
+use unirl::scene::{self, Exclusion, Mix, ObjectList, Split, Wording};
 use unirl::{tiles, whole};
 
 use crate::args::PromptsArgs;
@@ -23,11 +23,14 @@ pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
     };
     let default = if args.objects == "tiles" { "tiles" } else { "paper" };
     let wording = Wording::find(args.wording.as_deref().unwrap_or(default))?;
+    // Of the words of the drawn world, the evaluation holds some back.
+    let split = if args.objects == "tiles" { "train" } else { "all" };
+    let split: Split = args.split.as_deref().unwrap_or(split).parse()?;
     let mut exclusion = Exclusion::default();
     for path in &args.exclude {
         exclusion.add(&scene::read_jsonl(path)?);
     }
-    let generated = scene::generate(&objects, &wording, mix, &exclusion, args.count, args.seed)?;
+    let generated = scene::generate(&objects, &wording, mix, (split, &exclusion), args.count, args.seed)?;
     for (category, different) in &generated.repeated {
         progress::note(&format!("`{}` has {different} different prompts: they repeat", category.name()));
     }

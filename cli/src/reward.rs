@@ -11,7 +11,7 @@ use unirl::error::{Context, Error, Result, unknown_name};
 use unirl::optimizer::objective::Weighting;
 use unirl::reward::{Reward, RuleSet, Sample, WeightedRule};
 use unirl::scene::read_records;
-use unirl::table;
+use unirl::{input, json, table};
 
 use crate::args::{DiffArgs, ReplayArgs, RewardCommand, ScoreArgs, SearchArgs, ShowArgs};
 use crate::build;
@@ -94,11 +94,10 @@ fn replay(args: &ReplayArgs) -> Result<String> {
 
     let (mut places, mut samples, mut before, mut groups) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for path in sample_files(&folder)? {
-        let text = std::fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()))?;
+        let text = input::read_text(&path)?;
         let read = read_records(&path.display().to_string(), &text, |record| {
             let reward = record.reward().ok_or_else(|| Error::usage("missing field `reward`"))?;
-            let reward: Reward =
-                serde_json::from_value(reward.clone()).context(|| "`reward` cannot be read")?;
+            let reward: Reward = json::from_value(reward).context(|| "`reward` cannot be read")?;
             Ok((Sample::from_record(record)?, reward))
         })?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -138,7 +137,7 @@ fn sample_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
 fn stdin() -> Result<String> {
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes).context(|| "cannot read stdin")?;
-    String::from_utf8(bytes).map_err(|error| Error::usage("stdin is not UTF-8").cause(error))
+    input::text("stdin", bytes)
 }
 
 fn load(search: &SearchArgs, rules: &[WeightedRule]) -> Result<RuleSet> {

@@ -1,5 +1,6 @@
 //! `unirl schema`.
 
+use schemars::SchemaGenerator;
 use serde_json::json;
 use unirl::config::RunConfig;
 use unirl::error::{Context, Result, unknown_name};
@@ -41,7 +42,7 @@ pub(crate) fn core_schema(what: &str) -> Result<serde_json::Value> {
                 known.extend(entries.iter().map(|entry| entry.name));
                 unknown_name("schema", name, &known)
             })?;
-            json!((entry.schema)())
+            json!((entry.schema)(&mut SchemaGenerator::default()))
         }
     })
 }

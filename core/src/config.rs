@@ -4,14 +4,15 @@
 
 use std::ops::Range;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result, unknown_name};
 use crate::home;
 use crate::model::{ImageSampling, TextSampling};
+use crate::optimizer;
 use crate::reward::WeightedRule;
-use crate::table::section;
+use crate::settings;
 use crate::update::UpdateOptions;
 
 /// Everything that decides a post-training run.
@@ -67,6 +68,7 @@ impl Default for ModelOptions {
 #[serde(deny_unknown_fields, default)]
 pub struct TrainOptions {
     /// Updates of the weights.
+    #[schemars(range(min = 1))]
     pub steps: u64,
     /// The seed of everything random.
     pub seed: u64,
@@ -100,8 +102,10 @@ impl Default for TrainOptions {
 #[serde(deny_unknown_fields, default)]
 pub struct Rollout {
     /// Prompts an iteration.
+    #[schemars(range(min = 1))]
     pub prompts: usize,
     /// `G`, images a prompt.
+    #[schemars(range(min = 1))]
     pub group: usize,
     /// Images that go through the model at once; 0 for all of an iteration. Fewer take less memory, and, where the
     /// gradient passes through images (`sft`, `grpo`), one more forward pass; the result is the same.
@@ -151,12 +155,13 @@ impl Default for RewardOptions {
 
 /// The algorithm and its options.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("additionalProperties" = false))]
 pub struct OptimizerOptions {
     /// `sft`, `grpo` or `grpo-split`.
     pub name: String,
     /// A table of options for each algorithm by name.
     #[serde(flatten)]
-    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
+    #[schemars(schema_with = "algorithms")]
     pub options: toml::Table,
 }
 
@@ -166,18 +171,39 @@ impl Default for OptimizerOptions {
     }
 }
 
+/// A table of options for each algorithm.
+fn algorithms(generator: &mut SchemaGenerator) -> Schema {
+    let mut tables = serde_json::Map::new();
+    for entry in optimizer::all() {
+        let mut schema = (entry.schema)(generator);
+        // The generator keeps the definitions, and the whole has them.
+        for of_the_root in ["$schema", "$defs", "title"] {
+            schema.remove(of_the_root);
+        }
+        tables.insert(entry.name.into(), schema.to_value());
+    }
+    json_schema!({ "type": "object", "properties": tables })
+}
+
 impl OptimizerOptions {
     /// The options of the chosen algorithm.
     pub fn table(&self) -> Result<toml::Table> {
-        match self.options.get(&self.name) {
+        self.table_of(&self.name)
+    }
+
+    fn table_of(&self, algorithm: &str) -> Result<toml::Table> {
+        match self.options.get(algorithm) {
             None => Ok(toml::Table::new()),
             Some(toml::Value::Table(table)) => Ok(table.clone()),
-            Some(other) => Err(Error::usage(format!(
-                "`optimizer.{}`: expected a table of options, got a {}",
-                self.name,
-                other.type_str()
-            ))),
+            Some(other) => {
+                Err(Error::usage(format!("`optimizer.{algorithm}`: expected a table, got `{other}`")))
+            }
         }
+    }
+
+    /// Reads the options of every algorithm, of those that are not chosen, too.
+    fn check(&self) -> Result<()> {
+        optimizer::all().into_iter().try_for_each(|entry| (entry.build)(self.table_of(entry.name)?).map(drop))
     }
 }
 
@@ -204,6 +230,7 @@ pub struct EvalOptions {
     /// Prompts a category; 0 does not evaluate.
     pub prompts: usize,
     /// Prompts at once.
+    #[schemars(range(min = 1))]
     pub batch: usize,
     /// The seed of the evaluation, independent of the run's.
     pub seed: u64,
@@ -212,6 +239,7 @@ pub struct EvalOptions {
     /// In training, every so many steps a small fixed set of training tasks is judged; 0 never does.
     pub every: u64,
     /// How many tasks a category that set has.
+    #[schemars(range(min = 1))]
     pub every_prompts: usize,
     /// By which figure of that set the best checkpoint is kept: `t2i`, `mmu`, `t2i_to_mmu` or `mmu_to_t2i`.
     pub best: String,
@@ -266,28 +294,14 @@ pub fn preset(name: &str) -> Result<toml::Table> {
 }
 
 impl RunConfig {
-    /// Reads a merged table section by section, so that an error names its section.
+    /// Reads a merged table.
     pub fn from_table(mut table: toml::Table) -> Result<Self> {
         home::expand_table(&mut table);
-        let mut config = Self::default();
-        for (name, value) in table {
-            match name.as_str() {
-                "model" => config.model = section(&name, value)?,
-                "train" => config.train = section(&name, value)?,
-                "rollout" => config.rollout = rollout(value)?,
-                "reward" => config.reward = section(&name, value)?,
-                "optimizer" => config.optimizer = section(&name, value)?,
-                "update" => config.update = section(&name, value)?,
-                "eval" => config.eval = section(&name, value)?,
-                "checkpoint" => config.checkpoint = section(&name, value)?,
-                _ => {
-                    let known =
-                        ["model", "train", "rollout", "reward", "optimizer", "update", "eval", "checkpoint"];
-                    return Err(unknown_name("configuration section", &name, &known));
-                }
-            }
+        let config: Self = settings::read("", table)?;
+        config.optimizer.check()?;
+        if !GUARD_FIGURES.contains(&config.eval.best.as_str()) {
+            return Err(unknown_name("figure in `eval.best`", &config.eval.best, &GUARD_FIGURES));
         }
-        config.check()?;
         Ok(config)
     }
 
@@ -300,55 +314,6 @@ impl RunConfig {
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self).context(|| "cannot write the configuration")
     }
-
-    fn check(&self) -> Result<()> {
-        let at_least_one = |name: &str, value: u64| {
-            if value >= 1 {
-                return Ok(());
-            }
-            Err(Error::usage(format!("`{name}`: expected at least 1, got {value}")))
-        };
-        at_least_one("train.steps", self.train.steps)?;
-        at_least_one("rollout.prompts", self.rollout.prompts as u64)?;
-        at_least_one("rollout.group", self.rollout.group as u64)?;
-        at_least_one("eval.batch", self.eval.batch as u64)?;
-        at_least_one("rollout.images.steps", self.rollout.images.steps.max(0) as u64)?;
-        at_least_one("rollout.answers.max_tokens", self.rollout.answers.max_tokens.max(0) as u64)?;
-        if !GUARD_FIGURES.contains(&self.eval.best.as_str()) {
-            return Err(unknown_name("figure in `eval.best`", &self.eval.best, &GUARD_FIGURES));
-        }
-        if self.eval.every > 0 {
-            at_least_one("eval.every_prompts", self.eval.every_prompts as u64)?;
-        }
-        if self.rollout.answers.top_k < 0 {
-            let got = self.rollout.answers.top_k;
-            return Err(Error::usage(format!("`rollout.answers.top_k`: expected at least 0, got {got}")));
-        }
-        for (name, value) in [
-            ("update.learning_rate", self.update.learning_rate),
-            ("rollout.images.guidance", self.rollout.images.guidance),
-            ("rollout.images.temperature", self.rollout.images.temperature),
-            ("rollout.answers.temperature", self.rollout.answers.temperature),
-        ] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(Error::usage(format!("`{name}`: expected a number of at least 0, got {value}")));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The nested tables are read one by one, so that an error names the inner one.
-fn rollout(value: toml::Value) -> Result<Rollout> {
-    if let toml::Value::Table(table) = &value {
-        if let Some(images) = table.get("images") {
-            section::<ImageSampling>("rollout.images", images.clone())?;
-        }
-        if let Some(answers) = table.get("answers") {
-            section::<TextSampling>("rollout.answers", answers.clone())?;
-        }
-    }
-    section("rollout", value)
 }
 
 #[cfg(test)]
@@ -365,10 +330,80 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_key_names_its_section_and_the_nearest_key() {
+    fn an_unknown_key_names_the_nearest_full_key() {
         let table = "[train]\nstpes = 3".parse().unwrap();
         let error = RunConfig::from_table(table).unwrap_err();
-        assert_eq!(error.message(), "unknown configuration key `stpes` in `train`");
-        assert_eq!(error.hints()[0], "did you mean `steps`?");
+        assert_eq!(error.message(), "unknown key `train.stpes`");
+        assert_eq!(error.hints()[0], "did you mean `train.steps`?");
+    }
+
+    fn refused(text: &str) -> String {
+        RunConfig::from_table(text.parse().unwrap()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn options_of_every_algorithm_are_checked() {
+        for (text, expected) in [
+            ("name = \"grpo\"\nbeta = 99", "did you mean `optimizer.grpo.beta`?"),
+            ("name = \"grpo-split\"\nbeta = 99", "did you mean `optimizer.grpo-split.beta`?"),
+            ("name = \"grpo\"\nschedule = \"joint\"", "did you mean `optimizer.grpo-split.schedule`?"),
+            ("name = \"grpo\"\ngpro.beta = 1", "unknown key `optimizer.gpro.beta`"),
+            ("name = \"grpo\"\nsft.xyz = 1", "unknown key `optimizer.sft.xyz`"),
+            ("name = \"grpo\"\nsft = 3", "`optimizer.sft`: expected a table, got `3`"),
+            ("name = \"sft\"\ngrpo.image.beta = \"x\"", "`optimizer.grpo.image.beta`: expected a number"),
+            ("name = \"sft\"\ngrpo.weighting = \"sum\"", "expected one of `softmax`, `advantage`, got `sum`"),
+        ] {
+            let said = refused(&format!("[optimizer]\n{text}"));
+            assert!(said.contains(expected), "{text}: {said}");
+        }
+    }
+
+    /// Every setting of which a wrong value would train, with values just outside of its range.
+    #[test]
+    fn ranges_hold_for_every_setting() {
+        for (key, values) in [
+            ("train.steps", &["0", "-1"][..]),
+            ("rollout.prompts", &["0"]),
+            ("rollout.group", &["0"]),
+            ("rollout.micro_batch", &["-1"]),
+            ("rollout.images.guidance", &["-0.1", "nan"]),
+            ("rollout.images.steps", &["0"]),
+            ("rollout.images.temperature", &["-1e-9", "inf"]),
+            ("rollout.answers.temperature", &["-1.0"]),
+            ("rollout.answers.top_k", &["-1"]),
+            ("rollout.answers.max_tokens", &["0"]),
+            ("update.learning_rate", &["-1e-5", "nan", "inf"]),
+            ("update.beta1", &["-0.1", "1.0", "2"]),
+            ("update.beta2", &["-0.1", "1", "nan"]),
+            ("update.epsilon", &["0", "-1e-8"]),
+            ("update.weight_decay", &["-1"]),
+            ("update.clip", &["-1"]),
+            ("update.warmup", &["-1"]),
+            ("update.final_rate", &["-3", "1.1"]),
+            ("optimizer.grpo.beta", &["-5"]),
+            ("optimizer.grpo.weight_temperature", &["0", "-1"]),
+            ("optimizer.grpo.gumbel_temperature", &["0.0"]),
+            ("optimizer.grpo.answer_coefficient", &["-1"]),
+            ("optimizer.grpo.image.coefficient", &["-1"]),
+            ("optimizer.grpo.image.beta", &["-1"]),
+            ("optimizer.grpo.image.reveal_steps", &["-1"]),
+            ("optimizer.grpo-split.weight_temperature", &["0"]),
+            ("optimizer.grpo-split.beta", &["-1", "nan"]),
+            ("optimizer.sft.gumbel_temperature", &["0"]),
+            ("eval.prompts", &["-1"]),
+            ("eval.batch", &["0"]),
+            ("eval.every_prompts", &["0"]),
+            ("checkpoint.keep", &["-1"]),
+        ] {
+            for value in values {
+                let mut table: toml::Table = "[optimizer]\nname = \"grpo\"".parse().unwrap();
+                crate::table::set(&mut table, &format!("{key}={value}")).unwrap();
+                let error = RunConfig::from_table(table).unwrap_err();
+                assert!(
+                    error.message().starts_with(&format!("`{key}`: expected a ")),
+                    "{key}={value}: {error}"
+                );
+            }
+        }
     }
 }

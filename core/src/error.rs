@@ -97,6 +97,12 @@ impl Error {
         self
     }
 
+    /// The same error as a failure: what was asked for is right, and what was found is not.
+    #[must_use]
+    pub fn into_failure(self) -> Self {
+        Self { code: Code::Failure, ..self }
+    }
+
     /// The kind of mistake.
     pub fn code(&self) -> Code {
         self.code

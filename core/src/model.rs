@@ -169,10 +169,13 @@ impl Part {
 pub struct ImageSampling {
     /// Classifier-free guidance in the family's own convention. Show-o: `(1+g)·cond − g·uncond`, unguided at 0. Janus:
     /// `uncond + g·(cond − uncond)`, unguided at 1.
+    #[schemars(range(min = 0.0))]
     pub guidance: f64,
     /// Parallel decoding steps of a masked model; an autoregressive one ignores it.
+    #[schemars(range(min = 1))]
     pub steps: i64,
     /// Temperature of the sampling, 1 as trained. For a masked model it scales the noise of the reveal order.
+    #[schemars(range(min = 0.0))]
     pub temperature: f64,
     /// The only source of randomness.
     #[serde(skip_serializing_if = "is_zero")]
@@ -217,11 +220,14 @@ impl Default for ImageSampling {
 #[serde(deny_unknown_fields, default)]
 pub struct TextSampling {
     /// 0 is greedy; 1 samples from the model's distribution.
+    #[schemars(range(min = 0.0))]
     pub temperature: f64,
     /// Samples among the most likely tokens, so many; 0 among all.
     #[serde(skip_serializing_if = "is_none")]
+    #[schemars(range(min = 0))]
     pub top_k: i64,
     /// Most tokens of an answer, its end token counted.
+    #[schemars(range(min = 1))]
     pub max_tokens: i64,
     /// The only source of randomness.
     #[serde(skip_serializing_if = "is_zero")]

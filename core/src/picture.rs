@@ -22,7 +22,7 @@ use image::{
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
-use crate::whole;
+use crate::{input, whole};
 
 /// Pixels that [`read_padded`] leaves of the shorter edge of a thin picture.
 const SHORTEST: u32 = 14;
@@ -85,6 +85,7 @@ fn open(path: &Path) -> Result<RgbImage> {
     if bytes.len() as u64 > MOST_BYTES {
         return Err(failed(&format!("the file has more than {MOST_BYTES} bytes")));
     }
+    input::check_content(&path.display().to_string(), &bytes)?;
     let truncated = || failed(&"the file is truncated").hint("copy or download it again");
     let too_large = |what: &str| {
         failed(&format!("{what}, at most {MOST_PIXELS} pixels are read")).hint("make it smaller first")

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tch::{Kind, Tensor};
 
 use crate::config::{EvalOptions, ModelOptions, Rollout};
@@ -17,10 +18,9 @@ use crate::optimizer::backward;
 use crate::optimizer::objective::token_mean;
 use crate::scene::rng::Rng;
 use crate::scene::{Category, Split, Task};
-use crate::table::section;
 use crate::tiles::{self, Scene};
 use crate::update::{AdamW, UpdateOptions};
-use crate::{eval, home, judge, seed};
+use crate::{eval, home, judge, seed, settings};
 
 /// Everything that decides a pretraining run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -63,6 +63,7 @@ pub struct TokenizerStage {
     /// Updates of the weights.
     pub steps: u64,
     /// Pictures a step.
+    #[schemars(range(min = 1))]
     pub pictures: usize,
     /// The weight update.
     pub update: UpdateOptions,
@@ -81,8 +82,10 @@ pub struct JointStage {
     /// Updates of the weights.
     pub steps: u64,
     /// Drawings with captions a step.
+    #[schemars(range(min = 1))]
     pub captions: usize,
     /// Drawings with questions a step.
+    #[schemars(range(min = 1))]
     pub questions: usize,
     /// The weight update.
     pub update: UpdateOptions,
@@ -103,12 +106,16 @@ fn schedule() -> UpdateOptions {
 #[serde(deny_unknown_fields, default)]
 pub struct DataOptions {
     /// Share of captions with one fact wrong.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub caption_noise: f64,
     /// Share of drawings with mistakes among those that understanding learns from.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub mistakes: f64,
     /// How often a caption is of each category, relative to the others, by its name; 1 if it is not named.
+    #[schemars(extend("additionalProperties" = json!({ "type": "number", "minimum": 0 })))]
     pub drawing_weights: BTreeMap<String, f64>,
     /// The same for understanding.
+    #[schemars(extend("additionalProperties" = json!({ "type": "number", "minimum": 0 })))]
     pub understanding_weights: BTreeMap<String, f64>,
 }
 
@@ -124,25 +131,10 @@ impl Default for DataOptions {
 }
 
 impl PretrainConfig {
-    /// Reads a merged table section by section, so that an error names its section.
+    /// Reads a merged table.
     pub fn from_table(mut table: toml::Table) -> Result<Self> {
         home::expand_table(&mut table);
-        let mut config = Self::default();
-        for (name, value) in table {
-            match name.as_str() {
-                "model" => config.model = section(&name, value)?,
-                "seed" => config.seed = section(&name, value)?,
-                "tokenizer" => config.tokenizer = section(&name, value)?,
-                "joint" => config.joint = section(&name, value)?,
-                "data" => config.data = section(&name, value)?,
-                "rollout" => config.rollout = section(&name, value)?,
-                "eval" => config.eval = section(&name, value)?,
-                _ => {
-                    let known = ["model", "seed", "tokenizer", "joint", "data", "rollout", "eval"];
-                    return Err(unknown_name("configuration section", &name, &known));
-                }
-            }
-        }
+        let config: Self = settings::read("", table)?;
         for name in config.data.drawing_weights.keys().chain(config.data.understanding_weights.keys()) {
             if !Category::ALL.iter().any(|category| category.name() == name) {
                 let known = Category::ALL.map(Category::name);
@@ -319,10 +311,8 @@ fn category_weights(named: &BTreeMap<String, f64>) -> [f64; 6] {
 fn weighted(rng: &mut Rng, weights: &[f64]) -> Result<usize> {
     const RESOLUTION: usize = 1 << 20;
     let total: f64 = weights.iter().sum();
-    if !(total.is_finite() && total > 0.0 && weights.iter().all(|weight| *weight >= 0.0)) {
-        return Err(Error::usage(
-            "the weights of categories in `data`: expected weights of at least 0, not all 0",
-        ));
+    if total <= 0.0 {
+        return Err(Error::usage("the weights of categories in `data`: expected one above 0, got 0 for all"));
     }
     let mut left = rng.below(RESOLUTION) as f64 / RESOLUTION as f64 * total;
     for (index, weight) in weights.iter().enumerate() {
@@ -343,5 +333,39 @@ impl Smooth {
         let mean = self.0.map_or(value, |mean| 0.98 * mean + 0.02 * value);
         self.0 = Some(mean);
         mean
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_settings_are_refused_by_their_path() {
+        for (text, expected) in [
+            ("joint.pictures = 3", "unknown key `joint.pictures`"),
+            ("steps = 3", "did you mean `joint.steps`?"),
+            (
+                "data.mistakes = 1.5",
+                "`data.mistakes`: expected a number of at least 0 and at most 1, got 1.5",
+            ),
+            (
+                "data.drawing_weights.counting = -1",
+                "`data.drawing_weights.counting`: expected a number of at least 0",
+            ),
+            ("data.drawing_weights.count = 1", "unknown category `count`"),
+            (
+                "tokenizer.update.beta1 = 2",
+                "`tokenizer.update.beta1`: expected a number of at least 0 and below 1",
+            ),
+            ("tokenizer.pictures = 0", "`tokenizer.pictures`: expected a whole number of at least 1, got 0"),
+            (
+                "rollout.images.guidance = \"much\"",
+                "`rollout.images.guidance`: expected a number, got the string",
+            ),
+        ] {
+            let error = PretrainConfig::from_table(text.parse().unwrap()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
     }
 }

@@ -1,17 +1,14 @@
-//! Settings in TOML tables: reading them, laying one over another, and errors that name the key.
+//! TOML tables of settings: reading them, laying one over another, and telling their differences.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
-
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result};
+use crate::input;
 
 /// Reads a TOML file.
 pub fn read(path: &Path) -> Result<toml::Table> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::usage(format!("cannot read `{}`", path.display())).cause(error))?;
-    text.parse::<toml::Table>().map_err(|error| {
+    input::read_text(path)?.parse::<toml::Table>().map_err(|error| {
         Error::usage(format!("`{}` is not valid TOML", path.display())).cause(error.to_string().trim_end())
     })
 }
@@ -85,25 +82,6 @@ pub fn flat(table: &toml::Table) -> BTreeMap<String, toml::Value> {
         }
     }
     values
-}
-
-/// Reads a section, naming the key that is wrong and the nearest one that is right.
-pub fn section<T: DeserializeOwned>(place: &str, value: toml::Value) -> Result<T> {
-    value.try_into().map_err(|error: toml::de::Error| explain(place, error.message()))
-}
-
-fn explain(place: &str, message: &str) -> Error {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let Some(wrong) = message.starts_with("unknown field").then(|| quoted.next()).flatten() else {
-        return Error::usage(format!("configuration `{place}`: {message}"));
-    };
-    let known: Vec<&str> = quoted.collect();
-    let error = Error::usage(format!("unknown configuration key `{wrong}` in `{place}`"));
-    let error = match nearest(wrong, known.iter().copied()) {
-        Some(near) => error.hint(format!("did you mean `{near}`?")),
-        None => error,
-    };
-    error.hint(format!("known: {}", known.join(", ")))
 }
 
 #[cfg(test)]

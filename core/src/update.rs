@@ -20,20 +20,27 @@ pub(crate) const VALUES_AT_ONCE: usize = 1 << 26;
 #[serde(deny_unknown_fields, default)]
 pub struct UpdateOptions {
     /// Step size after warm-up.
+    #[schemars(range(min = 0.0))]
     pub learning_rate: f64,
     /// Decay rate of the gradient's running mean.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub beta1: f64,
     /// Decay rate of the squared gradient's running mean.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub beta2: f64,
     /// Added to the root of the squared mean.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub epsilon: f64,
     /// Decoupled weight decay.
+    #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
     /// Largest global norm of the gradient; 0 does not clip.
+    #[schemars(range(min = 0.0))]
     pub clip: f64,
     /// Steps in which the learning rate rises linearly.
     pub warmup: u64,
     /// Let the learning rate fall along a half cosine to this share at the last step; 1 keeps it.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub final_rate: f64,
 }
 

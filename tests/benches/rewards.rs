@@ -8,7 +8,7 @@ use serde_json::json;
 use unirl::plugin::Plugins;
 use unirl::reward::{RewardFunction, RuleFile, Sample};
 use unirl::scene::rng::Rng;
-use unirl::scene::{Exclusion, Mix, ObjectList, Wording, generate};
+use unirl::scene::{Exclusion, Mix, ObjectList, Split, Wording, generate};
 
 const BATCH: usize = 4096;
 const GROUP: usize = 8;
@@ -16,7 +16,8 @@ const GROUP: usize = 8;
 /// Prompts of all categories, a group each; of its answers a third is right, a third wrong, a third chatter.
 fn samples() -> Vec<Sample> {
     let (list, wording) = (ObjectList::everyday(), Wording::paper());
-    let tasks = generate(&list, wording, Mix::default(), &Exclusion::default(), BATCH / GROUP, 1);
+    let tasks =
+        generate(&list, wording, Mix::default(), (Split::All, &Exclusion::default()), BATCH / GROUP, 1);
     let tasks = tasks.expect("tasks").tasks;
     let mut rng = Rng::new(2);
     let mut samples = Vec::with_capacity(BATCH);

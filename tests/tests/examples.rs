@@ -8,7 +8,7 @@ use std::path::Path;
 
 use unirl::config::RunConfig;
 use unirl::optimizer;
-use unirl::scene::{Category, Exclusion, Mix, ObjectList, Wording, generate, read_jsonl, write_jsonl};
+use unirl::scene::{Category, Exclusion, Mix, ObjectList, Split, Wording, generate, read_jsonl, write_jsonl};
 use unirl::table;
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
@@ -56,6 +56,7 @@ fn the_tasks_are_those_of_the_command() {
     let mut exclusion = Exclusion::default();
     exclusion.add(&read_jsonl(&benchmark).unwrap());
     let made =
-        generate(&ObjectList::everyday(), Wording::paper(), Mix::default(), &exclusion, 360, 1).unwrap();
+        generate(&ObjectList::everyday(), Wording::paper(), Mix::default(), (Split::All, &exclusion), 360, 1)
+            .unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), write_jsonl(&made.tasks).unwrap());
 }

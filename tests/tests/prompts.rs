@@ -10,7 +10,7 @@ use std::process::Output;
 
 use insta::assert_snapshot;
 use unirl::scene::{
-    Category, Exclusion, Facts, Mix, ObjectList, Task, Wording, generate, read_jsonl, write_jsonl,
+    Category, Exclusion, Facts, Mix, ObjectList, Split, Task, Wording, generate, read_jsonl, write_jsonl,
 };
 
 /// Not part of a checkout.
@@ -125,7 +125,8 @@ fn a_hundred_thousand_prompts_hold_none_of_genevals() {
     assert_eq!(types.len(), 80);
     let list = ObjectList::everyday();
     assert!(types.iter().all(|noun| list.nouns[..80].iter().any(|known| known == noun)));
-    let made = generate(&list, Wording::evaluation(), Mix::default(), &exclusion, 100_000, 7).unwrap();
+    let made =
+        generate(&list, Wording::evaluation(), Mix::default(), (Split::All, &exclusion), 100_000, 7).unwrap();
     assert_eq!(made.tasks.len(), 100_000);
     for task in &made.tasks {
         assert!(!prompts.contains(&words(task)), "{}", task.prompt);

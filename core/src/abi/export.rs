@@ -5,17 +5,18 @@
 use abi_stable::library::{__call_root_module_loader, CheckTypeLayout, LibHeader, RootModuleResult};
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RResult, RStr, RVec};
-use schemars::{JsonSchema, SchemaGenerator};
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::component::{ComponentBox, FfiEntry, FfiError, HostApi, PluginModule, PluginModule_Ref};
 use super::guard::{guard, install_hook};
 use super::{adapt, log, stamp, wire};
 use crate::detector::Detector;
-use crate::error::{Code, Error, Result, unknown_name};
+use crate::error::{Code, Error, Result};
 use crate::model::{ModelSource, UnifiedModel};
 use crate::reward::RewardFunction;
+use crate::settings;
 
 /// Registers a model: its name, its configuration, and how to construct it.
 ///
@@ -39,7 +40,7 @@ macro_rules! register_model {
                         $config,
                         &$crate::model::ModelSource,
                     ) -> $crate::Result<::std::boxed::Box<dyn $crate::model::UnifiedModel>> = $new;
-                    new($crate::__private::config::<$config>(config)?, source)
+                    new($crate::__private::config::<$config>("model.options", config)?, source)
                 },
             }
         }
@@ -60,7 +61,7 @@ macro_rules! register_reward {
                 new: |config| {
                     let new: fn($config) -> $crate::Result<::std::boxed::Box<dyn $crate::reward::RewardFunction>> =
                         $new;
-                    new($crate::__private::config::<$config>(config)?)
+                    new($crate::__private::config::<$config>("options", config)?)
                 },
             }
         }
@@ -82,7 +83,7 @@ macro_rules! register_detector {
                     let new: fn(
                         $config,
                     ) -> $crate::Result<::std::boxed::Box<dyn $crate::detector::Detector>> = $new;
-                    new($crate::__private::config::<$config>(config)?)
+                    new($crate::__private::config::<$config>("options", config)?)
                 },
             }
         }
@@ -245,55 +246,16 @@ extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<Co
 
 /// The schema of a configuration.
 pub fn schema<C: JsonSchema>() -> Value {
-    SchemaGenerator::default().into_root_schema_for::<C>().to_value()
+    settings::schema::<C>()
 }
 
-/// Reads a configuration; absent and empty are the default.
-pub fn config<C: DeserializeOwned + JsonSchema + Default>(json: &Value) -> Result<C> {
-    let Value::Object(keys) = json else {
-        return if json.is_null() {
-            Ok(C::default())
-        } else {
-            Err(Error::usage("the configuration is not a table"))
-        };
-    };
-    if keys.is_empty() {
-        return Ok(C::default());
+/// Reads a configuration, whose path among the settings is `place`; absent and empty are the default.
+pub fn config<C: DeserializeOwned + JsonSchema + Default>(place: &str, json: &Value) -> Result<C> {
+    match json {
+        Value::Null => Ok(C::default()),
+        Value::Object(keys) if keys.is_empty() => Ok(C::default()),
+        json => settings::read_json(place, json),
     }
-    let schema = schema::<C>();
-    refuse_unknown_keys(json, &schema, &schema, "")?;
-    serde_json::from_value(json.clone()).map_err(|error| {
-        // serde does not say which key it dislikes: it is the one without which the rest can be read.
-        let culprit = keys.keys().find(|key| {
-            let rest: Map<String, Value> =
-                keys.iter().filter(|(k, _)| k != key).map(|(k, v)| (k.clone(), v.clone())).collect();
-            serde_json::from_value::<C>(Value::Object(rest)).is_ok()
-        });
-        let place = culprit.map_or(String::new(), |key| format!(" `{key}`"));
-        Error::usage(format!("configuration{place}: {error}"))
-    })
-}
-
-/// Looks at objects of which the schema names every key; unions and maps are left to serde.
-fn refuse_unknown_keys(value: &Value, schema: &Value, root: &Value, path: &str) -> Result<()> {
-    let target = schema.get("$ref").and_then(Value::as_str).and_then(|target| target.strip_prefix('#'));
-    let schema = target.and_then(|target| root.pointer(target)).unwrap_or(schema);
-    let open = ["oneOf", "anyOf", "allOf", "patternProperties"].iter().any(|key| schema.get(key).is_some())
-        || schema.get("additionalProperties").is_some_and(|more| *more != Value::Bool(false));
-    let (Value::Object(values), Some(Value::Object(known)), false) = (value, schema.get("properties"), open)
-    else {
-        return Ok(());
-    };
-    for (key, value) in values {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        let Some(schema) = known.get(key) else {
-            let names: Vec<&str> = known.keys().map(String::as_str).collect();
-            let error = unknown_name("configuration key", key, &names);
-            return Err(if path == *key { error } else { error.cause(format!("at `{path}`")) });
-        };
-        refuse_unknown_keys(value, schema, root, &path)?;
-    }
-    Ok(())
 }
 
 const _: () = assert!(stamp::ABI == 1, "write the abi number into `stamp::stamp`, too");

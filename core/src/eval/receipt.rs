@@ -89,6 +89,8 @@ pub struct Receipt {
     pub items: Vec<Item>,
     /// The figures that follow from them.
     pub figures: Report,
+    /// How many of the tasks the model was trained on, of those that training is to leave out; where it is known.
+    pub trained_on: Option<usize>,
 }
 
 /// The JSON of a receipt, but for the seal.
@@ -98,6 +100,8 @@ struct Body {
     form: u32,
     plan: Plan,
     figures: Report,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trained_on: Option<usize>,
     verdicts: Vec<Line>,
 }
 
@@ -121,7 +125,7 @@ impl Receipt {
         }
         let (plan, tasks) = (Plan::new(evaluation, model)?, evaluation.tasks.to_vec());
         let figures = Report::of(&tasks, &items);
-        Ok(Self { plan, tasks, items, figures })
+        Ok(Self { plan, tasks, items, figures, trained_on: None })
     }
 
     /// As JSON text, sealed.
@@ -134,6 +138,7 @@ impl Receipt {
             form: FORM,
             plan: self.plan.clone(),
             figures: self.figures.clone(),
+            trained_on: self.trained_on,
             verdicts: self.tasks.iter().zip(&self.items).map(line).collect::<Result<_>>()?,
         };
         let place = || "cannot write the receipt";
@@ -186,7 +191,7 @@ impl Receipt {
         if figures != body.figures {
             return Err(altered("its figures do not follow from its verdicts"));
         }
-        Ok(Self { plan: body.plan, tasks, items, figures })
+        Ok(Self { plan: body.plan, tasks, items, figures, trained_on: body.trained_on })
     }
 
     /// Refuses a model whose weights are not those of the receipt.
@@ -240,6 +245,9 @@ mod tests {
     fn a_receipt_is_what_was_written() {
         let receipt = receipt();
         assert_eq!(Receipt::check(&receipt.to_json().unwrap()).unwrap(), receipt);
+        assert!(!receipt.to_json().unwrap().contains("trained_on"));
+        let overlapping = Receipt { trained_on: Some(3), ..receipt };
+        assert_eq!(Receipt::check(&overlapping.to_json().unwrap()).unwrap(), overlapping);
     }
 
     /// Every letter and digit of the whole text, one after the other, becomes another: never is the receipt taken.

@@ -34,12 +34,16 @@ pub struct Grpo {
     /// How rewards become weights.
     pub weighting: Weighting,
     /// `τ` of the softmax weights.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub weight_temperature: f64,
     /// Factor of the end-to-end answer term; 0 leaves it out.
+    #[schemars(range(min = 0.0))]
     pub answer_coefficient: f64,
     /// Factor of the KL on answer tokens.
+    #[schemars(range(min = 0.0))]
     pub beta: f64,
     /// `τ` of the straight-through Gumbel-softmax (eq. 7).
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub gumbel_temperature: f64,
     /// The log-likelihood of the drawing, weighted by the same rule set.
     pub image: ImageTerm,
@@ -65,7 +69,7 @@ inventory::submit! {
         summary: "reward-weighted log-likelihood of sampled answers, end to end through the image tokens (eq. 5)",
         end_to_end: true,
         answer_rules: false,
-        schema: || schemars::schema_for!(Grpo),
+        schema: |generator| generator.root_schema_for::<Grpo>(),
         build: |table| Ok(Box::new(options::<Grpo>("grpo", table)?)),
     }
 }

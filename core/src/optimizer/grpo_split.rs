@@ -47,10 +47,13 @@ pub struct GrpoSplit {
     /// How rewards become weights.
     pub weighting: Weighting,
     /// `τ` of the softmax weights.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub weight_temperature: f64,
     /// Factor of the answer objective; 0 leaves it out.
+    #[schemars(range(min = 0.0))]
     pub answer_coefficient: f64,
     /// Factor of the KL on answer tokens.
+    #[schemars(range(min = 0.0))]
     pub beta: f64,
     /// The image objective.
     pub image: ImageTerm,
@@ -75,7 +78,7 @@ inventory::submit! {
         summary: "separate reward-weighted objectives for drawing and answering (A.3)",
         end_to_end: false,
         answer_rules: true,
-        schema: || schemars::schema_for!(GrpoSplit),
+        schema: |generator| generator.root_schema_for::<GrpoSplit>(),
         build: |table| Ok(Box::new(options::<GrpoSplit>("grpo-split", table)?.checked()?)),
     }
 }

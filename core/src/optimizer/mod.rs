@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use schemars::Schema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Kind, Tensor};
@@ -71,7 +71,7 @@ pub struct OptimizerEntry {
     /// Whether its answer objective may have rules of its own.
     pub answer_rules: bool,
     /// The JSON Schema of its options.
-    pub schema: fn() -> Schema,
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
     /// Builds it from its options.
     pub build: fn(toml::Table) -> Result<Box<dyn Optimizer>>,
 }
@@ -126,14 +126,14 @@ pub fn check_fits(entry: &OptimizerEntry, card: &ModelCard) -> Result<()> {
 }
 
 /// The options of an algorithm: what is not said, in an inner table too, is as in its own defaults.
-pub(crate) fn options<T: Default + Serialize + DeserializeOwned>(
+pub(crate) fn options<T: Default + Serialize + DeserializeOwned + JsonSchema>(
     name: &str,
     table: toml::Table,
 ) -> Result<T> {
     let mut whole = toml::Table::try_from(T::default())
         .map_err(|error| Error::failure(format!("the defaults of `{name}`")).cause(error))?;
     crate::table::merge(&mut whole, table);
-    crate::table::section(&format!("optimizer.{name}"), toml::Value::Table(whole))
+    crate::settings::read(&format!("optimizer.{name}"), whole)
 }
 
 /// Where the time of an iteration went.
@@ -412,15 +412,18 @@ fn add(metrics: &mut BTreeMap<&'static str, f64>, name: &'static str, value: &Te
 #[serde(deny_unknown_fields, default)]
 pub struct ImageTerm {
     /// Factor of the term; 0 leaves it out.
+    #[schemars(range(min = 0.0))]
     pub coefficient: f64,
     /// `remask`: the tokens hidden by a random re-masking (the paper's replay); `reveal`: every token in the state in which
     /// it was drawn.
     pub replay: ReplayKind,
     /// Of the reveal steps, how many to replay an iteration, drawn at random; 0 replays all.
+    #[schemars(range(min = 0))]
     pub reveal_steps: i64,
     /// The distribution that scores the tokens: `conditional`, `guided` or `guided-detached`.
     pub scoring: Scoring,
     /// Factor of the divergence of the image tokens from the reference policy; 0 leaves it out.
+    #[schemars(range(min = 0.0))]
     pub beta: f64,
 }
 

@@ -25,6 +25,7 @@ use crate::model::{ModelCard, Policy};
 #[serde(deny_unknown_fields, default)]
 pub struct Sft {
     /// `τ` of the straight-through Gumbel-softmax (eq. 7).
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub gumbel_temperature: f64,
 }
 
@@ -40,7 +41,7 @@ inventory::submit! {
         summary: "log-likelihood of the right answer about the model's own drawing, end to end",
         end_to_end: true,
         answer_rules: false,
-        schema: || schemars::schema_for!(Sft),
+        schema: |generator| generator.root_schema_for::<Sft>(),
         build: |table| Ok(Box::new(options::<Sft>("sft", table)?)),
     }
 }

@@ -10,7 +10,7 @@ use super::matching::Match;
 use crate::error::{Error, Result};
 use crate::scene::Category;
 use crate::scene::answer::Vocabulary;
-use crate::table::{self, section};
+use crate::{settings, table};
 
 /// A rule set as it stands in a TOML file. A category without keywords abstains.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -138,7 +138,7 @@ pub struct LongAnswer {
 #[serde(untagged, expecting = "expected a number of points or \"all\"")]
 pub enum Loss {
     /// So many points.
-    Points(f64),
+    Points(#[schemars(extend("exclusiveMinimum" = 0.0))] f64),
     /// The whole reward.
     All(AllOfIt),
 }
@@ -163,6 +163,7 @@ pub struct Keyword {
     pub how: Match,
     /// What it is worth.
     #[serde(default = "one")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub points: f64,
     /// Under which name its points are logged: `noun`, `number`, `color` or `relation` by its first place, else `word`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -184,6 +185,7 @@ pub struct Example {
     /// What the model says.
     pub answer: String,
     /// What that is worth.
+    #[schemars(range(min = 0.0))]
     pub reward: f64,
 }
 
@@ -244,22 +246,13 @@ impl RuleFile {
     }
 
     fn from_table(table: toml::Table) -> Result<Self> {
-        // Table by table first, so that an error names the inner one.
-        for (key, value) in &table {
-            match key.as_str() {
-                "reading" => drop(section::<Reading>(key, value.clone())?),
-                "penalties" => {
-                    if let Some(long) = value.get("long") {
-                        section::<LongAnswer>("penalties.long", long.clone())?;
-                    }
-                    section::<Penalties>(key, value.clone())?;
-                }
-                "example" => entries::<Example>(key, value)?,
-                key if Category::from_name(key).is_some() => entries::<Keyword>(key, value)?,
-                _ => {}
+        for key in Category::ALL.map(Category::name).into_iter().chain(["example"]) {
+            if table.get(key).is_some_and(toml::Value::is_table) {
+                return Err(Error::usage(format!("`{key}`: expected a list of tables, got a table"))
+                    .hint(format!("write `[[{key}]]` above each")));
             }
         }
-        section("rule file", toml::Value::Table(table))
+        settings::read("", table)
     }
 
     pub(super) fn keywords(&self, category: Category) -> &[Keyword] {
@@ -272,16 +265,4 @@ impl RuleFile {
             Category::ColorAttr => &self.color_attr,
         }
     }
-}
-
-/// Checks the entries of a list one by one, so that an error counts them.
-fn entries<T: serde::de::DeserializeOwned>(key: &str, value: &toml::Value) -> Result<()> {
-    let Some(list) = value.as_array() else {
-        return Err(Error::usage(format!("`{key}`: expected a list of tables, got a {}", value.type_str()))
-            .hint(format!("write `[[{key}]]` above each")));
-    };
-    for (index, entry) in list.iter().enumerate() {
-        section::<T>(&format!("{key}[{index}]"), entry.clone())?;
-    }
-    Ok(())
 }

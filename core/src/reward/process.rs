@@ -49,6 +49,7 @@ pub struct ProcessOptions {
     /// Its arguments, behind those of its name.
     pub args: Vec<String>,
     /// Seconds that it may take for a batch; then it is ended and started again.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub timeout_seconds: f64,
 }
 

@@ -18,14 +18,6 @@ impl RuleFile {
 
     /// The rules with options laid over the file's; the examples hold for the file as it is.
     pub fn build_with(self, options: ShippedOptions) -> Result<Box<dyn RewardFunction>> {
-        let losses = [self.penalties.extra, self.penalties.long.map(|long| long.lose), self.penalties.repeat];
-        if losses
-            .into_iter()
-            .flatten()
-            .any(|loss| matches!(loss, Loss::Points(points) if !is_positive(points)))
-        {
-            return Err(Error::usage("`penalties`: expected points above 0 or `\"all\"`"));
-        }
         let mut keywords = Vec::new();
         for category in Category::ALL {
             let compiled = self.keywords(category).iter().enumerate().map(|(index, keyword)| {
@@ -46,10 +38,6 @@ impl RuleFile {
     }
 }
 
-fn is_positive(points: f64) -> bool {
-    points.is_finite() && points > 0.0
-}
-
 /// A keyword of the file.
 pub(super) struct Compiled {
     pub(super) template: Template,
@@ -61,9 +49,6 @@ pub(super) struct Compiled {
 
 impl Compiled {
     fn new(keyword: &Keyword, category: Category) -> Result<Self> {
-        if !is_positive(keyword.points) {
-            return Err(Error::usage(format!("`points`: expected a number above 0, got {}", keyword.points)));
-        }
         let template = Template::parse(&keyword.word)?;
         check(&template, keyword.how, category)?;
         let place = template.slots().next().map(|slot| slot.place);

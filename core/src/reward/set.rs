@@ -18,6 +18,7 @@ pub struct WeightedRule {
     pub name: String,
     /// The factor of its score.
     #[serde(default = "one")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub weight: f64,
     /// Options of a plugin's rule, `unirl schema --plugin NAME` shows them; or of a program, `args` and `timeout_seconds`.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
@@ -42,18 +43,12 @@ pub struct RuleSet {
 }
 
 impl RuleSet {
-    /// Refuses an empty set, two of a name, and weights that are not finite and positive.
+    /// Refuses an empty set and two of a name.
     pub fn new(rules: Vec<(WeightedRule, Box<dyn RewardFunction>)>) -> Result<Self> {
         if rules.is_empty() {
             return Err(Error::usage("the rule set is empty").hint("name one: `{ name = \"bound\" }`"));
         }
         for (index, (rule, _)) in rules.iter().enumerate() {
-            if !(rule.weight.is_finite() && rule.weight > 0.0) {
-                return Err(Error::usage(format!(
-                    "weight of reward rule `{}`: expected a positive number, got {}",
-                    rule.name, rule.weight
-                )));
-            }
             if rules[..index].iter().any(|(other, _)| other.name == rule.name) {
                 return Err(Error::usage(format!("reward rule `{}` is named twice", rule.name))
                     .hint("name it once, with its `weight`"));
@@ -193,9 +188,6 @@ mod tests {
     fn unfit_sets_and_rewards_are_refused() {
         let message = |result: Result<RuleSet>| result.err().unwrap().message().to_string();
         assert_eq!(message(set(&[])), "the rule set is empty");
-        assert!(
-            message(set(&[("a", 0.0, Reward::new(1.0, 1.0))])).contains("expected a positive number, got 0")
-        );
         let twice = [("a", 1.0, Reward::new(1.0, 1.0)), ("a", 2.0, Reward::new(1.0, 1.0))];
         assert_eq!(message(set(&twice)), "reward rule `a` is named twice");
         for wrong in [Reward::new(f64::NAN, 1.0), Reward::new(1.0, 0.0), Reward::new(1.0, -1.0)] {

@@ -24,14 +24,17 @@ impl Exclusion {
         }
     }
 
+    /// Whether a task asks for the scene of an excluded one, or has its prompt.
+    pub fn repeats(&self, task: &Task) -> bool {
+        self.prompts.contains(&normal(&task.prompt)) || self.scenes.contains(&scene(&task.facts))
+    }
+
     /// Whether a task is excluded. Case, marks and articles do not tell prompts apart, nor do order, the side from which a
     /// position is told, and synonyms.
     pub fn holds(&self, task: &Task) -> bool {
         let known_type =
             || task.facts.objects.iter().any(|object| self.nouns.contains(&canonical(&object.noun)));
-        self.prompts.contains(&normal(&task.prompt))
-            || self.scenes.contains(&scene(&task.facts))
-            || (task.facts.category == Category::SingleObject && known_type())
+        self.repeats(task) || (task.facts.category == Category::SingleObject && known_type())
     }
 }
 

@@ -26,13 +26,27 @@ pub enum Split {
     All,
 }
 
+impl std::str::FromStr for Split {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "train" => Ok(Self::Train),
+            "test" => Ok(Self::Test),
+            "all" => Ok(Self::All),
+            name => Err(unknown_name("split", name, &["train", "test", "all"])),
+        }
+    }
+}
+
 impl Split {
     /// Whether tasks of these facts belong to the split. What says the same in another order has the same place.
     pub fn holds(self, facts: &Facts) -> bool {
-        match (self, facts.category) {
-            (Split::All, _) | (_, Category::SingleObject | Category::Counting) => true,
-            (Split::Train, _) => !is_test(facts),
-            (Split::Test, _) => is_test(facts),
+        match self {
+            _ if !facts.category.is_split() => true,
+            Split::All => true,
+            Split::Train => !is_test(facts),
+            Split::Test => is_test(facts),
         }
     }
 }
@@ -137,13 +151,13 @@ pub struct Generated {
     pub repeated: Vec<(Category, usize)>,
 }
 
-/// `count` random tasks, none of them excluded, their categories as near to the mix as whole numbers are, at every length
+/// `count` random tasks of a split, none of them excluded, their categories as near to the mix as whole numbers are, at every length
 /// of the list. No prompt comes twice before its category has, in 10,000 draws, nothing new.
 pub fn generate(
     list: &ObjectList,
     wording: &Wording,
     mix: Mix,
-    exclusion: &Exclusion,
+    (split, exclusion): (Split, &Exclusion),
     count: usize,
     seed: u64,
 ) -> Result<Generated> {
@@ -167,7 +181,9 @@ pub fn generate(
         let seen = &mut seen[category as usize];
         let fresh = (0..PATIENCE)
             .map(|_| wording.task(random_facts(list, category, &mut rng)))
-            .filter(|task| !paints_a_person(&task.facts) && !exclusion.holds(task))
+            .filter(|task| {
+                split.holds(&task.facts) && !paints_a_person(&task.facts) && !exclusion.holds(task)
+            })
             .find(|task| !seen.contains(&task.prompt));
         let Some(task) = fresh else {
             if seen.is_empty() {
@@ -229,7 +245,8 @@ mod tests {
 
     fn everyday(mix: &str, count: usize, seed: u64) -> Generated {
         let (list, wording) = (ObjectList::everyday(), Wording::find("paper").unwrap());
-        generate(&list, &wording, mix.parse().unwrap(), &Exclusion::default(), count, seed).unwrap()
+        generate(&list, &wording, mix.parse().unwrap(), (Split::All, &Exclusion::default()), count, seed)
+            .unwrap()
     }
 
     #[test]
@@ -265,10 +282,11 @@ mod tests {
     #[test]
     fn a_category_without_prompts_is_an_error() {
         let (list, wording) = (list(), Wording::tiles());
-        let all = generate(&list, wording, Mix::default(), &Exclusion::default(), 60, 1).unwrap().tasks;
+        let none = Exclusion::default();
+        let all = generate(&list, wording, Mix::default(), (Split::All, &none), 60, 1).unwrap().tasks;
         let mut exclusion = Exclusion::default();
         exclusion.add(&all);
-        let error = generate(&list, wording, Mix::default(), &exclusion, 60, 1).unwrap_err();
+        let error = generate(&list, wording, Mix::default(), (Split::All, &exclusion), 60, 1).unwrap_err();
         assert_eq!(error.message(), "no `single_object` prompt is left");
     }
 }

@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
 use serde::ser::SerializeStruct as _;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Category, Facts, Object, Relation, Task, Wording};
 use crate::error::{Context as _, Error, Result};
+use crate::{input, json};
 
 impl Facts {
     /// Refuses facts that their category does not allow: the wrong number of objects, a missing colour or relation.
@@ -177,43 +177,26 @@ impl Serialize for Task {
     }
 }
 
-/// Reads one JSON value, and nothing behind it; an error names the field.
-pub(crate) fn read_json<T: DeserializeOwned>(text: &str) -> Result<T> {
-    let explain = |field: &str, error: &serde_json::Error| {
-        let inner = error.to_string();
-        let why = inner.rsplit_once(" at line ").map_or(inner.as_str(), |(why, _)| why);
-        Error::usage(if error.is_syntax() || error.is_eof() {
-            format!("not JSON: {why}")
-        } else if field == "." {
-            why.into()
-        } else {
-            format!("`{field}`: {why}")
-        })
-    };
-    let mut json = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut json)
-        .map_err(|error| explain(&error.path().to_string(), error.inner()))?;
-    json.end().map_err(|error| explain(".", &error))?;
-    Ok(value)
-}
-
 /// Reads the lines of a text called `name`, skipping empty ones: what `read` makes of each. An error names file, line and
 /// field.
 pub fn read_records<T>(name: &str, text: &str, read: impl Fn(&Record) -> Result<T>) -> Result<Vec<T>> {
-    let mut read_lines = Vec::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let at = || format!("`{name}`, line {}", index + 1);
-        let record: Record = read_json(line).context(at)?;
-        read_lines.push(read(&record).context(at)?);
-    }
-    Ok(read_lines)
+    json::lines(text)
+        .map(|(number, line)| {
+            let record = json::parse_line::<Record>(line);
+            record.and_then(|record| read(&record)).context(|| format!("`{name}`, line {number}"))
+        })
+        .collect()
 }
 
-/// Reads the tasks of a file.
+/// Reads the tasks of a file, which has at least one.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Task>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::usage(format!("cannot read the tasks `{}`", path.display())).cause(error))?;
-    read_records(&path.display().to_string(), &text, Record::task)
+    let tasks = read_records(&path.display().to_string(), &input::read_text(path)?, Record::task)?;
+    if tasks.is_empty() {
+        return Err(Error::usage(format!("`{}` holds no task", path.display())).hint(
+            "a task is a line such as `{\"category\": \"counting\", \"prompt\": \"a photo of two dogs\"}`",
+        ));
+    }
+    Ok(tasks)
 }
 
 /// The tasks as lines.
@@ -229,7 +212,7 @@ pub fn write_jsonl(tasks: &[Task]) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Exclusion, Mix, ObjectList, generate};
+    use super::super::{Exclusion, Mix, ObjectList, Split, generate};
     use super::*;
 
     fn read(text: &str) -> Result<Vec<Task>> {
@@ -240,7 +223,9 @@ mod tests {
     fn what_is_written_is_read() {
         for wording in [Wording::paper(), Wording::evaluation(), Wording::tiles()] {
             let list = ObjectList::everyday();
-            let tasks = generate(&list, wording, Mix::default(), &Exclusion::default(), 60, 5).unwrap().tasks;
+            let tasks = generate(&list, wording, Mix::default(), (Split::All, &Exclusion::default()), 60, 5)
+                .unwrap()
+                .tasks;
             assert_eq!(read(&write_jsonl(&tasks).unwrap()).unwrap(), tasks);
         }
     }
@@ -270,21 +255,21 @@ mod tests {
             (r#"{"category":"position","prompt":"","facts":{"objects":[]}}"#, "`facts.objects`: expected 2"),
             (
                 r#"{"category":"counting","prompt":"","facts":{"objects":[{"noun":"a","count":"3"}]}}"#,
-                "`facts.objects[0].count`: invalid type",
+                "`facts.objects[0].count`: expected a whole number of at least 0, got the string",
             ),
-            (r#"{"category":"count","prompt":""}"#, "`category`: unknown variant `count`"),
+            (r#"{"category":"count","prompt":""}"#, "`category`: expected one of `single_object`"),
             (r#"{"prompt":"a photo of a dog"}"#, "`category`: missing"),
             (
                 r#"{"category":"colors","prompt":"a photo of a green fork","facts":{"category":"counting","objects":[]}}"#,
                 "`facts.category` is `counting`",
             ),
-            (r#"{"category":"colors"}"#, "missing field `prompt`"),
+            (r#"{"category":"colors"}"#, "`prompt`: missing"),
             (
                 r#"{"tag":"position","prompt":"","include":[{"class":"a","count":1},{"class":"b","count":1,"position":["near",0]}]}"#,
                 "`include[1].position`",
             ),
-            ("nonsense", "not JSON: expected"),
-            (r#"{"category":"colors""#, "not JSON: EOF"),
+            ("nonsense", "expected one JSON object per line, got `nonsense`"),
+            (r#"{"category":"colors""#, "does not end on its line"),
         ] {
             let error = read(&format!("\n{line}\n")).unwrap_err();
             assert_eq!(error.message(), "`tasks.jsonl`, line 2", "{line}");

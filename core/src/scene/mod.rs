@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 pub use english::{Plurals, article, number_word, plural};
 pub use exclude::Exclusion;
 pub use generate::{Mix, Split, generate, sample};
-pub(crate) use jsonl::read_json;
 pub use jsonl::{Record, read_jsonl, read_records, write_jsonl};
 pub use lexicon::synonyms;
 pub use objects::ObjectList;
@@ -77,6 +76,11 @@ impl Category {
             Category::SingleObject | Category::Counting | Category::Colors => 1,
             Category::TwoObject | Category::Position | Category::ColorAttr => 2,
         }
+    }
+
+    /// Whether its tasks are many enough to be split into those of training and those of the evaluation.
+    pub fn is_split(self) -> bool {
+        !matches!(self, Category::SingleObject | Category::Counting)
     }
 
     /// Whether its facts name colours.

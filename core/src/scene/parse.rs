@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use super::english::{number, singular};
-use super::lexicon::EVERYDAY;
+use super::lexicon::{COLORS, EVERYDAY};
+use super::objects::check_word;
 use super::{Category, Facts, Object, Plurals, Relation};
 use crate::error::{Error, Result};
 
@@ -22,6 +23,20 @@ const RELATIONS: [(&str, Relation); 12] = [
     ("above", Relation::Above),
     ("below of", Relation::Below),
     ("below", Relation::Below),
+];
+
+/// Colours of prompts beside [`COLORS`].
+#[rustfmt::skip]
+const MORE_COLORS: [&str; 24] = [
+    "gray", "grey", "silver", "gold", "golden", "beige", "tan", "teal", "turquoise", "cyan", "magenta", "maroon", "navy",
+    "violet", "indigo", "lavender", "lime", "olive", "crimson", "scarlet", "burgundy", "khaki", "bronze", "ivory",
+];
+
+/// What stands before a colour and belongs to it.
+#[rustfmt::skip]
+const SHADES: [&str; 16] = [
+    "light", "dark", "bright", "pale", "deep", "hot", "neon", "pastel", "sky", "royal", "baby", "forest", "navy", "lime",
+    "olive", "mint",
 ];
 
 const OPENINGS: [&str; 4] = ["a photo of ", "photo of ", "a picture of ", "an image of "];
@@ -50,8 +65,29 @@ fn plain(phrase: &str) -> Option<Object> {
 }
 
 fn colored(phrase: &str) -> Option<Object> {
-    let (color, noun) = bare(phrase)?.split_once(' ')?;
-    Some(Object { color: Some(color.into()), ..Object::one(noun) })
+    let phrase = bare(phrase)?;
+    let (color, noun) = phrase.split_at(color(phrase)?);
+    Some(Object { color: Some(color.into()), ..Object::one(noun.trim_start()) })
+}
+
+/// The length of the colour that a phrase begins with: `light blue` of `light blue chair`. The noun is left over.
+fn color(phrase: &str) -> Option<usize> {
+    let mut found = None;
+    let mut end = 0;
+    for word in phrase.split(' ') {
+        end += word.len();
+        if end >= phrase.len() {
+            break;
+        }
+        if COLORS.contains(&word) || MORE_COLORS.contains(&word) {
+            found = Some(end);
+        }
+        if !SHADES.contains(&word) {
+            break;
+        }
+        end += 1;
+    }
+    found
 }
 
 fn counted(phrase: &str) -> Option<Object> {
@@ -73,8 +109,8 @@ fn counted(phrase: &str) -> Option<Object> {
 impl Facts {
     /// Reads a prompt of a category, in `GenEval`'s or the paper's words: `a photo of a train above of an elephant`.
     ///
-    /// A number's noun is known for the everyday objects and guessed by the rules of English for others; a colour is the
-    /// word behind the article.
+    /// A number's noun is known for the everyday objects and guessed by the rules of English for others; a colour is a known
+    /// one, perhaps with its shade (`light blue`). What could not stand in an object list is no noun.
     pub fn parse(category: Category, prompt: &str) -> Result<Self> {
         let lower = prompt.to_lowercase();
         let text = lower.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -94,7 +130,7 @@ impl Facts {
                     Some((vec![plain(first)?, plain(second)?], Some(relation)))
                 }),
         };
-        let (objects, relation) = objects.ok_or_else(|| {
+        let unread = || {
             let form = match category {
                 Category::SingleObject => "a photo of a dog",
                 Category::TwoObject => "a photo of a dog and a bench",
@@ -105,7 +141,11 @@ impl Facts {
             };
             Error::usage(format!("cannot read the facts of `{prompt}` as `{}`", category.name()))
                 .hint(format!("expected a prompt like `{form}`, or `facts` beside it"))
-        })?;
+        };
+        let (objects, relation) = objects.ok_or_else(unread)?;
+        for object in &objects {
+            check_word(&object.noun).map_err(|error| unread().cause(error.message()))?;
+        }
         let facts = Self { category, objects, relation };
         facts.check()?;
         Ok(facts)
@@ -148,6 +188,46 @@ mod tests {
         assert!(wrong(Category::Position, "a photo of a dog near a cat").contains("as `position`"));
         assert!(wrong(Category::TwoObject, "").contains("cannot read the facts of ``"));
         assert!(wrong(Category::Counting, "a photo of zero dogs").contains("does not fit"));
+    }
+
+    #[test]
+    fn what_is_no_noun_or_colour_is_refused() {
+        for (category, prompt) in [
+            (Category::Counting, "three cats and two dogs"),
+            (Category::Counting, "a photo of two dogs on a bench"),
+            (Category::Counting, "a photo of two hundred dogs"),
+            (Category::SingleObject, "a photo of a dog and a cat"),
+            (Category::SingleObject, "a photo of a dog, sitting"),
+            (Category::TwoObject, "a photo of a dog and a cat and a bench"),
+            (Category::TwoObject, "a photo of a dog and a cat that sleeps"),
+            (Category::Colors, "a photo of a kitchen table"),
+            (Category::Colors, "a photo of a shiny red car"),
+            (Category::Colors, "a photo of a red"),
+            (Category::Colors, "a photo of an orange"),
+            (Category::Colors, "a photo of a dark dog"),
+            (Category::ColorAttr, "a photo of a brown dog and a wooden bench"),
+            (Category::Position, "a photo of a dog left of a cat above a bench"),
+        ] {
+            let error = Facts::parse(category, prompt).unwrap_err();
+            assert!(error.message().starts_with("cannot read the facts of"), "{prompt}: {error}");
+            assert!(error.hints()[0].contains("`facts` beside it"), "{prompt}: {error}");
+        }
+    }
+
+    #[test]
+    fn colours_have_shades() {
+        for (prompt, color, noun) in [
+            ("a photo of a light blue chair", "light blue", "chair"),
+            ("a photo of a dark gray hot dog", "dark gray", "hot dog"),
+            ("a photo of a navy blue wine glass", "navy blue", "wine glass"),
+            ("a photo of a navy coat", "navy", "coat"),
+            ("a photo of an orange orange", "orange", "orange"),
+            ("a photo of a teal teddy bear", "teal", "teddy bear"),
+            ("a photo of a golden retriever", "golden", "retriever"),
+        ] {
+            let object = &Facts::parse(Category::Colors, prompt).unwrap().objects[0];
+            assert_eq!((object.color.as_deref(), object.noun.as_str()), (Some(color), noun));
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::english::{Plurals, number_word};
 use super::template::{Part, Place, Spelling, Template};
 use super::{Category, Facts, Relation, Task};
 use crate::error::{Error, Result, unknown_name};
-use crate::table::{self, section};
+use crate::{settings, table};
 
 const SHIPPED: [(&str, &str); 3] = [
     ("paper", include_str!("wordings/paper.toml")),
@@ -114,12 +114,7 @@ impl Wording {
     }
 
     fn from_table(table: toml::Table) -> Result<Self> {
-        for category in Category::ALL {
-            if let Some(sentences) = table.get(category.name()) {
-                section::<Sentences>(category.name(), sentences.clone())?;
-            }
-        }
-        let file: WordingFile = section("wording", toml::Value::Table(table))?;
+        let file: WordingFile = settings::read("", table)?;
         let sentences = Category::ALL.map(|category| {
             let sentences = match category {
                 Category::SingleObject => &file.single_object,
@@ -313,7 +308,7 @@ mod tests {
             let error = of(text).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         };
-        says("[counting]\nqestion = \"?\"", "did you mean `question`?");
+        says("[counting]\nqestion = \"?\"", "did you mean `counting.question`?");
         says("[counting]\nquestion = \"{cuont}?\"", "did you mean `{count}`?");
         says(
             "[colors]\nquestion = \"{count}?\"",

@@ -25,6 +25,7 @@ use crate::run_dir::RunDir;
 
 pub use alarms::Alarms;
 use step::Trainer;
+use tasks::TaskSource;
 
 /// What a step reports to whoever watches.
 #[derive(Debug, Clone)]
@@ -89,9 +90,10 @@ pub fn train(
         check_base(from, &base)?;
     }
     let interrupted = |done: &str| interruption(run_dir, done);
+    let overlap = overlap(config)?;
 
     // The base is evaluated once; what looks at it has to do so before its weights give way to those of a checkpoint.
-    let before = evaluate(model, Some(&base), config, run_dir, "base", watch)?;
+    let before = evaluate(model, Some(&base), (config, None), run_dir, "base", watch)?;
     let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
     let draws = config.eval.pictures > 0 && (options.sample_every > 0 || config.eval.prompts > 0);
     if draws && !run_dir.root().join("samples/base.png").is_file() {
@@ -170,7 +172,7 @@ pub fn train(
             return Err(interrupted(&format!("after step {step} of {}", options.steps)));
         }
     }
-    let after = evaluate(trainer.model, None, config, run_dir, "trained", watch)?;
+    let after = evaluate(trainer.model, None, (config, overlap), run_dir, "trained", watch)?;
     if draws {
         pictures::save(&mut trainer, &config.eval, run_dir, "trained")?;
     }
@@ -186,6 +188,23 @@ pub fn train(
     });
     run_dir.write("report.json", &format!("{report:#}\n"))?;
     Ok(RunReport { before, after, checkpoint: run_dir.checkpoint(last), stopped, alarms, wall })
+}
+
+/// How many tasks of the evaluation the run trains on, if any: the log says so, too.
+fn overlap(config: &RunConfig) -> Result<Option<usize>> {
+    let options = &config.eval;
+    let Some(path) = config.train.tasks.as_deref().filter(|_| options.prompts > 0) else { return Ok(None) };
+    let evaluated = eval::tasks(options.prompts, options.seed)?;
+    let count = TaskSource::new(Some(path))?.overlap(&evaluated);
+    if count == 0 {
+        return Ok(None);
+    }
+    tracing::warn!(
+        "{count} of the {} evaluation tasks are also training tasks (`{path}`): the evaluation measures memory there. \
+         `unirl prompts --objects tiles --split train` leaves them out",
+        evaluated.len()
+    );
+    Ok(Some(count))
 }
 
 /// Does the step after `state` again: its metrics, or the error that it ends in. The model is the base of the run, and no
@@ -264,7 +283,7 @@ fn interruption(run_dir: &RunDir, done: &str) -> Error {
 fn evaluate(
     model: &mut dyn UnifiedModel,
     known: Option<&ModelStamp>,
-    config: &RunConfig,
+    (config, overlap): (&RunConfig, Option<usize>),
     run_dir: &RunDir,
     what: &'static str,
     watch: &mut Watch<'_>,
@@ -293,7 +312,7 @@ fn evaluate(
     };
     told(Event::EvalStarted(what, tasks.len()))?;
     let items = evaluation.run(model, |done| told(Event::Evaluated(done)))?;
-    let receipt = Receipt::new(&evaluation, stamp, items)?;
+    let receipt = Receipt { trained_on: overlap, ..Receipt::new(&evaluation, stamp, items)? };
     run_dir.write(&format!("eval/{what}.json"), &receipt.to_json()?)?;
     Ok(Some(receipt.figures))
 }

@@ -1,10 +1,10 @@
 //! Where the tasks of a run come from.
 
 use crate::config::Rollout;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval;
 use crate::scene::rng::Rng;
-use crate::scene::{Category, Split, Task, read_jsonl};
+use crate::scene::{Category, Exclusion, Split, Task, read_jsonl};
 use crate::tiles;
 
 /// The drawn world's generator or a file.
@@ -16,11 +16,16 @@ pub(super) enum TaskSource {
 impl TaskSource {
     pub(super) fn new(path: Option<&str>) -> Result<Self> {
         let Some(path) = path else { return Ok(Self::Generated) };
-        let tasks = read_jsonl(path.as_ref())?;
-        if tasks.is_empty() {
-            return Err(Error::usage(format!("`{path}` holds no task")));
-        }
-        Ok(Self::File(tasks))
+        Ok(Self::File(read_jsonl(path.as_ref())?))
+    }
+
+    /// How many tasks of an evaluation are among those of the file; of the categories whose tasks are split, as the others
+    /// are shared in any case.
+    pub(super) fn overlap(&self, evaluated: &[Task]) -> usize {
+        let Self::File(known) = self else { return 0 };
+        let mut trained = Exclusion::default();
+        trained.add(known);
+        evaluated.iter().filter(|task| task.facts.category.is_split() && trained.repeats(task)).count()
     }
 
     /// Whether the tasks are of the drawn world.

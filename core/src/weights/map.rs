@@ -8,7 +8,7 @@ use std::path::Path;
 use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{Context, Result};
-use crate::whole;
+use crate::{input, whole};
 
 /// The bytes of a file, or of the program itself.
 pub(super) enum Bytes {
@@ -21,6 +21,7 @@ pub(super) enum Bytes {
 impl Bytes {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let place = || format!("cannot read `{}`", path.display());
+        input::check_file(path)?;
         let file = File::open(path).context(place)?;
         // SAFETY: the map is only read. Another process that shortens the file while it is being loaded would end this
         // one; checkpoints appear under their names when they are whole and do not change.

@@ -16,11 +16,12 @@ use std::path::Path;
 
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, View};
-use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
 use map::Bytes;
+
+pub use crate::json::read as read_json;
 pub use store::{Init, Store};
 
 /// What weight files are called, before `.safetensors`, `.safetensors.index.json`, `.bin`, `.bin.index.json` or `.pt`.
@@ -117,9 +118,7 @@ impl Weights {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let place = || format!("cannot read `{}`", index.display());
-        let Index { weight_map } =
-            serde_json::from_slice(&std::fs::read(index).context(place)?).context(place)?;
+        let Index { weight_map } = read_json(index)?;
         let mut shards: Vec<&String> = weight_map.values().collect();
         shards.sort();
         shards.dedup();
@@ -342,12 +341,6 @@ pub fn write(path: &Path, weights: &[(String, Tensor)], texts: &[(&str, &str)]) 
         .collect();
     safetensors::serialize_to_file(views, Some(texts), path)
         .map_err(|error| Error::failure(place()).cause(error))
-}
-
-/// Reads a JSON file that lies beside the weights.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let place = || format!("cannot read `{}`", path.display());
-    serde_json::from_slice(&std::fs::read(path).context(place)?).context(place)
 }
 
 struct Saved {

@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::model::{Checkpoint, ImageSampling, ModelSource};
 use unirl::weights::{self, Expected, Store, Weights};
-use unirl::{Error, Result};
+use unirl::{Error, Result, input};
 use unirl_text::Text;
 
 use crate::config::JanusConfig;
@@ -232,7 +232,10 @@ fn normalisation(preprocessor: &Value) -> [[f64; 3]; 2] {
 /// A JSON file of a checkpoint; null where there is none.
 fn read(label: &str, files: &Files, name: &str) -> Result<Value> {
     files.get(name).map_or(Ok(Value::Null), |bytes| {
-        serde_json::from_slice(bytes).context(|| format!("cannot read `{label}/{name}`"))
+        let file = format!("{label}/{name}");
+        input::text(&file, bytes.clone())
+            .and_then(|text| unirl::json::parse(&text))
+            .context(|| format!("cannot read `{file}`"))
     })
 }
 

@@ -33,22 +33,30 @@ pub struct JanusOptions {
 #[serde(deny_unknown_fields, default)]
 pub struct Architecture {
     /// Width of the language model.
+    #[schemars(range(min = 1))]
     pub hidden_size: i64,
     /// Width of its feed-forward layers.
+    #[schemars(range(min = 1))]
     pub intermediate_size: i64,
     /// Its layers.
+    #[schemars(range(min = 1))]
     pub layers: i64,
     /// Its attention heads.
+    #[schemars(range(min = 1))]
     pub heads: i64,
     /// Heads of keys and values.
+    #[schemars(range(min = 1))]
     pub key_value_heads: i64,
     /// Tokens along either edge of an image.
+    #[schemars(range(min = 1))]
     pub grid: i64,
     /// The words of the tokenizer; none for those of the drawn world.
     pub words: Vec<String>,
     /// How the model is meant to draw: guidance, 1 being none.
+    #[schemars(range(min = 0.0))]
     pub guidance: f64,
     /// How the model is meant to draw: temperature.
+    #[schemars(range(min = 0.0))]
     pub temperature: f64,
     /// The vision tower.
     pub vision: Vision,
@@ -61,12 +69,16 @@ pub struct Architecture {
 #[serde(deny_unknown_fields, default)]
 pub struct Vision {
     /// Width.
+    #[schemars(range(min = 1))]
     pub hidden_size: i64,
     /// Width of the feed-forward layers.
+    #[schemars(range(min = 1))]
     pub intermediate_size: i64,
     /// Layers.
+    #[schemars(range(min = 1))]
     pub layers: i64,
     /// Attention heads.
+    #[schemars(range(min = 1))]
     pub heads: i64,
 }
 

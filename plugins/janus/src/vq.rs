@@ -24,18 +24,25 @@ const COMMITMENT: f64 = 0.25;
 #[serde(default)]
 pub struct VqConfig {
     /// Channels at a multiplier of 1.
+    #[schemars(range(min = 1))]
     pub base_channels: i64,
     /// Multipliers by level, the resolution of the pixels first.
+    #[schemars(length(min = 1), inner(range(min = 1)))]
     pub channel_multiplier: Vec<i64>,
     /// Residual blocks of a level of the encoder; the decoder has one more.
+    #[schemars(range(min = 1))]
     pub num_res_blocks: i64,
     /// Channels between the encoder or decoder and the codes.
+    #[schemars(range(min = 1))]
     pub latent_channels: i64,
     /// `K`, image codes.
+    #[schemars(range(min = 1))]
     pub num_embeddings: i64,
     /// `d`, dimension of a code.
+    #[schemars(range(min = 1))]
     pub embed_dim: i64,
     /// Groups of the group normalisation.
+    #[schemars(range(min = 1))]
     pub norm_groups: i64,
 }
 

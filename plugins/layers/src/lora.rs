@@ -39,8 +39,10 @@ const INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
     /// Rows of `A`.
+    #[schemars(range(min = 1))]
     pub rank: i64,
     /// The adapters are scaled by `alpha/rank`.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub alpha: f64,
     /// Which products of the transformer are adapted: the last parts of their names, a regular expression for whole names, or
     /// `all-linear`.

@@ -14,12 +14,12 @@ use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::model::{Checkpoint, ModelSource};
 use unirl::weights::{self, Store, Weights, read_json};
-use unirl::{Error, Result, whole};
+use unirl::{Error, Result, json, whole};
 use unirl_layers::lora::LoraConfig;
 use unirl_text::Text;
 
 use crate::clip::{Clip, ClipConfig};
-use crate::config::{CheckpointConfig, MOST_TEXT, MagvitConfig, PhiConfig, ShowoConfig};
+use crate::config::{CheckpointConfig, MagvitConfig, PhiConfig, ShowoConfig};
 use crate::magvit::Magvit;
 use crate::maskgit::Schedule;
 use crate::model::SYSTEM;
@@ -104,11 +104,6 @@ pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
         parts.schedule = Schedule::parse(schedule).context(|| "`model.options.mask_schedule`")?;
     }
     if let Some(length) = options.max_text_len {
-        if !(4..=MOST_TEXT).contains(&length) {
-            return Err(Error::usage(format!(
-                "`model.options.max_text_len`: expected a number in 4..={MOST_TEXT}, got {length}"
-            )));
-        }
         parts.config.max_text_len = length;
         parts.files.config["max_text_len"] = length.into();
     }
@@ -477,5 +472,5 @@ pub fn pack(folder: &Path, file: &Path) -> Result<()> {
 }
 
 fn read_value<T: DeserializeOwned>(json: &Value, file: &str) -> Result<T> {
-    T::deserialize(json).context(|| format!("cannot read `{file}`"))
+    json::from_value(json).context(|| format!("cannot read `{file}`"))
 }

@@ -41,6 +41,7 @@ pub struct ShowoConfig {
     pub precision: Precision,
     /// `M`, text tokens of a prompt, where it is to differ from the checkpoint's (128 where that says nothing).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 4, max = MOST_TEXT))]
     pub max_text_len: Option<i64>,
     /// Learn low-rank adapters instead of the weights themselves; `q_proj`, `k_proj`, `v_proj`, `dense`, `fc1` and `fc2` can
     /// have some.
@@ -56,16 +57,22 @@ pub struct ShowoConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct Architecture {
     /// Width of the transformer.
+    #[schemars(range(min = 1))]
     pub hidden_size: i64,
     /// Width of its feed-forward layers.
+    #[schemars(range(min = 1))]
     pub intermediate_size: i64,
     /// Its layers.
+    #[schemars(range(min = 1))]
     pub layers: i64,
     /// Its attention heads.
+    #[schemars(range(min = 1))]
     pub heads: i64,
     /// `M`, text tokens of a prompt.
+    #[schemars(range(min = 4))]
     pub max_text_len: i64,
     /// Tokens along either edge of an image.
+    #[schemars(range(min = 1))]
     pub grid: i64,
     /// The words of the tokenizer; none for those of the drawn world.
     pub words: Vec<String>,
@@ -231,10 +238,13 @@ impl PhiConfig {
 #[serde(default)]
 pub struct MagvitConfig {
     /// Bits of a code: `K = 2^z_channels`.
+    #[schemars(range(min = 1, max = 30))]
     pub z_channels: i64,
     /// Groups of the group normalisation.
+    #[schemars(range(min = 1))]
     pub norm_groups: i64,
     /// Added to variances.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub norm_eps: f64,
     /// Pixels to latents.
     pub encoder: Pyramid,
@@ -247,10 +257,13 @@ pub struct MagvitConfig {
 #[serde(deny_unknown_fields)]
 pub struct Pyramid {
     /// Channels at a multiplier of 1.
+    #[schemars(range(min = 1))]
     pub ch: i64,
     /// Multipliers by level.
+    #[schemars(length(min = 1), inner(range(min = 1)))]
     pub ch_mult: Vec<i64>,
     /// Residual blocks by level.
+    #[schemars(length(min = 1), inner(range(min = 1)))]
     pub num_res_blocks: Vec<i64>,
 }
 

@@ -8,10 +8,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tch::Tensor;
 use tokenizers::{AddedToken, Tokenizer};
-use unirl::error::Context;
 use unirl::model::Answers;
 use unirl::weights::read_json;
-use unirl::{Error, Result};
+use unirl::{Error, Result, input};
 
 use crate::warnings::warn_unknown;
 
@@ -53,8 +52,7 @@ impl Text {
         }
         let vocab: BTreeMap<String, u32> = read_json(&folder.join(VOCAB))?;
         let path = folder.join(MERGES);
-        let merges =
-            std::fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()))?;
+        let merges = input::read_text(&path)?;
         let merges: Vec<&str> = merges.lines().filter(|line| !line.starts_with("#version")).collect();
         let added = added_tokens(folder, &vocab)?;
         check_ids(folder, &vocab, &added)?;
@@ -82,9 +80,7 @@ impl Text {
 
     /// Reads `tokenizer.json`.
     pub fn open(path: &Path) -> Result<Self> {
-        let json = std::fs::read(path)
-            .map_err(|error| Error::failure(format!("cannot read `{}`", path.display())).cause(error))?;
-        Self::from_json(json, &path.display().to_string())
+        Self::from_json(input::read(path)?, &path.display().to_string())
     }
 
     /// Parses the contents of a `tokenizer.json`; `file` is what errors call it.

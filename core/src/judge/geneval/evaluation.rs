@@ -12,8 +12,8 @@ use super::{Metadata, Seen, Thresholds, Vocabulary, judge, read_metadata};
 use crate::detector::Detector;
 use crate::error::{Context as _, Error, Result};
 use crate::judge::{ImageJudge, Verdict};
-use crate::scene::{Task, read_json};
-use crate::{hash, seed};
+use crate::scene::Task;
+use crate::{hash, input, json, seed};
 
 /// How a model reads a picture: `[3,H,W]` in `0..=1`.
 pub type ReadPicture = Box<dyn Fn(&Path) -> Result<Tensor>>;
@@ -70,12 +70,11 @@ impl GenevalJudge {
 
     /// Takes for references the images below `root` that the lines of `results` call right, read by `read`.
     pub fn with_references(mut self, root: &Path, results: &Path, read: ReadPicture) -> Result<Self> {
-        let text = std::fs::read_to_string(results)
-            .map_err(|error| Error::usage(format!("cannot read `{}`", results.display())).cause(error))?;
+        let text = input::read_text(results)?;
         let mut images: HashMap<String, Vec<PathBuf>> = HashMap::new();
-        for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let place = || format!("`{}`, line {}", results.display(), index + 1);
-            let line: ResultLine = read_json(line).context(place)?;
+        for (number, line) in json::lines(&text) {
+            let place = || format!("`{}`, line {number}", results.display());
+            let line: ResultLine = json::parse_line(line).context(place)?;
             let path = root.join(&line.filename);
             if !path.is_file() {
                 return Err(Error::usage(format!("no image at `{}`", path.display())).context(place()));

@@ -14,7 +14,8 @@ use serde::Deserialize;
 use super::{Metadata, Vocabulary};
 use crate::detector::Detection;
 use crate::error::{Context as _, Error, Result};
-use crate::scene::{Category, read_json};
+use crate::scene::Category;
+use crate::{input, json};
 
 /// A prompt and its images.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,7 +174,7 @@ fn settings(root: &Path) -> Result<Option<Drawn>> {
     if !path.is_file() {
         return Ok(None);
     }
-    read_json(&read(&path)?).context(|| format!("`{}`", path.display())).map(Some)
+    json::read(&path).map(Some)
 }
 
 /// What is in a folder under a number; `digits` takes it out of a name, if the name is of the right form.
@@ -203,15 +204,10 @@ fn image_number(name: &str) -> Option<&str> {
     ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known)).then_some(number)
 }
 
-fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path)
-        .map_err(|error| Error::usage(format!("cannot read `{}`", path.display())).cause(error))
-}
-
 fn read_prompt(root: &Path, name: &str) -> Result<Prompt> {
     let folder = root.join(name);
     let path = folder.join("metadata.jsonl");
-    let metadata = Metadata::parse(&read(&path)?).context(|| format!("`{}`", path.display()))?;
+    let metadata = Metadata::parse(&input::read_text(&path)?).context(|| format!("`{}`", path.display()))?;
     let samples = folder.join("samples");
     let mut images =
         if samples.is_dir() { numbered(&samples, Path::is_file, image_number)? } else { Vec::new() };
@@ -241,16 +237,14 @@ pub fn read_detections(
     prompts: &[Prompt],
     part: bool,
 ) -> Result<BTreeMap<String, Vec<Detection>>> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Error::usage(format!("cannot read the detections `{}`", path.display())).cause(error)
-    })?;
+    let text = input::read_text(path)?;
     let words = Vocabulary::of(prompts.iter().map(|prompt| &prompt.metadata));
     let images: BTreeSet<&str> =
         prompts.iter().flat_map(|prompt| &prompt.images).map(String::as_str).collect();
     let mut found = BTreeMap::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let at = || format!("`{}`, line {}", path.display(), index + 1);
-        let Line { filename, mut detections } = read_json(line).context(at)?;
+    for (number, line) in json::lines(&text) {
+        let at = || format!("`{}`, line {number}", path.display());
+        let Line { filename, mut detections } = json::parse_line(line).context(at)?;
         let folder = filename.split('/').next().unwrap_or_default();
         if part && !folder.is_empty() && prompts.iter().all(|prompt| prompt.folder != folder) {
             continue;

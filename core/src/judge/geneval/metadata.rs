@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use crate::detector::Detection;
 use crate::error::{Context as _, Error, Result, nearest};
-use crate::scene::{Category, ObjectList, Relation, read_json, synonyms};
+use crate::scene::{Category, ObjectList, Relation, synonyms};
+use crate::{input, json};
 
 /// Classes of `GenEval`: the first of [`ObjectList::everyday`].
 const CLASSES: usize = 80;
@@ -96,7 +97,7 @@ impl Metadata {
     /// Reads one line.
     pub fn parse(line: &str) -> Result<Self> {
         let line = line.trim();
-        let Line { tag, mut include, exclude, prompt } = read_json(line)?;
+        let Line { tag, mut include, exclude, prompt } = json::parse_line(line)?;
         let clauses = include.iter().map(|clause| (&clause.class, clause.count, "include"));
         let clauses = clauses
             .enumerate()
@@ -137,15 +138,11 @@ impl Metadata {
 
 /// Reads the prompts of a file, a line each; empty lines are skipped.
 pub fn read_metadata(path: &Path) -> Result<Vec<Metadata>> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Error::usage(format!("cannot read the metadata `{}`", path.display()))
-            .cause(error)
-            .hint("GenEval's repository has it as `prompts/evaluation_metadata.jsonl`")
-    })?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let prompts: Vec<Metadata> = lines
-        .map(|(index, line)| {
-            Metadata::parse(line).context(|| format!("`{}`, line {}", path.display(), index + 1))
+    let text = input::read_text(path)
+        .map_err(|error| error.hint("GenEval's repository has it as `prompts/evaluation_metadata.jsonl`"))?;
+    let prompts: Vec<Metadata> = json::lines(&text)
+        .map(|(number, line)| {
+            Metadata::parse(line).context(|| format!("`{}`, line {number}", path.display()))
         })
         .collect::<Result<_>>()?;
     if prompts.is_empty() {
@@ -276,13 +273,13 @@ mod tests {
     #[test]
     fn bad_lines_are_refused_by_field() {
         for (line, words) in [
-            ("{\"tag\": \"single_object\"", "not JSON: EOF"),
-            (r#"{"tag": "singel", "prompt": ""}"#, "`tag`: unknown variant `singel`"),
-            (r#"{"tag": "colors"}"#, "missing field `prompt`"),
+            ("{\"tag\": \"single_object\"", "does not end on its line"),
+            (r#"{"tag": "singel", "prompt": ""}"#, "column 16: `tag`: expected one of"),
+            (r#"{"tag": "colors"}"#, "`prompt`: missing"),
             (r#"{"tag": "colors", "prompt": ""} {}"#, "not JSON: trailing characters"),
             (
                 r#"{"tag": "colors", "prompt": "", "include": [{"class": "dog"}]}"#,
-                "`include[0]`: missing field `count`",
+                "`include[0].count`: missing",
             ),
             (
                 r#"{"tag": "colors", "prompt": "", "exclude": [{"class": "dog", "count": 0}]}"#,

@@ -1,0 +1,156 @@
+//! Settings and files as users bring them: what is wrong is named with its place, and nothing is written.
+
+#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+
+mod common;
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use common::{shown, unirl};
+use insta::assert_snapshot;
+
+const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases");
+const LFS: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 4521\n";
+const HTML: &str = "<!DOCTYPE html>\n<html><body>Sign in</body></html>\n";
+
+fn train(home: &Path, arguments: &[&str]) -> String {
+    let all = [&["--plugin", "showo", "--optimizer", "grpo"], arguments].concat();
+    shown(&unirl(all).current_dir(home).output().unwrap())
+}
+
+#[test]
+fn wrong_settings_are_refused_with_their_full_path() {
+    let home = tempfile::tempdir().unwrap();
+    let settings = [
+        "optimizer.beta=99",
+        "optimizer.gpro.beta=1",
+        "optimizer.sft.xyz=1",
+        "optimizer.grpo.beta=-5",
+        "update.beta1=2",
+        "update.learning_rate=x",
+        "update.clip=nan",
+        "reward.rules=[{ name = 'bound', weight = 0 }]",
+        "reward.rules=[{ name = 'bound', options = { normalise = 'max' } }]",
+        "model.options.lora={ alpha = 0 }",
+        "model.options.lora.rank=many",
+    ];
+    let texts = settings.map(|set| format!("{set}\n{}", train(home.path(), &["--set", set])));
+    assert_snapshot!(texts.join("\n"));
+    assert!(!home.path().join("runs").exists(), "nothing is written");
+}
+
+#[test]
+fn json_lines_are_refused_with_column_field_and_remedy() {
+    let score = |file: &str| {
+        let input = File::open(format!("{CASES}/json/{file}")).unwrap();
+        shown(&unirl(["reward", "score", "--reward", "exact"]).stdin(input).output().unwrap())
+    };
+    let files = ["bom.jsonl", "nan.jsonl", "tagcat.jsonl", "array.json"];
+    let texts = files.map(|file| format!("{file}\n{}", score(file)));
+    assert_snapshot!(texts.join("\n"));
+}
+
+#[test]
+fn pointers_and_pages_are_named_wherever_a_file_is_read() {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name);
+    fs::create_dir(path("model")).unwrap();
+    for (name, text) in [
+        ("settings.toml", LFS),
+        ("tasks.jsonl", HTML),
+        ("objects.txt", HTML),
+        ("rules.toml", HTML),
+        ("picture.png", LFS),
+        ("model/config.json", LFS),
+    ] {
+        fs::write(path(name), text).unwrap();
+    }
+    let ask = ["ask", "--plugin", "showo", "--image", "picture.png", "--question", "what"];
+    let texts = [
+        train(home.path(), &["--config", "settings.toml"]),
+        train(home.path(), &["--set", "train.tasks=tasks.jsonl"]),
+        train(home.path(), &["--reward", "rules.toml"]),
+        train(home.path(), &["--model", "model"]),
+        shown(&unirl(ask).current_dir(home.path()).output().unwrap()),
+        shown(
+            &common::program(["prompts", "--objects", "objects.txt"])
+                .current_dir(home.path())
+                .output()
+                .unwrap(),
+        ),
+    ];
+    for text in &texts {
+        assert!(text.contains("Git LFS pointer") || text.contains("web page"), "{text}");
+        assert!(!text.starts_with("exit: 0"), "{text}");
+    }
+    assert!(!path("runs").exists(), "nothing is written");
+}
+
+#[test]
+fn weights_that_are_a_pointer_are_named() {
+    let home = tempfile::tempdir().unwrap();
+    for name in ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"] {
+        let file = home.path().join(name);
+        fs::write(&file, LFS).unwrap();
+        let error = unirl::weights::Weights::open(&file).err().unwrap();
+        assert!(error.to_string().contains("Git LFS pointer"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn an_empty_task_file_makes_no_run() {
+    let home = tempfile::tempdir().unwrap();
+    for text in ["", "\n  \n", "\u{feff}"] {
+        fs::write(home.path().join("tasks.jsonl"), text).unwrap();
+        let said = train(home.path(), &["--set", "train.tasks=tasks.jsonl", "--out", "run"]);
+        assert!(said.starts_with("exit: 2") && said.contains("`tasks.jsonl` holds no task"), "{said}");
+        assert!(!home.path().join("run").exists());
+    }
+}
+
+/// A run on the evaluation's own prompts says so in the log and in the receipt; one on the split of training does not.
+#[test]
+fn a_run_on_tasks_of_its_evaluation_says_so() {
+    let home = tempfile::tempdir().unwrap();
+    let write = |name: &str, split: &[&str]| {
+        let arguments = ["prompts", "--objects", "tiles", "--count", "600", "--out", name];
+        let output =
+            common::program([&arguments[..], split].concat()).current_dir(home.path()).output().unwrap();
+        assert!(output.status.success(), "{}", shown(&output));
+    };
+    write("train.jsonl", &[]);
+    write("all.jsonl", &["--split", "all"]);
+    let run = |tasks: &str, out: &str| {
+        let tasks = format!("train.tasks={tasks}");
+        let small = [
+            "eval.prompts=20",
+            "rollout.prompts=1",
+            "rollout.group=2",
+            "rollout.images.steps=1",
+            "eval.pictures=0",
+        ];
+        let mut arguments = vec!["--steps", "1", "--out", out, "--set", &tasks];
+        arguments.extend(small.iter().flat_map(|set| ["--set", set]));
+        let said = train(home.path(), &arguments);
+        assert!(said.starts_with("exit: 0"), "{said}");
+        let receipt = fs::read_to_string(home.path().join(out).join("eval/trained.json")).unwrap();
+        let receipt: serde_json::Value = serde_json::from_str(&receipt).unwrap();
+        (said, receipt["trained_on"].clone())
+    };
+    let (said, count) = run("train.jsonl", "apart");
+    assert!(!said.contains("also training tasks") && count.is_null(), "{said}");
+    let (said, count) = run("all.jsonl", "overlapping");
+    let count = count.as_u64().unwrap();
+    assert!(
+        count > 0 && said.contains(&format!("{count} of the 120 evaluation tasks are also training tasks")),
+        "{said}"
+    );
+    let verify =
+        unirl(["eval", "verify", "overlapping/eval/trained.json"]).current_dir(home.path()).output().unwrap();
+    assert!(
+        shown(&verify).contains(&format!("{count} of the 120 tasks were training tasks")),
+        "{}",
+        shown(&verify)
+    );
+}
