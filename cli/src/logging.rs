@@ -21,7 +21,11 @@ pub(crate) fn init(verbose: u8, form: LogForm) {
         _ => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written would be reported on stderr, which panics where that is closed.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match form {
         LogForm::Text => {
             let colors = std::io::stderr().is_terminal();
