@@ -86,6 +86,9 @@ fn open(path: &Path) -> Result<RgbImage> {
         return Err(failed(&format!("the file has more than {MOST_BYTES} bytes")));
     }
     input::check_content(&path.display().to_string(), &bytes)?;
+    if bytes.is_empty() {
+        return Err(failed(&"the file is empty"));
+    }
     let truncated = || failed(&"the file is truncated").hint("copy or download it again");
     let too_large = |what: &str| {
         failed(&format!("{what}, at most {MOST_PIXELS} pixels are read")).hint("make it smaller first")

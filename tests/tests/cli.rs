@@ -247,7 +247,7 @@ fn words_that_an_embedded_model_does_not_know_warn_once_each() {
         arguments.extend(prompts.iter().flat_map(|prompt| ["--prompt", prompt]));
         let text = Run::new().run(&plugin_dir(), &arguments);
         assert!(text.contains("exit: 0"), "{text}");
-        assert_eq!(text.matches("does not know `bench`").count(), 1, "{text}");
+        assert_eq!(text.matches("reads as one unknown word: `bench`").count(), 1, "{text}");
         assert_eq!(text.matches("`Zebra`").count(), 1, "{text}");
         assert_eq!(text.matches("WARN").count(), 2, "{text}");
     }

@@ -53,6 +53,9 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
+/// An answer and whether it is right, where the judge gave a verdict.
+type Judged = (String, Option<bool>);
+
 /// Fails for a model whose images the tiles judge cannot read.
 pub fn check_tiles(card: &ModelCard) -> Result<()> {
     if card.resolution == tiles::SIDE as i64 {
@@ -163,11 +166,7 @@ impl<'a> Evaluation<'a> {
     }
 
     /// What the model says of the reference images of a part, where there are such, and whether that is right.
-    fn about_references(
-        &self,
-        model: &mut dyn UnifiedModel,
-        index: usize,
-    ) -> Result<Vec<Option<(String, Option<bool>)>>> {
+    fn about_references(&self, model: &mut dyn UnifiedModel, index: usize) -> Result<Vec<Option<Judged>>> {
         let tasks = self.part_tasks(index);
         let references = self.images.references(tasks, seed::derive(self.seed, &[index as u64, 1]))?;
         let mut about = vec![None; tasks.len()];

@@ -481,12 +481,15 @@ impl<'a> Section<'a> {
     }
 
     fn size(&self, key: &str) -> Result<Option<i64>> {
+        let size = self.read(key, "a whole number", Value::as_i64)?;
         // What the file says decides how much memory its tables take before a weight is compared.
-        let (most, expected) = match key.ends_with("layers") {
-            true => (MOST_LAYERS, "a whole number of at most 1000"),
-            false => (MOST, "a whole number of at most 67108864"),
-        };
-        self.read(key, expected, |value| value.as_i64().filter(|size| *size <= most))
+        let most = if key.ends_with("layers") || key == "depth" { MOST_LAYERS } else { MOST };
+        match size {
+            Some(size) if size > most => {
+                Err(Error::failure(format!("{}: `{key}`: expected at most {most}, got {size}", self.place)))
+            }
+            size => Ok(size),
+        }
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>> {

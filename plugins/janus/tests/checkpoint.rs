@@ -212,6 +212,18 @@ fn configs_of_what_is_no_janus_are_refused() {
             "`config.json`: `num_hidden_layers`: expected 1 or more, got 0",
         ),
         (
+            language("num_hidden_layers", json!(1_000_000_000)),
+            "`config.json`: `language_config`: `num_hidden_layers`: expected at most 1000, got 1000000000",
+        ),
+        (
+            with(original_1b(), &["aligner_config", "params", "depth"], json!(4_000_000_000_i64)),
+            "`config.json`: `aligner_config`: `params`: `depth`: expected at most 1000, got 4000000000",
+        ),
+        (
+            language("vocab_size", json!(i64::MAX)),
+            "`config.json`: `language_config`: `vocab_size`: expected at most 67108864, got 9223372036854775807",
+        ),
+        (
             language("hidden_size", json!(1024)),
             "`config.json`: `aligner_config`: `params`: `n_embed`: expected 1024, got 2048",
         ),

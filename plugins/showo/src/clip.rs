@@ -12,6 +12,8 @@ pub use unirl_layers::vision::Activation;
 use unirl_layers::vision::{Layer, LayerSize};
 use unirl_layers::{LayerNorm, Linear};
 
+use crate::config::MOST_LAYERS;
+
 /// Mean and standard deviation of the pixels that CLIP was trained on.
 const MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
@@ -96,6 +98,12 @@ impl ClipConfig {
             if got < 1 {
                 return Err(Error::failure(format!("`{file}`: `{name}`: expected 1 or more, got {got}")));
             }
+        }
+        if self.num_hidden_layers > MOST_LAYERS {
+            let got = self.num_hidden_layers;
+            return Err(Error::failure(format!(
+                "`{file}`: `num_hidden_layers`: expected at most {MOST_LAYERS}, got {got}"
+            )));
         }
         for (name, got, part, of) in [
             ("hidden_size", self.hidden_size, self.num_attention_heads, "heads"),

@@ -10,7 +10,7 @@ use unirl_layers::lora::LoraConfig;
 use unirl_layers::vqgan::{LevelSize, Norm};
 
 /// Bounds which are far above any model, and keep a made-up file from filling the memory.
-const MOST_LAYERS: i64 = 1000;
+pub(crate) const MOST_LAYERS: i64 = 1000;
 /// The same for the tokens of a prompt.
 pub(crate) const MOST_TEXT: i64 = 1 << 16;
 
@@ -491,5 +491,26 @@ impl CheckpointConfig {
             )));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_would_fill_the_memory_are_refused() {
+        let config = CheckpointConfig::fresh(&Architecture::default(), 100);
+        config.check("config.json").unwrap();
+        let mut deep = config.clone();
+        deep.phi.num_hidden_layers = 1_000_000_000;
+        let mut long = config;
+        long.max_text_len = 1 << 40;
+        for (config, expected) in [
+            (deep, "`config.json`: `phi.num_hidden_layers`: expected at most 1000, got 1000000000"),
+            (long, "`config.json`: `max_text_len`: expected at most 65536, got 1099511627776"),
+        ] {
+            assert_eq!(config.check("config.json").unwrap_err().message(), expected);
+        }
     }
 }

@@ -170,6 +170,10 @@ fn sizes_that_do_not_fit_together_are_refused() {
             "`config.json`: `num_hidden_layers`: expected 1 or more, got 0",
         ),
         (
+            ClipConfig { num_hidden_layers: 1 << 40, ..large() },
+            "`config.json`: `num_hidden_layers`: expected at most 1000, got 1099511627776",
+        ),
+        (
             ClipConfig { hidden_size: 1000, ..large() },
             "`config.json`: `hidden_size`: expected a multiple of 16 heads, got 1000",
         ),

@@ -28,6 +28,9 @@ pub(crate) fn warn_unknown<'a>(words: impl Iterator<Item = &'a str>) {
     let new: Vec<String> =
         words.filter(|word| warned.insert((*word).to_string())).map(|word| format!("`{word}`")).collect();
     if !new.is_empty() {
-        tracing::warn!("the model does not know {}: it ignores what they mean", new.join(", "));
+        tracing::warn!(
+            "words that the model does not know and reads as one unknown word: {}",
+            new.join(", ")
+        );
     }
 }

@@ -28,13 +28,13 @@ pub struct ResultLine {
     pub metadata: String,
     /// The detections that counted, `{class: [[x0, y0, x1, y1, score], ...]}`: JSON in a string.
     pub details: String,
-    /// The score above which detections counted, where it is not `GenEval`'s.
+    /// The score above which detections counted, where the thresholds are not `GenEval`'s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f32>,
 }
 
 impl ResultLine {
-    fn new(filename: &str, metadata: &Metadata, judged: Judgement, threshold: f32) -> Result<Self> {
+    fn new(filename: &str, metadata: &Metadata, judged: Judgement, thresholds: Thresholds) -> Result<Self> {
         let numbers =
             |Detection { bounds: [x0, y0, x1, y1], score, .. }: &Detection| [*x0, *y0, *x1, *y1, *score];
         let details: BTreeMap<&str, Vec<[f32; 5]>> = judged
@@ -50,7 +50,7 @@ impl ResultLine {
             reason: judged.reason,
             metadata: metadata.line().into(),
             details: serde_json::to_string(&details).context(|| "cannot write detections as JSON")?,
-            threshold: (threshold != Thresholds::default().of(metadata.tag)).then_some(threshold),
+            threshold: (thresholds != Thresholds::default()).then(|| thresholds.of(metadata.tag)),
         })
     }
 }
@@ -157,9 +157,8 @@ pub fn judge_all(
                 .get(image)
                 .ok_or_else(|| Error::usage(format!("there are no detections of `{image}`")))?;
             let judged = judge(metadata, found, &thresholds).context(|| format!("cannot judge `{image}`"))?;
-            let threshold = thresholds.of(metadata.tag);
-            seen.add(metadata.tag, found, threshold);
-            lines.push(ResultLine::new(image, metadata, judged, threshold)?);
+            seen.add(metadata.tag, found, thresholds.of(metadata.tag));
+            lines.push(ResultLine::new(image, metadata, judged, thresholds)?);
         }
         any_right.push(lines[before..].iter().any(|line| line.correct));
     }
