@@ -194,8 +194,8 @@ pub(crate) struct ModelArgs {
     /// The model's plugin: a name, or the path of its file
     #[arg(long, value_name = "NAME|PATH", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
-    /// `builtin`, or a checkpoint folder
-    #[arg(long, value_name = "builtin|DIR", value_hint = ValueHint::AnyPath)]
+    /// `builtin`, a checkpoint folder, or a run's folder for its newest checkpoint
+    #[arg(long, value_name = "builtin|DIR|RUN", value_hint = ValueHint::AnyPath)]
     pub(crate) model: Option<String>,
     /// The folder of the image tokenizer, where the checkpoint's does not hold it
     #[arg(long = "image-tokenizer", alias = "tokenizer", value_name = "DIR", value_hint = ValueHint::DirPath)]

@@ -234,6 +234,28 @@ fn every_name_and_form_of_the_weights_is_found() {
 }
 
 #[test]
+fn checkpoints_of_wrapped_models_load() {
+    let _alone = alone();
+    let (showo, dir) = saved(ShowoConfig::default());
+    let expected = logits(&showo);
+    let original = fs::read(dir.path().join(WEIGHTS)).unwrap();
+    for (part, wrapped) in [
+        ("", "module."),
+        ("", "_orig_mod.module."),
+        ("showo.", "showo._orig_mod."),
+        ("showo.model.layers.1.", "showo.model.layers.1._checkpoint_wrapped_module."),
+    ] {
+        edit(&dir.path().join(WEIGHTS), |weights| {
+            for (name, _) in weights.iter_mut().filter(|(name, _)| name.starts_with(part)) {
+                name.replace_range(..part.len(), wrapped);
+            }
+        });
+        assert!(logits(&open(dir.path()).unwrap()).equal(&expected), "{wrapped}");
+        fs::write(dir.path().join(WEIGHTS), &original).unwrap();
+    }
+}
+
+#[test]
 fn parts_of_a_checkpoint_lie_in_it_beside_it_or_where_the_options_say() {
     let _alone = alone();
     let (showo, dir) = saved(ShowoConfig::default());

@@ -96,6 +96,25 @@ fn tensors_of_one_storage_share_their_bytes() {
 }
 
 #[test]
+fn wrappers_of_torch_are_taken_out_of_names_of_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut map = serde_json::Map::new();
+    for name in ["module._orig_mod.a.weight", "module._orig_mod.b.0.bias"] {
+        let key = [b"\x80\x02}\x8c", [name.len() as u8].as_slice(), name.as_bytes()].concat();
+        let value = tensor(b"K\x0a", b"K\0", b"K\x0a\x85", b"K\x01\x85");
+        let file = format!("shard-{}.bin", map.len());
+        fs::write(dir.path().join(&file), archive(&[key, value, b"s.".to_vec()].concat())).unwrap();
+        map.insert(name.into(), file.into());
+    }
+    let index = serde_json::json!({"weight_map": map}).to_string();
+    fs::write(dir.path().join("pytorch_model.bin.index.json"), index).unwrap();
+    let weights = crate::weights::Weights::find(dir.path()).unwrap();
+    assert_eq!(weights.names().collect::<Vec<_>>(), ["a.weight", "b.0.bias"]);
+    let bytes = f32::from_le_bytes([7; 4]);
+    assert!(weights.read("b.0.bias").unwrap().equal(&tch::Tensor::from_slice(&[bytes; 10])));
+}
+
+#[test]
 fn bad_files_are_refused_by_what_is_bad() {
     let mut names: Vec<String> = fs::read_dir(FIXTURES)
         .unwrap()
