@@ -86,7 +86,7 @@ fn asks_for_json(arguments: impl Iterator<Item = String>) -> bool {
 
 /// The text of an error of clap as one of ours: its first paragraph is the message, the others are hints.
 fn usage(text: &str) -> Error {
-    let mut paragraphs = text.trim().split("\n\n").map(|paragraph| paragraph.trim());
+    let mut paragraphs = text.trim().split("\n\n").map(str::trim);
     let message = paragraphs.next().unwrap_or_default();
     let error = Error::new(Code::Usage, message.strip_prefix("error: ").unwrap_or(message));
     paragraphs.fold(error, |error, paragraph| {
