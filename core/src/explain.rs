@@ -123,6 +123,7 @@ impl Format {
             "sequence" => self.list().into(),
             "map" => self.table().into(),
             "null" | "unit value" => "`null`".into(),
+            "unit variant" => "a value of another type".into(),
             what if what.starts_with("string ") => format!("the {what}"),
             what => what.into(),
         }
@@ -182,6 +183,6 @@ mod tests {
         assert!(said::<Kind>("\"sfot\"").contains("did you mean `soft`?"));
         let number = toml::Value::Integer(3).try_into::<Kind>().unwrap_err();
         let number = explain(Format::Toml, "a.b", number.message());
-        assert_eq!(number.to_string(), "`a.b`: expected a string, got `3`");
+        assert_eq!(number.to_string(), "`a.b`: expected a string, got a value of another type");
     }
 }

@@ -344,7 +344,7 @@ mod tests {
     fn wrong_settings_are_refused_by_their_path() {
         for (text, expected) in [
             ("joint.pictures = 3", "unknown key `joint.pictures`"),
-            ("steps = 3", "did you mean `joint.steps`?"),
+            ("steps = 3", "did you mean `tokenizer.steps`?"),
             (
                 "data.mistakes = 1.5",
                 "`data.mistakes`: expected a number of at least 0 and at most 1, got 1.5",

@@ -177,11 +177,11 @@ fn a_wrong_configuration_is_a_usage_error() {
     let key = error(plugins.model("fixture/echo", &json!({"widht": 3}), &source()));
     assert_eq!(key.code(), Code::Usage);
     assert_eq!(key.message(), "plugin `fixture` could not make model `echo`");
-    assert_eq!(key.causes(), ["unknown configuration key `widht`"]);
-    assert_eq!(key.hints(), ["did you mean `width`?", "known: width"]);
+    assert_eq!(key.causes(), ["unknown key `model.options.widht`"]);
+    assert_eq!(key.hints(), ["did you mean `model.options.width`?", "known in `model.options`: width"]);
     let value = error(plugins.model("fixture/echo", &json!({"width": "wide"}), &source()));
     assert_eq!(value.code(), Code::Usage);
-    assert!(value.causes()[0].starts_with("configuration `width`: invalid type: string"), "{value}");
+    assert!(value.causes()[0].starts_with("`model.options.width`: expected a whole number"), "{value}");
     let entry = error(plugins.model("fixture/ecco", &json!({}), &source()));
     assert_eq!(entry.hints()[0], "did you mean `echo`?");
     let several = error(plugins.model("fixture", &json!({}), &source()));
