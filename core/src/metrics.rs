@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Context, Error, Result};
+use crate::json::parse;
 use crate::tensorboard::EventFile;
 use crate::whole;
 
@@ -101,7 +102,7 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
     let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
     let read = |(number, line): (usize, &str)| {
         let place = || format!("`{}`, line {}", path.display(), number + 1);
-        let mut metrics: BTreeMap<String, f64> = serde_json::from_str(line).context(place)?;
+        let mut metrics: BTreeMap<String, f64> = parse(line).map_err(Error::into_failure).context(place)?;
         let step = metrics.remove("step").ok_or_else(|| Error::failure("no `step`")).context(place)?;
         Ok(Line { step: step as u64, metrics })
     };
