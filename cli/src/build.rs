@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tch::{Cuda, Device, Tensor};
@@ -13,7 +13,7 @@ use unirl::memory;
 use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel};
 use unirl::picture;
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
-use unirl::reward::{PROCESS, ProcessReward, RewardFunction, RuleFile, RuleSet, WeightedRule};
+use unirl::reward::{PROCESS, ProcessReward, RewardFunction, RuleFile, RuleSet, WeightedRule, command};
 use unirl::{hash, run_dir, settings, table};
 
 use crate::args::{DrawingArgs, ModelArgs};
@@ -227,13 +227,15 @@ pub(crate) fn inputs(plugins: &mut Plugins, config: &RunConfig) -> Result<BTreeM
     let mut files = vec![(format!("plugin `{}`", plugin.name), plugin.path.clone())];
     files.extend(config.train.tasks.iter().map(|tasks| (format!("`train.tasks` `{tasks}`"), tasks.into())));
     for rule in config.reward.rules.iter().chain(config.reward.answer_rules.iter().flatten()) {
-        if let Some(command) = rule.name.strip_prefix(PROCESS) {
+        if let Some(line) = rule.name.strip_prefix(PROCESS) {
+            let (program, words) = command(line)?;
             let arguments = rule.options.get("args").and_then(toml::Value::as_array);
-            let arguments = arguments.into_iter().flatten().filter_map(toml::Value::as_str);
-            // A program whose path has blanks, or one with arguments.
-            let words = [command].into_iter().chain(command.split_whitespace()).chain(arguments);
-            let words = words.filter(|word| Path::new(word).is_file());
-            files.extend(words.map(|word| (format!("reward rule `{}`, `{word}`", rule.name), word.into())));
+            let arguments = arguments.into_iter().flatten().filter_map(toml::Value::as_str).map(String::from);
+            let words = std::iter::once(program).chain(words.into_iter().chain(arguments).map(PathBuf::from));
+            let words = words.filter(|word| word.is_file());
+            files.extend(
+                words.map(|word| (format!("reward rule `{}`, `{}`", rule.name, word.display()), word)),
+            );
         } else if Path::new(&rule.name).extension().is_some_and(|end| end == "toml") {
             files.push((format!("reward rule `{}`", rule.name), (&rule.name).into()));
         } else {
