@@ -114,9 +114,9 @@ fn known_objects() -> &'static HashMap<String, Vec<(Words, &'static str)>> {
                 known.entry(first).or_default().push((spelling, noun));
             }
         }
-        known
-            .values_mut()
-            .for_each(|list| list.sort_by_key(|(spelling, _)| std::cmp::Reverse(spelling.len())));
+        for list in known.values_mut() {
+            list.sort_by_key(|(spelling, _)| std::cmp::Reverse(spelling.len()));
+        }
         known
     });
     &KNOWN
@@ -328,5 +328,24 @@ mod tests {
         assert_eq!(more(&circle, "two circles"), "states that there are 2");
         let green = facts(Category::Colors, &[("fork", 1, Some("green"))], None);
         assert_eq!(more(&green, "red orange green"), "states 3 colours");
+    }
+
+    /// Fragments that a wrapper, a clause or a slice of bytes could stumble over, in any order.
+    #[test]
+    fn made_up_answers_never_panic() {
+        #[rustfmt::skip]
+        const FRAGMENTS: [&str; 48] = [
+            "<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "}", "{", "<", "\\", "a", "the", "star", "ring", "two", "3", "3.5",
+            "1.", "2)", "4294967295", "99999999999", " ", "\n", ".", ",", "?", ":", " - ", "not", "no", "isn't", "n’t", "red", "orange",
+            "left", "of", "above", "it", "respectively", "pairs of", "dozen", "one", "with", "fur", "on", "anything but", "İ", "🪑", "T.V.",
+        ];
+        let mut rng = crate::scene::rng::Rng::new(41);
+        let objects = [("star", 1, None), ("ring", 1, None)];
+        let facts = facts(Category::Position, &objects, Some(Relation::LeftOf));
+        for _ in 0..20_000 {
+            let words = (0..=rng.below(12)).map(|_| FRAGMENTS[rng.below(FRAGMENTS.len())]);
+            let answer = words.collect::<Vec<_>>().join(["", " "][rng.below(2)]);
+            match_answer(&facts, &answer);
+        }
     }
 }

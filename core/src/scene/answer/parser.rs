@@ -190,27 +190,23 @@ impl Parser {
         self.predicate = false;
         let same = |claim: &Claim| claim.noun == noun && (count.is_none() || count == claim.count);
         let mentioned = phrase.definite && noun.is_some();
-        let index = match claims.iter().rposition(same).filter(|_| mentioned) {
-            Some(index) => {
-                let colors = std::mem::take(&mut phrase.colors);
-                let known = &mut claims[index].colors;
-                for color in colors {
-                    if !known.contains(&color) {
-                        known.push(color);
-                    }
+        let index = if let Some(index) = claims.iter().rposition(same).filter(|_| mentioned) {
+            let known = &mut claims[index].colors;
+            for color in std::mem::take(&mut phrase.colors) {
+                if !known.contains(&color) {
+                    known.push(color);
                 }
-                index
             }
-            None => {
-                claims.push(Claim {
-                    noun,
-                    count,
-                    several: phrase.several,
-                    paired: phrase.pairs,
-                    colors: phrase.colors,
-                });
-                claims.len() - 1
-            }
+            index
+        } else {
+            claims.push(Claim {
+                noun,
+                count,
+                several: phrase.several,
+                paired: phrase.pairs,
+                colors: phrase.colors,
+            });
+            claims.len() - 1
         };
         if claims[index].noun.is_some() {
             claims[index].colors.append(&mut self.colors_for);
@@ -455,7 +451,7 @@ impl Parser {
             Some(Role::Side) if self.open_place != OpenPlace::None => {}
             Some(Role::Of) => self.of(),
             Some(Role::For) if self.phrase.words.is_empty() => {
-                self.colors_for.append(&mut self.phrase.colors)
+                self.colors_for.append(&mut self.phrase.colors);
             }
             Some(Role::For) => self.close(),
             Some(Role::In) => {
@@ -479,7 +475,7 @@ impl Parser {
         match number(digits) {
             Some(count) => self.number(count, word),
             None if word.starts_with(|letter: char| letter.is_ascii_digit()) => {
-                self.doubt("gives no whole number")
+                self.doubt("gives no whole number");
             }
             None if self.phrase.words.last().is_some_and(|word| word.known) && is_participle(word) => {}
             None => self.noun(word, false),

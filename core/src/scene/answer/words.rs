@@ -193,14 +193,13 @@ fn joined_acronyms(text: &str) -> String {
     let mut at = 0;
     while at < letters.len() {
         let starts = is_letter(at) && (at == 0 || !letters[at - 1].is_alphanumeric());
-        let pairs = if starts {
-            (0..).take_while(|n| is_letter(at + 2 * n) && is_dot(at + 2 * n + 1)).count()
-        } else {
-            0
-        };
-        if pairs >= 2 {
-            joined.extend((0..pairs).map(|n| letters[at + 2 * n]));
-            at += 2 * pairs;
+        let mut end = at;
+        while starts && is_letter(end) && is_dot(end + 1) {
+            end += 2;
+        }
+        if end - at >= 4 {
+            joined.extend(letters[at..end].iter().step_by(2));
+            at = end;
         } else {
             joined.push(letters[at]);
             at += 1;
