@@ -2,7 +2,7 @@
 //! of the facts they state.
 //!
 //! One grammar serves the reward rules that bind a word to its object, and the answer judge. It has no closed list of
-//! objects: a word that is no number, colour, place or word of [`roles`] names an object, so that everything named beyond
+//! objects: a word that is no number, colour, place or word of `roles.rs` names an object, so that everything named beyond
 //! what was asked for is seen. An unknown word before a known noun describes it (`a rusty bench`); behind it, it makes
 //! another object of it (`a dog house`).
 
