@@ -165,131 +165,21 @@ impl Optimizer for GrpoSplit {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use tch::Kind;
-
     use super::*;
-    use crate::model::{
-        Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, Parameter,
-        Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    use crate::model::UnifiedModel as _;
+    use crate::optimizer::testing::{
+        Batch, Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, assert_gradient as close,
+        assert_metrics, policy_term, prefers,
     };
-    use crate::optimizer::Phases;
-    use crate::reward::{Reward, RewardFunction, RuleSet, Sample, WeightedRule};
-    use crate::scene::{Category, Facts, Task};
-
-    /// One weight draws, another answers: two codes and two words, each equally likely. Image and answer `i` are `i`.
-    struct Halves {
-        card: ModelCard,
-        draws: Tensor,   // [2]
-        answers: Tensor, // [2]
-    }
-
-    impl Halves {
-        fn new() -> Self {
-            let weight = || Tensor::zeros([2], tch::kind::FLOAT_CPU).set_requires_grad(true);
-            let card = ModelCard {
-                name: "halves".into(),
-                image_space: ImageSpace::Decoupled,
-                image_decoding: ImageDecoding::Autoregressive,
-                image_tokens: 1,
-                codebook_size: 2,
-                resolution: 1,
-                reads_at: None,
-                pads_with: None,
-                sampling: ImageSampling::default(),
-            };
-            Self { card, draws: weight(), answers: weight() }
-        }
-    }
-
-    fn all(tensor: &Tensor) -> Tensor {
-        tensor.ones_like().to_kind(Kind::Bool)
-    }
-
-    impl UnifiedModel for Halves {
-        fn card(&self) -> &ModelCard {
-            &self.card
-        }
-
-        fn generate(&mut self, prompts: &[String], _: &ImageSampling) -> Result<Images> {
-            Ok(Images::from_tokens(Tensor::arange(prompts.len() as i64, tch::kind::INT64_CPU).unsqueeze(1)))
-        }
-
-        fn answer(&mut self, images: &Images, _: &[String], _: &TextSampling) -> Result<Answers> {
-            let tokens = images.tokens.shallow_clone();
-            let text = (0..images.len()).map(|row| row.to_string()).collect();
-            let mask = all(&tokens);
-            Ok(Answers::new(text, tokens, mask))
-        }
-
-        fn image_logits(&self, _: &[String], images: &Images, _: Policy, _: &Replay) -> Result<ImageLogits> {
-            let logits = self.draws.expand([images.len(), 1, 2], true); // [B,N,K]
-            Ok(ImageLogits { logits, targets: all(&images.tokens) })
-        }
-
-        fn answer_logp(&self, _: &Images, _: &[String], answers: &Answers, _: Policy) -> Result<TokenLogp> {
-            let words = self.answers.log_softmax(-1, Kind::Float);
-            let logp = words.index_select(0, &answers.tokens.view([-1])).view_as(&answers.tokens); // [B,T]
-            Ok(TokenLogp { logp, mask: answers.mask.shallow_clone() })
-        }
-
-        fn parameters(&self) -> Result<Vec<Parameter>> {
-            unreachable!()
-        }
-
-        fn set_mode(&mut self, _: Mode) -> Result<()> {
-            unreachable!()
-        }
-
-        fn freeze_reference(&mut self) -> Result<()> {
-            unreachable!()
-        }
-
-        fn encode_answers(&self, _: &[String]) -> Result<Answers> {
-            unreachable!()
-        }
-
-        fn pixels(&self, _: &Images) -> Result<Tensor> {
-            unreachable!()
-        }
-
-        fn encode(&self, _: &Tensor) -> Result<Images> {
-            unreachable!()
-        }
-
-        fn tokenizer_loss(&self, _: &Tensor, _: f64) -> Result<Tensor> {
-            unreachable!()
-        }
-
-        fn save(&self, _: &Path) -> Result<()> {
-            unreachable!()
-        }
-    }
-
-    /// A point for one answer.
-    struct Prefers(&'static str);
-
-    impl RewardFunction for Prefers {
-        fn score(&self, samples: &[Sample], _: Option<&Tensor>) -> Result<Vec<Reward>> {
-            let score = |sample: &Sample| f64::from(u8::from(sample.answer == self.0));
-            let reward = |sample| Reward::new(score(sample), 1.0);
-            Ok(samples.iter().map(reward).collect())
-        }
-    }
-
-    fn prefers(answer: &'static str) -> RuleSet {
-        let rule = WeightedRule::named("prefers");
-        RuleSet::new(vec![(rule, Box::new(Prefers(answer)))]).unwrap()
-    }
+    use crate::reward::RuleSet;
 
     fn options(text: &str) -> Result<GrpoSplit> {
         let text = format!("weighting = \"advantage\"\nbeta = 0.0\n{text}");
         super::options::<GrpoSplit>("grpo-split", text.parse().unwrap())?.checked()
     }
 
-    /// The gradients of what draws and what answers, and the metrics.
-    type Learned = ([Option<Vec<f32>>; 2], BTreeMap<&'static str, f64>);
+    /// The gradients of `draws` and `answers`, and the metrics.
+    type Learned = ([Option<[f64; 2]>; 2], BTreeMap<&'static str, f64>);
 
     /// A step with one group of two.
     fn step(options: &str, step: u64) -> Learned {
@@ -297,49 +187,96 @@ mod tests {
     }
 
     fn step_by(options: &str, step: u64, answer_rules: Option<&RuleSet>, shuffle_rewards: bool) -> Learned {
-        let mut model = Halves::new();
-        let facts = Facts { category: Category::Counting, objects: Vec::new(), relation: None };
-        let [prompt, question, truth] = std::array::from_fn(|_| String::new());
-        let keywords = Vec::new();
-        let tasks = vec![Task { facts, prompt, question, truth, keywords }; 2];
-        let mut iteration = Iteration {
-            model: &mut model,
-            tasks: &tasks,
-            rules: &prefers("0"),
-            answer_rules,
-            rollout: &Rollout { prompts: 1, group: 2, ..Rollout::default() },
-            step,
-            seed: step,
-            shuffle_rewards,
-            phases: Phases::default(),
-        };
-        let optimizer = self::options(options).unwrap();
-        let metrics = optimizer.accumulate(&mut iteration).unwrap().metrics;
-        let gradient = |weight: &Tensor| weight.grad().defined().then(|| weight.grad().try_into().unwrap());
-        ([gradient(&model.draws), gradient(&model.answers)], metrics)
-    }
-
-    #[track_caller]
-    fn close(gradient: Option<&Vec<f32>>, expected: [f32; 2]) {
-        const F32: f32 = 1e-6; // a handful of numbers near 1
-        let gradient = gradient.unwrap();
-        let off = gradient.iter().zip(expected).map(|(got, expected)| (got - expected).abs());
-        assert!(off.fold(0.0, f32::max) < F32, "got {gradient:?}, expected {expected:?}");
+        let mut model = Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]);
+        let batch = Batch { prompts: 1, group: 2, step, answer_rules, shuffle_rewards, ..TWO_GROUPS };
+        let outcome = batch.accumulate(&self::options(options).unwrap(), &mut model);
+        (model.gradients(), outcome.metrics)
     }
 
     /// Descent towards the first of two. Advantages of the rewards 1 and 0 are ±w, w = 1/2 / (1/2 + 1e-4) / 2; the loss
     /// −w·(log p₀ − log p₁) is −w·(θ₀ − θ₁).
-    const FIRST: [f32; 2] = [-0.499_9, 0.499_9];
-    const SECOND: [f32; 2] = [0.499_9, -0.499_9];
+    const FIRST: [f64; 2] = [-0.499_900_02, 0.499_900_02];
+    const SECOND: [f64; 2] = [0.499_900_02, -0.499_900_02];
 
     const IMAGE: &str = "image = { coefficient = 1.0, beta = 0.0 }";
+
+    /// Codes and words have ¾ and ¼, the reference gives ½ each. By the logits d log p₀ = (¼, −¼) and
+    /// d log p₁ = (−¾, ¾); that of k3 by log p is ⅓ and −1.
+    fn model() -> Halves {
+        Halves::decoupled([[f64::ln(3.0), 0.0]; 2], [[0.0; 2]; 2])
+    }
+
+    fn split(weighting: Weighting, [answer_coefficient, beta]: [f64; 2], image: [f64; 2]) -> GrpoSplit {
+        let image = ImageTerm { coefficient: image[0], beta: image[1], ..ImageTerm::default() };
+        let schedule = Schedule::Joint;
+        GrpoSplit { schedule, weighting, weight_temperature: TAU, answer_coefficient, beta, image }
+    }
+
+    #[test]
+    fn accumulate_both_terms_match_numbers_by_hand() {
+        let loss = policy_term(f64::ln(0.75), f64::ln(0.25));
+        // Of 6 images 3 are code 0 and 3 code 1; the answers have 3 tokens of word 0 and 6 of word 1.
+        let image_kl = (K3_LIKELY + K3_UNLIKELY) / 2.0;
+        let answer_kl = (3.0 * K3_LIKELY + 6.0 * K3_UNLIKELY) / 9.0;
+        for (answer, image) in [([1.0, 0.2], [1.0, 0.2]), ([0.1, 0.5], [2.0, 0.02]), ([3.0, 2.0], [0.5, 4.0])]
+        {
+            for micro_batch in MICRO_BATCHES {
+                let mut model = model();
+                let batch = Batch { micro_batch, ..TWO_GROUPS };
+                let outcome = batch.accumulate(&split(Weighting::Softmax, answer, image), &mut model);
+                let [draws, answers] = model.gradients();
+                // Policy: −0.65 · ¼ + 0.35 · ¾ = 0.1. KL: (⅓ · ¼ + (−1) · (−¾)) / 2 = 5/12.
+                let expected = image[0] * (0.1 + image[1] * 5.0 / 12.0);
+                close("draws", draws, [expected, -expected]);
+                // KL: (3 · ⅓ · ¼ + 6 · (−1) · (−¾)) / 9 = 4.75/9.
+                let expected = answer[0] * (0.1 + answer[1] * 4.75 / 9.0);
+                close("answers", answers, [expected, -expected]);
+                assert_metrics(
+                    &outcome.metrics,
+                    &[
+                        ("kl/answer", answer_kl),
+                        ("kl/answer_clamped", 0.0),
+                        ("kl/image", image_kl),
+                        ("kl/image_clamped", 0.0),
+                        ("loss/answer", loss),
+                        ("loss/image", loss),
+                        ("reward/informative", 1.0),
+                        ("reward/mean", 0.5),
+                        ("reward/pass", 0.5),
+                    ],
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn accumulate_advantages_match_numbers_by_hand() {
+        // Rewards 1 0 1 | 0 1 0 are ⅓ or ⅔ from their mean, with the standard deviation √2/3: weights a −2a a | −a 2a −a.
+        // Policy: −½ · (4a · l₀ − 4a · l₁), and ¼ + ¾ = 1 by the logits.
+        let a = 1.0 / 3.0 / (f64::sqrt(2.0) / 3.0 + 1e-4) / 3.0;
+        let expected = -2.0 * a;
+        for micro_batch in MICRO_BATCHES {
+            let mut model = model();
+            let batch = Batch { micro_batch, ..TWO_GROUPS };
+            let outcome = batch.accumulate(&split(Weighting::Advantage, [1.0, 0.0], [1.0, 0.0]), &mut model);
+            let [draws, answers] = model.gradients();
+            close("draws", draws, [expected, -expected]);
+            close("answers", answers, [expected, -expected]);
+            let loss = expected * (f64::ln(0.75) - f64::ln(0.25));
+            let rewards = [("reward/informative", 1.0), ("reward/mean", 0.5), ("reward/pass", 0.5)];
+            assert_metrics(
+                &outcome.metrics,
+                &[&[("loss/answer", loss), ("loss/image", loss)], &rewards[..]].concat(),
+            );
+        }
+    }
 
     #[test]
     fn both_objectives_learn_in_a_joint_step() {
         for number in 1..=2 {
             let ([draws, answers], metrics) = step(IMAGE, number);
-            close(draws.as_ref(), FIRST);
-            close(answers.as_ref(), FIRST);
+            close("draws", draws, FIRST);
+            close("answers", answers, FIRST);
             assert!(metrics.contains_key("loss/image") && metrics.contains_key("loss/answer"));
         }
     }
@@ -349,13 +286,13 @@ mod tests {
         let options = format!("schedule = \"alternate\"\n{IMAGE}");
         for number in [1, 3] {
             let ([draws, answers], metrics) = step(&options, number);
-            close(draws.as_ref(), FIRST);
+            close("draws", draws, FIRST);
             assert!(answers.is_none() && !metrics.contains_key("loss/answer"));
             assert!(metrics.contains_key("loss/image") && metrics.contains_key("reward/mean"));
         }
         for number in [2, 4] {
             let ([draws, answers], metrics) = step(&options, number);
-            close(answers.as_ref(), FIRST);
+            close("answers", answers, FIRST);
             assert!(draws.is_none() && !metrics.contains_key("loss/image"));
             assert!(metrics.contains_key("loss/answer") && metrics.contains_key("reward/mean"));
         }
@@ -365,13 +302,13 @@ mod tests {
     fn answers_may_have_rules_of_their_own() {
         let own = prefers("1");
         let ([draws, answers], metrics) = step_by(IMAGE, 1, Some(&own), false);
-        close(draws.as_ref(), FIRST);
-        close(answers.as_ref(), SECOND);
+        close("draws", draws, FIRST);
+        close("answers", answers, SECOND);
         assert_eq!((metrics["reward/mean"], metrics["reward/answer_mean"]), (0.5, 0.5));
         assert!(!step(IMAGE, 1).1.contains_key("reward/answer_mean"));
         let never = step_by(IMAGE, 1, Some(&prefers("2")), false);
-        close(never.0[0].as_ref(), FIRST);
-        close(never.0[1].as_ref(), [0.0, 0.0]);
+        close("draws", never.0[0], FIRST);
+        close("answers", never.0[1], [0.0, 0.0]);
         assert_eq!((never.1["reward/mean"], never.1["reward/answer_mean"]), (0.5, 0.0));
     }
 
@@ -381,10 +318,10 @@ mod tests {
         let mut orders = [0, 0];
         for number in 1..=8 {
             let ([draws, answers], _) = step_by(IMAGE, number, Some(&own), true);
-            let kept = draws.as_ref().unwrap()[0] < 0.0;
+            let kept = draws.unwrap()[0] < 0.0;
             orders[usize::from(kept)] += 1;
-            close(draws.as_ref(), if kept { FIRST } else { SECOND });
-            close(answers.as_ref(), if kept { SECOND } else { FIRST });
+            close("draws", draws, if kept { FIRST } else { SECOND });
+            close("answers", answers, if kept { SECOND } else { FIRST });
         }
         assert!(orders[0] > 0 && orders[1] > 0, "{orders:?}: else the test shows nothing");
     }
@@ -392,7 +329,9 @@ mod tests {
     #[test]
     fn only_a_joint_step_has_gradients_of_both() {
         let beside = |text| -> Vec<bool> {
-            let passes = options(text).unwrap().passes(&Rollout::default(), Halves::new().card());
+            let passes = options(text)
+                .unwrap()
+                .passes(&Rollout::default(), Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]).card());
             passes.iter().map(|pass| pass.beside).collect()
         };
         assert_eq!(beside(""), [false, true]);

@@ -5,6 +5,8 @@ pub mod grpo;
 pub mod grpo_split;
 pub mod objective;
 pub mod sft;
+#[cfg(test)]
+mod testing;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -80,3 +80,34 @@ impl Optimizer for Sft {
         vec![Pass { states: 1, answers: true, beside: false }]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optimizer::testing::{
+        Batch, Halves, MICRO_BATCHES, TWO_GROUPS, assert_gradient, assert_metrics,
+    };
+
+    #[test]
+    fn accumulate_shared_model_matches_numbers_by_hand() {
+        // Every completed image is code 0 (12 above code 1), so the words have ¾ and ¼. The right answers are word 0, one
+        // token, for the first three images and word 1, two tokens, for the others: 3 and 6 tokens of 9.
+        let (l0, l1) = (f64::ln(0.75), f64::ln(0.25));
+        let loss = -(3.0 * l0 + 6.0 * l1) / 9.0;
+        // d log p₀ = (¼, −¼) and d log p₁ = (−¾, ¾) by the logits of the words.
+        let answers = -(3.0 * 0.25 - 6.0 * 0.75) / 9.0;
+        // A word's logit has ln 3 · ũ. A softmax with a large τ is ½ each, with the derivative ¼/τ; the difference of the
+        // gradients of ũ₀ and ũ₁ is 2 · ln 3 · answers.
+        let draws = f64::ln(3.0) * answers / 2.0;
+        for micro_batch in MICRO_BATCHES {
+            let mut model = Halves::shared([[12.0, 0.0], [0.0, 0.0]], [[0.0; 2]; 2]);
+            let batch = Batch { micro_batch, ..TWO_GROUPS };
+            let outcome = batch.accumulate(&Sft { gumbel_temperature: 1e4 }, &mut model);
+            let [got_draws, got_answers] = model.gradients();
+            assert_gradient("answers", got_answers, [answers, -answers]);
+            assert_gradient("draws · τ", got_draws.map(|g| g.map(|g| g * 1e4)), [draws, -draws]);
+            let rewards = [("reward/informative", 1.0), ("reward/mean", 0.5), ("reward/pass", 0.5)];
+            assert_metrics(&outcome.metrics, &[&[("loss/answer", loss)], &rewards[..]].concat());
+        }
+    }
+}
