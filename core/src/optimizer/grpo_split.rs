@@ -1,32 +1,42 @@
-//! GRPO with separate objectives for drawing and answering (§3.5, A.3), for models that read images through another
-//! representation than they draw. It runs on shared-space models too.
+//! GRPO with separate objectives for generation and understanding (§3.5, A.3), for models that see images through another
+//! representation than they generate. It runs on shared-space models too.
 //!
-//! Drawing: weighted log-likelihood of the image tokens, weights from the rewards of the answers about them.
-//! Answering: weighted log-likelihood of the answers on the drawings as they are, weights from the answers' rewards, which
-//! may follow rules of their own (`reward.answer_rules`).
-//! No gradient passes from one to the other.
+//! For `P` prompts with `G` images each, `u_i` a generated image, `a_i` the answer about it:
 //!
-//! Beside the paper: both terms are means over their tokens; the KL terms are k3 estimates; `weighting = "advantage"`
-//! and the replay of the reveal steps are additions. Of the schedule A.3 says no more than that the two are optimized
-//! independently: here both learn in every step, or with `schedule = "alternate"` drawing in odd steps and answering in
-//! even ones.
+//!   L_image  = image.coefficient  · [ −(1/P) Σ_p Σ_i w_i · (1/|u_i|) Σ_n log π_θ(u_in | prompt)  + image.beta · KL_image ]
+//!   L_answer = answer_coefficient · [ −(1/P) Σ_p Σ_i v_i · (1/|a_i|) Σ_t log π_θ(a_it | u_i, q)  + beta · KL_answer ]
+//!
+//! No gradient passes from one to the other. The weights `w` come from the rewards of the answers; so do `v`, unless the
+//! answer objective has its own rules (`reward.answer_rules`).
+//!
+//! Reductions: each policy term is a mean over the tokens of a sequence, a weighted sum over the `G` of a prompt (softmax
+//! weights add up to 1, advantages are divided by `G`) and a mean over prompts. Each KL is a mean over all its tokens of the
+//! batch. `L_image` is written out in `image_term.rs`.
+//!
+//! Deviations from the paper, and choices where it is silent:
+//! 1. Both log-likelihoods are means over their tokens.
+//! 2. The KL terms are k3 estimates, with log-ratios clamped to ±20, and are multiplied by the coefficient of their term
+//!    too.
+//! 3. The current policy answers, without gradient. There is one update per rollout, so π_old = π_θ: no importance ratio
+//!    and no clipping (eq. 2).
+//! 4. Answers are greedy unless `rollout.answers.temperature` is above 0.
+//! 5. `weighting = "advantage"`, and the replay of the reveal steps (`image.replay = "reveal"`), are additions.
+//! 6. A.3 only says that the two objectives are optimized independently. Here every step trains both, or, with
+//!    `schedule = "alternate"`, odd steps train generation and even steps understanding.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::objective::Weighting;
-use super::{
-    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, Pass, accumulate_answers, mean_reward, options,
-    reward_metrics,
-};
-use crate::config::Rollout;
+use super::metrics::{add, mean_reward, reward_metrics};
+use super::objective::{self, Weighting};
+use super::registry::options;
+use super::{ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, Scored, Terms, backward};
 use crate::error::{Error, Result};
-use crate::model::ModelCard;
+use crate::model::{Images, Policy, TokenLogp};
 
 /// Which objective learns when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -100,7 +110,7 @@ impl GrpoSplit {
         Ok(self)
     }
 
-    /// Whether drawing learns in a step, and whether answering does.
+    /// Whether a step trains generation, and whether it trains understanding.
     fn learns(&self, step: u64) -> (bool, bool) {
         let odd = step % 2 == 1;
         match self.schedule {
@@ -112,61 +122,88 @@ impl GrpoSplit {
 
 impl Optimizer for GrpoSplit {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
-        let (drawing, answering) = self.learns(iteration.step);
+        let (generation, understanding) = self.learns(iteration.step);
         let mut metrics = BTreeMap::new();
 
-        // 1. Draw, answer, score.
-        let drawn = iteration.draw()?;
-        let answers = iteration.answer(&drawn)?;
-        let (rewards, scores) = iteration.score(&drawn, &answers)?;
+        // 1. Generate a group of G images per prompt, answer about them, and score the answers.
+        let generated = iteration.generate()?; // u [B,N]
+        let answers = iteration.answer(&generated)?; // a [B,T]
+        let Scored { rewards, scores } = iteration.score(&generated, &answers)?; // r [B]
         let group = iteration.group();
         reward_metrics(&rewards, &scores, group, &mut metrics);
-        let answer_scores = match iteration.score_answers(&drawn, &answers)? {
-            Some((rewards, scores)) => {
-                metrics.insert("reward/answer_mean", mean_reward(&rewards));
-                scores
+        let answer_scores = match iteration.score_answers(&generated, &answers)? {
+            Some(own) => {
+                metrics.insert("reward/answer_mean", mean_reward(&own.rewards));
+                own.scores
             }
             None => scores.shallow_clone(),
         };
 
         let started = Instant::now();
-        let weights = |scores: &Tensor| self.weighting.weights(scores, group, self.weight_temperature);
+        let weigh = |scores: &Tensor| self.weighting.weights(scores, group, self.weight_temperature);
 
-        // 2. Drawing.
-        if drawing {
-            self.image.accumulate(iteration, &drawn, &weights(&scores), &mut metrics)?;
+        // 2. L_image.
+        if generation {
+            self.image.accumulate(iteration, &generated, &weigh(&scores), &mut metrics)?;
         }
 
-        // 3. Answering.
-        if answering {
-            let factors = (self.answer_coefficient, self.beta);
-            let images = |_: &mut Iteration<'_>, rows: &Range<usize>| {
-                Ok(drawn.narrow(rows.start as i64, rows.len() as i64))
-            };
-            let weights = weights(&answer_scores);
-            accumulate_answers(iteration, images, &answers, &weights, factors, &mut metrics)?;
+        // 3. L_answer, micro-batch by micro-batch: gradients add up.
+        if understanding {
+            let weights = weigh(&answer_scores); // v [B]
+            let questions = iteration.questions();
+            let tokens = objective::token_count(&answers.mask);
+            for micro in iteration.micro_batches() {
+                let images = generated.narrow(micro.first, micro.len);
+                let questions = &questions[micro.rows()];
+                let answers = answers.narrow(micro.first, micro.len);
+                let weights = weights.narrow(0, micro.first, micro.len); // [b]
+                let model = &*iteration.model;
+                let TokenLogp { logp, mask } =
+                    model.answer_logp(&images, questions, &answers, Policy::Current)?; // [b,T]
+
+                // A mean per sequence, weighted, and averaged over the prompts.
+                let per_sequence = objective::row_mean(&logp, &mask); // [b]
+                let policy = -(per_sequence * weights).sum(Kind::Float) / micro.groups() * micro.share();
+                add(&mut metrics, "loss/answer", &policy);
+                let mut loss = policy;
+
+                // A mean over all answer tokens of the batch.
+                if self.beta > 0.0 {
+                    let hard = Images::from_tokens(images.tokens.shallow_clone());
+                    let reference =
+                        tch::no_grad(|| model.answer_logp(&hard, questions, &answers, Policy::Reference))?;
+                    let (k3, clamped) = objective::k3(&logp, &reference.logp); // [b,T]
+                    let kl = objective::token_mean(&k3, &mask);
+                    let clamped = objective::token_mean(&clamped, &mask);
+                    let token_share = objective::token_count(&answers.mask) / tokens;
+                    add(&mut metrics, "kl/answer", &(&kl * token_share));
+                    add(&mut metrics, "kl/answer_clamped", &(clamped * token_share));
+                    loss += kl * (self.beta * token_share);
+                }
+                backward(&(loss * self.answer_coefficient), "loss/answer")?;
+            }
         }
         iteration.phases.update += started.elapsed();
 
-        Ok(Outcome { metrics, images: drawn, answers: answers.text, rewards })
+        Ok(Outcome { metrics, images: generated, answers: answers.text, rewards })
     }
 
-    fn passes(&self, rollout: &Rollout, card: &ModelCard) -> Vec<Pass> {
-        let image = (self.image.coefficient > 0.0).then(|| Pass {
-            states: self.image.states(rollout, card),
-            answers: false,
-            beside: false,
-        });
-        let beside = image.is_some() && self.schedule == Schedule::Joint;
-        let answer = (self.answer_coefficient > 0.0).then_some(Pass { states: 0, answers: true, beside });
-        image.into_iter().chain(answer).collect()
+    fn terms(&self) -> Terms<'_> {
+        Terms {
+            image: (self.image.coefficient > 0.0).then_some(&self.image),
+            answer: self.answer_coefficient > 0.0,
+            end_to_end: false,
+            alternate: self.schedule == Schedule::Alternate,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Rollout;
     use crate::model::UnifiedModel as _;
+    use crate::optimizer::passes;
     use crate::optimizer::testing::{
         Batch, Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, assert_gradient as close,
         assert_metrics, policy_term, prefers,
@@ -329,9 +366,12 @@ mod tests {
     #[test]
     fn only_a_joint_step_has_gradients_of_both() {
         let beside = |text| -> Vec<bool> {
-            let passes = options(text)
-                .unwrap()
-                .passes(&Rollout::default(), Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]).card());
+            let options = options(text).unwrap();
+            let passes = passes(
+                options.terms(),
+                &Rollout::default(),
+                Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]).card(),
+            );
             passes.iter().map(|pass| pass.beside).collect()
         };
         assert_eq!(beside(""), [false, true]);

@@ -35,7 +35,7 @@ pub(super) struct Halves {
     reference_answers: Tensor, // [2]
     sees: f64,
     /// The position of the image token that an answer names.
-    pub(super) answers_by: i64,
+    answers_by: i64,
     /// Calls of `answer`.
     pub(super) answered: Cell<usize>,
 }
@@ -71,6 +71,11 @@ impl Halves {
     /// A model that sees the tokens it generates, with `sees` = ln 3.
     pub(super) fn shared(weights: [[f64; 2]; 2], reference: [[f64; 2]; 2]) -> Self {
         Self::new(ImageSpace::Shared, f64::ln(3.0), weights, reference)
+    }
+
+    /// Names the image token at this position in its answers.
+    pub(super) fn answering_by(self, position: i64) -> Self {
+        Self { answers_by: position, ..self }
     }
 
     /// The gradients of `draws` and `answers`.
