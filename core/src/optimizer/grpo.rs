@@ -178,7 +178,7 @@ impl Optimizer for Grpo {
 mod tests {
     use super::*;
     use crate::optimizer::testing::{
-        Batch, Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, assert_gradient,
+        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient,
         assert_metrics, policy_term,
     };
     use crate::reward::Reward;
@@ -223,7 +223,7 @@ mod tests {
         for (coefficient, beta) in [(1.0, 0.2), (0.1, 0.5), (0.5, 0.0), (2.0, 3.0)] {
             for micro_batch in MICRO_BATCHES {
                 let mut model = model();
-                let batch = Batch { micro_batch, ..TWO_GROUPS };
+                let batch = TestStep { micro_batch, ..TWO_GROUPS };
                 let outcome = batch.accumulate(&grpo(coefficient, beta, ImageTerm::default()), &mut model);
                 let answers = answer_gradient(coefficient, beta);
                 let draws = end_to_end(answers) * GUMBEL_TAU;
@@ -253,13 +253,13 @@ mod tests {
         // d log q₀ = (q₁, −q₁), d log q₁ = (−q₀, q₀); that of k3 by log q is 1 − exp(d).
         let (up, down) = (q1.exp(), -q0.exp());
         let policy = -0.65 * up - 0.35 * down;
-        let divergence = ((1.0 - d0.exp()) * up + (1.0 - d1.exp()) * down) / 2.0;
+        let divergence = 0.5 * ((1.0 - d0.exp()) * up + (1.0 - d1.exp()) * down);
         for (coefficient, image_beta) in [(1.0, 0.1), (0.5, 0.3), (3.0, 0.0)] {
             for (answer_coefficient, beta) in [(0.0, 0.2), (0.1, 0.5)] {
                 for micro_batch in MICRO_BATCHES {
                     let image = ImageTerm { coefficient, beta: image_beta, ..ImageTerm::default() };
                     let mut model = model();
-                    let batch = Batch { micro_batch, ..TWO_GROUPS };
+                    let batch = TestStep { micro_batch, ..TWO_GROUPS };
                     let outcome = batch.accumulate(&grpo(answer_coefficient, beta, image), &mut model);
                     let answers = answer_gradient(answer_coefficient, beta);
                     let draws = coefficient * (policy + image_beta * divergence) + end_to_end(answers);
@@ -296,10 +296,10 @@ mod tests {
     fn accumulate_without_image_term_logs_completed_images() {
         for micro_batch in MICRO_BATCHES {
             let mut model = answers_by_code();
-            let batch = Batch { micro_batch, ..TWO_GROUPS };
+            let batch = TestStep { micro_batch, ..TWO_GROUPS };
             let outcome = batch.accumulate(&grpo(1.0, 0.2, ImageTerm::default()), &mut model);
-            assert_eq!(outcome.metrics["reward/mean"], 1.0);
-            assert_eq!(outcome.metrics["reward/informative"], 0.0);
+            let metrics = &outcome.metrics;
+            assert_eq!((metrics["reward/mean"], metrics["reward/informative"]), (1.0, 0.0));
             assert_eq!(Vec::<i64>::try_from(outcome.images.tokens.select(1, 1)).unwrap(), [0; 6]);
             assert!(outcome.images.relaxed.is_none(), "the outcome keeps no graph");
             assert_eq!(outcome.answers, ["0"; 6]);
@@ -313,7 +313,7 @@ mod tests {
     fn accumulate_with_image_term_logs_generated_images() {
         let image = ImageTerm { coefficient: 1.0, ..ImageTerm::default() };
         let outcome = TWO_GROUPS.accumulate(&grpo(1.0, 0.2, image), &mut answers_by_code());
-        assert_eq!(outcome.metrics["reward/mean"], 0.5);
+        assert_eq!((outcome.metrics["reward/mean"], outcome.metrics["reward/informative"]), (0.5, 1.0));
         assert_eq!(Vec::<i64>::try_from(outcome.images.tokens.select(1, 1)).unwrap(), [0, 1, 0, 1, 0, 1]);
         assert_eq!(outcome.answers, ["0", "1", "0", "1", "0", "1"]);
     }

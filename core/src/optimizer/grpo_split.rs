@@ -205,7 +205,7 @@ mod tests {
     use crate::model::UnifiedModel as _;
     use crate::optimizer::passes;
     use crate::optimizer::testing::{
-        Batch, Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, assert_gradient as close,
+        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient as close,
         assert_metrics, policy_term, prefers,
     };
     use crate::reward::RuleSet;
@@ -225,7 +225,7 @@ mod tests {
 
     fn step_by(options: &str, step: u64, answer_rules: Option<&RuleSet>, shuffle_rewards: bool) -> Learned {
         let mut model = Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]);
-        let batch = Batch { prompts: 1, group: 2, step, answer_rules, shuffle_rewards, ..TWO_GROUPS };
+        let batch = TestStep { prompts: 1, group: 2, step, answer_rules, shuffle_rewards, ..TWO_GROUPS };
         let outcome = batch.accumulate(&self::options(options).unwrap(), &mut model);
         (model.gradients(), outcome.metrics)
     }
@@ -253,13 +253,13 @@ mod tests {
     fn accumulate_both_terms_match_numbers_by_hand() {
         let loss = policy_term(f64::ln(0.75), f64::ln(0.25));
         // Of 6 images 3 are code 0 and 3 code 1; the answers have 3 tokens of word 0 and 6 of word 1.
-        let image_kl = (K3_LIKELY + K3_UNLIKELY) / 2.0;
+        let image_kl = 0.5 * (K3_LIKELY + K3_UNLIKELY);
         let answer_kl = (3.0 * K3_LIKELY + 6.0 * K3_UNLIKELY) / 9.0;
         for (answer, image) in [([1.0, 0.2], [1.0, 0.2]), ([0.1, 0.5], [2.0, 0.02]), ([3.0, 2.0], [0.5, 4.0])]
         {
             for micro_batch in MICRO_BATCHES {
                 let mut model = model();
-                let batch = Batch { micro_batch, ..TWO_GROUPS };
+                let batch = TestStep { micro_batch, ..TWO_GROUPS };
                 let outcome = batch.accumulate(&split(Weighting::Softmax, answer, image), &mut model);
                 let [draws, answers] = model.gradients();
                 // Policy: −0.65 · ¼ + 0.35 · ¾ = 0.1. KL: (⅓ · ¼ + (−1) · (−¾)) / 2 = 5/12.
@@ -294,7 +294,7 @@ mod tests {
         let expected = -2.0 * a;
         for micro_batch in MICRO_BATCHES {
             let mut model = model();
-            let batch = Batch { micro_batch, ..TWO_GROUPS };
+            let batch = TestStep { micro_batch, ..TWO_GROUPS };
             let outcome = batch.accumulate(&split(Weighting::Advantage, [1.0, 0.0], [1.0, 0.0]), &mut model);
             let [draws, answers] = model.gradients();
             close("draws", draws, [expected, -expected]);

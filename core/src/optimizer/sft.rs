@@ -92,7 +92,7 @@ impl Optimizer for Sft {
 mod tests {
     use super::*;
     use crate::optimizer::testing::{
-        Batch, Halves, MICRO_BATCHES, TWO_GROUPS, assert_gradient, assert_metrics,
+        Halves, MICRO_BATCHES, TWO_GROUPS, TestStep, assert_gradient, assert_metrics,
     };
 
     #[test]
@@ -108,7 +108,7 @@ mod tests {
         let draws = f64::ln(3.0) * answers / 2.0;
         for micro_batch in MICRO_BATCHES {
             let mut model = Halves::shared([[12.0, 0.0], [0.0, 0.0]], [[0.0; 2]; 2]);
-            let batch = Batch { micro_batch, ..TWO_GROUPS };
+            let batch = TestStep { micro_batch, ..TWO_GROUPS };
             let outcome = batch.accumulate(&Sft { gumbel_temperature: 1e4 }, &mut model);
             let [got_draws, got_answers] = model.gradients();
             assert_gradient("answers", got_answers, [answers, -answers]);

@@ -188,7 +188,7 @@ pub(super) fn prefers(answer: &'static str) -> RuleSet {
 }
 
 /// A step's batch. The rules give a point for the answer "0"; the right answer about the images of prompt `p` is `p % 2`.
-pub(super) struct Batch<'a> {
+pub(super) struct TestStep<'a> {
     pub(super) prompts: usize,
     pub(super) group: usize,
     pub(super) micro_batch: usize,
@@ -198,13 +198,13 @@ pub(super) struct Batch<'a> {
 }
 
 /// Two prompts with three images each: the words of the answers are 0 1 0 | 1 0 1 and the rewards 1 0 1 | 0 1 0.
-pub(super) const TWO_GROUPS: Batch<'static> =
-    Batch { prompts: 2, group: 3, micro_batch: 0, step: 1, answer_rules: None, shuffle_rewards: false };
+pub(super) const TWO_GROUPS: TestStep<'static> =
+    TestStep { prompts: 2, group: 3, micro_batch: 0, step: 1, answer_rules: None, shuffle_rewards: false };
 
 /// Ways to cut six rows into micro-batches.
 pub(super) const MICRO_BATCHES: [usize; 5] = [0, 1, 2, 4, 6];
 
-impl Batch<'_> {
+impl TestStep<'_> {
     pub(super) fn accumulate(&self, optimizer: &dyn Optimizer, model: &mut Halves) -> Outcome {
         let task = |row: usize| Task {
             facts: Facts { category: Category::Counting, objects: Vec::new(), relation: None },
