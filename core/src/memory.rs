@@ -8,7 +8,7 @@ use tch::Device;
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::model::{Cost, Footprint, ImageSampling, TextSampling, UnifiedModel, Workload};
-use crate::optimizer::Optimizer;
+use crate::optimizer::{self, Optimizer};
 use crate::plugin::cuda_memory;
 use crate::update::VALUES_AT_ONCE;
 
@@ -58,7 +58,7 @@ impl MemoryPlan {
         };
         let of = footprint(1)?;
         let mut phases = vec![("drawing", of.generate), ("answering", of.answer)];
-        let passes = optimizer.passes(rollout, model.card());
+        let passes = optimizer::passes(optimizer.terms(), rollout, model.card());
         for pass in &passes {
             let mut cost = Cost::default();
             let mut add = |part: Cost| {

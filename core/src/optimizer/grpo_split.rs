@@ -1,32 +1,42 @@
-//! GRPO with separate objectives for drawing and answering (§3.5, A.3), for models that read images through another
-//! representation than they draw. It runs on shared-space models too.
+//! GRPO with separate objectives for generation and understanding (§3.5, A.3), for models that see images through another
+//! representation than they generate. It runs on shared-space models too.
 //!
-//! Drawing: weighted log-likelihood of the image tokens, weights from the rewards of the answers about them.
-//! Answering: weighted log-likelihood of the answers on the drawings as they are, weights from the answers' rewards, which
-//! may follow rules of their own (`reward.answer_rules`).
-//! No gradient passes from one to the other.
+//! For `P` prompts with `G` images each, `u_i` a generated image, `a_i` the answer about it:
 //!
-//! Beside the paper: both terms are means over their tokens; the KL terms are k3 estimates; `weighting = "advantage"`
-//! and the replay of the reveal steps are additions. Of the schedule A.3 says no more than that the two are optimized
-//! independently: here both learn in every step, or with `schedule = "alternate"` drawing in odd steps and answering in
-//! even ones.
+//!   L_image  = image.coefficient  · [ −(1/P) Σ_p Σ_i w_i · (1/|u_i|) Σ_n log π_θ(u_in | prompt)  + image.beta · KL_image ]
+//!   L_answer = answer_coefficient · [ −(1/P) Σ_p Σ_i v_i · (1/|a_i|) Σ_t log π_θ(a_it | u_i, q)  + beta · KL_answer ]
+//!
+//! No gradient passes from one to the other. The weights `w` come from the rewards of the answers; so do `v`, unless the
+//! answer objective has its own rules (`reward.answer_rules`).
+//!
+//! Reductions: each policy term is a mean over the tokens of a sequence, a weighted sum over the `G` of a prompt (softmax
+//! weights add up to 1, advantages are divided by `G`) and a mean over prompts. Each KL is a mean over all its tokens of the
+//! batch. `L_image` is written out in `image_term.rs`.
+//!
+//! Deviations from the paper, and choices where it is silent:
+//! 1. Both log-likelihoods are means over their tokens.
+//! 2. The KL terms are k3 estimates, with log-ratios clamped to ±20, and are multiplied by the coefficient of their term
+//!    too.
+//! 3. The current policy answers, without gradient. There is one update per rollout, so π_old = π_θ: no importance ratio
+//!    and no clipping (eq. 2).
+//! 4. Answers are greedy unless `rollout.answers.temperature` is above 0.
+//! 5. `weighting = "advantage"`, and the replay of the reveal steps (`image.replay = "reveal"`), are additions.
+//! 6. A.3 only says that the two objectives are optimized independently. Here every step trains both, or, with
+//!    `schedule = "alternate"`, odd steps train generation and even steps understanding.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::objective::Weighting;
-use super::{
-    ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, Pass, accumulate_answers, mean_reward, options,
-    reward_metrics,
-};
-use crate::config::Rollout;
+use super::metrics::{add, mean_reward, reward_metrics};
+use super::objective::{self, Weighting};
+use super::registry::options;
+use super::{ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, Scored, Terms, backward};
 use crate::error::{Error, Result};
-use crate::model::ModelCard;
+use crate::model::{Images, Policy, TokenLogp};
 
 /// Which objective learns when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -100,7 +110,7 @@ impl GrpoSplit {
         Ok(self)
     }
 
-    /// Whether drawing learns in a step, and whether answering does.
+    /// Whether a step trains generation, and whether it trains understanding.
     fn learns(&self, step: u64) -> (bool, bool) {
         let odd = step % 2 == 1;
         match self.schedule {
@@ -112,184 +122,101 @@ impl GrpoSplit {
 
 impl Optimizer for GrpoSplit {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
-        let (drawing, answering) = self.learns(iteration.step);
+        let (generation, understanding) = self.learns(iteration.step);
         let mut metrics = BTreeMap::new();
 
-        // 1. Draw, answer, score.
-        let drawn = iteration.draw()?;
-        let answers = iteration.answer(&drawn)?;
-        let (rewards, scores) = iteration.score(&drawn, &answers)?;
+        // 1. Generate a group of G images per prompt, answer about them, and score the answers.
+        let generated = iteration.generate()?; // u [B,N]
+        let answers = iteration.answer(&generated)?; // a [B,T]
+        let Scored { rewards, scores } = iteration.score(&generated, &answers)?; // r [B]
         let group = iteration.group();
         reward_metrics(&rewards, &scores, group, &mut metrics);
-        let answer_scores = match iteration.score_answers(&drawn, &answers)? {
-            Some((rewards, scores)) => {
-                metrics.insert("reward/answer_mean", mean_reward(&rewards));
-                scores
+        let answer_scores = match iteration.score_answers(&generated, &answers)? {
+            Some(own) => {
+                metrics.insert("reward/answer_mean", mean_reward(&own.rewards));
+                own.scores
             }
             None => scores.shallow_clone(),
         };
 
         let started = Instant::now();
-        let weights = |scores: &Tensor| self.weighting.weights(scores, group, self.weight_temperature);
+        let weigh = |scores: &Tensor| self.weighting.weights(scores, group, self.weight_temperature);
 
-        // 2. Drawing.
-        if drawing {
-            self.image.accumulate(iteration, &drawn, &weights(&scores), &mut metrics)?;
+        // 2. L_image.
+        if generation {
+            self.image.accumulate(iteration, &generated, &weigh(&scores), &mut metrics)?;
         }
 
-        // 3. Answering.
-        if answering {
-            let factors = (self.answer_coefficient, self.beta);
-            let images = |_: &mut Iteration<'_>, rows: &Range<usize>| {
-                Ok(drawn.narrow(rows.start as i64, rows.len() as i64))
-            };
-            let weights = weights(&answer_scores);
-            accumulate_answers(iteration, images, &answers, &weights, factors, &mut metrics)?;
+        // 3. L_answer, micro-batch by micro-batch: gradients add up.
+        if understanding {
+            let weights = weigh(&answer_scores); // v [B]
+            let questions = iteration.questions();
+            let tokens = objective::token_count(&answers.mask);
+            for micro in iteration.micro_batches() {
+                let images = generated.narrow(micro.first, micro.len);
+                let questions = &questions[micro.rows()];
+                let answers = answers.narrow(micro.first, micro.len);
+                let weights = weights.narrow(0, micro.first, micro.len); // [b]
+                let model = &*iteration.model;
+                let TokenLogp { logp, mask } =
+                    model.answer_logp(&images, questions, &answers, Policy::Current)?; // [b,T]
+
+                // A mean per sequence, weighted, and averaged over the prompts.
+                let per_sequence = objective::row_mean(&logp, &mask); // [b]
+                let policy = -(per_sequence * weights).sum(Kind::Float) / micro.groups() * micro.share();
+                add(&mut metrics, "loss/answer", &policy);
+                let mut loss = policy;
+
+                // A mean over all answer tokens of the batch.
+                if self.beta > 0.0 {
+                    let hard = Images::from_tokens(images.tokens.shallow_clone());
+                    let reference =
+                        tch::no_grad(|| model.answer_logp(&hard, questions, &answers, Policy::Reference))?;
+                    let (k3, clamped) = objective::k3(&logp, &reference.logp); // [b,T]
+                    let kl = objective::token_mean(&k3, &mask);
+                    let clamped = objective::token_mean(&clamped, &mask);
+                    let token_share = objective::token_count(&answers.mask) / tokens;
+                    add(&mut metrics, "kl/answer", &(&kl * token_share));
+                    add(&mut metrics, "kl/answer_clamped", &(clamped * token_share));
+                    loss += kl * (self.beta * token_share);
+                }
+                backward(&(loss * self.answer_coefficient), "loss/answer")?;
+            }
         }
         iteration.phases.update += started.elapsed();
 
-        Ok(Outcome { metrics, images: drawn, answers: answers.text, rewards })
+        Ok(Outcome { metrics, images: generated, answers: answers.text, rewards })
     }
 
-    fn passes(&self, rollout: &Rollout, card: &ModelCard) -> Vec<Pass> {
-        let image = (self.image.coefficient > 0.0).then(|| Pass {
-            states: self.image.states(rollout, card),
-            answers: false,
-            beside: false,
-        });
-        let beside = image.is_some() && self.schedule == Schedule::Joint;
-        let answer = (self.answer_coefficient > 0.0).then_some(Pass { states: 0, answers: true, beside });
-        image.into_iter().chain(answer).collect()
+    fn terms(&self) -> Terms<'_> {
+        Terms {
+            image: (self.image.coefficient > 0.0).then_some(&self.image),
+            answer: self.answer_coefficient > 0.0,
+            end_to_end: false,
+            alternate: self.schedule == Schedule::Alternate,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use tch::Kind;
-
     use super::*;
-    use crate::model::{
-        Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, Parameter,
-        Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    use crate::config::Rollout;
+    use crate::model::UnifiedModel as _;
+    use crate::optimizer::passes;
+    use crate::optimizer::testing::{
+        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient as close,
+        assert_metrics, policy_term, prefers,
     };
-    use crate::optimizer::Phases;
-    use crate::reward::{Reward, RewardFunction, RuleSet, Sample, WeightedRule};
-    use crate::scene::{Category, Facts, Task};
-
-    /// One weight draws, another answers: two codes and two words, each equally likely. Image and answer `i` are `i`.
-    struct Halves {
-        card: ModelCard,
-        draws: Tensor,   // [2]
-        answers: Tensor, // [2]
-    }
-
-    impl Halves {
-        fn new() -> Self {
-            let weight = || Tensor::zeros([2], tch::kind::FLOAT_CPU).set_requires_grad(true);
-            let card = ModelCard {
-                name: "halves".into(),
-                image_space: ImageSpace::Decoupled,
-                image_decoding: ImageDecoding::Autoregressive,
-                image_tokens: 1,
-                codebook_size: 2,
-                resolution: 1,
-                reads_at: None,
-                pads_with: None,
-                sampling: ImageSampling::default(),
-            };
-            Self { card, draws: weight(), answers: weight() }
-        }
-    }
-
-    fn all(tensor: &Tensor) -> Tensor {
-        tensor.ones_like().to_kind(Kind::Bool)
-    }
-
-    impl UnifiedModel for Halves {
-        fn card(&self) -> &ModelCard {
-            &self.card
-        }
-
-        fn generate(&mut self, prompts: &[String], _: &ImageSampling) -> Result<Images> {
-            Ok(Images::from_tokens(Tensor::arange(prompts.len() as i64, tch::kind::INT64_CPU).unsqueeze(1)))
-        }
-
-        fn answer(&mut self, images: &Images, _: &[String], _: &TextSampling) -> Result<Answers> {
-            let tokens = images.tokens.shallow_clone();
-            let text = (0..images.len()).map(|row| row.to_string()).collect();
-            let mask = all(&tokens);
-            Ok(Answers::new(text, tokens, mask))
-        }
-
-        fn image_logits(&self, _: &[String], images: &Images, _: Policy, _: &Replay) -> Result<ImageLogits> {
-            let logits = self.draws.expand([images.len(), 1, 2], true); // [B,N,K]
-            Ok(ImageLogits { logits, targets: all(&images.tokens) })
-        }
-
-        fn answer_logp(&self, _: &Images, _: &[String], answers: &Answers, _: Policy) -> Result<TokenLogp> {
-            let words = self.answers.log_softmax(-1, Kind::Float);
-            let logp = words.index_select(0, &answers.tokens.view([-1])).view_as(&answers.tokens); // [B,T]
-            Ok(TokenLogp { logp, mask: answers.mask.shallow_clone() })
-        }
-
-        fn parameters(&self) -> Result<Vec<Parameter>> {
-            unreachable!()
-        }
-
-        fn set_mode(&mut self, _: Mode) -> Result<()> {
-            unreachable!()
-        }
-
-        fn freeze_reference(&mut self) -> Result<()> {
-            unreachable!()
-        }
-
-        fn encode_answers(&self, _: &[String]) -> Result<Answers> {
-            unreachable!()
-        }
-
-        fn pixels(&self, _: &Images) -> Result<Tensor> {
-            unreachable!()
-        }
-
-        fn encode(&self, _: &Tensor) -> Result<Images> {
-            unreachable!()
-        }
-
-        fn tokenizer_loss(&self, _: &Tensor, _: f64) -> Result<Tensor> {
-            unreachable!()
-        }
-
-        fn save(&self, _: &Path) -> Result<()> {
-            unreachable!()
-        }
-    }
-
-    /// A point for one answer.
-    struct Prefers(&'static str);
-
-    impl RewardFunction for Prefers {
-        fn score(&self, samples: &[Sample], _: Option<&Tensor>) -> Result<Vec<Reward>> {
-            let score = |sample: &Sample| f64::from(u8::from(sample.answer == self.0));
-            let reward = |sample| Reward::new(score(sample), 1.0);
-            Ok(samples.iter().map(reward).collect())
-        }
-    }
-
-    fn prefers(answer: &'static str) -> RuleSet {
-        let rule = WeightedRule::named("prefers");
-        RuleSet::new(vec![(rule, Box::new(Prefers(answer)))]).unwrap()
-    }
+    use crate::reward::RuleSet;
 
     fn options(text: &str) -> Result<GrpoSplit> {
         let text = format!("weighting = \"advantage\"\nbeta = 0.0\n{text}");
         super::options::<GrpoSplit>("grpo-split", text.parse().unwrap())?.checked()
     }
 
-    /// The gradients of what draws and what answers, and the metrics.
-    type Learned = ([Option<Vec<f32>>; 2], BTreeMap<&'static str, f64>);
+    /// The gradients of `draws` and `answers`, and the metrics.
+    type Learned = ([Option<[f64; 2]>; 2], BTreeMap<&'static str, f64>);
 
     /// A step with one group of two.
     fn step(options: &str, step: u64) -> Learned {
@@ -297,49 +224,96 @@ mod tests {
     }
 
     fn step_by(options: &str, step: u64, answer_rules: Option<&RuleSet>, shuffle_rewards: bool) -> Learned {
-        let mut model = Halves::new();
-        let facts = Facts { category: Category::Counting, objects: Vec::new(), relation: None };
-        let [prompt, question, truth] = std::array::from_fn(|_| String::new());
-        let keywords = Vec::new();
-        let tasks = vec![Task { facts, prompt, question, truth, keywords }; 2];
-        let mut iteration = Iteration {
-            model: &mut model,
-            tasks: &tasks,
-            rules: &prefers("0"),
-            answer_rules,
-            rollout: &Rollout { prompts: 1, group: 2, ..Rollout::default() },
-            step,
-            seed: step,
-            shuffle_rewards,
-            phases: Phases::default(),
-        };
-        let optimizer = self::options(options).unwrap();
-        let metrics = optimizer.accumulate(&mut iteration).unwrap().metrics;
-        let gradient = |weight: &Tensor| weight.grad().defined().then(|| weight.grad().try_into().unwrap());
-        ([gradient(&model.draws), gradient(&model.answers)], metrics)
-    }
-
-    #[track_caller]
-    fn close(gradient: Option<&Vec<f32>>, expected: [f32; 2]) {
-        const F32: f32 = 1e-6; // a handful of numbers near 1
-        let gradient = gradient.unwrap();
-        let off = gradient.iter().zip(expected).map(|(got, expected)| (got - expected).abs());
-        assert!(off.fold(0.0, f32::max) < F32, "got {gradient:?}, expected {expected:?}");
+        let mut model = Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]);
+        let batch = TestStep { prompts: 1, group: 2, step, answer_rules, shuffle_rewards, ..TWO_GROUPS };
+        let outcome = batch.accumulate(&self::options(options).unwrap(), &mut model);
+        (model.gradients(), outcome.metrics)
     }
 
     /// Descent towards the first of two. Advantages of the rewards 1 and 0 are ±w, w = 1/2 / (1/2 + 1e-4) / 2; the loss
     /// −w·(log p₀ − log p₁) is −w·(θ₀ − θ₁).
-    const FIRST: [f32; 2] = [-0.499_9, 0.499_9];
-    const SECOND: [f32; 2] = [0.499_9, -0.499_9];
+    const FIRST: [f64; 2] = [-0.499_900_02, 0.499_900_02];
+    const SECOND: [f64; 2] = [0.499_900_02, -0.499_900_02];
 
     const IMAGE: &str = "image = { coefficient = 1.0, beta = 0.0 }";
+
+    /// Codes and words have ¾ and ¼, the reference gives ½ each. By the logits d log p₀ = (¼, −¼) and
+    /// d log p₁ = (−¾, ¾); that of k3 by log p is ⅓ and −1.
+    fn model() -> Halves {
+        Halves::decoupled([[f64::ln(3.0), 0.0]; 2], [[0.0; 2]; 2])
+    }
+
+    fn split(weighting: Weighting, [answer_coefficient, beta]: [f64; 2], image: [f64; 2]) -> GrpoSplit {
+        let image = ImageTerm { coefficient: image[0], beta: image[1], ..ImageTerm::default() };
+        let schedule = Schedule::Joint;
+        GrpoSplit { schedule, weighting, weight_temperature: TAU, answer_coefficient, beta, image }
+    }
+
+    #[test]
+    fn accumulate_both_terms_match_numbers_by_hand() {
+        let loss = policy_term(f64::ln(0.75), f64::ln(0.25));
+        // Of 6 images 3 are code 0 and 3 code 1; the answers have 3 tokens of word 0 and 6 of word 1.
+        let image_kl = 0.5 * (K3_LIKELY + K3_UNLIKELY);
+        let answer_kl = (3.0 * K3_LIKELY + 6.0 * K3_UNLIKELY) / 9.0;
+        for (answer, image) in [([1.0, 0.2], [1.0, 0.2]), ([0.1, 0.5], [2.0, 0.02]), ([3.0, 2.0], [0.5, 4.0])]
+        {
+            for micro_batch in MICRO_BATCHES {
+                let mut model = model();
+                let batch = TestStep { micro_batch, ..TWO_GROUPS };
+                let outcome = batch.accumulate(&split(Weighting::Softmax, answer, image), &mut model);
+                let [draws, answers] = model.gradients();
+                // Policy: −0.65 · ¼ + 0.35 · ¾ = 0.1. KL: (⅓ · ¼ + (−1) · (−¾)) / 2 = 5/12.
+                let expected = image[0] * (0.1 + image[1] * 5.0 / 12.0);
+                close("draws", draws, [expected, -expected]);
+                // KL: (3 · ⅓ · ¼ + 6 · (−1) · (−¾)) / 9 = 4.75/9.
+                let expected = answer[0] * (0.1 + answer[1] * 4.75 / 9.0);
+                close("answers", answers, [expected, -expected]);
+                assert_metrics(
+                    &outcome.metrics,
+                    &[
+                        ("kl/answer", answer_kl),
+                        ("kl/answer_clamped", 0.0),
+                        ("kl/image", image_kl),
+                        ("kl/image_clamped", 0.0),
+                        ("loss/answer", loss),
+                        ("loss/image", loss),
+                        ("reward/informative", 1.0),
+                        ("reward/mean", 0.5),
+                        ("reward/pass", 0.5),
+                    ],
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn accumulate_advantages_match_numbers_by_hand() {
+        // Rewards 1 0 1 | 0 1 0 are ⅓ or ⅔ from their mean, with the standard deviation √2/3: weights a −2a a | −a 2a −a.
+        // Policy: −½ · (4a · l₀ − 4a · l₁), and ¼ + ¾ = 1 by the logits.
+        let a = 1.0 / 3.0 / (f64::sqrt(2.0) / 3.0 + 1e-4) / 3.0;
+        let expected = -2.0 * a;
+        for micro_batch in MICRO_BATCHES {
+            let mut model = model();
+            let batch = TestStep { micro_batch, ..TWO_GROUPS };
+            let outcome = batch.accumulate(&split(Weighting::Advantage, [1.0, 0.0], [1.0, 0.0]), &mut model);
+            let [draws, answers] = model.gradients();
+            close("draws", draws, [expected, -expected]);
+            close("answers", answers, [expected, -expected]);
+            let loss = expected * (f64::ln(0.75) - f64::ln(0.25));
+            let rewards = [("reward/informative", 1.0), ("reward/mean", 0.5), ("reward/pass", 0.5)];
+            assert_metrics(
+                &outcome.metrics,
+                &[&[("loss/answer", loss), ("loss/image", loss)], &rewards[..]].concat(),
+            );
+        }
+    }
 
     #[test]
     fn both_objectives_learn_in_a_joint_step() {
         for number in 1..=2 {
             let ([draws, answers], metrics) = step(IMAGE, number);
-            close(draws.as_ref(), FIRST);
-            close(answers.as_ref(), FIRST);
+            close("draws", draws, FIRST);
+            close("answers", answers, FIRST);
             assert!(metrics.contains_key("loss/image") && metrics.contains_key("loss/answer"));
         }
     }
@@ -349,13 +323,13 @@ mod tests {
         let options = format!("schedule = \"alternate\"\n{IMAGE}");
         for number in [1, 3] {
             let ([draws, answers], metrics) = step(&options, number);
-            close(draws.as_ref(), FIRST);
+            close("draws", draws, FIRST);
             assert!(answers.is_none() && !metrics.contains_key("loss/answer"));
             assert!(metrics.contains_key("loss/image") && metrics.contains_key("reward/mean"));
         }
         for number in [2, 4] {
             let ([draws, answers], metrics) = step(&options, number);
-            close(answers.as_ref(), FIRST);
+            close("answers", answers, FIRST);
             assert!(draws.is_none() && !metrics.contains_key("loss/image"));
             assert!(metrics.contains_key("loss/answer") && metrics.contains_key("reward/mean"));
         }
@@ -365,13 +339,13 @@ mod tests {
     fn answers_may_have_rules_of_their_own() {
         let own = prefers("1");
         let ([draws, answers], metrics) = step_by(IMAGE, 1, Some(&own), false);
-        close(draws.as_ref(), FIRST);
-        close(answers.as_ref(), SECOND);
+        close("draws", draws, FIRST);
+        close("answers", answers, SECOND);
         assert_eq!((metrics["reward/mean"], metrics["reward/answer_mean"]), (0.5, 0.5));
         assert!(!step(IMAGE, 1).1.contains_key("reward/answer_mean"));
         let never = step_by(IMAGE, 1, Some(&prefers("2")), false);
-        close(never.0[0].as_ref(), FIRST);
-        close(never.0[1].as_ref(), [0.0, 0.0]);
+        close("draws", never.0[0], FIRST);
+        close("answers", never.0[1], [0.0, 0.0]);
         assert_eq!((never.1["reward/mean"], never.1["reward/answer_mean"]), (0.5, 0.0));
     }
 
@@ -381,10 +355,10 @@ mod tests {
         let mut orders = [0, 0];
         for number in 1..=8 {
             let ([draws, answers], _) = step_by(IMAGE, number, Some(&own), true);
-            let kept = draws.as_ref().unwrap()[0] < 0.0;
+            let kept = draws.unwrap()[0] < 0.0;
             orders[usize::from(kept)] += 1;
-            close(draws.as_ref(), if kept { FIRST } else { SECOND });
-            close(answers.as_ref(), if kept { SECOND } else { FIRST });
+            close("draws", draws, if kept { FIRST } else { SECOND });
+            close("answers", answers, if kept { SECOND } else { FIRST });
         }
         assert!(orders[0] > 0 && orders[1] > 0, "{orders:?}: else the test shows nothing");
     }
@@ -392,7 +366,12 @@ mod tests {
     #[test]
     fn only_a_joint_step_has_gradients_of_both() {
         let beside = |text| -> Vec<bool> {
-            let passes = options(text).unwrap().passes(&Rollout::default(), Halves::new().card());
+            let options = options(text).unwrap();
+            let passes = passes(
+                options.terms(),
+                &Rollout::default(),
+                Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]).card(),
+            );
             passes.iter().map(|pass| pass.beside).collect()
         };
         assert_eq!(beside(""), [false, true]);

@@ -56,6 +56,11 @@ pub fn token_mean(values: &Tensor, mask: &Tensor) -> Tensor {
     (values * &mask).sum(Kind::Float) / mask.sum(Kind::Float).clamp_min(1.0)
 }
 
+/// The number of true positions of `mask`, at least 1.
+pub fn token_count(mask: &Tensor) -> f64 {
+    mask.to_kind(Kind::Float).sum(Kind::Float).double_value(&[]).max(1.0)
+}
+
 /// `−Σ_i w_i · (mean of log p over the tokens of i)`, averaged over the groups (eq. 5, A.3): a scalar.
 pub fn weighted_loss(logp: &Tensor, mask: &Tensor, weights: &Tensor, group: i64) -> Tensor {
     let groups = weights.size()[0] as f64 / group as f64;

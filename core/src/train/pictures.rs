@@ -41,9 +41,9 @@ pub(super) fn save(
         shuffle_rewards: false,
         phases: Phases::default(),
     };
-    let images = iteration.draw()?;
+    let images = iteration.generate()?;
     let answers = iteration.answer(&images)?;
-    let (rewards, _) = iteration.score(&images, &answers)?;
+    let rewards = iteration.score(&images, &answers)?.rewards;
     let pixels = optimizer::pixels(trainer.model, &images, &rollout)?;
     let verdicts = trainer.judges().then(|| TilesJudge.judge(&tasks, &pixels)).transpose()?;
     let samples = Samples {
