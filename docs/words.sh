@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-words='drawn world|\b(is|are) told\b|\bgo(es)? on with|\breckon|of (its|one.s) own\b|where there is none|\bdrawings?\b|\bdrawn by\b|\bpictures?\b|passed over|keeps? its promises|what (it|an answer) is worth|\bfrozen policy\b|\bgoing back\b'
+words='drawn [w]orld|\b(is|are) [t]old\b|\bgo(es)? on [w]ith|\b[r]eckon|of (its|one.s) [o]wn\b|where there is [n]one|\bdrawings?\b|\bdrawn by\b|\bpictures?\b|passed over|keeps? its promises|what (it|an answer) is worth|\bfrozen policy\b|\bgoing back\b'
 
 found=$(grep -rnEi "$words" README.md CONTRIBUTING.md SECURITY.md docs --include='*.md' |
     grep -vE '^docs/(style|reference/(glossary|cli|config|metrics))\.md:' || true)
