@@ -2,7 +2,9 @@
 //!
 //! For `P` prompts with `G` images each, `ũ_i` the completed image, `a_i` the answer about it and `w_i` its weight:
 //!
-//!   L = answer_coefficient · [ −(1/P) Σ_p Σ_i w_i · (1/|a_i|) Σ_t log π_θ(a_it | ũ_i, q)  +  beta · KL(π_θ ‖ π_ref) ]
+//! ```text
+//! L = answer_coefficient · [ −(1/P) Σ_p Σ_i w_i · (1/|a_i|) Σ_t log π_θ(a_it | ũ_i, q)  +  beta · KL(π_θ ‖ π_ref) ]
+//! ```
 //!
 //! Reductions: the policy term is a mean over the tokens of each answer, a weighted sum over the `G` of a prompt (softmax
 //! weights add up to 1, advantages are divided by `G`) and a mean over prompts. The KL is a mean over all answer tokens of
@@ -12,7 +14,7 @@
 //! 1. The log-likelihood of an answer is a mean over its tokens.
 //! 2. The KL is the k3 estimate on answer tokens, with log-ratios clamped to ±20, and is multiplied by `answer_coefficient`
 //!    too: the effective factor is `answer_coefficient · beta`.
-//! 3. The current policy answers, without gradient. There is one update per rollout, so π_old = π_θ: no importance ratio
+//! 3. The current policy answers, without gradient. There is one update per rollout, so `π_old = π_θ`: no importance ratio
 //!    and no clipping (eq. 2).
 //! 4. Answers are greedy unless `rollout.answers.temperature` is above 0.
 //! 5. `weighting = "advantage"` is standard GRPO's signed weight (eq. 2); `"softmax"` is the paper's.

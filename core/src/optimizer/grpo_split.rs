@@ -3,8 +3,10 @@
 //!
 //! For `P` prompts with `G` images each, `u_i` a generated image, `a_i` the answer about it:
 //!
-//!   L_image  = image.coefficient  · [ −(1/P) Σ_p Σ_i w_i · (1/|u_i|) Σ_n log π_θ(u_in | prompt)  + image.beta · KL_image ]
-//!   L_answer = answer_coefficient · [ −(1/P) Σ_p Σ_i v_i · (1/|a_i|) Σ_t log π_θ(a_it | u_i, q)  + beta · KL_answer ]
+//! ```text
+//! L_image  = image.coefficient  · [ −(1/P) Σ_p Σ_i w_i · (1/|u_i|) Σ_n log π_θ(u_in | prompt)  + image.beta · KL_image ]
+//! L_answer = answer_coefficient · [ −(1/P) Σ_p Σ_i v_i · (1/|a_i|) Σ_t log π_θ(a_it | u_i, q)  + beta · KL_answer ]
+//! ```
 //!
 //! No gradient passes from one to the other. The weights `w` come from the rewards of the answers; so do `v`, unless the
 //! answer objective has its own rules (`reward.answer_rules`).
@@ -17,7 +19,7 @@
 //! 1. Both log-likelihoods are means over their tokens.
 //! 2. The KL terms are k3 estimates, with log-ratios clamped to ±20, and are multiplied by the coefficient of their term
 //!    too.
-//! 3. The current policy answers, without gradient. There is one update per rollout, so π_old = π_θ: no importance ratio
+//! 3. The current policy answers, without gradient. There is one update per rollout, so `π_old = π_θ`: no importance ratio
 //!    and no clipping (eq. 2).
 //! 4. Answers are greedy unless `rollout.answers.temperature` is above 0.
 //! 5. `weighting = "advantage"`, and the replay of the reveal steps (`image.replay = "reveal"`), are additions.

@@ -1,7 +1,9 @@
 //! The log-likelihood of generated image tokens (A.3), weighted by rewards: the generation objective of `grpo-split`, and
 //! our addition to `grpo`.
 //!
+//! ```text
 //! L = coefficient · [ −(1/P) Σ_p Σ_i w_i · (1/|u_i|) Σ_n log π_θ(u_in | prompt) + beta · KL(π_θ ‖ π_ref) ]
+//! ```
 //!
 //! with `u_in` the target tokens of a replay. The KL is the k3 estimate, a mean over all target tokens.
 

@@ -2,7 +2,9 @@
 //!
 //! For every sample `i`, `ũ_i` the completed image and `y_i` the right answer, over all `T` answer tokens of the batch:
 //!
-//!   L = −(1/T) Σ_i Σ_t log π_θ(y_it | ũ_i, q_i)
+//! ```text
+//! L = −(1/T) Σ_i Σ_t log π_θ(y_it | ũ_i, q_i)
+//! ```
 //!
 //! Deviations from the paper, and choices where it is silent:
 //! 1. The log-likelihood is a mean over all answer tokens of the batch, so a long answer counts more than a short one (the
