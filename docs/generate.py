@@ -133,7 +133,7 @@ def config():
     out = ["# Configuration\n", GENERATED]
     out.append(
         "Settings come, from weak to strong, from the defaults, a preset (`--preset`), a TOML file (`--config`), `--set KEY=VALUE`,\n"
-        "and the options of the command. The run directory keeps the result, fully resolved, as `config.toml`.\n"
+        "and the options of the command. The run directory keeps the result as `config.toml`.\n"
         "The JSON Schemas in [`schemas/`](../../schemas) complete and check these files in an editor.\n"
     )
     out.append("## A run\n")

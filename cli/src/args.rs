@@ -722,7 +722,7 @@ pub(crate) struct PluginsNewArgs {
     /// The folder to make; named like the plugin without it
     #[arg(long, value_name = "D")]
     pub(crate) dir: Option<PathBuf>,
-    /// Where the crate `unirl` lies, `core` of a checkout, to build with it instead of the published one
+    /// The crate `unirl` to build with, `core` of a checkout; without it, of the one that this program was built from
     #[arg(long, value_name = "PATH")]
     pub(crate) unirl: Option<PathBuf>,
 }

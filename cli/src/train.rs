@@ -40,6 +40,7 @@ fn begin(args: &RunArgs) -> Result<()> {
     prepare(&early);
     let model = build::model(&mut plugins, &early.model, early.train.seed)?;
     let config = settings.config(model.card())?;
+    train::check_tasks(&config, model.card())?;
     let mut all = Everything::new(model, &config, &mut plugins)?;
     let name = format!("{}-{}", all.model.card().name, config.optimizer.name);
     let inputs = build::inputs(&mut plugins, &config)?;

@@ -320,6 +320,13 @@ impl RunConfig {
 mod tests {
     use super::*;
 
+    /// The paper optimizes sampled answers (eq. 5).
+    #[test]
+    fn preset_paper_samples_answers() {
+        let config = RunConfig::from_table(preset("paper").unwrap()).unwrap();
+        assert!((config.rollout.answers.temperature - 1.0).abs() < f64::EPSILON);
+    }
+
     #[test]
     fn every_preset_is_a_valid_configuration() {
         for (name, _) in PRESETS {

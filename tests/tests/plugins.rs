@@ -30,6 +30,18 @@ fn the_examples_are_what_new_writes() {
     }
 }
 
+/// Without `--unirl`, the crate builds with the checkout of the program: never with whatever a registry has under the name.
+#[test]
+fn new_without_unirl_names_the_checkout() {
+    let home = tempfile::tempdir().unwrap();
+    let said =
+        program(["plugins", "new", "mine", "--kind", "reward"]).current_dir(home.path()).output().unwrap();
+    assert!(said.status.success(), "{}", shown(&said));
+    let manifest = fs::read_to_string(home.path().join("mine/Cargo.toml")).unwrap();
+    let core = fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../core")).unwrap();
+    assert!(manifest.contains(&format!("path = \"{}\"", core.display())), "{manifest}");
+}
+
 #[test]
 fn what_new_refuses() {
     let home = tempfile::tempdir().unwrap();

@@ -47,10 +47,17 @@ fn check(name: &str) -> Result<()> {
     .hint("for example `my-model`"))
 }
 
+/// The crate `unirl` that this program was built with.
+const OWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../core");
+
 fn manifest(name: &str, unirl: Option<&Path>) -> Result<String> {
     let version = env!("CARGO_PKG_VERSION");
-    let unirl = match unirl {
-        None => format!("\"{version}\""),
+    let own = fs::canonicalize(OWN).ok();
+    let unirl = match unirl.or(own.as_deref()) {
+        None => {
+            return Err(Error::usage("`--unirl`: the checkout that this program was built from is gone")
+                .hint("name the folder `core` of a checkout: `--unirl ../unirl/core`"));
+        }
         Some(path) if path.to_string_lossy().contains(['"', '\\']) => {
             return Err(Error::usage(format!(
                 "`--unirl {}`: expected a path without quotes",

@@ -18,7 +18,7 @@ use crate::error::{Code, Error, Result};
 use crate::eval::{self, Evaluation, ModelStamp, Receipt, Report};
 use crate::guard::{Guard, Look};
 use crate::metrics::{Line, MetricsLog};
-use crate::model::{Mode, UnifiedModel};
+use crate::model::{Mode, ModelCard, UnifiedModel};
 use crate::optimizer::Phases;
 use crate::reward::RuleSet;
 use crate::run_dir::RunDir;
@@ -71,6 +71,16 @@ pub enum Event<'a> {
 /// Whoever watches a run is told of every [`Event`], and breaks to end it: with a checkpoint where a step was done, so that
 /// it can be resumed.
 pub type Watch<'w> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'w;
+
+/// Refuses to train a model of other images on prompts of the tiles.
+pub fn check_tasks(config: &RunConfig, card: &ModelCard) -> Result<()> {
+    if config.train.tasks.is_some() || eval::check_tiles(card).is_ok() {
+        return Ok(());
+    }
+    Err(Error::usage(format!("`train.tasks` is required for `{}` at {1}x{1}", card.name, card.resolution)).hint(
+        "name a file of prompts, such as `examples/tasks.jsonl`: `--set train.tasks=FILE`; `unirl prompts` writes one",
+    ))
+}
 
 /// Trains `model` as `config` says, writing into `run_dir`. `answer_rules` are those of the answer objective, where it has
 /// its own. `from` is where a run goes on that was interrupted; the model is the base in any case.
