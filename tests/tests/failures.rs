@@ -69,12 +69,24 @@ fn a_reward_that_is_not_finite_names_the_prompt() {
     assert!(said.contains("`reward` is not finite for the prompt `a photo of"), "{said}");
 }
 
+/// Prompts for a model that is not of the tiles.
+const TASKS: &str = concat!("train.tasks=", env!("CARGO_MANIFEST_DIR"), "/../examples/tasks.jsonl");
+
+#[test]
+fn a_model_of_other_images_is_not_trained_on_tile_prompts() {
+    let home = tempfile::tempdir().unwrap();
+    let (said, out) = run(home.path(), "fixture#tight", &[]);
+    assert!(said.starts_with("exit: 2"), "{said}");
+    assert!(said.contains("error: `train.tasks` is required for `echo` at 2x2"), "{said}");
+    assert!(!out.exists(), "nothing is left behind");
+}
+
 /// The plugin says that memory ran out for more than two images at once: the run is that of `micro_batch = 2`.
 #[test]
 fn an_exhausted_memory_halves_the_micro_batch() {
     let ends = ["rollout.micro_batch=0", "rollout.micro_batch=2"].map(|micro_batch| {
         let home = tempfile::tempdir().unwrap();
-        let settings = ["optimizer.grpo.beta=0.0", "rollout.prompts=7", micro_batch];
+        let settings = ["optimizer.grpo.beta=0.0", "rollout.prompts=7", micro_batch, TASKS];
         let (said, out) = run(home.path(), "fixture#tight", &settings);
         assert!(said.starts_with("exit: 0"), "{said}");
         let told = [

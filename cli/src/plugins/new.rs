@@ -52,24 +52,20 @@ const OWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../core");
 
 fn manifest(name: &str, unirl: Option<&Path>) -> Result<String> {
     let version = env!("CARGO_PKG_VERSION");
-    let own = fs::canonicalize(OWN).ok();
-    let unirl = match unirl.or(own.as_deref()) {
-        None => {
-            return Err(Error::usage("`--unirl`: the checkout that this program was built from is gone")
-                .hint("name the folder `core` of a checkout: `--unirl ../unirl/core`"));
-        }
-        Some(path) if path.to_string_lossy().contains(['"', '\\']) => {
-            return Err(Error::usage(format!(
-                "`--unirl {}`: expected a path without quotes",
-                path.display()
-            )));
-        }
-        Some(path) if !path.join("Cargo.toml").is_file() => {
-            return Err(Error::usage(format!("`--unirl {0}`: no crate at `{0}`", path.display()))
-                .hint("name the folder `core` of a checkout of unirl"));
-        }
-        Some(path) => format!("{{ version = \"{version}\", path = \"{}\" }}", path.display()),
-    };
+    let path = fs::canonicalize(unirl.unwrap_or(Path::new(OWN))).unwrap_or_default();
+    if !path.join("Cargo.toml").is_file() {
+        let error = match unirl {
+            Some(path) => format!("`--unirl {0}`: no crate at `{0}`", path.display()),
+            None => "`--unirl`: the checkout that this program was built from is gone".into(),
+        };
+        return Err(Error::usage(error)
+            .hint("name the folder `core` of a checkout of unirl, such as `--unirl ../unirl/core`"));
+    }
+    let path = path.display().to_string();
+    if path.contains(['"', '\\']) {
+        return Err(Error::usage(format!("`--unirl {path}`: expected a path without quotes")));
+    }
+    let unirl = format!("{{ version = \"{version}\", path = \"{path}\" }}");
     Ok(format!(
         r#"[package]
 name = "{name}"
