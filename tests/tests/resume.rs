@@ -385,7 +385,7 @@ rules = [
     for (file, name) in [
         ("tasks.jsonl", "`train.tasks` `tasks.jsonl`"),
         ("my.toml", "reward rule `my.toml`"),
-        ("reward.py", "reward rule `cmd:reward.py`, `reward.py`"),
+        ("reward.py", "reward rule `cmd:reward.py`, `./reward.py`"),
         ("words.txt", "reward rule `cmd:reward.py`, `words.txt`"),
         ("libunirl_plugin_showo.so", "plugin `showo`"),
         ("libunirl_plugin_rewards.so", "plugin of reward rule `./libunirl_plugin_rewards.so#bound`"),
