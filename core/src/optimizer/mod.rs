@@ -1,7 +1,7 @@
 //! The post-training algorithms of the paper, one file each: [`sft`], [`grpo`] and [`grpo_split`]. `--optimizer` names them;
 //! the AdamW step that follows is [`crate::update`].
 //!
-//! [`rollout`] generates, answers and scores; [`objective`] has the mathematics; [`image_term`] is the log-likelihood of the
+//! `rollout` generates, answers and scores; [`objective`] has the mathematics; `image_term` is the log-likelihood of the
 //! image tokens, which two algorithms share.
 
 pub mod grpo;
