@@ -375,7 +375,7 @@ mod tests {
         fs::write(&path, "{\"a\": 0,").unwrap();
         let error = refused(dir.path());
         assert_eq!(error.message(), format!("cannot read `{}`", path.display()));
-        assert_eq!(error.causes(), ["EOF while parsing a value at line 1 column 8"]);
+        assert_eq!(error.causes(), ["column 8: not JSON: EOF while parsing a value"]);
     }
 
     #[test]
