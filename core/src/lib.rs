@@ -12,6 +12,8 @@ pub mod detector;
 pub mod error;
 pub mod eval;
 mod explain;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 pub mod guide;
 pub mod hash;

@@ -6,7 +6,7 @@
 mod libtorch;
 mod load;
 mod search;
-mod stamp;
+pub(crate) mod stamp;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@
 //! [`Store::open`] it gets them, with [`Store::fresh`] it draws new ones.
 
 mod map;
-mod pickle;
+pub(crate) mod pickle;
 mod store;
 mod wrappers;
 
@@ -298,7 +298,7 @@ fn broken(label: &str, cause: impl std::fmt::Display) -> Error {
 type Table = Vec<(String, Dtype, Vec<usize>, Range<usize>)>;
 
 /// The table of a safetensors file, checked against its length, and the texts in its header.
-fn read_table(bytes: &[u8]) -> std::result::Result<(Table, HashMap<String, String>), String> {
+pub(crate) fn read_table(bytes: &[u8]) -> std::result::Result<(Table, HashMap<String, String>), String> {
     let (header, metadata): (usize, Metadata) =
         SafeTensors::read_metadata(bytes).map_err(|error| match error {
             SafeTensorError::MetadataIncompleteBuffer => {

@@ -25,16 +25,16 @@ const WRAPPERS: [&str; 4] = ["state_dict", "model", "module", "model_state_dict"
 
 /// One tensor of a state dict and where its bytes lie in the file; they need not be aligned to its type.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) name: String,
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) data: Range<usize>,
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Range<usize>,
 }
 
 /// Reads the table of a torch pickle; `file` is the whole file. Tied tensors come with the same range. An error is one
 /// line: what was expected and what was found.
-pub(super) fn read(file: &[u8]) -> Result<Vec<Entry>, String> {
+pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, String> {
     if !file.starts_with(b"PK\x03\x04") {
         return Err(not_an_archive(file));
     }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use zip::write::FileOptions;
 
 use super::*;
-use crate::scene::rng::Rng;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/pickle");
 
@@ -249,39 +248,4 @@ fn a_truncated_file_is_refused_at_every_length() {
     for length in 0..file.len() {
         checked(&file[..length]).unwrap_err();
     }
-}
-
-#[test]
-fn corrupted_files_never_panic() {
-    let mut rng = Rng::new(20_000);
-    let start = Instant::now();
-    let files = ["good_nested.pt", "good_kinds.pt", "good_protocol4.pt", "good_module.pt"].map(fixture);
-    let pickles = files.each_ref().map(|file| {
-        let at = file.windows(9).position(|window| window == b"/data.pkl").unwrap();
-        at..at + 2200
-    });
-    let mut refused = 0;
-    for round in 0..20_000 {
-        let which = rng.below(files.len());
-        let mut file = files[which].clone();
-        // Anywhere, in the pickle, or in the directory with its end; one byte or up to 8.
-        let region = match round % 3 {
-            0 => 0..file.len(),
-            1 => pickles[which].start..pickles[which].end.min(file.len()),
-            _ => file.len() - 1400..file.len(),
-        };
-        for _ in 0..if rng.chance(0.5) { 1 } else { 2 + rng.below(7) } {
-            let at = region.start + rng.below(region.len());
-            file[at] = match rng.below(3) {
-                0 => rng.below(256) as u8,
-                1 => file[at] ^ (1 << rng.below(8)),
-                _ => [0, 1, 0x7f, 0x80, 0xff, b'(', b'.', b'u'][rng.below(8)],
-            };
-        }
-        refused += usize::from(checked(&file).is_err());
-    }
-    // Most of what is left reads as before: the bytes of a tensor, the padding, a name.
-    assert!((4000..20_000).contains(&refused), "{refused}");
-    println!("{refused} of 20000 refused in {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_mins(1));
 }
