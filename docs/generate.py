@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Writes docs/reference/{cli,config,metrics}.md from the program and from schemas/*.json.
+"""Writes docs/reference/{cli,config,metrics}.md, and the tables of rule-file.md, from the program and from schemas/*.json.
 
     python3 docs/generate.py            # writes the pages
     python3 docs/generate.py --check    # exits 1 if a page differs from what would be written
 
-`--unirl FILE` names the program (default: target/release/unirl). `--only cli|config|metrics` limits the pages; config and
-metrics need no program. The output depends on nothing else: no times, no paths, no terminal width.
+`--unirl FILE` names the program (default: target/release/unirl), which only cli needs. `--only PAGE` limits the pages. The output depends on nothing else: no times, no paths, no terminal width.
 """
 
 import argparse
@@ -134,7 +133,7 @@ def config():
     out.append(
         "Settings come, from weak to strong, from the defaults, a preset (`--preset`), a TOML file (`--config`), `--set KEY=VALUE`,\n"
         "and the options of the command. The run directory keeps the result as `config.toml`.\n"
-        "The JSON Schemas in [`schemas/`](../../schemas) complete and check these files in an editor.\n"
+        "The JSON Schemas in `schemas/` complete and check these files in an editor.\n"
     )
     out.append("## A run\n")
     out.append(table(read("run")))
@@ -164,13 +163,60 @@ def metrics():
     return "\n".join(out) + "\n"
 
 
+# --- rule files ------------------------------------------------------------------------------------------------------
+
+def present(schema, node):
+    """A value that may be absent, as it is if it is there."""
+    node = resolve(schema, node)
+    others = [each for each in node.get("anyOf", []) if each.get("type") != "null"]
+    return resolve(schema, others[0]) if len(others) == 1 else node
+
+
+def columns(schema, node, prefix=""):
+    """Key, type, default and description of every value of a table."""
+    for name, entry in node["properties"].items():
+        key, full = f"{prefix}{name}", present(schema, entry)
+        items = full.get("items", {}).get("$ref", "").rpartition("/")[2]
+        if full.get("properties"):
+            yield from columns(schema, full, f"{key}.")
+            continue
+        of = f"array of [{items}](#{items.lower()})" if items else kind(schema, entry)
+        if limits(full):
+            of += f", {limits(full)}"
+        if name in node.get("required", []):
+            default = "required"
+        else:
+            value = entry.get("default", full.get("default"))
+            default = code(json.dumps(value, ensure_ascii=False)) if value is not None else "absent"
+        yield key, of, default, text(full.get("description"))
+
+
+def rule_file():
+    """The page keeps its prose and the meaning of each key. Keys, types and defaults are those of the schema."""
+    schema, page = read("rules"), (PAGES / "rule-file.md").read_text(encoding="utf-8")
+    tables = {"Rule file": schema, "Keyword": schema["$defs"]["Keyword"], "Example": schema["$defs"]["Example"]}
+
+    sections = re.split(r"^(#+ .+\n)", page, flags=re.M)
+    for index, heading in enumerate(sections):
+        if (node := tables.pop(heading.lstrip("#").strip(), None)) is None:
+            continue
+        old = re.search(r"(^\|.*\n)+", sections[index + 1], re.M).group()
+        meanings = dict(re.findall(r"^\| `([^`]+)` .*\| (.*) \|$", old, re.M))
+        new = "| key | type | default | meaning |\n|---|---|---|---|\n"
+        for key, of, default, described in columns(schema, node):
+            new += f"| `{key}` | {of} | {default} | {meanings.get(key, described)} |\n"
+        sections[index + 1] = sections[index + 1].replace(old, new)
+    assert not tables, f"rule-file.md has no heading for {', '.join(tables)}"
+    return "".join(sections)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     parser.add_argument("--unirl", default=str(ROOT / "target" / "release" / "unirl"), help="the program")
-    parser.add_argument("--only", action="append", choices=["cli", "config", "metrics"], help="one page; may be repeated")
+    parser.add_argument("--only", action="append", choices=["cli", "config", "metrics", "rule-file"], help="one page; may be repeated")
     args = parser.parse_args()
-    makers = {"cli": lambda: cli(args.unirl), "config": config, "metrics": metrics}
+    makers = {"cli": lambda: cli(args.unirl), "config": config, "metrics": metrics, "rule-file": rule_file}
     stale = []
     for name in args.only or makers:
         page, content = PAGES / f"{name}.md", makers[name]()

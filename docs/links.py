@@ -1,9 +1,15 @@
 #!/usr/bin/env python3
-"""Checks the relative links of README.md, CONTRIBUTING.md, SECURITY.md and docs/: files exist, headings exist, pages are in SUMMARY.md."""
+"""Checks the relative links of README.md, CONTRIBUTING.md, SECURITY.md and docs/: files exist, headings exist, pages are in SUMMARY.md.
 
+With `--book DIR`, checks the pages that mdBook wrote there instead: files exist, headings exist, images are there.
+"""
+
+import argparse
+import html.parser
 import pathlib
 import re
 import sys
+import urllib.parse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -20,7 +26,7 @@ def anchors(path):
     return {slug(title) for title in re.findall(r"^#+ (.+)$", prose(path), re.M)}
 
 
-def main():
+def sources():
     docs = sorted((ROOT / "docs").rglob("*.md"))
     pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + docs
     faults, count = [], 0
@@ -40,6 +46,51 @@ def main():
         name = page.relative_to(ROOT / "docs").as_posix()
         if name not in listed | {"SUMMARY.md"}:
             faults.append(f"docs/{name}: not in docs/SUMMARY.md")
+    return pages, count, faults
+
+
+class Page(html.parser.HTMLParser):
+    """Links and anchors of an HTML page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids.add(attrs.get("id"))
+        self.links.extend(attrs[key] for key in ("href", "src") if attrs.get(key))
+
+
+def book(folder):
+    pages = {path.resolve(): Page(path) for path in sorted(folder.rglob("*.html"))}
+    faults, count = [], 0
+    for path, page in pages.items():
+        # Its links are absolute, from wherever the book is served.
+        if path.name == "404.html":
+            continue
+        for link in page.links:
+            if re.match(r"[a-z]+:", link):
+                continue
+            count += 1
+            name, _, anchor = urllib.parse.unquote(link).partition("#")
+            target = (path.parent / name).resolve() if name else path
+            target = target / "index.html" if target.is_dir() else target
+            if not target.exists():
+                faults.append(f"{path.relative_to(folder.resolve())}: no `{link}`")
+            elif anchor and target in pages and anchor not in pages[target].ids:
+                faults.append(f"{path.relative_to(folder.resolve())}: no heading for `{link}`")
+    if not pages:
+        faults.append(f"no pages in `{folder}`")
+    return pages, count, faults
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--book", type=pathlib.Path, metavar="DIR", help="a folder that mdBook wrote")
+    args = parser.parse_args()
+    pages, count, faults = book(args.book) if args.book else sources()
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     print(f"{len(pages)} pages, {count} relative links, {len(faults)} faults")
