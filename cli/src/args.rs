@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::any::TypeId;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -41,10 +42,10 @@ pub(crate) enum LogForm {
     Json,
 }
 
-/// The command line, or clap's word on it.
-pub(crate) fn parse() -> Result<Args, clap::Error> {
+/// The command line, the name of the program first, or clap's word on it.
+pub(crate) fn parse(arguments: &[OsString]) -> Result<Args, clap::Error> {
     let mut command = command();
-    let matches = match command.try_get_matches_from_mut(std::env::args_os()) {
+    let matches = match command.try_get_matches_from_mut(arguments) {
         Ok(matches) => matches,
         Err(error) if !error.use_stderr() => return Err(error),
         Err(mut error) => {
@@ -58,7 +59,7 @@ pub(crate) fn parse() -> Result<Args, clap::Error> {
             }
             // An option in the wrong place is missing in the right one: that is not what is to be said of it.
             let mut lenient = self::command().ignore_errors(true);
-            if let Ok(matches) = lenient.try_get_matches_from_mut(std::env::args_os()) {
+            if let Ok(matches) = lenient.try_get_matches_from_mut(arguments) {
                 check_order(&mut lenient, &matches)?;
             }
             return Err(error);

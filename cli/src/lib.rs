@@ -23,6 +23,7 @@ mod schema;
 mod shell;
 mod train;
 
+use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -33,7 +34,7 @@ use args::{Args, Command};
 
 /// Exit status: 0 done, 1 failed, 2 asked for something that does not exist, 130 interrupted.
 pub fn main() -> ExitCode {
-    let args = match args::parse() {
+    let args = match args::parse(&std::env::args_os().collect::<Vec<_>>()) {
         Ok(args) => args,
         Err(error) => return logging::refuse(&error),
     };
@@ -49,6 +50,12 @@ pub fn main() -> ExitCode {
             })
         }
     }
+}
+
+/// Whether the program takes these arguments, its name first: for the test of the commands in `docs/`.
+#[doc(hidden)]
+pub fn check_arguments(arguments: &[OsString]) -> Result<(), clap::Error> {
+    args::parse(arguments).map(drop)
 }
 
 /// libtorch counts the processors that it sees; a container may be given less of their time.

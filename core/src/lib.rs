@@ -1,7 +1,7 @@
 //! Post-training of unified multimodal models on their own images: the UniRL method (arXiv 2505.23380) on libtorch.
 //!
-//! The [`guide`] says what is done, and how to add a model or a reward of your own. A plugin author reads [`model`], [`reward`] or
-//! [`detector`]; a reader of the method starts at [`train`] and [`optimizer`].
+//! The method, and how to add a model or a reward, are in the book: `docs/` of the repository, `concepts/` and `guides/`. A plugin
+//! author reads [`model`], [`reward`] or [`detector`]; a reader of the method starts at [`train`] and [`optimizer`].
 
 mod abi;
 pub mod autograd;
@@ -15,7 +15,6 @@ mod explain;
 #[doc(hidden)]
 pub mod fuzzing;
 mod guard;
-pub mod guide;
 pub mod hash;
 pub mod home;
 pub mod input;
@@ -53,3 +52,8 @@ pub use tch::Tensor;
 /// What the exported macros expand to; not for direct use.
 #[doc(hidden)]
 pub use abi::export::private as __private;
+
+/// The Rust code of the book.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guides/own-reward.md")]
+mod own_reward {}
