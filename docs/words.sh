@@ -10,7 +10,7 @@ words='drawn [w]orld|\b(is|are) [t]old\b|\bgo(es)? on [w]ith|\b[r]eckon|of (its|
 
 # Beside those: what only comments, errors and help texts said. Names in code are not searched, and `tell`, `draw` and `read` have
 # uses that stay (random numbers are drawn, files are read), so only phrases are listed.
-rust_words="$words"'|\bdraw(s|n)? (an?|the|its|images?|from prompts?)\b|\btells?\b|\bgo(es|ne)? on\b|\bfor good\b|\bsaid of\b|\b(an?|the|its) folders?\b|\bworth\b|\bkeeps? what\b|\bhold(s)? compatible\b|\ball the same\b|\bis to be\b|\bare to be\b|\bis no [a-z]+\b|\bare no [a-z]+\b|\bin turn\b|\bwhat stands\b|\bstands? (there|beside|in|at)\b|\blets? be\b|\beyes\b\)'
+rust_words="$words"'|\bdraw(s|n)? (an?|the|its|images?|from prompts?)\b|\btells?\b|\bgo(es|ne)? on\b|\bfor good\b|\bsaid of\b|\b(an?|the|its) folders?\b|\bworth\b|\bkeeps? what\b|\bhold(s)? compatible\b|\ball the same\b|\bis to be\b|\bare to be\b|\b(is|are) no (runs?|evaluation|plugins?|models?|images?|files?|folder|table|number|claim|key|rules?|object|word|answer|shared)\b|\bin turn\b|\bwhat stands\b|\bstands? (there|beside|in|at)\b|\blets? be\b|\beyes\b\)'
 
 if [ "${1:-}" = --rust ]; then
     # A comment from `//` on, or a line with a quotation mark before the word.
