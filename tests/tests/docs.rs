@@ -25,8 +25,7 @@ use unirl::plugin::Plugins;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// Pages that are compared with what they are generated from, or that show what not to write.
-const OTHERS: [&str; 6] =
-    ["cli.md", "config.md", "metrics.md", "glossary.md", "style.md", "SUMMARY.md"];
+const OTHERS: [&str; 6] = ["cli.md", "config.md", "metrics.md", "glossary.md", "style.md", "SUMMARY.md"];
 
 /// README.md and the pages of `docs/` by their path.
 fn pages() -> Vec<(String, String)> {
@@ -180,14 +179,19 @@ impl Reader {
         let text = block.text.as_str();
         let one = match block.info.as_str() {
             "text" | "sh" => {
-                return text.replace("\\\n", " ").lines().filter_map(|line| self.fault_in_line(line)).collect();
+                return text
+                    .replace("\\\n", " ")
+                    .lines()
+                    .filter_map(|line| self.fault_in_line(line))
+                    .collect();
             }
             "toml" => {
                 let file = self.write("block.toml", text);
                 self.fault(&["--plugin", "showo", "--config", &file, "--dry-run"], "")
             }
             "toml rules" => {
-                let sample = r#"{"category": "colors", "prompt": "a photo of a green fork", "answer": "green"}"#;
+                let sample =
+                    r#"{"category": "colors", "prompt": "a photo of a green fork", "answer": "green"}"#;
                 self.fault(&["reward", "score", "--reward", &self.write("block.toml", text)], sample)
             }
             "jsonl" => {
@@ -245,7 +249,8 @@ impl Reader {
     }
 
     fn fault_in_arguments(&self, arguments: &[String], partial: bool) -> Option<String> {
-        let line: Vec<OsString> = std::iter::once("unirl".into()).chain(arguments.iter().map(Into::into)).collect();
+        let line: Vec<OsString> =
+            std::iter::once("unirl".into()).chain(arguments.iter().map(Into::into)).collect();
         match unirl_cli::check_arguments(&line) {
             Err(error) if partial && error.kind() == ErrorKind::MissingRequiredArgument => None,
             Err(error) if error.use_stderr() => Some(error.to_string()),
@@ -286,7 +291,8 @@ fn python(arguments: &[&str], stdin: &str) -> Option<String> {
 
 #[test]
 fn generated_pages_are_those_of_the_program() {
-    let fault = python(&["docs/generate.py", "--check", "--unirl", env!("CARGO_BIN_EXE_unirl-under-test")], "");
+    let fault =
+        python(&["docs/generate.py", "--check", "--unirl", env!("CARGO_BIN_EXE_unirl-under-test")], "");
     assert_eq!(fault, None);
 }
 
