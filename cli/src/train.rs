@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
+use unirl::algorithms;
 use unirl::checkpoint::TrainingState;
 use unirl::config::RunConfig;
 use unirl::error::{Error, Result};
 use unirl::model::UnifiedModel;
-use unirl::optimizer;
 use unirl::plugin::Plugins;
-use unirl::reward::RuleSet;
+use unirl::reward::RewardSet;
 use unirl::run_dir::RunDir;
 use unirl::train::{Event, RunReport};
-use unirl::{autograd, eval, scene, table, train};
+use unirl::{autograd, config::layers, eval, prompts, train};
 
 use crate::args::RunArgs;
 use crate::build::{self, Settings};
@@ -41,7 +41,7 @@ fn begin(args: &RunArgs) -> Result<()> {
     let model = build::model(&mut plugins, &early.model, early.train.seed)?;
     let config = settings.config(model.card())?;
     train::check_tasks(&config, model.card())?;
-    let mut all = Everything::new(model, &config, &mut plugins)?;
+    let mut all = TrainSession::new(model, &config, &mut plugins)?;
     let name = format!("{}-{}", all.model.card().name, config.optimizer.name);
     let inputs = build::inputs(&mut plugins, &config)?;
     let mut run_dir = RunDir::create(args.out.clone(), &name, &config)?;
@@ -51,10 +51,10 @@ fn begin(args: &RunArgs) -> Result<()> {
 
 fn resume(args: &RunArgs, root: &Path) -> Result<()> {
     let mut run_dir = RunDir::open(root)?;
-    let recorded = table::read(&root.join("config.toml"))?;
+    let recorded = layers::read(&root.join("config.toml"))?;
     let before = RunConfig::from_table(recorded.clone())?;
     let config = settings(args)?.over(recorded)?;
-    let changes = table::differences(&before.to_table()?, &config.to_table()?);
+    let changes = layers::differences(&before.to_table()?, &config.to_table()?);
     if !changes.is_empty() && !args.allow_change {
         let mut error = Error::usage("the settings are not those of the run");
         for change in &changes {
@@ -89,7 +89,7 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
     }
     prepare(&config);
     let model = build::model(&mut plugins, &config.model, config.train.seed)?;
-    let mut all = Everything::new(model, &config, &mut plugins)?;
+    let mut all = TrainSession::new(model, &config, &mut plugins)?;
     let done = from.as_ref().map_or(0, |from| from.step);
     tracing::info!("going on after step {done} of {}", config.train.steps);
     if !changes.is_empty() {
@@ -99,13 +99,13 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
 }
 
 /// Everything of a run but its folder.
-pub(crate) struct Everything {
+pub(crate) struct TrainSession {
     pub(crate) model: Box<dyn UnifiedModel>,
-    pub(crate) rules: RuleSet,
-    pub(crate) answer_rules: Option<RuleSet>,
+    pub(crate) rules: RewardSet,
+    pub(crate) answer_rules: Option<RewardSet>,
 }
 
-impl Everything {
+impl TrainSession {
     pub(crate) fn new(
         model: Box<dyn UnifiedModel>,
         config: &RunConfig,
@@ -113,7 +113,7 @@ impl Everything {
     ) -> Result<Self> {
         let rules = build::rules(plugins, &config.reward.rules)?;
         let answer_rules = build::answer_rules(plugins, &config.reward)?;
-        optimizer::check_fits(optimizer::find(&config.optimizer.name)?, model.card())?;
+        algorithms::check_fits(algorithms::find(&config.optimizer.name)?, model.card())?;
         if config.eval.prompts > 0 || config.eval.every > 0 {
             eval::check_tiles(model.card())?;
         }
@@ -137,11 +137,11 @@ impl Everything {
 
 /// What can be told to be wrong before the model is loaded.
 fn check(config: &RunConfig, plugins: &mut Plugins) -> Result<()> {
-    optimizer::build(optimizer::find(&config.optimizer.name)?, config)?;
+    algorithms::build(algorithms::find(&config.optimizer.name)?, config)?;
     build::rules(plugins, &config.reward.rules)?;
     build::answer_rules(plugins, &config.reward)?;
     if let Some(tasks) = &config.train.tasks {
-        scene::read_jsonl(tasks.as_ref())?;
+        prompts::read_jsonl(tasks.as_ref())?;
     }
     Ok(())
 }

@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::config::{GUARD_FIGURES, GuardAction, RunConfig};
+use crate::config::{DRIFT_FIGURES, RegressionAction, RunConfig};
 use crate::error::Result;
 use crate::eval::{Evaluation, Report};
 use crate::model::{Mode, UnifiedModel};
-use crate::scene::rng::Rng;
-use crate::scene::{Category, Split, Task};
-use crate::update::AdamW;
+use crate::optim::AdamW;
+use crate::prompts::rng::Rng;
+use crate::prompts::{Category, Split, Task};
 use crate::{seed, tiles};
 
 /// Goings back after which the run stops: what falls again and again is not chance.
@@ -26,7 +26,7 @@ const STREAM: u64 = 7;
 
 /// What the guard made of a step; nothing where it was not its time.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Look {
+pub(crate) struct DriftCheck {
     /// No step before was as good.
     pub(crate) best: bool,
     /// The run is to end, and why.
@@ -36,7 +36,7 @@ pub(crate) struct Look {
 /// What the guard remembers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct GuardState {
+pub(crate) struct DriftState {
     /// The model before the first step.
     base: Report,
     /// The chosen figure at its best, where it counted anything.
@@ -49,15 +49,15 @@ pub(crate) struct GuardState {
 }
 
 /// The guard of a run.
-pub(crate) struct Guard<'a> {
+pub(crate) struct DriftMonitor<'a> {
     config: &'a RunConfig,
     tasks: Vec<Task>,
-    pub(crate) state: GuardState,
+    pub(crate) state: DriftState,
     /// Where the guard may go back: the weights of the best step.
     pub(crate) weights: Vec<Tensor>,
 }
 
-impl<'a> Guard<'a> {
+impl<'a> DriftMonitor<'a> {
     /// The guard of a run that begins with `model`; `None` where it asks for no guard.
     pub(crate) fn new(
         model: &mut dyn UnifiedModel,
@@ -65,18 +65,18 @@ impl<'a> Guard<'a> {
         update: &AdamW,
     ) -> Result<Option<Self>> {
         let Some(tasks) = tasks(config)? else { return Ok(None) };
-        let base = look(&tasks, config, model)?;
+        let base = evaluate(&tasks, config, model)?;
         let best = chosen(&base, config);
-        let state = GuardState { base, best, best_step: None, fallen: BTreeSet::new(), rollbacks: 0 };
-        let goes_back = config.eval.guard == GuardAction::Rollback;
-        let weights = if goes_back { update.weights() } else { Vec::new() };
+        let state = DriftState { base, best, best_step: None, fallen: BTreeSet::new(), rollbacks: 0 };
+        let rolls_back = config.eval.guard == RegressionAction::Rollback;
+        let weights = if rolls_back { update.weights() } else { Vec::new() };
         Ok(Some(Self { config, tasks, state, weights }))
     }
 
     /// The guard of a run that goes on.
     pub(crate) fn resume(
         config: &'a RunConfig,
-        state: GuardState,
+        state: DriftState,
         weights: Vec<Tensor>,
     ) -> Result<Option<Self>> {
         Ok(tasks(config)?.map(|tasks| Self { config, tasks, state, weights }))
@@ -89,12 +89,12 @@ impl<'a> Guard<'a> {
         model: &mut dyn UnifiedModel,
         update: &mut AdamW,
         metrics: &mut BTreeMap<String, f64>,
-    ) -> Result<Look> {
+    ) -> Result<DriftCheck> {
         if !step.is_multiple_of(self.config.eval.every) {
-            return Ok(Look::default());
+            return Ok(DriftCheck::default());
         }
-        let report = look(&self.tasks, self.config, model)?;
-        for name in GUARD_FIGURES {
+        let report = evaluate(&self.tasks, self.config, model)?;
+        for name in DRIFT_FIGURES {
             let Some(score) = report.figure(name) else { continue };
             if let Some(mean) = score.macro_mean {
                 metrics.insert(format!("eval/{name}"), mean);
@@ -107,13 +107,13 @@ impl<'a> Guard<'a> {
         let state = &mut self.state;
         let falls = falls(&state.base, &report);
         let new: Vec<&Fall> = falls.iter().filter(|fall| !state.fallen.contains(&fall.of)).collect();
-        let told: Vec<String> = new.iter().map(|fall| fall.text.clone()).collect();
-        for text in &told {
+        let messages: Vec<String> = new.iter().map(|fall| fall.text.clone()).collect();
+        for text in &messages {
             tracing::warn!("step {step}: {text}");
         }
         let action = self.config.eval.guard;
-        let stop = |why: String| Look { best: false, stop: Some(why) };
-        if !falls.is_empty() && action == GuardAction::Rollback {
+        let stop = |why: String| DriftCheck { best: false, stop: Some(why) };
+        if !falls.is_empty() && action == RegressionAction::Rollback {
             state.rollbacks += 1;
             if state.rollbacks > MOST_ROLLBACKS {
                 return Ok(stop(format!("the model fell again after {MOST_ROLLBACKS} goings back")));
@@ -121,21 +121,21 @@ impl<'a> Guard<'a> {
             update.restore(&self.weights);
             metrics.insert("eval/rollback".into(), 1.0);
             tracing::warn!("step {step}: back to the weights of the best step");
-            return Ok(Look::default());
+            return Ok(DriftCheck::default());
         }
-        if !told.is_empty() && action == GuardAction::Stop {
-            return Ok(stop(told.join("; ")));
+        if !messages.is_empty() && action == RegressionAction::Stop {
+            return Ok(stop(messages.join("; ")));
         }
         state.fallen = falls.into_iter().map(|fall| fall.of).collect();
         let chosen = chosen(&report, self.config);
         let best = chosen > state.best;
         if best {
             (state.best, state.best_step) = (chosen, Some(step));
-            if action == GuardAction::Rollback {
+            if action == RegressionAction::Rollback {
                 self.weights = update.weights();
             }
         }
-        Ok(Look { best, stop: None })
+        Ok(DriftCheck { best, stop: None })
     }
 }
 
@@ -151,7 +151,7 @@ fn tasks(config: &RunConfig) -> Result<Option<Vec<Task>>> {
     tasks.collect::<Result<_>>().map(Some)
 }
 
-fn look(tasks: &[Task], config: &RunConfig, model: &mut dyn UnifiedModel) -> Result<Report> {
+fn evaluate(tasks: &[Task], config: &RunConfig, model: &mut dyn UnifiedModel) -> Result<Report> {
     let options = &config.eval;
     let evaluation = Evaluation::of_tiles(model.card(), tasks, &config.rollout, options.batch, options.seed)?;
     model.set_mode(Mode::Eval)?;
@@ -199,13 +199,13 @@ mod tests {
     use super::*;
     use crate::eval::Item;
 
-    fn report(right: usize, understood: usize) -> Report {
+    fn report(right: usize, mmu_correct: usize) -> Report {
         let tasks: Vec<Task> = (0..20)
             .map(|index| tiles::sample(Category::Colors, Split::All, &mut Rng::new(index)).unwrap())
             .collect();
         let item = |index: usize| Item {
             strict: index < right,
-            understood: Some(index < understood),
+            mmu_correct: Some(index < mmu_correct),
             ..Item::default()
         };
         Report::of(&tasks, &(0..20).map(item).collect::<Vec<_>>())

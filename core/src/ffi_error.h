@@ -1,4 +1,4 @@
-// How C++ tells Rust of an error. `autograd::told` reads it.
+// Turns a C++ exception into an error message for Rust. `autograd::take_error` reads it.
 #pragma once
 
 #include <cstring>
@@ -6,7 +6,7 @@
 
 // Null, or the text of what `function` threw, to be freed: no exception goes further.
 template <typename F>
-char* told(F function) noexcept {
+char* catch_to_cstr(F function) noexcept {
     try {
         function();
         return nullptr;

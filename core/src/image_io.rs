@@ -22,7 +22,7 @@ use image::{
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
-use crate::{input, whole};
+use crate::{atomic_fs, input};
 
 /// Pixels that [`read_padded`] leaves of the shorter edge of a thin picture.
 const SHORTEST: u32 = 14;
@@ -416,7 +416,7 @@ fn enlarged(pixels: &Tensor, scale: i64) -> Result<Vec<RgbImage>> {
 
 /// Writes a picture. The file appears under its name only when it is complete.
 fn write_png(path: &Path, picture: &RgbImage, texts: &[(&str, String)]) -> Result<()> {
-    whole::file(path, |file| {
+    atomic_fs::file(path, |file| {
         let place = || "cannot encode the picture";
         let mut file = BufWriter::new(file);
         let mut encoder = png::Encoder::new(&mut file, picture.width(), picture.height());
@@ -476,14 +476,14 @@ mod tests {
     }
 
     fn noise(width: u32, height: u32, seed: u64) -> RgbImage {
-        let mut rng = crate::scene::rng::Rng::new(seed);
+        let mut rng = crate::prompts::rng::Rng::new(seed);
         RgbImage::from_fn(width, height, |_, _| Rgb(std::array::from_fn(|_| rng.below(256) as u8)))
     }
 
     /// Cutting first gives what cutting last gives, to the byte.
     #[test]
     fn the_middle_is_that_of_the_whole_resized_picture() {
-        let mut rng = crate::scene::rng::Rng::new(5);
+        let mut rng = crate::prompts::rng::Rng::new(5);
         let sizes =
             [(64, 48), (48, 64), (33, 32), (32, 35), (97, 71), (16, 200), (300, 7), (500, 31), (256, 256)];
         let random =

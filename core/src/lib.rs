@@ -4,18 +4,21 @@
 //! [`detector`]; a reader of the method starts at [`train`] and [`optimizer`].
 
 mod abi;
+pub mod algorithms;
 pub mod autograd;
 pub mod checkpoint;
 pub mod config;
 pub mod conformance;
+pub mod cuda_graph;
 pub mod detector;
+mod drift;
 pub mod error;
 pub mod eval;
 mod explain;
-mod guard;
 pub mod guide;
 pub mod hash;
 pub mod home;
+pub mod image_io;
 pub mod input;
 pub mod json;
 pub mod judge;
@@ -23,24 +26,21 @@ pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod ops;
-pub mod optimizer;
-pub mod picture;
 pub mod plugin;
 pub mod pretrain;
-pub mod repeated;
+pub mod prompts;
 pub mod reward;
 pub mod run_dir;
 pub mod sampling;
-pub mod scene;
 pub mod seed;
 pub mod settings;
-pub mod table;
+
+pub mod atomic_fs;
+pub mod optim;
 mod tensorboard;
 pub mod tiles;
 pub mod train;
-pub mod update;
 pub mod weights;
-pub mod whole;
 
 pub use error::{Error, Result};
 /// The bindings to the one libtorch of the process: a plugin uses these, and no other version.

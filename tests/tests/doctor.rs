@@ -59,7 +59,7 @@ fn without_a_model_it_tells_what_there_is() {
     ] {
         assert!(said.contains(text), "{text}: {said}");
     }
-    let graphs = match unirl::repeated::support() {
+    let graphs = match unirl::cuda_graph::support() {
         Ok(()) => "compiled in".to_owned(),
         Err(why) => format!("none: {why}"),
     };

@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 use tch::Kind;
 use tempfile::TempDir;
 use unirl::detector::Detection;
+use unirl::image_io;
 use unirl::judge::geneval::{Metadata, Thresholds, judge, read_metadata};
 use unirl::judge::tiles;
-use unirl::picture;
 use unirl::plugin::Plugins;
-use unirl::scene::read_jsonl;
-use unirl::scene::rng::Rng;
+use unirl::prompts::read_jsonl;
+use unirl::prompts::rng::Rng;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/geneval");
 
@@ -310,7 +310,7 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
     assert!(before.keys().eq(whole.keys()));
     for name in before.keys().filter(|name| name.contains("/samples/")) {
         let [one, other] =
-            ["whole", "parts"].map(|set| picture::read(&home.join(set).join(name), 32).unwrap());
+            ["whole", "parts"].map(|set| image_io::read(&home.join(set).join(name), 32).unwrap());
         let off = (one - other).abs() * 255.0;
         let most = off.max().double_value(&[]).round();
         let many = off.gt(0.5).sum(Kind::Int64).int64_value(&[]);
@@ -350,8 +350,8 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
         let filename = result["filename"].as_str().unwrap();
         assert_eq!(filename, format!("{:05}/samples/{:04}.png", index / 2, index % 2));
         assert_eq!(result["metadata"], prompts[index / 2].line());
-        let pixels = picture::read(&home.join("whole").join(filename), 32).unwrap();
-        let exact = tiles::judge(&tasks[index / 2].facts, &tiles::read(&pixels).unwrap()[0]);
+        let pixels = image_io::read(&home.join("whole").join(filename), 32).unwrap();
+        let exact = tiles::judge(&tasks[index / 2].spec, &tiles::read(&pixels).unwrap()[0]);
         let correct = result["correct"].as_bool().unwrap();
         assert!(correct >= exact.strict && correct <= exact.lenient, "{result}\n{exact:?}");
         assert_eq!(correct, result["reason"] == "");
@@ -385,7 +385,7 @@ fn the_example_is_judged_as_its_page_says() {
         for prompt in 0..12 {
             for image in 0..4 {
                 let name = format!("{prompt:05}/samples/{image:04}.png");
-                let pixels = picture::read(&home.join("drawn").join(&name), 32).unwrap();
+                let pixels = image_io::read(&home.join("drawn").join(&name), 32).unwrap();
                 let found = detector.detect(&pixels, &palette.nouns, &palette.colors).unwrap();
                 let found = serde_json::to_string(&found[0]).unwrap(); // a `Value` would widen its numbers
                 text += &format!("{{\"filename\":\"{name}\",\"detections\":{found}}}\n");

@@ -52,9 +52,9 @@ fn samples() -> String {
         ),
         ("position", "a photo of a star left of a ring", "the star is left of the ring", "a star and a disc"),
     ]
-    .map(|(category, prompt, truth, answer)| {
+    .map(|(category, prompt, reference_answer, answer)| {
         let json =
-            serde_json::json!({ "category": category, "prompt": prompt, "truth": truth, "answer": answer });
+            serde_json::json!({ "category": category, "prompt": prompt, "truth": reference_answer, "answer": answer });
         format!("{json}\n")
     })
     .concat()

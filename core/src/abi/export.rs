@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::component::{ComponentBox, FfiEntry, FfiError, HostApi, PluginModule, PluginModule_Ref};
-use super::guard::{guard, install_hook};
+use super::panic::{guard, install_hook};
 use super::{adapt, log, stamp, wire};
 use crate::detector::Detector;
 use crate::error::{Code, Error, Result};

@@ -31,7 +31,7 @@ use tch::Kind;
 use super::metrics::{add, reward_metrics};
 use super::objective::{self, Weighting};
 use super::registry::options;
-use super::{ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, Scored, Terms, backward};
+use super::{Algorithm, AlgorithmEntry, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
 use crate::error::Result;
 use crate::model::{Images, Policy, TokenLogp};
 
@@ -72,7 +72,7 @@ impl Default for Grpo {
 }
 
 inventory::submit! {
-    OptimizerEntry {
+    AlgorithmEntry {
         name: "grpo",
         summary: "reward-weighted log-likelihood of sampled answers, end to end through the image tokens (eq. 5)",
         end_to_end: true,
@@ -82,7 +82,7 @@ inventory::submit! {
     }
 }
 
-impl Optimizer for Grpo {
+impl Algorithm for Grpo {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
         let group = iteration.group();
         let mut metrics = BTreeMap::new();
@@ -179,7 +179,7 @@ impl Optimizer for Grpo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::optimizer::testing::{
+    use crate::algorithms::testing::{
         Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient,
         assert_metrics, policy_term,
     };
@@ -228,10 +228,14 @@ mod tests {
                 let batch = TestStep { micro_batch, ..TWO_GROUPS };
                 let outcome = batch.accumulate(&grpo(coefficient, beta, ImageTerm::default()), &mut model);
                 let answers = answer_gradient(coefficient, beta);
-                let draws = end_to_end(answers) * GUMBEL_TAU;
-                let [got_draws, got_answers] = model.gradients();
+                let generation = end_to_end(answers) * GUMBEL_TAU;
+                let [got_generation, got_answers] = model.gradients();
                 assert_gradient("answers", got_answers, [answers, -answers]);
-                assert_gradient("draws · τ", got_draws.map(|g| g.map(|g| g * GUMBEL_TAU)), [draws, -draws]);
+                assert_gradient(
+                    "draws · τ",
+                    got_generation.map(|g| g.map(|g| g * GUMBEL_TAU)),
+                    [generation, -generation],
+                );
                 let kl = [("kl/answer", KL), ("kl/answer_clamped", 0.0)];
                 let others = [
                     ("loss/answer", policy_term(LOG_P.0, LOG_P.1)),
@@ -264,9 +268,9 @@ mod tests {
                     let batch = TestStep { micro_batch, ..TWO_GROUPS };
                     let outcome = batch.accumulate(&grpo(answer_coefficient, beta, image), &mut model);
                     let answers = answer_gradient(answer_coefficient, beta);
-                    let draws = coefficient * (policy + image_beta * divergence) + end_to_end(answers);
-                    let [got_draws, got_answers] = model.gradients();
-                    assert_gradient("draws", got_draws, [draws, -draws]);
+                    let generation = coefficient * (policy + image_beta * divergence) + end_to_end(answers);
+                    let [got_generation, got_answers] = model.gradients();
+                    assert_gradient("draws", got_generation, [generation, -generation]);
                     let mut expected = vec![
                         ("loss/image", policy_term(q0, q1)),
                         ("reward/informative", 1.0),

@@ -36,7 +36,7 @@ use tch::{Kind, Tensor};
 use super::metrics::{add, mean_reward, reward_metrics};
 use super::objective::{self, Weighting};
 use super::registry::options;
-use super::{ImageTerm, Iteration, Optimizer, OptimizerEntry, Outcome, Scored, Terms, backward};
+use super::{Algorithm, AlgorithmEntry, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
 use crate::error::{Error, Result};
 use crate::model::{Images, Policy, TokenLogp};
 
@@ -85,7 +85,7 @@ impl Default for GrpoSplit {
 }
 
 inventory::submit! {
-    OptimizerEntry {
+    AlgorithmEntry {
         name: "grpo-split",
         summary: "separate reward-weighted objectives for drawing and answering (A.3)",
         end_to_end: false,
@@ -122,7 +122,7 @@ impl GrpoSplit {
     }
 }
 
-impl Optimizer for GrpoSplit {
+impl Algorithm for GrpoSplit {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
         let (generation, understanding) = self.learns(iteration.step);
         let mut metrics = BTreeMap::new();
@@ -203,14 +203,14 @@ impl Optimizer for GrpoSplit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Rollout;
-    use crate::model::UnifiedModel as _;
-    use crate::optimizer::passes;
-    use crate::optimizer::testing::{
+    use crate::algorithms::passes;
+    use crate::algorithms::testing::{
         Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient as close,
         assert_metrics, policy_term, prefers,
     };
-    use crate::reward::RuleSet;
+    use crate::config::Rollout;
+    use crate::model::UnifiedModel as _;
+    use crate::reward::RewardSet;
 
     fn options(text: &str) -> Result<GrpoSplit> {
         let text = format!("weighting = \"advantage\"\nbeta = 0.0\n{text}");
@@ -225,7 +225,7 @@ mod tests {
         step_by(options, step, None, false)
     }
 
-    fn step_by(options: &str, step: u64, answer_rules: Option<&RuleSet>, shuffle_rewards: bool) -> Learned {
+    fn step_by(options: &str, step: u64, answer_rules: Option<&RewardSet>, shuffle_rewards: bool) -> Learned {
         let mut model = Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]);
         let batch = TestStep { prompts: 1, group: 2, step, answer_rules, shuffle_rewards, ..TWO_GROUPS };
         let outcome = batch.accumulate(&self::options(options).unwrap(), &mut model);
@@ -263,10 +263,10 @@ mod tests {
                 let mut model = model();
                 let batch = TestStep { micro_batch, ..TWO_GROUPS };
                 let outcome = batch.accumulate(&split(Weighting::Softmax, answer, image), &mut model);
-                let [draws, answers] = model.gradients();
+                let [generation, answers] = model.gradients();
                 // Policy: −0.65 · ¼ + 0.35 · ¾ = 0.1. KL: (⅓ · ¼ + (−1) · (−¾)) / 2 = 5/12.
                 let expected = image[0] * (0.1 + image[1] * 5.0 / 12.0);
-                close("draws", draws, [expected, -expected]);
+                close("draws", generation, [expected, -expected]);
                 // KL: (3 · ⅓ · ¼ + 6 · (−1) · (−¾)) / 9 = 4.75/9.
                 let expected = answer[0] * (0.1 + answer[1] * 4.75 / 9.0);
                 close("answers", answers, [expected, -expected]);
@@ -298,8 +298,8 @@ mod tests {
             let mut model = model();
             let batch = TestStep { micro_batch, ..TWO_GROUPS };
             let outcome = batch.accumulate(&split(Weighting::Advantage, [1.0, 0.0], [1.0, 0.0]), &mut model);
-            let [draws, answers] = model.gradients();
-            close("draws", draws, [expected, -expected]);
+            let [generation, answers] = model.gradients();
+            close("draws", generation, [expected, -expected]);
             close("answers", answers, [expected, -expected]);
             let loss = expected * (f64::ln(0.75) - f64::ln(0.25));
             let rewards = [("reward/informative", 1.0), ("reward/mean", 0.5), ("reward/pass", 0.5)];
@@ -313,8 +313,8 @@ mod tests {
     #[test]
     fn both_objectives_learn_in_a_joint_step() {
         for number in 1..=2 {
-            let ([draws, answers], metrics) = step(IMAGE, number);
-            close("draws", draws, FIRST);
+            let ([generation, answers], metrics) = step(IMAGE, number);
+            close("draws", generation, FIRST);
             close("answers", answers, FIRST);
             assert!(metrics.contains_key("loss/image") && metrics.contains_key("loss/answer"));
         }
@@ -324,15 +324,15 @@ mod tests {
     fn alternate_steps_draw_and_answer_in_turn() {
         let options = format!("schedule = \"alternate\"\n{IMAGE}");
         for number in [1, 3] {
-            let ([draws, answers], metrics) = step(&options, number);
-            close("draws", draws, FIRST);
+            let ([generation, answers], metrics) = step(&options, number);
+            close("draws", generation, FIRST);
             assert!(answers.is_none() && !metrics.contains_key("loss/answer"));
             assert!(metrics.contains_key("loss/image") && metrics.contains_key("reward/mean"));
         }
         for number in [2, 4] {
-            let ([draws, answers], metrics) = step(&options, number);
+            let ([generation, answers], metrics) = step(&options, number);
             close("answers", answers, FIRST);
-            assert!(draws.is_none() && !metrics.contains_key("loss/image"));
+            assert!(generation.is_none() && !metrics.contains_key("loss/image"));
             assert!(metrics.contains_key("loss/answer") && metrics.contains_key("reward/mean"));
         }
     }
@@ -340,8 +340,8 @@ mod tests {
     #[test]
     fn answers_may_have_rules_of_their_own() {
         let own = prefers("1");
-        let ([draws, answers], metrics) = step_by(IMAGE, 1, Some(&own), false);
-        close("draws", draws, FIRST);
+        let ([generation, answers], metrics) = step_by(IMAGE, 1, Some(&own), false);
+        close("draws", generation, FIRST);
         close("answers", answers, SECOND);
         assert_eq!((metrics["reward/mean"], metrics["reward/answer_mean"]), (0.5, 0.5));
         assert!(!step(IMAGE, 1).1.contains_key("reward/answer_mean"));
@@ -356,10 +356,10 @@ mod tests {
         let own = prefers("1");
         let mut orders = [0, 0];
         for number in 1..=8 {
-            let ([draws, answers], _) = step_by(IMAGE, number, Some(&own), true);
-            let kept = draws.unwrap()[0] < 0.0;
+            let ([generation, answers], _) = step_by(IMAGE, number, Some(&own), true);
+            let kept = generation.unwrap()[0] < 0.0;
             orders[usize::from(kept)] += 1;
-            close("draws", draws, if kept { FIRST } else { SECOND });
+            close("draws", generation, if kept { FIRST } else { SECOND });
             close("answers", answers, if kept { SECOND } else { FIRST });
         }
         assert!(orders[0] > 0 && orders[1] > 0, "{orders:?}: else the test shows nothing");
@@ -367,18 +367,21 @@ mod tests {
 
     #[test]
     fn only_a_joint_step_has_gradients_of_both() {
-        let beside = |text| -> Vec<bool> {
+        let grads_accumulated = |text| -> Vec<bool> {
             let options = options(text).unwrap();
             let passes = passes(
                 options.terms(),
                 &Rollout::default(),
                 Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]).card(),
             );
-            passes.iter().map(|pass| pass.beside).collect()
+            passes.iter().map(|pass| pass.grads_accumulated).collect()
         };
-        assert_eq!(beside(""), [false, true]);
-        assert_eq!(beside("image = { coefficient = 0.0 }"), [false]);
-        assert_eq!(beside("schedule = \"alternate\"\nimage = { coefficient = 1.0 }"), [false, false]);
+        assert_eq!(grads_accumulated(""), [false, true]);
+        assert_eq!(grads_accumulated("image = { coefficient = 0.0 }"), [false]);
+        assert_eq!(
+            grads_accumulated("schedule = \"alternate\"\nimage = { coefficient = 1.0 }"),
+            [false, false]
+        );
     }
 
     #[test]

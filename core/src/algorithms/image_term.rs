@@ -18,7 +18,7 @@ use super::rollout::{MicroBatch, Stream};
 use super::{Iteration, backward, objective};
 use crate::config::Rollout;
 use crate::error::Result;
-use crate::model::{ImageDecoding, Images, ModelCard, Policy, Replay, Scoring, TokenLogp};
+use crate::model::{ImageDecoding, Images, Masking, ModelCard, Policy, Scoring, TokenLogp};
 
 /// How the log-likelihood of a drawing is measured and weighted: the image side of `grpo-split`, and an addition to `grpo`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,7 +29,7 @@ pub struct ImageTerm {
     pub coefficient: f64,
     /// `remask`: the tokens hidden by a random re-masking (the paper's replay); `reveal`: every token in the state in which
     /// it was drawn.
-    pub replay: ReplayKind,
+    pub replay: MaskingKind,
     /// Of the reveal steps, how many to replay an iteration, drawn at random; 0 replays all.
     #[schemars(range(min = 0))]
     pub reveal_steps: i64,
@@ -43,10 +43,10 @@ pub struct ImageTerm {
 /// The states in which image tokens are scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum ReplayKind {
-    /// [`Replay::Remask`].
+pub enum MaskingKind {
+    /// [`Masking::Remask`].
     Remask,
-    /// [`Replay::Reveal`].
+    /// [`Masking::Reveal`].
     Reveal,
 }
 
@@ -54,7 +54,7 @@ impl Default for ImageTerm {
     fn default() -> Self {
         Self {
             coefficient: 0.0,
-            replay: ReplayKind::Remask,
+            replay: MaskingKind::Remask,
             reveal_steps: 0,
             scoring: Scoring::Conditional,
             beta: 0.0,
@@ -103,23 +103,23 @@ impl ImageTerm {
     pub(crate) fn states(&self, rollout: &Rollout, card: &ModelCard) -> i64 {
         let branches = if self.scoring == Scoring::Conditional { 1 } else { 2 };
         let steps = match (self.replay, card.image_decoding) {
-            (ReplayKind::Reveal, ImageDecoding::Masked) if self.reveal_steps > 0 => {
+            (MaskingKind::Reveal, ImageDecoding::Masked) if self.reveal_steps > 0 => {
                 self.reveal_steps.min(rollout.images.steps)
             }
-            (ReplayKind::Reveal, ImageDecoding::Masked) => rollout.images.steps,
+            (MaskingKind::Reveal, ImageDecoding::Masked) => rollout.images.steps,
             _ => 1,
         };
         steps * branches
     }
 
-    fn replay(&self, iteration: &Iteration<'_>, micro: MicroBatch) -> Replay {
+    fn replay(&self, iteration: &Iteration<'_>, micro: MicroBatch) -> Masking {
         let (scoring, guidance) = (self.scoring, iteration.rollout.images.guidance);
         match self.replay {
-            ReplayKind::Remask => {
-                let (seed, part) = (iteration.stream(Stream::Replay), micro.part());
-                Replay::Remask { seed, part, scoring, guidance }
+            MaskingKind::Remask => {
+                let (seed, part) = (iteration.stream(Stream::Masking), micro.part());
+                Masking::Remask { seed, part, scoring, guidance }
             }
-            ReplayKind::Reveal => {
+            MaskingKind::Reveal => {
                 let total = iteration.rollout.images.steps;
                 let mut steps: Vec<i64> = (0..total).collect();
                 if self.reveal_steps > 0 && self.reveal_steps < total {
@@ -128,7 +128,7 @@ impl ImageTerm {
                     steps = (0..self.reveal_steps).map(|i| order.int64_value(&[i])).collect();
                     steps.sort_unstable();
                 }
-                Replay::Reveal { steps, scoring, guidance }
+                Masking::Reveal { steps, scoring, guidance }
             }
         }
     }

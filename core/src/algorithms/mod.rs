@@ -24,16 +24,16 @@ use crate::error::{Code, Error, Result};
 use crate::model::Images;
 use crate::reward::Reward;
 
-pub use image_term::{ImageTerm, ReplayKind};
+pub use image_term::{ImageTerm, MaskingKind};
 pub(crate) use metrics::part_metrics;
 pub use passes::Terms;
 pub(crate) use passes::passes;
-pub use registry::{OptimizerEntry, all, build, check_fits, find};
+pub use registry::{AlgorithmEntry, all, build, check_fits, find};
 pub(crate) use rollout::pixels;
 pub use rollout::{Iteration, Phases, Scored};
 
 /// One post-training algorithm: turns the images, answers and rewards of one iteration into gradients.
-pub trait Optimizer {
+pub trait Algorithm {
     /// Runs the model on the iteration's tasks, calls `backward` on the loss and returns what happened. The caller has
     /// zeroed the gradients and applies the update.
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome>;

@@ -102,7 +102,7 @@ pub fn complete(sampled: &Tensor, tokens: &Tensor, targets: &Tensor) -> (Tensor,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampling::chosen_logp;
+    use crate::sampling::gather_logp;
 
     fn values(tensor: &Tensor) -> Vec<f64> {
         Vec::try_from(tensor.to_kind(Kind::Double).view([-1])).unwrap()
@@ -166,7 +166,7 @@ mod tests {
         let tokens = Tensor::from_slice(&[0i64, 0]).view([2, 1]);
         let mask = Tensor::from_slice(&[true, true]).view([2, 1]);
         let weights = Weighting::Advantage.weights(&Tensor::from_slice(&[1.0f32, 0.0]), 2, 1.0);
-        weighted_loss(&chosen_logp(&logits, &tokens), &mask, &weights, 2).backward();
+        weighted_loss(&gather_logp(&logits, &tokens), &mask, &weights, 2).backward();
         let gradient = values(&logits.grad());
         assert!(
             gradient[0] < 0.0 && gradient[2] > 0.0,

@@ -25,17 +25,20 @@ pub(crate) struct Pass {
     /// Whether answers are scored.
     pub(crate) answers: bool,
     /// Whether a pass before it in the same step has left gradients.
-    pub(crate) beside: bool,
+    pub(crate) grads_accumulated: bool,
 }
 
 /// The passes of a step, the image term first.
 pub(crate) fn passes(terms: Terms<'_>, rollout: &Rollout, card: &ModelCard) -> Vec<Pass> {
-    let image =
-        terms.image.map(|term| Pass { states: term.states(rollout, card), answers: false, beside: false });
+    let image = terms.image.map(|term| Pass {
+        states: term.states(rollout, card),
+        answers: false,
+        grads_accumulated: false,
+    });
     let answer = terms.answer.then_some(Pass {
         states: i64::from(terms.end_to_end),
         answers: true,
-        beside: image.is_some() && !terms.alternate,
+        grads_accumulated: image.is_some() && !terms.alternate,
     });
     image.into_iter().chain(answer).collect()
 }

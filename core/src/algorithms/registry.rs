@@ -4,13 +4,13 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Optimizer;
+use super::Algorithm;
 use crate::config::RunConfig;
 use crate::error::{Error, Result, unknown_name};
 use crate::model::{ImageSpace, ModelCard};
 
 /// An entry of the registry.
-pub struct OptimizerEntry {
+pub struct AlgorithmEntry {
     /// The name that `--optimizer` takes.
     pub name: &'static str,
     /// One line on what it does.
@@ -22,20 +22,20 @@ pub struct OptimizerEntry {
     /// The JSON Schema of its options.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
     /// Builds it from its options.
-    pub build: fn(toml::Table) -> Result<Box<dyn Optimizer>>,
+    pub build: fn(toml::Table) -> Result<Box<dyn Algorithm>>,
 }
 
-inventory::collect!(OptimizerEntry);
+inventory::collect!(AlgorithmEntry);
 
 /// All optimizers by name.
-pub fn all() -> Vec<&'static OptimizerEntry> {
-    let mut entries: Vec<_> = inventory::iter::<OptimizerEntry>().collect();
+pub fn all() -> Vec<&'static AlgorithmEntry> {
+    let mut entries: Vec<_> = inventory::iter::<AlgorithmEntry>().collect();
     entries.sort_by_key(|entry| entry.name);
     entries
 }
 
 /// The optimizer called `name`.
-pub fn find(name: &str) -> Result<&'static OptimizerEntry> {
+pub fn find(name: &str) -> Result<&'static AlgorithmEntry> {
     let entries = all();
     entries.iter().find(|entry| entry.name == name).copied().ok_or_else(|| {
         unknown_name("optimizer", name, &entries.iter().map(|entry| entry.name).collect::<Vec<_>>())
@@ -43,7 +43,7 @@ pub fn find(name: &str) -> Result<&'static OptimizerEntry> {
 }
 
 /// The optimizer of a run, with its options; refuses rules that it would not read.
-pub fn build(entry: &OptimizerEntry, config: &RunConfig) -> Result<Box<dyn Optimizer>> {
+pub fn build(entry: &AlgorithmEntry, config: &RunConfig) -> Result<Box<dyn Algorithm>> {
     if config.reward.answer_rules.is_some() && !entry.answer_rules {
         return Err(Error::usage(format!(
             "`reward.answer_rules`: expected an optimizer with an objective for answers alone, got `{}`",
@@ -55,7 +55,7 @@ pub fn build(entry: &OptimizerEntry, config: &RunConfig) -> Result<Box<dyn Optim
 }
 
 /// Refuses what cannot work and warns of what the paper saw fail (§3.5, §4.4).
-pub fn check_fits(entry: &OptimizerEntry, card: &ModelCard) -> Result<()> {
+pub fn check_fits(entry: &AlgorithmEntry, card: &ModelCard) -> Result<()> {
     if card.image_space == ImageSpace::Shared || !entry.end_to_end {
         return Ok(());
     }
@@ -81,6 +81,6 @@ pub(crate) fn options<T: Default + Serialize + DeserializeOwned + JsonSchema>(
 ) -> Result<T> {
     let mut whole = toml::Table::try_from(T::default())
         .map_err(|error| Error::failure(format!("the defaults of `{name}`")).cause(error))?;
-    crate::table::merge(&mut whole, table);
+    crate::config::layers::merge(&mut whole, table);
     crate::settings::read(&format!("optimizer.{name}"), whole)
 }

@@ -9,9 +9,9 @@ use tch::{Kind, Tensor};
 use super::objective;
 use crate::config::Rollout;
 use crate::error::{Code, Error, Result};
-use crate::model::{Answers, ImageSampling, Images, Part, Policy, Replay, TextSampling, UnifiedModel};
-use crate::reward::{Reward, RuleSet, Sample};
-use crate::scene::Task;
+use crate::model::{Answers, BatchSlice, ImageSampling, Images, Masking, Policy, TextSampling, UnifiedModel};
+use crate::prompts::Task;
+use crate::reward::{Reward, RewardSet, Sample};
 use crate::seed;
 
 /// The rewards of a batch of answers.
@@ -38,8 +38,8 @@ impl MicroBatch {
     }
 
     /// Its place in the batch; none if it is the whole batch.
-    pub(crate) fn part(self) -> Option<Part> {
-        (self.len < self.of).then_some(Part { first: self.first, of: self.of })
+    pub(crate) fn part(self) -> Option<BatchSlice> {
+        (self.len < self.of).then_some(BatchSlice { first: self.first, of: self.of })
     }
 
     /// Its share of the sequences of the batch.
@@ -81,9 +81,9 @@ pub struct Iteration<'a> {
     /// `B = P·G` tasks, the `G` copies of a task side by side.
     pub tasks: &'a [Task],
     /// What answers are worth.
-    pub rules: &'a RuleSet,
+    pub rules: &'a RewardSet,
     /// What they are worth to the answer objective, where that has its own rules.
-    pub answer_rules: Option<&'a RuleSet>,
+    pub answer_rules: Option<&'a RewardSet>,
     /// How images and answers are sampled.
     pub rollout: &'a Rollout,
     /// The step of training, from 1.
@@ -101,7 +101,7 @@ pub struct Iteration<'a> {
 pub(crate) enum Stream {
     Draw = 1,
     Answer,
-    Replay,
+    Masking,
     Gumbel,
     Shuffle,
     Steps,
@@ -178,7 +178,7 @@ impl Iteration<'_> {
         self.answer_rules.map(|rules| self.score_by(rules, images, answers)).transpose()
     }
 
-    fn score_by(&mut self, rules: &RuleSet, images: &Images, answers: &Answers) -> Result<Scored> {
+    fn score_by(&mut self, rules: &RewardSet, images: &Images, answers: &Answers) -> Result<Scored> {
         let started = Instant::now();
         let pixels = rules.wants_pixels().then(|| pixels(&*self.model, images, self.rollout)).transpose()?;
         let samples: Vec<Sample> =
@@ -212,7 +212,7 @@ impl Iteration<'_> {
         temperature: f64,
     ) -> Result<Images> {
         let images = generated.narrow(micro.first, micro.len);
-        let replay = Replay::remask(self.stream(Stream::Replay), micro.part());
+        let replay = Masking::remask(self.stream(Stream::Masking), micro.part());
         let prompts = &self.prompts()[micro.rows()];
         let logits = self.model.image_logits(prompts, &images, Policy::Current, &replay)?;
         tch::manual_seed(self.stream(Stream::Gumbel) as i64);

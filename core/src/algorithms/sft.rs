@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::{add, reward_metrics};
 use super::registry::options;
-use super::{Iteration, Optimizer, OptimizerEntry, Outcome, Scored, Terms, backward, objective};
+use super::{Algorithm, AlgorithmEntry, Iteration, Outcome, Scored, Terms, backward, objective};
 use crate::error::Result;
 use crate::model::{Policy, TokenLogp};
 
@@ -39,7 +39,7 @@ impl Default for Sft {
 }
 
 inventory::submit! {
-    OptimizerEntry {
+    AlgorithmEntry {
         name: "sft",
         summary: "log-likelihood of the right answer about the model's own drawing, end to end",
         end_to_end: true,
@@ -49,7 +49,7 @@ inventory::submit! {
     }
 }
 
-impl Optimizer for Sft {
+impl Algorithm for Sft {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
         let mut metrics = BTreeMap::new();
 
@@ -61,7 +61,7 @@ impl Optimizer for Sft {
 
         // 2. The right answers.
         let started = Instant::now();
-        let truths: Vec<String> = iteration.tasks.iter().map(|task| task.truth.clone()).collect();
+        let truths: Vec<String> = iteration.tasks.iter().map(|task| task.reference_answer.clone()).collect();
         let targets = iteration.model.encode_answers(&truths)?; // y [B,T]
         let tokens = objective::token_count(&targets.mask);
         let questions = iteration.questions();
@@ -93,7 +93,7 @@ impl Optimizer for Sft {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::optimizer::testing::{
+    use crate::algorithms::testing::{
         Halves, MICRO_BATCHES, TWO_GROUPS, TestStep, assert_gradient, assert_metrics,
     };
 
@@ -107,14 +107,18 @@ mod tests {
         let answers = -(3.0 * 0.25 - 6.0 * 0.75) / 9.0;
         // A word's logit has ln 3 · ũ. A softmax with a large τ is ½ each, with the derivative ¼/τ; the difference of the
         // gradients of ũ₀ and ũ₁ is 2 · ln 3 · answers.
-        let draws = f64::ln(3.0) * answers / 2.0;
+        let generation = f64::ln(3.0) * answers / 2.0;
         for micro_batch in MICRO_BATCHES {
             let mut model = Halves::shared([[12.0, 0.0], [0.0, 0.0]], [[0.0; 2]; 2]);
             let batch = TestStep { micro_batch, ..TWO_GROUPS };
             let outcome = batch.accumulate(&Sft { gumbel_temperature: 1e4 }, &mut model);
-            let [got_draws, got_answers] = model.gradients();
+            let [got_generation, got_answers] = model.gradients();
             assert_gradient("answers", got_answers, [answers, -answers]);
-            assert_gradient("draws · τ", got_draws.map(|g| g.map(|g| g * 1e4)), [draws, -draws]);
+            assert_gradient(
+                "draws · τ",
+                got_generation.map(|g| g.map(|g| g * 1e4)),
+                [generation, -generation],
+            );
             let rewards = [("reward/informative", 1.0), ("reward/mean", 0.5), ("reward/pass", 0.5)];
             assert_metrics(&outcome.metrics, &[&[("loss/answer", loss)], &rewards[..]].concat());
         }

@@ -1,4 +1,4 @@
-//! A model small enough that losses and gradients are derived by hand, for tests of [`Optimizer::accumulate`].
+//! A model small enough that losses and gradients are derived by hand, for tests of [`Algorithm::accumulate`].
 //!
 //! Two weights of two logits: `draws` generates an image, `answers` answers about it. An image is two tokens: the first
 //! identifies the image and is never re-masked, the second is sampled from `draws`. Row `i` of a batch has the image
@@ -13,23 +13,23 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 
-use super::{Iteration, Optimizer, Outcome, Phases};
+use super::{Algorithm, Iteration, Outcome, Phases};
 use crate::config::Rollout;
 use crate::error::Result;
 use crate::model::{
-    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, Parameter,
-    Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode, ModelCard,
+    Parameter, Policy, TextSampling, TokenLogp, UnifiedModel,
 };
-use crate::reward::{Reward, RewardFunction, RuleSet, Sample, WeightedRule};
-use crate::scene::{Category, Facts, Task};
+use crate::prompts::{Category, PromptSpec, Task};
+use crate::reward::{Reward, RewardFunction, RewardSet, Sample, WeightedReward};
 
 /// `f32` arithmetic on a handful of numbers near 1.
 const F32: f64 = 2e-6;
 
 pub(super) struct Halves {
     card: ModelCard,
-    draws: Tensor,   // [2]
-    answers: Tensor, // [2]
+    generation: Tensor, // [2]
+    answers: Tensor,    // [2]
     /// Logits of the reference policy.
     reference_draws: Tensor, // [2]
     reference_answers: Tensor, // [2]
@@ -48,12 +48,12 @@ impl Halves {
     fn new(
         image_space: ImageSpace,
         sees: f64,
-        [draws, answers]: [[f64; 2]; 2],
+        [generation, answers]: [[f64; 2]; 2],
         reference: [[f64; 2]; 2],
     ) -> Self {
         Self {
             card: ModelCard::new("halves", image_space, ImageDecoding::Autoregressive, [2, 2, 1]),
-            draws: weight(draws).set_requires_grad(true),
+            generation: weight(generation).set_requires_grad(true),
             answers: weight(answers).set_requires_grad(true),
             reference_draws: weight(reference[0]),
             reference_answers: weight(reference[1]),
@@ -80,7 +80,7 @@ impl Halves {
 
     /// The gradients of `draws` and `answers`.
     pub(super) fn gradients(&self) -> [Option<[f64; 2]>; 2] {
-        [&self.draws, &self.answers].map(|weight| {
+        [&self.generation, &self.answers].map(|weight| {
             let gradient = weight.grad();
             gradient.defined().then(|| [0, 1].map(|index| gradient.double_value(&[index])))
         })
@@ -116,12 +116,18 @@ impl UnifiedModel for Halves {
         Ok(say(&words))
     }
 
-    fn image_logits(&self, _: &[String], images: &Images, policy: Policy, _: &Replay) -> Result<ImageLogits> {
-        let draws = match policy {
-            Policy::Current => &self.draws,
+    fn image_logits(
+        &self,
+        _: &[String],
+        images: &Images,
+        policy: Policy,
+        _: &Masking,
+    ) -> Result<ImageLogits> {
+        let generation = match policy {
+            Policy::Current => &self.generation,
             Policy::Reference => &self.reference_draws,
         };
-        let logits = draws.expand([images.len(), 2, 2], true); // [B,N,K]
+        let logits = generation.expand([images.len(), 2, 2], true); // [B,N,K]
         let targets = Tensor::from_slice(&[false, true]).expand([images.len(), 2], true); // [B,N]
         Ok(ImageLogits { logits, targets })
     }
@@ -183,8 +189,8 @@ impl RewardFunction for Prefers {
     }
 }
 
-pub(super) fn prefers(answer: &'static str) -> RuleSet {
-    RuleSet::new(vec![(WeightedRule::named("prefers"), Box::new(Prefers(answer)))]).unwrap()
+pub(super) fn prefers(answer: &'static str) -> RewardSet {
+    RewardSet::new(vec![(WeightedReward::named("prefers"), Box::new(Prefers(answer)))]).unwrap()
 }
 
 /// A step's batch. The rules give a point for the answer "0"; the right answer about the images of prompt `p` is `p % 2`.
@@ -193,7 +199,7 @@ pub(super) struct TestStep<'a> {
     pub(super) group: usize,
     pub(super) micro_batch: usize,
     pub(super) step: u64,
-    pub(super) answer_rules: Option<&'a RuleSet>,
+    pub(super) answer_rules: Option<&'a RewardSet>,
     pub(super) shuffle_rewards: bool,
 }
 
@@ -205,12 +211,12 @@ pub(super) const TWO_GROUPS: TestStep<'static> =
 pub(super) const MICRO_BATCHES: [usize; 5] = [0, 1, 2, 4, 6];
 
 impl TestStep<'_> {
-    pub(super) fn accumulate(&self, optimizer: &dyn Optimizer, model: &mut Halves) -> Outcome {
+    pub(super) fn accumulate(&self, optimizer: &dyn Algorithm, model: &mut Halves) -> Outcome {
         let task = |row: usize| Task {
-            facts: Facts { category: Category::Counting, objects: Vec::new(), relation: None },
+            spec: PromptSpec { category: Category::Counting, objects: Vec::new(), relation: None },
             prompt: String::new(),
             question: String::new(),
-            truth: (row / self.group % 2).to_string(),
+            reference_answer: (row / self.group % 2).to_string(),
             keywords: Vec::new(),
         };
         let tasks: Vec<Task> = (0..self.prompts * self.group).map(task).collect();

@@ -2,18 +2,20 @@
 //!
 //! Later sources win: the defaults, a preset, `--config FILE`, `--set key=value`, the flags of the command line.
 
+pub mod layers;
+
 use std::ops::Range;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::algorithms;
 use crate::error::{Context, Error, Result, unknown_name};
 use crate::home;
 use crate::model::{ImageSampling, TextSampling};
-use crate::optimizer;
-use crate::reward::WeightedRule;
+use crate::optim::UpdateOptions;
+use crate::reward::WeightedReward;
 use crate::settings;
-use crate::update::UpdateOptions;
 
 /// Everything that decides a post-training run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -141,15 +143,15 @@ impl Default for Rollout {
 #[serde(deny_unknown_fields, default)]
 pub struct RewardOptions {
     /// Rules with their weights; their scores are added.
-    pub rules: Vec<WeightedRule>,
+    pub rules: Vec<WeightedReward>,
     /// Rules of the answer objective of `grpo-split`, where they are not `rules`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub answer_rules: Option<Vec<WeightedRule>>,
+    pub answer_rules: Option<Vec<WeightedReward>>,
 }
 
 impl Default for RewardOptions {
     fn default() -> Self {
-        Self { rules: vec![WeightedRule::named("bound")], answer_rules: None }
+        Self { rules: vec![WeightedReward::named("bound")], answer_rules: None }
     }
 }
 
@@ -174,7 +176,7 @@ impl Default for OptimizerOptions {
 /// A table of options for each algorithm.
 fn algorithms(generator: &mut SchemaGenerator) -> Schema {
     let mut tables = serde_json::Map::new();
-    for entry in optimizer::all() {
+    for entry in algorithms::all() {
         let mut schema = (entry.schema)(generator);
         // The generator keeps the definitions, and the whole has them.
         for of_the_root in ["$schema", "$defs", "title"] {
@@ -203,17 +205,19 @@ impl OptimizerOptions {
 
     /// Reads the options of every algorithm, of those that are not chosen, too.
     fn check(&self) -> Result<()> {
-        optimizer::all().into_iter().try_for_each(|entry| (entry.build)(self.table_of(entry.name)?).map(drop))
+        algorithms::all()
+            .into_iter()
+            .try_for_each(|entry| (entry.build)(self.table_of(entry.name)?).map(drop))
     }
 }
 
 /// The figures that a checkpoint can be chosen by.
-pub(crate) const GUARD_FIGURES: [&str; 4] = ["t2i", "mmu", "t2i_to_mmu", "mmu_to_t2i"];
+pub(crate) const DRIFT_FIGURES: [&str; 4] = ["t2i", "mmu", "t2i_to_mmu", "mmu_to_t2i"];
 
 /// What happens when a category falls by more than its interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum GuardAction {
+pub enum RegressionAction {
     /// The log says so.
     #[default]
     Warn,
@@ -244,7 +248,7 @@ pub struct EvalOptions {
     /// By which figure of that set the best checkpoint is kept: `t2i`, `mmu`, `t2i_to_mmu` or `mmu_to_t2i`.
     pub best: String,
     /// What happens when drawing or reading of a category falls below the base's interval there.
-    pub guard: GuardAction,
+    pub guard: RegressionAction,
 }
 
 impl Default for EvalOptions {
@@ -257,7 +261,7 @@ impl Default for EvalOptions {
             every: 0,
             every_prompts: 20,
             best: "t2i".into(),
-            guard: GuardAction::Warn,
+            guard: RegressionAction::Warn,
         }
     }
 }
@@ -299,8 +303,8 @@ impl RunConfig {
         home::expand_table(&mut table);
         let config: Self = settings::read("", table)?;
         config.optimizer.check()?;
-        if !GUARD_FIGURES.contains(&config.eval.best.as_str()) {
-            return Err(unknown_name("figure in `eval.best`", &config.eval.best, &GUARD_FIGURES));
+        if !DRIFT_FIGURES.contains(&config.eval.best.as_str()) {
+            return Err(unknown_name("figure in `eval.best`", &config.eval.best, &DRIFT_FIGURES));
         }
         Ok(config)
     }
@@ -331,7 +335,7 @@ mod tests {
     fn every_preset_is_a_valid_configuration() {
         for (name, _) in PRESETS {
             let config = RunConfig::from_table(preset(name).unwrap()).unwrap();
-            let entry = crate::optimizer::find(&config.optimizer.name).unwrap();
+            let entry = crate::algorithms::find(&config.optimizer.name).unwrap();
             (entry.build)(config.optimizer.table().unwrap()).unwrap();
         }
     }
@@ -404,7 +408,7 @@ mod tests {
         ] {
             for value in values {
                 let mut table: toml::Table = "[optimizer]\nname = \"grpo\"".parse().unwrap();
-                crate::table::set(&mut table, &format!("{key}={value}")).unwrap();
+                crate::config::layers::set(&mut table, &format!("{key}={value}")).unwrap();
                 let error = RunConfig::from_table(table).unwrap_err();
                 assert!(
                     error.message().starts_with(&format!("`{key}`: expected a ")),

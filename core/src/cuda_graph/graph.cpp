@@ -13,7 +13,7 @@
 #include <memory>
 #include <optional>
 
-#include "../told.h"
+#include "../ffi_error.h"
 
 namespace {
 
@@ -114,7 +114,7 @@ struct Work {
 // From here on until `end` or `drop`, what this thread does on the device goes to a stream of its own; where `record` is
 // not 0, it is written down and not done.
 extern "C" char* unirl_graph_begin(int device, int record, Work** answer) {
-    return told([&] {
+    return catch_to_cstr([&] {
         auto work = std::make_unique<Work>(static_cast<c10::DeviceIndex>(device));
         try {
             work->begin(record != 0);
@@ -127,17 +127,17 @@ extern "C" char* unirl_graph_begin(int device, int record, Work** answer) {
 }
 
 extern "C" char* unirl_graph_end(Work* work) {
-    return told([&] { work->end(); });
+    return catch_to_cstr([&] { work->end(); });
 }
 
 // Does what was recorded, on the stream of the caller.
 extern "C" char* unirl_graph_replay(Work* work) {
-    return told([&] { work->graph.replay(); });
+    return catch_to_cstr([&] { work->graph.replay(); });
 }
 
 // Takes the work in any case. One that did not come to its end is given up.
 extern "C" char* unirl_graph_drop(Work* work) {
-    return told([&] {
+    return catch_to_cstr([&] {
         std::unique_ptr<Work> owned(work);
         owned->abandon();
     });

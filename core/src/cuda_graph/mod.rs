@@ -41,29 +41,29 @@ const LIBRARY: Result<&[u8], &str> = Err(env!("UNIRL_NO_CUDA_GRAPHS"));
 ///
 /// Work that breaks these rules ends in an error where CUDA notices, and else in the values of the first recording.
 #[derive(Debug)]
-pub struct Repeated {
+pub struct GraphedCallable {
     state: State,
 }
 
 #[derive(Debug)]
 enum State {
     /// There is nothing to record it with.
-    Plain,
+    Eager,
     /// Not done yet on this GPU: libraries have still to make themselves ready, which cannot be recorded.
-    Cold(&'static Shim, c_int),
-    Warm(&'static Shim, c_int),
-    Recorded(Graph),
+    WarmUp(&'static Shim, c_int),
+    Ready(&'static Shim, c_int),
+    Captured(Graph),
 }
 
-impl Repeated {
+impl GraphedCallable {
     /// Nothing is done yet.
     pub fn new(device: Device) -> Self {
         let state = match device {
             Device::Cuda(index) => match shim() {
-                Ok(shim) => State::Cold(shim, index as c_int),
-                Err(_) => State::Plain,
+                Ok(shim) => State::WarmUp(shim, index as c_int),
+                Err(_) => State::Eager,
             },
-            _ => State::Plain,
+            _ => State::Eager,
         };
         Self { state }
     }
@@ -75,10 +75,10 @@ impl Repeated {
     /// Where there are no CUDA graphs ([`support`]), or while other work is being recorded, it is called.
     pub fn run(&mut self, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let (shim, index, record) = match &self.state {
-            State::Recorded(graph) => return graph.replay(),
-            State::Plain => return work(),
-            State::Cold(shim, index) => (*shim, *index, false),
-            State::Warm(shim, index) => (*shim, *index, true),
+            State::Captured(graph) => return graph.replay(),
+            State::Eager => return work(),
+            State::WarmUp(shim, index) => (*shim, *index, false),
+            State::Ready(shim, index) => (*shim, *index, true),
         };
         let Some(_turn) = Turn::take() else { return work() };
         let graph = shim.begin(index, record)?;
@@ -86,9 +86,9 @@ impl Repeated {
         graph.end()?;
         self.state = if record {
             graph.replay()?;
-            State::Recorded(graph)
+            State::Captured(graph)
         } else {
-            State::Warm(shim, index)
+            State::Ready(shim, index)
         };
         Ok(())
     }
@@ -174,7 +174,7 @@ impl Shim {
     fn begin(&'static self, index: c_int, record: bool) -> Result<Graph> {
         let mut work = ptr::null_mut();
         // SAFETY: `work` outlives the call, which either fills it or answers an error text for us to free.
-        unsafe { autograd::told((self.begin)(index, c_int::from(record), &raw mut work)) }?;
+        unsafe { autograd::take_error((self.begin)(index, c_int::from(record), &raw mut work)) }?;
         Ok(Graph { shim: self, work })
     }
 }
@@ -192,7 +192,7 @@ unsafe impl Send for Graph {}
 impl Graph {
     fn end(&self) -> Result<()> {
         // SAFETY: begun on this thread, in the same `run`, and not dropped yet.
-        unsafe { autograd::told((self.shim.end)(self.work)) }.map_err(|error| {
+        unsafe { autograd::take_error((self.shim.end)(self.work)) }.map_err(|error| {
             error.context("repeated work cannot be recorded").hint(
                 "an error of the model: such work may do nothing but operations on the device, see `unirl::repeated`",
             )
@@ -201,14 +201,14 @@ impl Graph {
 
     fn replay(&self) -> Result<()> {
         // SAFETY: not dropped yet; the other side refuses work whose recording has not come to its end.
-        unsafe { autograd::told((self.shim.replay)(self.work)) }
+        unsafe { autograd::take_error((self.shim.replay)(self.work)) }
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: made by `begin`, and dropped once.
-        if let Err(error) = unsafe { autograd::told((self.shim.drop)(self.work)) } {
+        if let Err(error) = unsafe { autograd::take_error((self.shim.drop)(self.work)) } {
             tracing::warn!("repeated work that was given up: {error}");
         }
     }
@@ -232,16 +232,16 @@ mod tests {
     #[test]
     fn on_the_cpu_work_is_called_each_time_and_its_error_comes_back() {
         let mut value = Tensor::zeros([1], (Kind::Float, Device::Cpu));
-        let mut repeated = Repeated::new(Device::Cpu);
+        let mut graphed = GraphedCallable::new(Device::Cpu);
         for _ in 0..4 {
-            repeated
+            graphed
                 .run(|| {
                     let _ = value.g_add_scalar_(1.0);
                     Ok(())
                 })
                 .unwrap();
         }
-        let error = repeated.run(|| Err(Error::failure("no more"))).unwrap_err();
+        let error = graphed.run(|| Err(Error::failure("no more"))).unwrap_err();
         assert_eq!((value.double_value(&[0]), error.message()), (4.0, "no more"));
     }
 
@@ -252,9 +252,9 @@ mod tests {
             return;
         }
         let mut calls = 0;
-        let mut repeated = Repeated::new(Device::Cuda(0));
+        let mut graphed = GraphedCallable::new(Device::Cuda(0));
         for _ in 0..4 {
-            repeated
+            graphed
                 .run(|| {
                     calls += 1;
                     Ok(())
@@ -322,30 +322,30 @@ mod tests {
             log("work");
             Ok(())
         };
-        let mut repeated = Repeated { state: State::Cold(&STAND_IN, 3) };
-        repeated.run(work).unwrap();
+        let mut graphed = GraphedCallable { state: State::WarmUp(&STAND_IN, 3) };
+        graphed.run(work).unwrap();
         assert_eq!(logged(), "aside work end drop");
 
-        repeated.run(|| Err(Error::failure("out of memory"))).unwrap_err();
+        graphed.run(|| Err(Error::failure("out of memory"))).unwrap_err();
         assert_eq!(logged(), "record drop", "given up");
-        catch_unwind(AssertUnwindSafe(|| repeated.run(|| panic!("a wrong shape")))).unwrap_err();
+        catch_unwind(AssertUnwindSafe(|| graphed.run(|| panic!("a wrong shape")))).unwrap_err();
         assert_eq!(logged(), "record drop", "given up, too");
 
-        repeated.run(work).unwrap();
+        graphed.run(work).unwrap();
         assert_eq!(logged(), "record work end launch");
-        repeated.run(work).unwrap();
-        repeated.run(work).unwrap();
+        graphed.run(work).unwrap();
+        graphed.run(work).unwrap();
         assert_eq!(logged(), "launch launch");
-        drop(repeated);
+        drop(graphed);
         assert_eq!(logged(), "drop");
 
-        let mut inner = Repeated { state: State::Warm(&STAND_IN, 3) };
-        let mut outer = Repeated { state: State::Warm(&STAND_IN, 3) };
+        let mut inner = GraphedCallable { state: State::Ready(&STAND_IN, 3) };
+        let mut outer = GraphedCallable { state: State::Ready(&STAND_IN, 3) };
         outer.run(|| inner.run(work)).unwrap();
         assert_eq!(logged(), "record work end launch", "the outer one records the inner one's work");
 
-        let mut repeated = Repeated { state: State::Warm(&FAILS, 3) };
-        let error = repeated.run(work).unwrap_err();
+        let mut graphed = GraphedCallable { state: State::Ready(&FAILS, 3) };
+        let error = graphed.run(work).unwrap_err();
         assert_eq!(logged(), "record work fails drop");
         assert_eq!(error.message(), "repeated work cannot be recorded");
         assert_eq!(error.causes(), ["libtorch: capture invalid"]);
@@ -361,10 +361,10 @@ mod tests {
         let device = Device::Cuda(0);
         let rows = Tensor::arange(6, (Kind::Float, device)).view([2, 3]);
         let mut sums = Tensor::zeros([2, 2], (Kind::Float, device));
-        let mut repeated = Repeated::new(device);
+        let mut graphed = GraphedCallable::new(device);
         let mut calls = 0;
         for _ in 0..5 {
-            repeated
+            graphed
                 .run(|| {
                     calls += 1;
                     let _ = sums.g_add_(&rows.matmul(&rows.tr()));
@@ -377,7 +377,7 @@ mod tests {
         assert_eq!(calls, 2);
         assert!(sums.to_device(Device::Cpu).equal(&(&once * 5.0)));
 
-        let mut reads = Repeated::new(device);
+        let mut reads = GraphedCallable::new(device);
         let read = || Ok(f64::try_from(&sums.sum(Kind::Float)).map(|_| ())?);
         reads.run(read).unwrap();
         reads.run(read).unwrap_err();
@@ -385,7 +385,7 @@ mod tests {
         assert!(panics.is_err());
         let random = Tensor::rand([8], (Kind::Float, device)).sum(Kind::Float);
         assert!(random.double_value(&[]) > 0.0, "nothing is left of recordings that failed");
-        repeated.run(|| panic!("it is launched")).unwrap();
+        graphed.run(|| panic!("it is launched")).unwrap();
         assert!(sums.to_device(Device::Cpu).equal(&(&once * 6.0)));
     }
 

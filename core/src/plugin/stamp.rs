@@ -183,7 +183,7 @@ mod tests {
     /// Whatever a file holds, reading it ends: in a stamp or in an error, and never in a panic.
     #[test]
     fn random_bytes_are_no_stamp_and_no_panic() {
-        let mut rng = crate::scene::rng::Rng::new(8);
+        let mut rng = crate::prompts::rng::Rng::new(8);
         let good = host::stamp("unirl_plugin_demo", "1.2.3");
         let mut file = b"\x7fELF".to_vec();
         file.resize(64, 0);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::lexicon::canonical;
-use super::{Category, Facts, Task};
+use super::{Category, PromptSpec, Task};
 
 /// Prompts that no generated one may equal, in words or in what they ask for.
 #[derive(Debug, Clone, Default)]
@@ -19,22 +19,22 @@ impl Exclusion {
     pub fn add(&mut self, tasks: &[Task]) {
         for task in tasks {
             self.prompts.insert(normal(&task.prompt));
-            self.scenes.insert(scene(&task.facts));
-            self.nouns.extend(task.facts.objects.iter().map(|object| canonical(&object.noun)));
+            self.scenes.insert(scene(&task.spec));
+            self.nouns.extend(task.spec.objects.iter().map(|object| canonical(&object.noun)));
         }
     }
 
     /// Whether a task asks for the scene of an excluded one, or has its prompt.
     pub fn repeats(&self, task: &Task) -> bool {
-        self.prompts.contains(&normal(&task.prompt)) || self.scenes.contains(&scene(&task.facts))
+        self.prompts.contains(&normal(&task.prompt)) || self.scenes.contains(&scene(&task.spec))
     }
 
     /// Whether a task is excluded. Case, marks and articles do not tell prompts apart, nor do order, the side from which a
     /// position is told, and synonyms.
     pub fn holds(&self, task: &Task) -> bool {
         let known_type =
-            || task.facts.objects.iter().any(|object| self.nouns.contains(&canonical(&object.noun)));
-        self.repeats(task) || (task.facts.category == Category::SingleObject && known_type())
+            || task.spec.objects.iter().any(|object| self.nouns.contains(&canonical(&object.noun)));
+        self.repeats(task) || (task.spec.category == Category::SingleObject && known_type())
     }
 }
 
@@ -44,23 +44,24 @@ fn normal(prompt: &str) -> String {
     words.filter(|word| !matches!(*word, "" | "a" | "an" | "the")).collect::<Vec<_>>().join(" ")
 }
 
-fn scene(facts: &Facts) -> String {
-    let mut facts = facts.clone();
-    for object in &mut facts.objects {
+fn scene(spec: &PromptSpec) -> String {
+    let mut spec = spec.clone();
+    for object in &mut spec.objects {
         object.noun = canonical(&object.noun);
     }
-    facts.key()
+    spec.key()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Object, Relation, Wording};
+    use super::super::{Object, PromptTemplates, Relation};
     use super::*;
 
     #[test]
     fn rewording_is_no_way_around() {
-        let task =
-            |category, prompt: &str| Wording::evaluation().task(Facts::parse(category, prompt).unwrap());
+        let task = |category, prompt: &str| {
+            PromptTemplates::evaluation().task(PromptSpec::parse(category, prompt).unwrap())
+        };
         let mut exclusion = Exclusion::default();
         exclusion.add(&[
             task(Category::Position, "a photo of a couch left of a dog"),
@@ -86,13 +87,13 @@ mod tests {
             assert!(!exclusion.holds(&task(category, prompt)), "{prompt}");
         }
         // Other words for facts that are not excluded, but the very text of an excluded prompt.
-        let facts = Facts {
+        let spec = PromptSpec {
             category: Category::Position,
             objects: vec![Object::one("x"), Object::one("y")],
             relation: Some(Relation::Above),
         };
         let reworded =
-            Task { prompt: "A photo of the cat, and the bus!".into(), ..Wording::tiles().task(facts) };
+            Task { prompt: "A photo of the cat, and the bus!".into(), ..PromptTemplates::tiles().task(spec) };
         assert!(exclusion.holds(&reworded));
     }
 }

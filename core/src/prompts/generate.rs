@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use super::rng::{Rng, mix};
-use super::{Category, Exclusion, Facts, Object, ObjectList, Relation, Task, Wording};
+use super::{Category, Exclusion, Object, ObjectList, PromptSpec, PromptTemplates, Relation, Task};
 use crate::error::{Error, Result, unknown_name};
 
 /// Draws without anything fit before there is taken to be nothing.
@@ -41,25 +41,25 @@ impl std::str::FromStr for Split {
 
 impl Split {
     /// Whether tasks of these facts belong to the split. What says the same in another order has the same place.
-    pub fn holds(self, facts: &Facts) -> bool {
+    pub fn holds(self, spec: &PromptSpec) -> bool {
         match self {
-            _ if !facts.category.is_split() => true,
+            _ if !spec.category.is_split() => true,
             Split::All => true,
-            Split::Train => !is_test(facts),
-            Split::Test => is_test(facts),
+            Split::Train => !is_test(spec),
+            Split::Test => is_test(spec),
         }
     }
 }
 
 /// FNV-1a of the facts.
-fn is_test(facts: &Facts) -> bool {
-    let hash = facts.key().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+fn is_test(spec: &PromptSpec) -> bool {
+    let hash = spec.key().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     mix(hash).is_multiple_of(4)
 }
 
-fn random_facts(list: &ObjectList, category: Category, rng: &mut Rng) -> Facts {
+fn random_facts(list: &ObjectList, category: Category, rng: &mut Rng) -> PromptSpec {
     let (first, second) = rng.two_below(list.nouns.len());
     let (one, other) = rng.two_below(list.colors.len());
     let plain = |noun: usize| Object::one(&list.nouns[noun]);
@@ -73,20 +73,20 @@ fn random_facts(list: &ObjectList, category: Category, rng: &mut Rng) -> Facts {
         Category::ColorAttr => vec![colored(first, one), colored(second, other)],
     };
     let relation = (category == Category::Position).then(|| Relation::ALL[rng.below(4)]);
-    Facts { category, objects, relation }
+    PromptSpec { category, objects, relation }
 }
 
 /// As in `GenEval`, nobody is asked to paint a person.
-fn paints_a_person(facts: &Facts) -> bool {
-    facts.objects.iter().any(|object| object.noun == "person" && object.color.is_some())
+fn paints_a_person(spec: &PromptSpec) -> bool {
+    spec.objects.iter().any(|object| object.noun == "person" && object.color.is_some())
 }
 
 /// Random facts of a category. Fails for a list that is unfit or has nothing in the split.
-pub fn sample(list: &ObjectList, category: Category, split: Split, rng: &mut Rng) -> Result<Facts> {
+pub fn sample(list: &ObjectList, category: Category, split: Split, rng: &mut Rng) -> Result<PromptSpec> {
     list.check()?;
     (0..PATIENCE)
         .map(|_| random_facts(list, category, rng))
-        .find(|facts| split.holds(facts) && !paints_a_person(facts))
+        .find(|spec| split.holds(spec) && !paints_a_person(spec))
         .ok_or_else(|| {
             Error::usage(format!("the object list has no `{}` tasks in this split", category.name()))
                 .hint("name more nouns and colors")
@@ -155,7 +155,7 @@ pub struct Generated {
 /// of the list. No prompt comes twice before its category has, in 10,000 draws, nothing new.
 pub fn generate(
     list: &ObjectList,
-    wording: &Wording,
+    wording: &PromptTemplates,
     mix: Mix,
     (split, exclusion): (Split, &Exclusion),
     count: usize,
@@ -181,9 +181,7 @@ pub fn generate(
         let seen = &mut seen[category as usize];
         let fresh = (0..PATIENCE)
             .map(|_| wording.task(random_facts(list, category, &mut rng)))
-            .filter(|task| {
-                split.holds(&task.facts) && !paints_a_person(&task.facts) && !exclusion.holds(task)
-            })
+            .filter(|task| split.holds(&task.spec) && !paints_a_person(&task.spec) && !exclusion.holds(task))
             .find(|task| !seen.contains(&task.prompt));
         let Some(task) = fresh else {
             if seen.is_empty() {
@@ -221,7 +219,9 @@ mod tests {
                 let mut rng = Rng::new(7);
                 (0..4000)
                     .map(|_| {
-                        Wording::tiles().task(sample(&list(), category, split, &mut rng).unwrap()).prompt
+                        PromptTemplates::tiles()
+                            .task(sample(&list(), category, split, &mut rng).unwrap())
+                            .prompt
                     })
                     .collect::<BTreeSet<_>>()
             });
@@ -235,8 +235,8 @@ mod tests {
     fn rephrasing_stays_in_the_split() {
         let mut rng = Rng::new(1);
         for _ in 0..200 {
-            let facts = sample(&list(), Category::Position, Split::Test, &mut rng).unwrap();
-            let mut turned = facts.clone();
+            let spec = sample(&list(), Category::Position, Split::Test, &mut rng).unwrap();
+            let mut turned = spec.clone();
             turned.objects.reverse();
             turned.relation = turned.relation.map(Relation::opposite);
             assert!(Split::Test.holds(&turned), "{facts:?}");
@@ -244,7 +244,7 @@ mod tests {
     }
 
     fn everyday(mix: &str, count: usize, seed: u64) -> Generated {
-        let (list, wording) = (ObjectList::everyday(), Wording::find("paper").unwrap());
+        let (list, wording) = (ObjectList::everyday(), PromptTemplates::find("paper").unwrap());
         generate(&list, &wording, mix.parse().unwrap(), (Split::All, &Exclusion::default()), count, seed)
             .unwrap()
     }
@@ -254,11 +254,11 @@ mod tests {
         let made = everyday("two=1,position=2,attr=1", 400, 3).tasks;
         assert_eq!(made, everyday("two=1,position=2,attr=1", 400, 3).tasks);
         assert_ne!(made, everyday("two=1,position=2,attr=1", 400, 4).tasks);
-        let count = |category| made.iter().filter(|task| task.facts.category == category).count();
+        let count = |category| made.iter().filter(|task| task.spec.category == category).count();
         assert_eq!(Category::ALL.map(count), [0, 100, 0, 0, 200, 100]);
         let prompts: BTreeSet<_> = made.iter().map(|task| &task.prompt).collect();
         assert_eq!(prompts.len(), 400, "a prompt came twice");
-        assert!(made.iter().all(|task| !paints_a_person(&task.facts)));
+        assert!(made.iter().all(|task| !paints_a_person(&task.spec)));
     }
 
     #[test]
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_category_without_prompts_is_an_error() {
-        let (list, wording) = (list(), Wording::tiles());
+        let (list, wording) = (list(), PromptTemplates::tiles());
         let none = Exclusion::default();
         let all = generate(&list, wording, Mix::default(), (Split::All, &none), 60, 1).unwrap().tasks;
         let mut exclusion = Exclusion::default();

@@ -6,11 +6,11 @@ use std::path::Path;
 use serde::ser::SerializeStruct as _;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Category, Facts, Object, Relation, Task, Wording};
+use super::{Category, Object, PromptSpec, PromptTemplates, Relation, Task};
 use crate::error::{Context as _, Error, Result};
 use crate::{input, json};
 
-impl Facts {
+impl PromptSpec {
     /// Refuses facts that their category does not allow: the wrong number of objects, a missing colour or relation.
     pub fn check(&self) -> Result<()> {
         let name = self.category.name();
@@ -54,11 +54,13 @@ pub struct Record {
     #[serde(alias = "tag")]
     category: Option<Category>,
     prompt: String,
-    facts: Option<FactsRecord>,
+    #[serde(rename = "facts")]
+    spec: Option<SpecRecord>,
     /// `GenEval`'s facts.
     include: Option<Vec<Included>>,
     question: Option<String>,
-    truth: Option<String>,
+    #[serde(rename = "truth")]
+    reference_answer: Option<String>,
     /// The right answer beside `GenEval`'s facts; a model's answer in samples.
     answer: Option<String>,
     keywords: Option<Vec<String>>,
@@ -66,7 +68,7 @@ pub struct Record {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct FactsRecord {
+struct SpecRecord {
     category: Option<Category>,
     objects: Vec<Object>,
     relation: Option<Relation>,
@@ -85,19 +87,20 @@ impl Record {
     /// The task of the line. Facts that are not there are read from the prompt; question and truth that are not there are
     /// worded as in the paper, or, beside `GenEval`'s facts, as in its evaluation.
     pub fn task(&self) -> Result<Task> {
-        let facts = self.facts()?;
+        let spec = self.spec()?;
         let wording = match &self.include {
-            Some(_) => Wording::evaluation(),
-            None => Wording::paper(),
+            Some(_) => PromptTemplates::evaluation(),
+            None => PromptTemplates::paper(),
         };
-        let worded = wording.task(facts);
-        let truth = self.truth.clone().or_else(|| self.answer.clone().filter(|_| self.include.is_some()));
+        let worded = wording.task(spec);
+        let reference_answer =
+            self.reference_answer.clone().or_else(|| self.answer.clone().filter(|_| self.include.is_some()));
         Ok(Task {
             prompt: self.prompt.clone(),
             question: self.question.clone().unwrap_or(worded.question),
-            truth: truth.unwrap_or(worded.truth),
+            reference_answer: reference_answer.unwrap_or(worded.reference_answer),
             keywords: self.keywords.clone().unwrap_or(worded.keywords),
-            facts: worded.facts,
+            spec: worded.spec,
         })
     }
 
@@ -111,8 +114,8 @@ impl Record {
         self.reward.as_ref()
     }
 
-    fn facts(&self) -> Result<Facts> {
-        let inner = self.facts.as_ref().and_then(|facts| facts.category);
+    fn spec(&self) -> Result<PromptSpec> {
+        let inner = self.spec.as_ref().and_then(|spec| spec.category);
         let category = match (self.category, inner) {
             (Some(outer), Some(inner)) if outer != inner => {
                 return Err(Error::usage(format!(
@@ -123,18 +126,20 @@ impl Record {
             }
             (outer, inner) => outer.or(inner).ok_or_else(|| Error::usage("`category`: missing"))?,
         };
-        let facts = match (&self.facts, &self.include) {
-            (Some(facts), _) => Facts { category, objects: facts.objects.clone(), relation: facts.relation },
+        let spec = match (&self.spec, &self.include) {
+            (Some(spec), _) => {
+                PromptSpec { category, objects: spec.objects.clone(), relation: spec.relation }
+            }
             (None, Some(include)) => included(category, include)?,
-            (None, None) => return Facts::parse(category, &self.prompt),
+            (None, None) => return PromptSpec::parse(category, &self.prompt),
         };
-        facts.check()?;
-        Ok(facts)
+        spec.check()?;
+        Ok(spec)
     }
 }
 
 /// `GenEval`'s facts: of a position, the object that has it stands second in the file and first in the prompt.
-fn included(category: Category, include: &[Included]) -> Result<Facts> {
+fn included(category: Category, include: &[Included]) -> Result<PromptSpec> {
     let mut relation = None;
     let mut objects: Vec<Object> = Vec::new();
     for (index, object) in include.iter().enumerate() {
@@ -153,7 +158,7 @@ fn included(category: Category, include: &[Included]) -> Result<Facts> {
     if relation.is_some() {
         objects.reverse();
     }
-    Ok(Facts { category, objects, relation })
+    Ok(PromptSpec { category, objects, relation })
 }
 
 impl Serialize for Task {
@@ -166,12 +171,12 @@ impl Serialize for Task {
             relation: Option<Relation>,
         }
         let mut line = serializer.serialize_struct("Task", 6)?;
-        line.serialize_field("category", &self.facts.category)?;
+        line.serialize_field("category", &self.spec.category)?;
         line.serialize_field("prompt", &self.prompt)?;
-        let inner = Inner { objects: &self.facts.objects, relation: self.facts.relation };
+        let inner = Inner { objects: &self.spec.objects, relation: self.spec.relation };
         line.serialize_field("facts", &inner)?;
         line.serialize_field("question", &self.question)?;
-        line.serialize_field("truth", &self.truth)?;
+        line.serialize_field("truth", &self.reference_answer)?;
         line.serialize_field("keywords", &self.keywords)?;
         line.end()
     }
@@ -221,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        for wording in [Wording::paper(), Wording::evaluation(), Wording::tiles()] {
+        for wording in [PromptTemplates::paper(), PromptTemplates::evaluation(), PromptTemplates::tiles()] {
             let list = ObjectList::everyday();
             let tasks = generate(&list, wording, Mix::default(), (Split::All, &Exclusion::default()), 60, 5)
                 .unwrap()
@@ -237,16 +242,19 @@ mod tests {
             r#"{"tag": "counting", "include": [{"class": "bench", "count": 4}], "exclude": [{"class": "bench", "count": 5}], "prompt": "a photo of four benchs", "question": "How many?", "answer": "four of them"}"#,
         ];
         let tasks = read(&lines.join("\n")).unwrap();
-        assert_eq!(tasks[0].facts, Facts::parse(Category::Position, &tasks[0].prompt).unwrap());
-        assert_eq!(tasks[0].facts.objects[0].noun, "dog");
-        assert_eq!(tasks[0].truth, "The dog is right of the teddy bear");
-        assert_eq!([&*tasks[1].question, &*tasks[1].truth], ["How many?", "four of them"]);
+        assert_eq!(tasks[0].spec, PromptSpec::parse(Category::Position, &tasks[0].prompt).unwrap());
+        assert_eq!(tasks[0].spec.objects[0].noun, "dog");
+        assert_eq!(tasks[0].reference_answer, "The dog is right of the teddy bear");
+        assert_eq!([&*tasks[1].question, &*tasks[1].reference_answer], ["How many?", "four of them"]);
     }
 
     #[test]
     fn a_category_and_a_prompt_are_enough() {
         let tasks = read(r#"{"category": "colors", "prompt": "a photo of a green fork"}"#).unwrap();
-        assert_eq!([&*tasks[0].question, &*tasks[0].truth], ["What is the color of the object?", "Green"]);
+        assert_eq!(
+            [&*tasks[0].question, &*tasks[0].reference_answer],
+            ["What is the color of the object?", "Green"]
+        );
     }
 
     #[test]

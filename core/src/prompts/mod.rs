@@ -21,8 +21,8 @@ pub use generate::{Mix, Split, generate, sample};
 pub use jsonl::{Record, read_jsonl, read_records, write_jsonl};
 pub use lexicon::synonyms;
 pub use objects::ObjectList;
-pub use template::{Part, Place, Slot, Template};
-pub use wording::{Wording, WordingFile};
+pub use template::{Place, Segment, Slot, Template};
+pub use wording::{PromptTemplates, TemplateFile};
 
 /// `GenEval`'s six kinds of prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -150,7 +150,7 @@ impl Object {
 
 /// What a prompt asks for: all that a judge or a reward rule knows of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Facts {
+pub struct PromptSpec {
     /// The kind of prompt.
     pub category: Category,
     /// The objects in the order of the prompt.
@@ -160,7 +160,7 @@ pub struct Facts {
     pub relation: Option<Relation>,
 }
 
-impl Facts {
+impl PromptSpec {
     /// One text for all facts that ask for the same scene: `a left of b` and `b right of a` have the same.
     pub fn key(&self) -> String {
         let one = |object: &Object| match self.category {
@@ -177,17 +177,17 @@ impl Facts {
     }
 }
 
-/// Facts with the texts made from them; a [`Wording`] makes it.
+/// Facts with the texts made from them; a [`PromptTemplates`] makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
     /// What is to be drawn.
-    pub facts: Facts,
+    pub spec: PromptSpec,
     /// What the model draws from.
     pub prompt: String,
     /// What the model is asked about the drawing.
     pub question: String,
     /// The right answer to `question` about a right drawing.
-    pub truth: String,
+    pub reference_answer: String,
     /// The key words of the answer (the paper's Table 2).
     pub keywords: Vec<String>,
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::lexicon::{COLORS, EVERYDAY};
 use super::parse;
 use crate::error::{Error, Result};
-use crate::{input, settings, table};
+use crate::{config::layers, input, settings};
 
 /// The nouns and colours that tasks are made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,7 +44,7 @@ impl ObjectList {
         let place = || format!("object list `{}`", path.display());
         if path.extension().is_some_and(|end| end == "toml") {
             let list: Self =
-                settings::read("", table::read(path)?).map_err(|error| error.context(place()))?;
+                settings::read("", layers::read(path)?).map_err(|error| error.context(place()))?;
             return Self::new(list.nouns, list.colors).map_err(|error| error.context(place()));
         }
         let mut nouns = Vec::new();

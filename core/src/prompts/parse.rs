@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use super::english::{number, singular};
 use super::lexicon::{COLORS, EVERYDAY};
 use super::objects::check_word;
-use super::{Category, Facts, Object, Plurals, Relation};
+use super::{Category, Object, Plurals, PromptSpec, Relation};
 use crate::error::{Error, Result};
 
 /// What stands between two objects in a prompt; of two that begin at the same place the longer one counts.
@@ -106,7 +106,7 @@ fn counted(phrase: &str) -> Option<Object> {
     Some(Object { count, ..Object::one(noun) })
 }
 
-impl Facts {
+impl PromptSpec {
     /// Reads a prompt of a category, in `GenEval`'s or the paper's words: `a photo of a train above of an elephant`.
     ///
     /// A number's noun is known for the everyday objects and guessed by the rules of English for others; a colour is a known
@@ -146,9 +146,9 @@ impl Facts {
         for object in &objects {
             check_word(&object.noun).map_err(|error| unread().cause(error.message()))?;
         }
-        let facts = Self { category, objects, relation };
-        facts.check()?;
-        Ok(facts)
+        let spec = Self { category, objects, relation };
+        spec.check()?;
+        Ok(spec)
     }
 }
 
@@ -160,7 +160,7 @@ fn pair(text: &str, object: impl Fn(&str) -> Option<Object>) -> Option<(Vec<Obje
 #[cfg(test)]
 mod tests {
     use super::super::rng::Rng;
-    use super::super::{ObjectList, Split, Wording, sample};
+    use super::super::{ObjectList, PromptTemplates, Split, sample};
     use super::*;
 
     /// Every shipped wording and list, 2,000 tasks of each category: `parse(print(facts)) == facts`.
@@ -169,12 +169,12 @@ mod tests {
         let mut rng = Rng::new(5);
         for list in [ObjectList::everyday(), crate::tiles::object_list()] {
             for wording in ["paper", "evaluation", "tiles"] {
-                let wording = Wording::find(wording).unwrap();
+                let wording = PromptTemplates::find(wording).unwrap();
                 for category in Category::ALL {
                     for _ in 0..2000 {
-                        let facts = sample(&list, category, Split::All, &mut rng).unwrap();
-                        let prompt = wording.task(facts.clone()).prompt;
-                        assert_eq!(Facts::parse(category, &prompt).unwrap(), facts, "{prompt}");
+                        let spec = sample(&list, category, Split::All, &mut rng).unwrap();
+                        let prompt = wording.task(spec.clone()).prompt;
+                        assert_eq!(PromptSpec::parse(category, &prompt).unwrap(), spec, "{prompt}");
                     }
                 }
             }
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn what_is_no_such_prompt_is_refused() {
-        let wrong = |category, prompt: &str| Facts::parse(category, prompt).unwrap_err().to_string();
+        let wrong = |category, prompt: &str| PromptSpec::parse(category, prompt).unwrap_err().to_string();
         assert!(wrong(Category::Counting, "a photo of some dogs").contains("a photo of three dogs"));
         assert!(wrong(Category::Position, "a photo of a dog near a cat").contains("as `position`"));
         assert!(wrong(Category::TwoObject, "").contains("cannot read the facts of ``"));
@@ -208,7 +208,7 @@ mod tests {
             (Category::ColorAttr, "a photo of a brown dog and a wooden bench"),
             (Category::Position, "a photo of a dog left of a cat above a bench"),
         ] {
-            let error = Facts::parse(category, prompt).unwrap_err();
+            let error = PromptSpec::parse(category, prompt).unwrap_err();
             assert!(error.message().starts_with("cannot read the facts of"), "{prompt}: {error}");
             assert!(error.hints()[0].contains("`facts` beside it"), "{prompt}: {error}");
         }
@@ -225,17 +225,18 @@ mod tests {
             ("a photo of a teal teddy bear", "teal", "teddy bear"),
             ("a photo of a golden retriever", "golden", "retriever"),
         ] {
-            let object = &Facts::parse(Category::Colors, prompt).unwrap().objects[0];
+            let object = &PromptSpec::parse(Category::Colors, prompt).unwrap().objects[0];
             assert_eq!((object.color.as_deref(), object.noun.as_str()), (Some(color), noun));
         }
     }
 
     #[test]
     fn other_words_are_understood() {
-        let facts = Facts::parse(Category::Position, "An image of a dog  to the left of the bench.").unwrap();
-        assert_eq!(facts.relation, Some(Relation::LeftOf));
-        assert_eq!(facts.objects[1].noun, "bench");
-        let facts = Facts::parse(Category::Counting, "a photo of 3 geese").unwrap();
-        assert_eq!((facts.objects[0].count, &*facts.objects[0].noun), (3, "goose"));
+        let spec =
+            PromptSpec::parse(Category::Position, "An image of a dog  to the left of the bench.").unwrap();
+        assert_eq!(spec.relation, Some(Relation::LeftOf));
+        assert_eq!(spec.objects[1].noun, "bench");
+        let spec = PromptSpec::parse(Category::Counting, "a photo of 3 geese").unwrap();
+        assert_eq!((spec.objects[0].count, &*spec.objects[0].noun), (3, "goose"));
     }
 }

@@ -1,7 +1,7 @@
 //! Sentences with places for facts: `a photo of {a object}`, `{Count} {objects}`, `The {object.1} is {relation} ...`.
 
 use super::english::{Plurals, article, capital, number_word};
-use super::{Category, Facts, Relation};
+use super::{Category, PromptSpec, Relation};
 use crate::error::{Error, Result, nearest};
 
 /// What a place is filled with.
@@ -40,7 +40,7 @@ pub struct Slot {
 
 /// A part of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Part {
+pub enum Segment {
     /// Text as it stands.
     Text(String),
     /// A place for a fact.
@@ -53,7 +53,7 @@ pub enum Part {
 /// `a` or `an` before it adds the right article, and an upper-case first letter is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    parts: Vec<Part>,
+    parts: Vec<Segment>,
 }
 
 /// How places are spelled.
@@ -72,30 +72,32 @@ impl Template {
             let (inner, after) =
                 after.split_once('}').ok_or_else(|| wrong("a `{` without its `}`".into()))?;
             if !before.is_empty() {
-                parts.push(Part::Text(before.into()));
+                parts.push(Segment::Text(before.into()));
             }
-            parts.push(Part::Slot(slot(inner).map_err(|error| error.context(format!("template `{text}`")))?));
+            parts.push(Segment::Slot(
+                slot(inner).map_err(|error| error.context(format!("template `{text}`")))?,
+            ));
             rest = after;
         }
         if rest.contains('}') {
             return Err(wrong("a `}` without its `{`".into()));
         }
         if !rest.is_empty() {
-            parts.push(Part::Text(rest.into()));
+            parts.push(Segment::Text(rest.into()));
         }
         Ok(Self { parts })
     }
 
     /// Text and places in order.
-    pub fn parts(&self) -> &[Part] {
+    pub fn parts(&self) -> &[Segment] {
         &self.parts
     }
 
     /// The places.
     pub fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
         self.parts.iter().filter_map(|part| match part {
-            Part::Slot(slot) => Some(*slot),
-            Part::Text(_) => None,
+            Segment::Slot(slot) => Some(*slot),
+            Segment::Text(_) => None,
         })
     }
 
@@ -121,20 +123,20 @@ impl Template {
     }
 
     /// The sentence about `facts`; a place that does not say of which object takes the first.
-    pub(super) fn fill(&self, facts: &Facts, spelling: &Spelling<'_>) -> String {
-        let part = |part: &Part| match part {
-            Part::Text(text) => text.clone(),
-            Part::Slot(slot) => slot.fill(facts, spelling),
+    pub(super) fn fill(&self, spec: &PromptSpec, spelling: &Spelling<'_>) -> String {
+        let part = |part: &Segment| match part {
+            Segment::Text(text) => text.clone(),
+            Segment::Slot(slot) => slot.fill(spec, spelling),
         };
         self.parts.iter().map(part).collect()
     }
 }
 
 impl Slot {
-    fn fill(self, facts: &Facts, spelling: &Spelling<'_>) -> String {
-        let object = facts.objects.get(self.index.unwrap_or(0));
+    fn fill(self, spec: &PromptSpec, spelling: &Spelling<'_>) -> String {
+        let object = spec.objects.get(self.index.unwrap_or(0));
         let word = match (self.place, object) {
-            (Place::Relation, _) => facts.relation.map(spelling.relation),
+            (Place::Relation, _) => spec.relation.map(spelling.relation),
             (Place::Object, Some(object)) => Some(object.noun.clone()),
             (Place::Objects, Some(object)) => Some(spelling.plurals.of(&object.noun)),
             (Place::Count, Some(object)) => Some(number_word(object.count)),

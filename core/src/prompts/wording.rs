@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::english::{Plurals, number_word};
-use super::template::{Part, Place, Spelling, Template};
-use super::{Category, Facts, Relation, Task};
+use super::template::{Place, Segment, Spelling, Template};
+use super::{Category, PromptSpec, Relation, Task};
 use crate::error::{Error, Result, unknown_name};
-use crate::{settings, table};
+use crate::{config::layers, settings};
 
 const SHIPPED: [(&str, &str); 3] = [
     ("paper", include_str!("wordings/paper.toml")),
@@ -21,7 +21,7 @@ const SHIPPED: [(&str, &str); 3] = [
 /// A file of wordings.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct WordingFile {
+pub struct TemplateFile {
     /// How `{objects}` is spelled.
     #[serde(default)]
     plurals: Plurals,
@@ -67,18 +67,19 @@ struct Sentences {
     /// What it is asked about the drawing.
     question: String,
     /// The right answer about a right drawing.
-    truth: String,
+    #[serde(rename = "truth")]
+    reference_answer: String,
 }
 
 /// How tasks are worded.
 #[derive(Debug, Clone)]
-pub struct Wording {
+pub struct PromptTemplates {
     plurals: Plurals,
     relations: Relations,
     sentences: Vec<[Template; 3]>,
 }
 
-impl Wording {
+impl PromptTemplates {
     /// `paper` (Table 1), `evaluation` (`GenEval`'s prompts with the questions that the authors released), `tiles` (what the
     /// embedded models were taught), or the path of a TOML file, which lies over `paper`.
     pub fn find(name_or_path: &str) -> Result<Self> {
@@ -91,30 +92,30 @@ impl Wording {
             return Err(unknown_name("wording", name_or_path, &names).hint("or the path of a TOML file"));
         }
         let mut table = toml_table(SHIPPED[0].1)?;
-        table::merge(&mut table, table::read(path)?);
+        layers::merge(&mut table, layers::read(path)?);
         Self::from_table(table).map_err(|error| error.context(format!("wording `{}`", path.display())))
     }
 
     /// What the embedded models of the drawn world were taught.
     pub fn tiles() -> &'static Self {
-        static TILES: LazyLock<Wording> = LazyLock::new(|| shipped("tiles"));
+        static TILES: LazyLock<PromptTemplates> = LazyLock::new(|| shipped("tiles"));
         &TILES
     }
 
     /// The paper's Table 1.
     pub fn paper() -> &'static Self {
-        static PAPER: LazyLock<Wording> = LazyLock::new(|| shipped("paper"));
+        static PAPER: LazyLock<PromptTemplates> = LazyLock::new(|| shipped("paper"));
         &PAPER
     }
 
     /// `GenEval`'s own, with the released questions.
     pub fn evaluation() -> &'static Self {
-        static EVALUATION: LazyLock<Wording> = LazyLock::new(|| shipped("evaluation"));
+        static EVALUATION: LazyLock<PromptTemplates> = LazyLock::new(|| shipped("evaluation"));
         &EVALUATION
     }
 
     fn from_table(table: toml::Table) -> Result<Self> {
-        let file: WordingFile = settings::read("", table)?;
+        let file: TemplateFile = settings::read("", table)?;
         let sentences = Category::ALL.map(|category| {
             let sentences = match category {
                 Category::SingleObject => &file.single_object,
@@ -139,7 +140,11 @@ impl Wording {
                 }
                 Ok(template)
             };
-            Ok([template(&sentences.prompt)?, template(&sentences.question)?, template(&sentences.truth)?])
+            Ok([
+                template(&sentences.prompt)?,
+                template(&sentences.question)?,
+                template(&sentences.reference_answer)?,
+            ])
         });
         Ok(Self {
             plurals: file.plurals,
@@ -152,8 +157,8 @@ impl Wording {
     pub fn words(&self) -> Vec<String> {
         let parts = self.sentences.iter().flatten().flat_map(Template::parts);
         let texts = parts.filter_map(|part| match part {
-            Part::Text(text) => Some(text),
-            Part::Slot(_) => None,
+            Segment::Text(text) => Some(text),
+            Segment::Slot(_) => None,
         });
         texts.flat_map(|text| text.split_whitespace()).map(String::from).collect()
     }
@@ -170,32 +175,32 @@ impl Wording {
     }
 
     /// The task of some facts, which must fit their category.
-    pub fn task(&self, facts: Facts) -> Task {
+    pub fn task(&self, spec: PromptSpec) -> Task {
         let relation = |relation| self.relation(relation);
         let spelling = Spelling { plurals: self.plurals, relation: &relation };
-        let [prompt, question, truth] = &self.sentences[facts.category as usize];
+        let [prompt, question, reference_answer] = &self.sentences[spec.category as usize];
         Task {
-            prompt: prompt.fill(&facts, &spelling),
-            question: question.fill(&facts, &spelling),
-            truth: truth.fill(&facts, &spelling),
-            keywords: self.keywords(&facts),
-            facts,
+            prompt: prompt.fill(&spec, &spelling),
+            question: question.fill(&spec, &spelling),
+            reference_answer: reference_answer.fill(&spec, &spelling),
+            keywords: self.keywords(&spec),
+            spec,
         }
     }
 
     /// The key words of an answer, in the order of the paper's Table 2.
-    fn keywords(&self, facts: &Facts) -> Vec<String> {
+    fn keywords(&self, spec: &PromptSpec) -> Vec<String> {
         let mut keywords = Vec::new();
-        for (index, object) in facts.objects.iter().enumerate() {
-            if facts.category == Category::Counting {
+        for (index, object) in spec.objects.iter().enumerate() {
+            if spec.category == Category::Counting {
                 keywords.push(number_word(object.count));
             }
             keywords.extend(object.color.clone());
-            if facts.category != Category::Colors {
+            if spec.category != Category::Colors {
                 keywords.push(object.noun.clone());
             }
             if index == 0 {
-                keywords.extend(facts.relation.map(|relation| self.relation(relation)));
+                keywords.extend(spec.relation.map(|relation| self.relation(relation)));
             }
         }
         keywords
@@ -206,8 +211,8 @@ fn toml_table(text: &str) -> Result<toml::Table> {
     text.parse().map_err(|error| Error::failure("a shipped wording is not TOML").cause(error))
 }
 
-fn shipped(name: &str) -> Wording {
-    Wording::find(name).unwrap_or_else(|error| unreachable!("shipped wording: {error}"))
+fn shipped(name: &str) -> PromptTemplates {
+    PromptTemplates::find(name).unwrap_or_else(|error| unreachable!("shipped wording: {error}"))
 }
 
 #[cfg(test)]
@@ -215,27 +220,27 @@ mod tests {
     use super::super::Object;
     use super::*;
 
-    fn facts(category: Category, objects: &[(&str, u32, &str)], relation: Option<Relation>) -> Facts {
+    fn spec(category: Category, objects: &[(&str, u32, &str)], relation: Option<Relation>) -> PromptSpec {
         let object = |(noun, count, color): &(&str, u32, &str)| Object {
             count: *count,
             color: (!color.is_empty()).then(|| (*color).into()),
             ..Object::one(*noun)
         };
-        Facts { category, objects: objects.iter().map(object).collect(), relation }
+        PromptSpec { category, objects: objects.iter().map(object).collect(), relation }
     }
 
     /// Tables 1 and 2 of the paper.
     #[test]
     fn the_papers_tables() {
-        let paper = Wording::find("paper").unwrap();
+        let paper = PromptTemplates::find("paper").unwrap();
         let rows = [
             (
-                facts(Category::SingleObject, &[("bench", 1, "")], None),
+                spec(Category::SingleObject, &[("bench", 1, "")], None),
                 ["a photo of a bench", "What is the main object of the image?", "Bench"],
                 vec!["bench"],
             ),
             (
-                facts(Category::TwoObject, &[("table", 1, ""), ("soccer", 1, "")], None),
+                spec(Category::TwoObject, &[("table", 1, ""), ("soccer", 1, "")], None),
                 [
                     "a photo of a table and a soccer",
                     "What are two main objects of the image?",
@@ -244,17 +249,17 @@ mod tests {
                 vec!["table", "soccer"],
             ),
             (
-                facts(Category::Counting, &[("vase", 3, "")], None),
+                spec(Category::Counting, &[("vase", 3, "")], None),
                 ["a photo of three vases", "How many items in this image?", "Three vases"],
                 vec!["three", "vase"],
             ),
             (
-                facts(Category::Colors, &[("fork", 1, "green")], None),
+                spec(Category::Colors, &[("fork", 1, "green")], None),
                 ["a photo of a green fork", "What is the color of the object?", "Green"],
                 vec!["green"],
             ),
             (
-                facts(Category::Position, &[("train", 1, ""), ("elephant", 1, "")], Some(Relation::Above)),
+                spec(Category::Position, &[("train", 1, ""), ("elephant", 1, "")], Some(Relation::Above)),
                 [
                     "a photo of a train above of an elephant",
                     "What are two objects and what is position relationship between two main items?",
@@ -263,7 +268,7 @@ mod tests {
                 vec!["train", "above of", "elephant"],
             ),
             (
-                facts(Category::ColorAttr, &[("chair", 1, "blue"), ("umbrella", 1, "red")], None),
+                spec(Category::ColorAttr, &[("chair", 1, "blue"), ("umbrella", 1, "red")], None),
                 [
                     "a photo of a blue chair and a red umbrella",
                     "What are two objects and the colors of two objects in the image?",
@@ -272,32 +277,32 @@ mod tests {
                 vec!["blue", "chair", "red", "umbrella"],
             ),
         ];
-        for (facts, texts, keywords) in rows {
-            let task = paper.task(facts);
-            assert_eq!([&*task.prompt, &*task.question, &*task.truth], texts);
+        for (spec, texts, keywords) in rows {
+            let task = paper.task(spec);
+            assert_eq!([&*task.prompt, &*task.question, &*task.reference_answer], texts);
             assert_eq!(task.keywords, keywords);
         }
     }
 
     #[test]
     fn articles_follow_the_next_word() {
-        let task = Wording::tiles().task(facts(Category::Colors, &[("circle", 1, "orange")], None));
+        let task = PromptTemplates::tiles().task(spec(Category::Colors, &[("circle", 1, "orange")], None));
         assert_eq!(task.prompt, "a photo of an orange circle");
-        assert_eq!(task.truth, "the circle is orange");
+        assert_eq!(task.reference_answer, "the circle is orange");
     }
 
-    fn of(text: &str) -> Result<Wording> {
+    fn of(text: &str) -> Result<PromptTemplates> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Wording::find(file.path().to_str().unwrap())
+        PromptTemplates::find(file.path().to_str().unwrap())
     }
 
     #[test]
     fn a_file_lies_over_the_papers_wording() {
         let own = of("[counting]\nquestion = \"Count the {objects}.\"").unwrap();
-        let task = own.task(facts(Category::Counting, &[("goose", 2, "")], None));
+        let task = own.task(spec(Category::Counting, &[("goose", 2, "")], None));
         assert_eq!(
-            [&*task.prompt, &*task.question, &*task.truth],
+            [&*task.prompt, &*task.question, &*task.reference_answer],
             ["a photo of two geese", "Count the geese.", "Two geese"]
         );
     }
@@ -316,6 +321,6 @@ mod tests {
         );
         says("[two_object]\ntruth = \"{object}\"", "expected `{object.1}` or `{object.2}`");
         says("[two_object]\ntruth = \"{object\"", "a `{` without its `}`");
-        assert!(Wording::find("papr").unwrap_err().hints()[0].contains("`paper`"));
+        assert!(PromptTemplates::find("papr").unwrap_err().hints()[0].contains("`paper`"));
     }
 }

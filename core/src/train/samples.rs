@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::step::Trainer;
+use crate::algorithms::{self, Iteration, Outcome, Phases};
 use crate::config::{EvalOptions, Rollout};
 use crate::error::Result;
 use crate::eval::check_tiles;
 use crate::judge::{ImageJudge, TilesJudge};
 use crate::model::{Mode, TextSampling};
-use crate::optimizer::{self, Iteration, Outcome, Phases};
+use crate::prompts::Task;
 use crate::run_dir::{RunDir, Samples};
-use crate::scene::Task;
 
 /// Draws each prompt `eval.pictures` times, and saves them as `samples/NAME`.
 pub(super) fn save(
@@ -44,7 +44,7 @@ pub(super) fn save(
     let images = iteration.generate()?;
     let answers = iteration.answer(&images)?;
     let rewards = iteration.score(&images, &answers)?.rewards;
-    let pixels = optimizer::pixels(trainer.model, &images, &rollout)?;
+    let pixels = algorithms::pixels(trainer.model, &images, &rollout)?;
     let verdicts = trainer.judges().then(|| TilesJudge.judge(&tasks, &pixels)).transpose()?;
     let samples = Samples {
         pixels: &pixels,
@@ -73,7 +73,7 @@ impl Trainer<'_> {
         if !self.judges() {
             return Ok(());
         }
-        let pixels = optimizer::pixels(self.model, &outcome.images, &self.rollout)?;
+        let pixels = algorithms::pixels(self.model, &outcome.images, &self.rollout)?;
         let verdicts = TilesJudge.judge(tasks, &pixels)?;
         let mut right = 0;
         let mut wrong: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new(); // passed, all
@@ -81,7 +81,7 @@ impl Trainer<'_> {
             if verdict.strict {
                 right += 1;
             } else {
-                let (passed, all) = wrong.entry(task.facts.category.name()).or_default();
+                let (passed, all) = wrong.entry(task.spec.category.name()).or_default();
                 *passed += u64::from(reward.passes());
                 *all += 1;
             }

@@ -9,14 +9,14 @@ const DIVERGED: f64 = 1.0;
 
 /// Steps at which something was wrong.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Alarms {
+pub struct TrainWarnings {
     /// No group had unequal rewards: advantages are zero, and nothing was learned.
     pub equal_rewards: u64,
     /// The divergence from the reference policy was above 1 nat a token.
     pub diverged: u64,
 }
 
-impl Alarms {
+impl TrainWarnings {
     /// Counts a step that was done before.
     pub(super) fn count(&mut self, line: &Line) {
         self.equal_rewards += u64::from(equal_rewards(line));
@@ -73,12 +73,12 @@ mod tests {
             step: 1,
             metrics: metrics.iter().map(|(name, value)| ((*name).to_string(), *value)).collect(),
         };
-        let mut alarms = Alarms::default();
+        let mut alarms = TrainWarnings::default();
         alarms.watch(&line(&[("reward/informative", 0.0), ("kl/answer", 0.2)]));
         alarms.watch(&line(&[("reward/informative", 0.5), ("kl/image", 1.5)]));
         alarms.watch(&line(&[("reward/informative", 0.0), ("kl/answer", 2.0), ("kl/image", 1.5)]));
         alarms.watch(&line(&[("reward/mean", 0.5)]));
-        assert_eq!(alarms, Alarms { equal_rewards: 2, diverged: 2 });
+        assert_eq!(alarms, TrainWarnings { equal_rewards: 2, diverged: 2 });
     }
 
     #[test]

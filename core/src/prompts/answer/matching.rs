@@ -1,7 +1,7 @@
 //! What of the facts an answer states.
 
 use super::{AnswerParser, Claim, ParsedAnswer, Placement, Vocabulary, Words};
-use crate::scene::{Category, Facts, plural};
+use crate::prompts::{Category, PromptSpec, plural};
 
 /// What of the facts an answer states, each where it belongs; one entry an object.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,12 +20,12 @@ pub struct AnswerMatch {
 
 impl AnswerMatch {
     /// What of `facts` an answer states.
-    pub fn of(facts: &Facts, answer: &ParsedAnswer) -> Self {
-        let claims = relevant(facts, &answer.claims);
-        let more = answer.doubt.clone().or_else(|| too_much(facts, &claims));
+    pub fn of(spec: &PromptSpec, answer: &ParsedAnswer) -> Self {
+        let claims = relevant(spec, &answer.claims);
+        let more = answer.doubt.clone().or_else(|| too_much(spec, &claims));
         let mut found = Self { more, ..Self::default() };
         let mut taken: Vec<Option<usize>> = Vec::new();
-        for object in &facts.objects {
+        for object in &spec.objects {
             let names = |(index, claim): &(usize, &Claim)| {
                 claim.noun.as_ref() == Some(&object.noun) && !taken.contains(&Some(*index))
             };
@@ -39,20 +39,20 @@ impl AnswerMatch {
             taken.push(index);
             let claim = index.map(|index| &answer.claims[index]);
             // A colour or a number alone is that of the one object that was asked for.
-            let bare = claims.first().filter(|claim| facts.objects.len() == 1 && claim.noun.is_none());
+            let bare = claims.first().filter(|claim| spec.objects.len() == 1 && claim.noun.is_none());
             let bare_count =
                 answer.claims.iter().filter(|claim| claim.noun.is_none()).find_map(|claim| claim.count);
             let number = match claim {
                 Some(claim) => claim.count.or(bare_count) == Some(object.count),
                 None => claims.len() == 1 && bare.and_then(|claim| claim.count) == Some(object.count),
             };
-            let counted = facts.category == Category::Counting && number;
-            let colored = claim.or(bare.copied().filter(|_| facts.category == Category::Colors));
+            let counted = spec.category == Category::Counting && number;
+            let colored = claim.or(bare.copied().filter(|_| spec.category == Category::Colors));
             found.nouns.push(claim.is_some() || counted);
             found.numbers.push(number);
             found.colors.push(object.color.is_some() && colored.is_some_and(has_color));
         }
-        if let (Some(asked), [Some(first), Some(second)]) = (facts.relation, taken.as_slice()) {
+        if let (Some(asked), [Some(first), Some(second)]) = (spec.relation, taken.as_slice()) {
             // "The dog is on the left and the cat is on the right": both state the same, of the image.
             let states = |place: &Placement, subject: usize, relation| {
                 place.subject == Some(subject) && place.relation == Some(relation)
@@ -89,15 +89,15 @@ impl AnswerMatch {
 }
 
 /// The claims without those that only announce the others: `There are two objects: ...`, `three items: three vases`.
-fn relevant<'c>(facts: &Facts, claims: &'c [Claim]) -> Vec<&'c Claim> {
+fn relevant<'c>(spec: &PromptSpec, claims: &'c [Claim]) -> Vec<&'c Claim> {
     let is_bare = |claim: &&Claim| claim.noun.is_none() && claim.colors.is_empty() && claim.count.is_some();
     let named: Vec<&Claim> = claims.iter().filter(|claim| claim.noun.is_some()).collect();
     let mut bare: Vec<u32> = claims.iter().filter(is_bare).filter_map(|claim| claim.count).collect();
     bare.dedup();
-    let expected = match (facts.category, named.as_slice(), bare.as_slice()) {
+    let expected = match (spec.category, named.as_slice(), bare.as_slice()) {
         (Category::Counting, [one], [count]) => Some(one.count.unwrap_or(*count)),
         (Category::Counting, ..) => None,
-        _ => Some(facts.objects.len() as u32),
+        _ => Some(spec.objects.len() as u32),
     };
     let announces = |claim: &&Claim| is_bare(claim) && claim.count == expected;
     claims.iter().filter(|claim| !announces(claim)).collect()
@@ -105,25 +105,25 @@ fn relevant<'c>(facts: &Facts, claims: &'c [Claim]) -> Vec<&'c Claim> {
 
 /// What an answer states beyond what was asked for: more objects, several colours of one, a number where none was asked
 /// for.
-fn too_much(facts: &Facts, claims: &[&Claim]) -> Option<String> {
+fn too_much(spec: &PromptSpec, claims: &[&Claim]) -> Option<String> {
     for claim in claims {
-        if facts.category.names_colors() && claim.colors.len() > 1 {
+        if spec.category.names_colors() && claim.colors.len() > 1 {
             return Some(format!("states {} colours", claim.colors.len()));
         }
         // A pair of skis is what `skis` are.
         let pair = claim.paired && claim.noun.as_ref().is_some_and(|noun| plural(noun) == *noun);
         let count = claim.count.filter(|count| *count > 1 && !pair);
-        if facts.category != Category::Counting
+        if spec.category != Category::Counting
             && let Some(many) =
                 count.map(|count| count.to_string()).or(claim.several.then(|| "several".into()))
         {
             return Some(format!("states that there are {many}"));
         }
     }
-    if claims.len() <= facts.objects.len() {
+    if claims.len() <= spec.objects.len() {
         return None;
     }
-    let known = |noun: &&String| facts.objects.iter().any(|object| object.noun == **noun);
+    let known = |noun: &&String| spec.objects.iter().any(|object| object.noun == **noun);
     let other = claims.iter().filter_map(|claim| claim.noun.as_ref()).find(|noun| !known(noun));
     Some(match other {
         Some(noun) => format!("names `{noun}`"),
@@ -132,6 +132,6 @@ fn too_much(facts: &Facts, claims: &[&Claim]) -> Option<String> {
 }
 
 /// What of the facts an answer states, by the usual vocabulary.
-pub fn match_answer(facts: &Facts, answer: &str) -> AnswerMatch {
-    AnswerMatch::of(facts, &AnswerParser::new(facts, &Vocabulary::default()).parse(&Words::of_answer(answer)))
+pub fn match_answer(spec: &PromptSpec, answer: &str) -> AnswerMatch {
+    AnswerMatch::of(spec, &AnswerParser::new(spec, &Vocabulary::default()).parse(&Words::of_answer(answer)))
 }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 use super::lexicon::{COLORS, EVERYDAY, SHAPES, canonical, color_spellings, synonyms};
-use super::{Facts, Plurals, Relation, plural};
+use super::{Plurals, PromptSpec, Relation, plural};
 use parser::Parser;
 use roles::{Role, joint_role, role};
 
@@ -140,22 +140,22 @@ pub struct AnswerParser {
 
 impl AnswerParser {
     /// The parser of answers about `facts`.
-    pub fn new(facts: &Facts, vocabulary: &Vocabulary) -> Self {
+    pub fn new(spec: &PromptSpec, vocabulary: &Vocabulary) -> Self {
         let mut colors: Vec<(Words, String)> = Vec::new();
-        for color in facts.objects.iter().filter_map(|object| object.color.as_ref()) {
+        for color in spec.objects.iter().filter_map(|object| object.color.as_ref()) {
             colors
                 .extend(vocabulary.colors(color).iter().map(|spelling| (Words::of(spelling), color.clone())));
         }
         // Where colours are asked for, "orange" is one; elsewhere it is the fruit.
         let is_color = |spelling: &Words| {
             let own = || colors.iter().any(|(color, _)| color.text() == spelling.text());
-            facts.category.names_colors()
+            spec.category.names_colors()
                 && spelling.len() == 1
                 && (own() || role(spelling.text()) == Some(Role::Color))
         };
         let mut nouns: Vec<(Words, String)> = Vec::new();
         let mut asked = HashMap::new();
-        for object in &facts.objects {
+        for object in &spec.objects {
             for name in vocabulary.names(&object.noun) {
                 let fits = |spelling: &Words| !spelling.is_empty() && !is_color(spelling);
                 nouns.extend(spellings(&name).filter(fits).map(|spelling| (spelling, object.noun.clone())));
@@ -167,7 +167,7 @@ impl AnswerParser {
         nouns.sort_by_key(|(spelling, _)| std::cmp::Reverse(spelling.len()));
         colors.sort_by_key(|(spelling, _)| std::cmp::Reverse(spelling.len()));
         let ignore = vocabulary.ignore.iter().map(|word| word.to_lowercase()).collect();
-        let has_shape = facts.objects.iter().any(|object| SHAPES.contains(&object.noun.as_str()));
+        let has_shape = spec.objects.iter().any(|object| SHAPES.contains(&object.noun.as_str()));
         let shapes =
             SHAPES.iter().filter(|_| has_shape).flat_map(|shape| [(*shape).into(), plural(shape)]).collect();
         Self { nouns, colors, ignore, asked, shapes }
@@ -223,22 +223,26 @@ mod tests {
     use super::super::{Category, Object};
     use super::*;
 
-    fn facts(category: Category, objects: &[(&str, u32, Option<&str>)], relation: Option<Relation>) -> Facts {
+    fn spec(
+        category: Category,
+        objects: &[(&str, u32, Option<&str>)],
+        relation: Option<Relation>,
+    ) -> PromptSpec {
         let object = |(noun, count, color): &(&str, u32, Option<&str>)| Object {
             noun: (*noun).into(),
             count: *count,
             color: color.map(Into::into),
         };
-        Facts { category, objects: objects.iter().map(object).collect(), relation }
+        PromptSpec { category, objects: objects.iter().map(object).collect(), relation }
     }
 
-    fn right(facts: &Facts, answer: &str) -> bool {
-        match_answer(facts, answer).is_right(facts.category)
+    fn right(spec: &PromptSpec, answer: &str) -> bool {
+        match_answer(spec, answer).is_right(spec.category)
     }
 
     #[test]
     fn the_reader_is_tolerant() {
-        let three = facts(Category::Counting, &[("wine glass", 3, None)], None);
+        let three = spec(Category::Counting, &[("wine glass", 3, None)], None);
         for answer in [
             "Three wine glasses.",
             "there are 3 wine glasses in this image",
@@ -249,28 +253,28 @@ mod tests {
             assert!(right(&three, answer), "{answer}");
         }
         assert!(!right(&three, "three glasses"));
-        let couch = facts(Category::TwoObject, &[("couch", 1, None), ("computer mouse", 1, None)], None);
+        let couch = spec(Category::TwoObject, &[("couch", 1, None), ("computer mouse", 1, None)], None);
         assert!(right(&couch, "A wooden sofa. A mouse."));
         assert!(right(&couch, "there is a couch and a computer mouse"));
-        let gray = facts(Category::Colors, &[("tv", 1, Some("gray"))], None);
+        let gray = spec(Category::Colors, &[("tv", 1, Some("gray"))], None);
         assert!(right(&gray, "The television is grey."));
     }
 
     #[test]
     fn colours_and_nouns_may_share_a_word() {
-        let fruit = facts(Category::Colors, &[("orange", 1, Some("orange"))], None);
+        let fruit = spec(Category::Colors, &[("orange", 1, Some("orange"))], None);
         assert!(right(&fruit, "an orange orange"));
         assert!(right(&fruit, "The orange is orange."));
         assert!(!right(&fruit, "the orange is red"));
-        let juice = facts(Category::SingleObject, &[("orange juice", 1, None)], None);
+        let juice = spec(Category::SingleObject, &[("orange juice", 1, None)], None);
         assert!(right(&juice, "Orange juice"));
-        let two = facts(Category::Colors, &[("car", 1, Some("light blue"))], None);
+        let two = spec(Category::Colors, &[("car", 1, Some("light blue"))], None);
         assert!(right(&two, "the car is light blue") && !right(&two, "the car is blue"));
     }
 
     #[test]
     fn a_denial_is_no_claim() {
-        let circle = facts(Category::SingleObject, &[("circle", 1, None)], None);
+        let circle = spec(Category::SingleObject, &[("circle", 1, None)], None);
         for wrong in [
             "no circle",
             "nothing",
@@ -283,7 +287,7 @@ mod tests {
             assert!(!right(&circle, wrong), "{wrong}");
         }
         assert!(right(&circle, "a circle and no star"));
-        let green = facts(Category::Colors, &[("fork", 1, Some("green"))], None);
+        let green = spec(Category::Colors, &[("fork", 1, Some("green"))], None);
         for wrong in ["not green", "the fork is not green", "the fork isn't green", "The fork is never green"]
         {
             assert!(!right(&green, wrong), "{wrong}");
@@ -294,7 +298,7 @@ mod tests {
     #[test]
     fn both_forms_of_a_relation_are_right() {
         let objects = [("star", 1, None), ("ring", 1, None)];
-        let left = facts(Category::Position, &objects, Some(Relation::LeftOf));
+        let left = spec(Category::Position, &objects, Some(Relation::LeftOf));
         for answer in [
             "the star is to the left of the ring",
             "the star is located on the left side of the ring",
@@ -321,12 +325,12 @@ mod tests {
 
     #[test]
     fn what_is_too_much_is_told() {
-        let circle = facts(Category::SingleObject, &[("circle", 1, None)], None);
-        let more = |facts: &Facts, answer: &str| match_answer(facts, answer).more.unwrap_or_default();
+        let circle = spec(Category::SingleObject, &[("circle", 1, None)], None);
+        let more = |spec: &PromptSpec, answer: &str| match_answer(spec, answer).more.unwrap_or_default();
         assert_eq!(more(&circle, "a circle and a star"), "names `star`");
         assert_eq!(more(&circle, "a circle and a circle"), "names 2 objects");
         assert_eq!(more(&circle, "two circles"), "states that there are 2");
-        let green = facts(Category::Colors, &[("fork", 1, Some("green"))], None);
+        let green = spec(Category::Colors, &[("fork", 1, Some("green"))], None);
         assert_eq!(more(&green, "red orange green"), "states 3 colours");
     }
 
@@ -339,13 +343,13 @@ mod tests {
             "1.", "2)", "4294967295", "99999999999", " ", "\n", ".", ",", "?", ":", " - ", "not", "no", "isn't", "n’t", "red", "orange",
             "left", "of", "above", "it", "respectively", "pairs of", "dozen", "one", "with", "fur", "on", "anything but", "İ", "🪑", "T.V.",
         ];
-        let mut rng = crate::scene::rng::Rng::new(41);
+        let mut rng = crate::prompts::rng::Rng::new(41);
         let objects = [("star", 1, None), ("ring", 1, None)];
-        let facts = facts(Category::Position, &objects, Some(Relation::LeftOf));
+        let spec = spec(Category::Position, &objects, Some(Relation::LeftOf));
         for _ in 0..20_000 {
             let words = (0..=rng.below(12)).map(|_| FRAGMENTS[rng.below(FRAGMENTS.len())]);
             let answer = words.collect::<Vec<_>>().join(["", " "][rng.below(2)]);
-            match_answer(&facts, &answer);
+            match_answer(&spec, &answer);
         }
     }
 }

@@ -3,8 +3,8 @@
 use super::places::{Event, Origin, placements};
 use super::roles::{Role, is_participle, role};
 use super::{Claim, ParsedAnswer};
-use crate::scene::Relation;
-use crate::scene::english::{is_always_a_pair, number};
+use crate::prompts::Relation;
+use crate::prompts::english::{is_always_a_pair, number};
 
 /// The longest chain of unknown words that still describes the noun behind it.
 const MOST_MODIFIERS: usize = 3;
@@ -435,7 +435,7 @@ impl Parser {
             Some(Role::Color) => self.color(word),
             Some(Role::Hue) => self.phrase.hue = true,
             // `with two black wheels`: neither another object nor its colour.
-            Some(Role::Part) => {
+            Some(Role::Segment) => {
                 self.phrase.part = true;
                 self.phrase.count = None;
                 self.phrase.colors.clear();

@@ -1,7 +1,7 @@
 //! Who lies where: from the order in which an answer mentions objects and places.
 
 use super::Placement;
-use crate::scene::Relation;
+use crate::prompts::Relation;
 
 /// What matters to placements, in the order of the text. A claim is an index into the claims.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use super::Words;
-use crate::scene::Relation;
+use crate::prompts::Relation;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
@@ -47,7 +47,7 @@ pub(super) enum Role {
     /// `it`: after a place, an object that was mentioned before.
     Pronoun,
     /// A part of an object, never another one.
-    Part,
+    Segment,
     /// What covers an object: its colour is the object's.
     Cover,
     /// `respectively`.
@@ -134,7 +134,7 @@ const ROLES: &[(Role, &[&str])] = &[
         "fur", "finish", "coat", "feathers", "body", "fabric", "upholstery", "exterior", "skin", "paint", "texture", "plumage",
         "wool", "petals", "casing", "rind", "peel",
     ]),
-    (Role::Part, &[
+    (Role::Segment, &[
         "mane", "tail", "wheel", "wheels", "leg", "legs", "armrest", "armrests", "handle", "handles", "hair", "eye", "eyes", "screen",
         "lid", "stripes", "spots", "pattern", "seat", "seats", "back", "backrest", "wings", "horns", "ears", "nose", "face", "head",
         "frame", "cushions", "stem", "blade", "keys", "buttons", "door", "doors", "windows", "straps", "collar", "slats", "engine",

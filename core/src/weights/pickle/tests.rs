@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use zip::write::FileOptions;
 
 use super::*;
-use crate::scene::rng::Rng;
+use crate::prompts::rng::Rng;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/pickle");
 

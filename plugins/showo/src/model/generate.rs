@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{ImageSampling, Images};
-use unirl_layers::decoder::{self, Cache, Canvas, Rows, Sees};
+use unirl_layers::decoder::{self, AttnMask, KvCache, ParallelDecodeState, StackInput};
 use unirl_text::padded;
 
 use super::Showo;
@@ -17,7 +17,7 @@ use crate::phi::Phi;
 /// rows of every step, of every copy of a prompt, and of every replayed state continue the same cache.
 #[derive(Debug)]
 pub struct TextBlocks {
-    cache: Cache,
+    cache: KvCache,
     /// Columns of the cache.
     columns: i64,
     /// Columns of padding before the text of each block. Image rows see all that is behind; a pad in a prompt, which only one
@@ -61,13 +61,14 @@ impl Showo {
         let visible = mask::t2i(&ids, &self.special, true);
         let mask = decoder::additive(&visible);
         let x = phi.language.embed(&ids);
-        let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
+        let rows =
+            StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
         let (_, cache) = phi.language.forward(rows)?;
         Ok(TextBlocks { cache, columns: length, padding, index })
     }
 
     /// `<soi> codes <eoi>` of images `codes [rows,N]`, hidden where [`UNKNOWN`], embedded: `[rows,N+2,D]`.
-    fn embed_drawing(&self, phi: &Phi, codes: &Tensor) -> Tensor {
+    fn embed_image_tokens(&self, phi: &Phi, codes: &Tensor) -> Tensor {
         let hidden = codes.full_like(self.special.mask);
         let ids = hidden.where_self(&codes.eq(UNKNOWN), &(codes + self.special.image));
         let edge = |id: i64| Tensor::full([codes.size()[0], 1], id, (Kind::Int64, self.device));
@@ -91,10 +92,10 @@ impl Showo {
         places: &Tensor,
     ) -> Result<Tensor> {
         let text = Tensor::from_slice(index).to_device(self.device);
-        phi.language.hidden(Rows {
-            x: self.embed_drawing(phi, codes),
+        phi.language.hidden(StackInput {
+            x: self.embed_image_tokens(phi, codes),
             positions: &self.image_positions(),
-            sees: Sees::From(&blocks.padding(index)),
+            sees: AttnMask::From(&blocks.padding(index)),
             past: Some(&blocks.cache.select(&text)),
             read: Some(&(places + 1)), // behind `<soi>`
         })
@@ -139,14 +140,14 @@ impl Showo {
                     _ => self.logits_on(&canvas, &codes, &places, sampling.guidance),
                 };
                 temperature = maskgit::cool(temperature, at, sampling.steps);
-                let (draws, noise) = uniforms(at);
+                let (uniforms, noise) = uniforms(at);
                 let step = maskgit::step(
                     self.schedule,
                     (&logits, &places),
                     &codes,
                     (at, sampling.steps),
                     temperature,
-                    &draws,
+                    &uniforms,
                     &noise,
                 );
                 let unknown = codes.eq(UNKNOWN);
@@ -164,23 +165,29 @@ impl Showo {
 
     /// Where all prompts draw, with the empty prompt behind them under guidance: their text, and room for the image rows, which
     /// are written anew in each step.
-    fn canvas(&self, blocks: &TextBlocks, guidance: f64) -> Canvas {
+    fn canvas(&self, blocks: &TextBlocks, guidance: f64) -> ParallelDecodeState {
         let index = if guidance > 0.0 { with_empty(&blocks.index) } else { blocks.index.clone() };
         let text = Tensor::from_slice(&index).to_device(self.device);
         let room = blocks.cache.with_room(&text, self.card.image_tokens + 2);
         let (language, sees) = (&self.phi.language, blocks.padding(&index));
         let positions = self.image_positions();
-        language.stack.canvas(room, &positions, Sees::From(&sees), blocks.columns, language.kind())
+        language.stack.canvas(room, &positions, AttnMask::From(&sees), blocks.columns, language.kind())
     }
 
     /// Logits `[B,m,K]` of the `places [B,m]` of `codes [B,N]`, with guidance.
-    fn logits_on(&self, canvas: &Canvas, codes: &Tensor, places: &Tensor, guidance: f64) -> Tensor {
+    fn logits_on(
+        &self,
+        canvas: &ParallelDecodeState,
+        codes: &Tensor,
+        places: &Tensor,
+        guidance: f64,
+    ) -> Tensor {
         let language = &self.phi.language;
         let twice = |tensor: &Tensor| match guidance > 0.0 {
             true => Tensor::cat(&[tensor, tensor], 0),
             false => tensor.shallow_clone(),
         };
-        let x = self.embed_drawing(&self.phi, codes);
+        let x = self.embed_image_tokens(&self.phi, codes);
         let hidden = language.stack.run_on(canvas, twice(&x), &(twice(places) + 1));
         let logits = self.phi.code_logits(&language.norm.apply(&hidden));
         if guidance <= 0.0 {

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use tch::{Kind, Tensor};
-use unirl::model::{Images, Part, Policy, Replay, Scoring};
+use unirl::model::{BatchSlice, Images, Masking, Policy, Scoring};
 use unirl::{Error, Result};
 use unirl_layers::{Linear, language};
 
 use super::Showo;
-use super::drawing::{TextBlocks, with_empty};
+use super::generate::{TextBlocks, with_empty};
 use crate::maskgit;
 use crate::phi::Phi;
 
@@ -103,23 +103,23 @@ impl Showo {
     }
 
     /// The states in which the tokens of images are scored, `[S·B,N]`, which of them each is asked for, and all targets `[B,N]`.
-    fn replayed(&self, images: &Images, replay: &Replay) -> Result<(Tensor, Tensor, Tensor)> {
+    fn replayed(&self, images: &Images, replay: &Masking) -> Result<(Tensor, Tensor, Tensor)> {
         let tokens = &images.tokens;
         let size = tokens.size(); // [B,N]
         let masked = |targets: Tensor| (maskgit::hide(tokens, &targets), targets.shallow_clone(), targets);
         match replay {
-            Replay::Remask { seed, part, .. } => {
+            Masking::Remask { seed, part, .. } => {
                 tch::manual_seed(*seed as i64);
                 let t = self.uniform(&[1]);
-                let uniforms = Part::rows(*part, size[0], |of| self.uniform(&[of, size[1]]));
+                let uniforms = BatchSlice::rows(*part, size[0], |of| self.uniform(&[of, size[1]]));
                 Ok(masked(maskgit::remask(self.schedule, &uniforms, &t)))
             }
-            Replay::Pretrain { seed } => {
+            Masking::Pretrain { seed } => {
                 tch::manual_seed(*seed as i64);
                 let t = self.uniform(&[size[0]]);
                 Ok(masked(maskgit::remask(self.schedule, &self.uniform(&size), &t)))
             }
-            Replay::Reveal { steps, .. } => {
+            Masking::Reveal { steps, .. } => {
                 let revealed_at = images.revealed_at.as_ref().ok_or_else(|| {
                     Error::usage("the images do not know at which steps they were revealed")
                         .hint("replay drawings as `generate` returned them")
@@ -138,9 +138,9 @@ impl Showo {
     }
 
     /// Prompts as ids, of which pretraining drops some; behind [`Self::replayed`], whose random numbers come before these.
-    fn replayed_prompts(&self, prompts: &[String], replay: &Replay) -> Result<Vec<Vec<i64>>> {
+    fn replayed_prompts(&self, prompts: &[String], replay: &Masking) -> Result<Vec<Vec<i64>>> {
         let mut prompts = self.prompt_ids(prompts)?;
-        if let Replay::Pretrain { .. } = replay {
+        if let Masking::Pretrain { .. } = replay {
             let dropped = Vec::<bool>::try_from(self.uniform(&[prompts.len() as i64]).lt(DROPPED_PROMPTS))?;
             let dropped = prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped);
             dropped.for_each(|(ids, _)| ids.clear());
@@ -154,7 +154,7 @@ impl Showo {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
         make: impl FnOnce(&Phi, &Scored, Tensor) -> Result<R>,
     ) -> Result<R> {
         images.check(&self.card, "prompts", prompts.len())?;

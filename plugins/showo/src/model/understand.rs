@@ -4,8 +4,8 @@ use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{Answers, Images, TextSampling, TokenLogp};
 use unirl_layers::LayerNorm;
-use unirl_layers::decoder::{self, Rows, Sees};
-use unirl_layers::decoding::{self, Written};
+use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::decoding::{self, GeneratedText};
 use unirl_layers::language::answered;
 use unirl_text::padded;
 
@@ -15,7 +15,7 @@ use crate::mask;
 use crate::phi::{self, Phi};
 
 /// Answers under way.
-pub type Answering<'a> = decoding::Answering<'a, phi::Layer, LayerNorm>;
+pub type TextDecoding<'a> = decoding::TextDecoding<'a, phi::Layer, LayerNorm>;
 
 impl Showo {
     /// Reads images and questions, given as ids, in one pass: padding stands behind a question, hidden from
@@ -26,12 +26,13 @@ impl Showo {
         images: &Images,
         questions: &[Vec<i64>],
         room: i64,
-    ) -> Result<Answering<'a>> {
+    ) -> Result<TextDecoding<'a>> {
         let (ids, there) = padded(questions, self.special.pad, self.device);
         let (x, positions, mask) = self.understanding(phi, images, &ids)?;
         let image = Tensor::ones([images.len(), self.prefix()], (Kind::Bool, self.device));
-        let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
-        Answering::read(&phi.language, rows, &Tensor::cat(&[image, there], 1), room)
+        let rows =
+            StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
+        TextDecoding::read(&phi.language, rows, &Tensor::cat(&[image, there], 1), room)
     }
 
     /// Writes answers to questions, given as ids, until each has emitted `stop`.
@@ -41,7 +42,7 @@ impl Showo {
         questions: &[Vec<i64>],
         sampling: &TextSampling,
         stop: i64,
-    ) -> Result<Written> {
+    ) -> Result<GeneratedText> {
         tch::no_grad(|| {
             let answering = self.ask(&self.phi, images, questions, sampling.max_tokens)?;
             answering.write(sampling, stop, self.special.pad)
@@ -60,7 +61,8 @@ impl Showo {
         let (x, positions, mask) = self.understanding(phi, images, &ids)?;
         let ends: Vec<i64> =
             questions.iter().map(|question| self.prefix() + question.len() as i64 - 1).collect();
-        let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
+        let rows =
+            StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
         phi.language.score(rows, &ends, answers)
     }
 
@@ -69,10 +71,10 @@ impl Showo {
         let x = Tensor::cat(&[self.embed_images(phi, images)?, phi.language.embed(ids)], 1);
         let length = x.size()[1];
         let columns = Tensor::arange(length, (Kind::Int64, self.device));
-        let visible = match &self.eyes {
-            Some(eyes) => {
-                let features = eyes.tower.config().patches();
-                mask::mmu_clip(length, eyes.system.len() as i64, features, self.device)
+        let visible = match &self.vision {
+            Some(vision) => {
+                let features = vision.tower.config().patches();
+                mask::mmu_clip(length, vision.system.len() as i64, features, self.device)
             }
             None => mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix())).unsqueeze(0),
         };
@@ -82,8 +84,8 @@ impl Showo {
     /// Rows before the text of understanding: `<mmu> <soi> image <eoi>`, or with the system prompt behind `<mmu>` and
     /// features for the image.
     pub(super) fn prefix(&self) -> i64 {
-        match &self.eyes {
-            Some(eyes) => eyes.system.len() as i64 + eyes.tower.config().patches() + 3,
+        match &self.vision {
+            Some(vision) => vision.system.len() as i64 + vision.tower.config().patches() + 3,
             None => self.card.image_tokens + 3,
         }
     }
@@ -92,7 +94,7 @@ impl Showo {
         let ids = |question: &String| -> Result<Vec<i64>> {
             let text = self.config.question_template().replace("{question}", question);
             let ids = self.text.encode(&text)?;
-            Ok(if self.eyes.is_some() { ids } else { self.prompting.question(&ids) })
+            Ok(if self.vision.is_some() { ids } else { self.prompting.question(&ids) })
         };
         questions.iter().map(ids).collect()
     }
@@ -106,10 +108,10 @@ impl Showo {
         };
         let Special { mmu, soi, eoi, image, .. } = self.special;
         let mut before = vec![mmu];
-        let image = match (&self.eyes, &images.relaxed) {
-            (Some(eyes), _) => {
-                before.extend(&eyes.system);
-                phi.embed_features(&eyes.tower.features(&self.seen(images)))?
+        let image = match (&self.vision, &images.relaxed) {
+            (Some(vision), _) => {
+                before.extend(&vision.system);
+                phi.embed_features(&vision.tower.features(&self.seen(images)))?
             }
             (None, Some(relaxed)) => phi.embed_codes(relaxed),
             (None, None) => phi.language.embed(&(&images.tokens + image)),
