@@ -41,7 +41,7 @@ fn finite(value: &toml::Value, path: &str) -> Result<Value> {
                 .ok_or_else(|| wrong(path, &format!("expected a finite number, got `{number}`")))?,
         ),
         toml::Value::Integer(number) => (*number).into(),
-        toml::Value::Boolean(reference_answer) => (*reference_answer).into(),
+        toml::Value::Boolean(flag) => (*flag).into(),
         toml::Value::String(text) => text.as_str().into(),
         toml::Value::Datetime(date) => date.to_string().into(),
         toml::Value::Array(list) => {

@@ -215,7 +215,7 @@ fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
     let plain = Detection { color: None, ..square };
     assert_eq!(detector.detect(&pixels, &classes, &[])?, [vec![plain], vec![]]);
 
-    let mut said = |config: Value| {
+    let mut shown_text = |config: Value| {
         let detector = plugins.detector("tiles", &config).unwrap();
         error(detector.detect(&pixels, &classes, &colors)).to_string()
     };
@@ -229,7 +229,7 @@ fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
              got [8.0, 8.0, 7.0, 16.0]",
         ),
     ] {
-        assert_eq!(said(config), format!("{failed}{why}"));
+        assert_eq!(shown_text(config), format!("{failed}{why}"));
     }
     let name = error(plugins.detector("tyles", &Value::Null));
     assert_eq!((name.code(), name.message()), (Code::Usage, "unknown detector `tyles`"));

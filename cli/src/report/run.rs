@@ -34,7 +34,7 @@ pub(super) struct Run {
     pub(super) text: String,
     pub(super) lines: Vec<Line>,
     /// Label and value.
-    pub(super) spec: Vec<(&'static str, String)>,
+    pub(super) details: Vec<(&'static str, String)>,
     /// A heading and a row a figure.
     pub(super) figures: Vec<FigureRow>,
     /// What they show and the picture as a `data:` address.
@@ -75,7 +75,7 @@ impl Run {
         Ok(Self {
             name: root.display().to_string(),
             color: format!("#{:02x}{:02x}{:02x}", color.0, color.1, color.2),
-            spec: spec(&settings, &lines, end.as_ref()),
+            details: details(&settings, &lines, end.as_ref()),
             figures: end.as_ref().map(figures).unwrap_or_default(),
             pictures: pictures(root)?,
             times: times(&lines),
@@ -102,7 +102,7 @@ fn end(root: &Path) -> Result<Option<End>> {
     serde_json::from_str(&text).context(place).map(Some)
 }
 
-fn spec(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'static str, String)> {
+fn details(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'static str, String)> {
     let (done, steps) = (lines.last().map_or(0, |line| line.step), config.train.steps);
     let state = match end {
         None => format!("not at its end: {done} of {steps} steps"),
@@ -112,7 +112,7 @@ fn spec(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'static 
         Some(_) => format!("complete: {steps} steps"),
     };
     let rules: Vec<&str> = config.reward.rules.iter().map(|rule| rule.name.as_str()).collect();
-    let mut spec = vec![
+    let mut details = vec![
         ("model", format!("{} ({})", config.model.plugin, config.model.checkpoint)),
         ("optimizer", config.optimizer.name.clone()),
         ("reward", rules.join(", ")),
@@ -120,20 +120,20 @@ fn spec(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'static 
         ("state", state),
     ];
     if config.train.shuffle_rewards {
-        spec.push(("control", "rewards are shuffled: it must gain nothing".into()));
+        details.push(("control", "rewards are shuffled: it must gain nothing".into()));
     }
     if let Some(end) = end {
-        spec.push(("wall time", format!("{:.0} s", end.wall_seconds)));
+        details.push(("wall time", format!("{:.0} s", end.wall_seconds)));
         for (count, what) in [
             (end.alarms.equal_rewards, "of them had no group with unequal rewards"),
             (end.alarms.diverged, "of them were more than 1 nat a token from the reference policy"),
         ] {
             if count > 0 {
-                spec.push(("steps", format!("{count} {what}")));
+                details.push(("steps", format!("{count} {what}")));
             }
         }
     }
-    spec
+    details
 }
 
 fn figures(end: &End) -> Vec<FigureRow> {

@@ -361,7 +361,7 @@ mod tests {
     use super::*;
     use crate::abi::adapt::unsupported;
     use crate::abi::component::{Component, Component_TO, FfiError, FfiRecord};
-    use crate::abi::panic::guard;
+    use crate::abi::panic::catch_unwind_to_ffi_error;
     use crate::model::{ImageDecoding, ImageSpace};
 
     /// A model of the time when drawings were scored by logits alone: an image of two tokens among three codes.
@@ -369,7 +369,7 @@ mod tests {
 
     impl Component for Before {
         fn call(&mut self, op: RStr<'_>, _: FfiRecord) -> RResult<FfiRecord, FfiError> {
-            guard(|| match op.as_str() {
+            catch_unwind_to_ffi_error(|| match op.as_str() {
                 op::CARD => {
                     let sizes = [2, 3, 1];
                     let card = ModelCard::new("before", ImageSpace::Shared, ImageDecoding::Masked, sizes);

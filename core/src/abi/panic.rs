@@ -17,7 +17,7 @@ thread_local! {
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Replaces the hook of this image by one that prints nothing inside of [`guard`] and keeps the place
+/// Replaces the hook of this image by one that prints nothing inside of [`catch_unwind_to_ffi_error`] and keeps the place
 /// instead.
 pub(super) fn install_hook() {
     static ONCE: Once = Once::new();
@@ -50,15 +50,15 @@ fn is_foreign(path: &str) -> bool {
 
 /// Runs a body of a boundary function: an error or a panic becomes an [`FfiError`], and grad mode is as it
 /// was.
-pub(super) fn guard<T>(body: impl FnOnce() -> Result<T>) -> RResult<T, FfiError> {
-    match caught(body) {
+pub(super) fn catch_unwind_to_ffi_error<T>(body: impl FnOnce() -> Result<T>) -> RResult<T, FfiError> {
+    match catch_unwind_to_error(body) {
         Ok(value) => ROk(value),
         Err(error) => RErr(error.into()),
     }
 }
 
 /// Runs a body: a panic becomes an error, and grad mode is as it was.
-pub(crate) fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn catch_unwind_to_error<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     install_hook();
     let grad = grad_mode();
     let outer = GUARDED.replace(true);
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_an_error_and_grad_mode_survives() {
-        let result: RResult<(), _> = guard(|| tch::no_grad(|| panic!("kaboom {}", 7)));
+        let result: RResult<(), _> = catch_unwind_to_ffi_error(|| tch::no_grad(|| panic!("kaboom {}", 7)));
         let error = Error::from(result.into_result().expect_err("it panicked"));
         assert_eq!(error.code(), Code::Panic);
         assert!(error.message().ends_with("kaboom 7"), "{error}");

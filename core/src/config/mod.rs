@@ -163,7 +163,7 @@ pub struct OptimizerOptions {
     pub name: String,
     /// A table of options for each algorithm by name.
     #[serde(flatten)]
-    #[schemars(schema_with = "algorithms")]
+    #[schemars(schema_with = "algorithm_tables")]
     pub options: toml::Table,
 }
 
@@ -174,7 +174,7 @@ impl Default for OptimizerOptions {
 }
 
 /// A table of options for each algorithm.
-fn algorithms(generator: &mut SchemaGenerator) -> Schema {
+fn algorithm_tables(generator: &mut SchemaGenerator) -> Schema {
     let mut tables = serde_json::Map::new();
     for entry in algorithms::all() {
         let mut schema = (entry.schema)(generator);
@@ -283,9 +283,9 @@ impl Default for CheckpointOptions {
 }
 
 const PRESETS: [(&str, &str); 3] = [
-    ("tiles", include_str!("../presets/tiles.toml")),
-    ("tiles-split", include_str!("../presets/tiles-split.toml")),
-    ("paper", include_str!("../presets/paper.toml")),
+    ("tiles", include_str!("../../presets/tiles.toml")),
+    ("tiles-split", include_str!("../../presets/tiles-split.toml")),
+    ("paper", include_str!("../../presets/paper.toml")),
 ];
 
 /// The table of a shipped preset.

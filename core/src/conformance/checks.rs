@@ -194,8 +194,8 @@ fn answering_is_scored_as_sampled(subject: &mut Subject<'_>) -> Result<Outcome> 
 fn both_policies(subject: &Subject<'_>) -> Result<[(&'static str, [Tensor; 2], Tensor); 2]> {
     tch::no_grad(|| {
         let (generated, answers) = (&subject.generated, &subject.answers);
-        let answers = |policy| subject.model.answer_logp(generated, &subject.questions, answers, policy);
-        let [current, reference] = [answers(Policy::Current)?.logp, answers(Policy::Reference)?.logp];
+        let score = |policy| subject.model.answer_logp(generated, &subject.questions, answers, policy);
+        let [current, reference] = [score(Policy::Current)?.logp, score(Policy::Reference)?.logp];
         let (drawing, targets) = image_logp(subject, Policy::Current)?;
         let (before, _) = image_logp(subject, Policy::Reference)?;
         Ok([

@@ -12,7 +12,7 @@ use std::path::Path;
 use serde::Serialize;
 use tch::Kind;
 
-use crate::abi::panic::caught;
+use crate::abi::panic::catch_unwind_to_error;
 use crate::config::Rollout;
 use crate::error::{Error, Result};
 use crate::model::{Answers, ImageSampling, Images, Mode, TextSampling, UnifiedModel};
@@ -115,7 +115,7 @@ impl<'a> Subject<'a> {
         // Sampled: what is likeliest hides small differences.
         let answering =
             TextSampling { seed: 12, part: None, temperature: 1.0, top_k: 0, ..rollout.answers.clone() };
-        let (generated, answers) = caught(|| {
+        let (generated, answers) = catch_unwind_to_error(|| {
             model.set_mode(Mode::Eval)?;
             let generated = tch::no_grad(|| model.generate(&prompts, &images))?;
             check_codes(&generated, model.card().codebook_size)?;
@@ -166,7 +166,7 @@ fn fails(text: impl Into<String>) -> Outcome {
 
 /// What comes of a check, an error or a panic included.
 fn found(name: &'static str, hint: &'static str, run: impl FnOnce() -> Result<Outcome>) -> Finding {
-    let outcome = caught(run).unwrap_or_else(|error| fails(error.to_string()));
+    let outcome = catch_unwind_to_error(run).unwrap_or_else(|error| fails(error.to_string()));
     Finding { name, outcome, hint }
 }
 

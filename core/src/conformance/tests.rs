@@ -337,6 +337,6 @@ fn every_planted_bug_is_found_by_its_check() {
         let Some(Finding { outcome: Outcome::Fails(answers), .. }) = finding else {
             panic!("{bug:?} was not found by `{check}`: {findings:#?}");
         };
-        assert!(answers.contains(text), "{bug:?}: {said}");
+        assert!(answers.contains(text), "{bug:?}: {answers}");
     }
 }

@@ -194,7 +194,7 @@ impl Graph {
         // SAFETY: begun on this thread, in the same `run`, and not dropped yet.
         unsafe { autograd::take_error((self.shim.end)(self.work)) }.map_err(|error| {
             error.context("repeated work cannot be recorded").hint(
-                "an error of the model: such work may do nothing but operations on the device, see `unirl::repeated`",
+                "an error of the model: such work may do nothing but operations on the device, see `unirl::cuda_graph`",
             )
         })
     }

@@ -233,7 +233,7 @@ mod tests {
             strict: index % 2 == 0,
             lenient: true,
             reason: if index % 2 == 0 { String::new() } else { "an extra `red star`".into() },
-            answer: task.truth.clone(),
+            answer: task.reference_answer.clone(),
             passed: true,
             mmu_answer: Some("nothing".into()),
             mmu_correct: Some(false),

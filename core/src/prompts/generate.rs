@@ -239,7 +239,7 @@ mod tests {
             let mut turned = spec.clone();
             turned.objects.reverse();
             turned.relation = turned.relation.map(Relation::opposite);
-            assert!(Split::Test.holds(&turned), "{facts:?}");
+            assert!(Split::Test.holds(&turned), "{spec:?}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::tasks::TaskSource;
-use crate::abi::panic::caught;
+use crate::abi::panic::catch_unwind_to_error;
 use crate::algorithms::{self, Algorithm, Iteration, Outcome, Phases};
 use crate::checkpoint::TrainingState;
 use crate::config::{Rollout, RunConfig};
@@ -117,7 +117,7 @@ impl<'a> Trainer<'a> {
             shuffle_rewards: self.config.train.shuffle_rewards,
             phases: Phases::default(),
         };
-        let outcome = caught(|| self.algorithm.accumulate(&mut iteration))?;
+        let outcome = catch_unwind_to_error(|| self.algorithm.accumulate(&mut iteration))?;
         Ok((outcome, iteration.phases))
     }
 

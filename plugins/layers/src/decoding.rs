@@ -1,7 +1,7 @@
 //! Tokens one after the other: sequences that grow in place, so that on a GPU a whole step is one launch.
 
 use tch::{Kind, Tensor};
-use unirl::graphed::GraphedCallable;
+use unirl::cuda_graph::GraphedCallable;
 use unirl::model::{BatchSlice, TextSampling};
 use unirl::sampling::{gather_logp, is_random, sample_tokens_with};
 use unirl::{Error, Result};

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::Tensor;
-use unirl::error::{LayerContext, unknown_name};
+use unirl::error::{Context, unknown_name};
 use unirl::weights::{Init, Store};
 use unirl::{Error, Result};
 
