@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tch::{Cuda, Device, Tensor};
-use unirl::config::{self, ModelOptions, RewardOptions, RunConfig};
+use unirl::config::{self, ModelOptions, RunConfig};
 use unirl::error::{Context, Error, Result};
 use unirl::eval;
 use unirl::image_io;
@@ -213,11 +213,6 @@ fn reward(plugins: &mut Plugins, rule: &WeightedReward) -> Result<Box<dyn Reward
     }
     let file = RuleFile::read(path)?;
     file.build().map_err(|error| error.context(format!("rule file `{}`", path.display())))
-}
-
-/// Loads the rules of the answer objective, where it has its own.
-pub(crate) fn answer_rules(plugins: &mut Plugins, options: &RewardOptions) -> Result<Option<RewardSet>> {
-    options.answer_rules.as_ref().map(|own| rules(plugins, own)).transpose()
 }
 
 /// The SHA-256 of every file that decides a run beside its settings and its model, by what it is to the run: tasks, rule

@@ -4,10 +4,10 @@ use std::io::Read as _;
 use std::ops::Range;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use unirl::algorithms::objective::Weighting;
-use unirl::config::RunConfig;
+use unirl::config::{OptimizerOptions, RunConfig};
 use unirl::error::{Context, Error, Result, unknown_name};
 use unirl::prompts::read_records;
 use unirl::reward::{Reward, RewardSet, Sample, WeightedReward};
@@ -85,12 +85,7 @@ fn replay(args: &ReplayArgs) -> Result<String> {
         ));
     }
     let config = RunConfig::from_table(layers::read(&config)?)?;
-    let options = config.optimizer.table()?;
-    let weighting = match options.get("weighting").and_then(toml::Value::as_str) {
-        Some("advantage") => Weighting::Advantage,
-        _ => Weighting::Softmax,
-    };
-    let temperature = options.get("weight_temperature").and_then(toml::Value::as_float).unwrap_or(1.0);
+    let (weighting, temperature) = weighting(config.optimizer)?;
 
     let (mut places, mut samples, mut before, mut groups) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for path in sample_files(&folder)? {
@@ -115,6 +110,23 @@ fn replay(args: &ReplayArgs) -> Result<String> {
     let after = rewards(&load(&args.search, &rules)?, &samples)?;
     Comparison { places, samples, before, after, groups, weighting, temperature }
         .show(args.show, ["run", &args.reward.join("+")])
+}
+
+/// How a run turned rewards into weights: the weighting and its temperature. `sft` uses no rewards and is shown as `grpo`.
+fn weighting(mut options: OptimizerOptions) -> Result<(Weighting, f64)> {
+    #[derive(Deserialize)]
+    struct Options {
+        weighting: Weighting,
+        weight_temperature: f64,
+    }
+    if options.name == "sft" {
+        options.name = "grpo".into();
+    }
+    options.resolve()?;
+    let Options { weighting, weight_temperature } = toml::Value::Table(options.table()?)
+        .try_into()
+        .context(|| format!("`optimizer.{}` has no weighting of rewards", options.name))?;
+    Ok((weighting, weight_temperature))
 }
 
 fn sample_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {

@@ -30,7 +30,7 @@ use tch::Kind;
 
 use super::metrics::{add, reward_metrics};
 use super::objective::{self, Weighting};
-use super::registry::options;
+use super::registry::{options, resolve};
 use super::{Algorithm, AlgorithmEntry, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
 use crate::error::Result;
 use crate::model::{Images, Policy, TokenLogp};
@@ -79,6 +79,7 @@ inventory::submit! {
         answer_rules: false,
         schema: |generator| generator.root_schema_for::<Grpo>(),
         build: |table| Ok(Box::new(options::<Grpo>("grpo", table)?)),
+        resolve: |table| resolve::<Grpo>("grpo", table),
     }
 }
 

@@ -35,7 +35,7 @@ use tch::{Kind, Tensor};
 
 use super::metrics::{add, mean_reward, reward_metrics};
 use super::objective::{self, Weighting};
-use super::registry::options;
+use super::registry::{options, resolve};
 use super::{Algorithm, AlgorithmEntry, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
 use crate::error::{Error, Result};
 use crate::model::{Images, Policy, TokenLogp};
@@ -92,6 +92,7 @@ inventory::submit! {
         answer_rules: true,
         schema: |generator| generator.root_schema_for::<GrpoSplit>(),
         build: |table| Ok(Box::new(options::<GrpoSplit>("grpo-split", table)?.checked()?)),
+        resolve: |table| resolve::<GrpoSplit>("grpo-split", table),
     }
 }
 

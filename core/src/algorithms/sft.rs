@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{add, reward_metrics};
-use super::registry::options;
+use super::registry::{options, resolve};
 use super::{Algorithm, AlgorithmEntry, Iteration, Outcome, Scored, Terms, backward, objective};
 use crate::error::Result;
 use crate::model::{Policy, TokenLogp};
@@ -46,6 +46,7 @@ inventory::submit! {
         answer_rules: false,
         schema: |generator| generator.root_schema_for::<Sft>(),
         build: |table| Ok(Box::new(options::<Sft>("sft", table)?)),
+        resolve: |table| resolve::<Sft>("sft", table),
     }
 }
 

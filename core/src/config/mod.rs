@@ -188,6 +188,13 @@ fn algorithm_tables(generator: &mut SchemaGenerator) -> Schema {
 }
 
 impl OptimizerOptions {
+    /// Writes out every default of the chosen algorithm.
+    pub fn resolve(&mut self) -> Result<()> {
+        let resolved = (algorithms::find(&self.name)?.resolve)(self.table()?)?;
+        self.options.insert(self.name.clone(), toml::Value::Table(resolved));
+        Ok(())
+    }
+
     /// The options of the chosen algorithm.
     pub fn table(&self) -> Result<toml::Table> {
         self.table_of(&self.name)
