@@ -14,7 +14,7 @@ fn main() {
     match cuda_headers() {
         Ok(include) => {
             println!("cargo:rustc-cfg=cuda_graphs");
-            shared_object("src/repeated/graph.cpp", &include, "graph.so");
+            shared_object("src/cuda_graph/graph.cpp", &include, "graph.so");
         }
         Err(missing) => println!("cargo:rustc-env=UNIRL_NO_CUDA_GRAPHS={missing}"),
     }
@@ -29,7 +29,7 @@ fn libtorch() -> PathBuf {
 
 /// How sources that include libtorch are compiled.
 fn cpp(sources: &[&str]) -> cc::Build {
-    for source in sources.iter().chain(&["src/told.h"]) {
+    for source in sources.iter().chain(&["src/ffi_error.h"]) {
         println!("cargo:rerun-if-changed={source}");
     }
     let include = libtorch().join("../include");

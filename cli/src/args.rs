@@ -427,7 +427,7 @@ pub(crate) struct VerifyArgs {
 
 /// How images are drawn.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct DrawingArgs {
+pub(crate) struct GenerationArgs {
     /// Classifier-free guidance, as the model's family counts it
     #[arg(long, value_name = "G")]
     pub(crate) guidance: Option<f64>,
@@ -451,7 +451,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) count: usize,
     #[command(flatten)]
-    pub(crate) drawing: DrawingArgs,
+    pub(crate) drawing: GenerationArgs,
     /// The picture to write, all images as one grid, a row a prompt; or a folder for a picture each
     #[arg(long, value_name = "FILE.png|DIR", default_value = "generated.png")]
     pub(crate) out: PathBuf,
@@ -588,14 +588,14 @@ pub(crate) struct ShowArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum GenevalCommand {
     /// Draws the images of every prompt into GenEval's folders; what is there already stays
-    Draw(GenevalDrawArgs),
+    Draw(GenevalGenerateArgs),
     /// Judges a folder of images by what a detector found in them
     Judge(GenevalJudgeArgs),
 }
 
 /// Drawing a set.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct GenevalDrawArgs {
+pub(crate) struct GenevalGenerateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// The prompts, GenEval's `evaluation_metadata.jsonl` or a file of the same form
@@ -608,7 +608,7 @@ pub(crate) struct GenevalDrawArgs {
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub(crate) count: usize,
     #[command(flatten)]
-    pub(crate) drawing: DrawingArgs,
+    pub(crate) drawing: GenerationArgs,
 }
 
 /// Judging a set.

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 use unirl::error::{Error, Result};
-use unirl::model::{Part, TextSampling};
+use unirl::model::{BatchSlice, TextSampling};
 
 use crate::args::AskArgs;
 use crate::build::{self, Settings};
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &AskArgs) -> Result<()> {
         let pixels: Vec<Tensor> = paths.iter().map(|path| read(path)).collect::<Result<_>>()?;
         let images = model.encode(&Tensor::cat(&pixels, 0))?;
         let questions = vec![args.question.clone(); paths.len()];
-        let part = Some(Part { first: (index * size) as i64, of: args.image.len() as i64 });
+        let part = Some(BatchSlice { first: (index * size) as i64, of: args.image.len() as i64 });
         let seed = config.train.seed;
         let sampling = TextSampling { seed, part, ..config.rollout.answers.clone() };
         answers.extend(model.answer(&images, &questions, &sampling)?.text);

@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tch::{Cuda, Device, Tensor};
-use unirl::config::{self, ModelOptions, RewardOptions, RunConfig};
+use unirl::config::{self, ModelOptions, RunConfig};
 use unirl::error::{Context, Error, Result};
 use unirl::eval;
+use unirl::image_io;
 use unirl::memory;
 use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel};
-use unirl::picture;
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
-use unirl::reward::{PROCESS, ProcessReward, RewardFunction, RuleFile, RuleSet, WeightedRule, command};
-use unirl::{hash, run_dir, settings, table};
+use unirl::reward::{PROCESS, ProcessReward, RewardFunction, RewardSet, RuleFile, WeightedReward, command};
+use unirl::{config::layers, hash, run_dir, settings};
 
-use crate::args::{DrawingArgs, ModelArgs};
+use crate::args::{GenerationArgs, ModelArgs};
 use crate::progress;
 
 /// The settings of a run: how the model is meant to draw, preset, file and `--set` in this order, then flags. Which preset
@@ -37,7 +37,7 @@ impl Settings {
     }
 
     /// The settings of a command that draws.
-    pub(crate) fn drawing(args: &ModelArgs, drawing: &DrawingArgs) -> Result<Self> {
+    pub(crate) fn drawing(args: &ModelArgs, drawing: &GenerationArgs) -> Result<Self> {
         let mut settings = Self::new(args, None)?;
         if let Some(guidance) = drawing.guidance {
             settings.put("rollout.images.guidance", guidance)?;
@@ -78,14 +78,14 @@ impl Settings {
 
     fn over_preset(&self, mut table: toml::Table, preset: Option<&str>) -> Result<RunConfig> {
         if let Some(preset) = preset {
-            table::merge(&mut table, config::preset(preset)?);
+            layers::merge(&mut table, config::preset(preset)?);
         }
         self.over(table)
     }
 
     /// What the user says, over the settings of a run.
     pub(crate) fn over(&self, mut table: toml::Table) -> Result<RunConfig> {
-        table::merge(&mut table, self.own.clone());
+        layers::merge(&mut table, self.own.clone());
         RunConfig::from_table(table)
     }
 }
@@ -103,10 +103,10 @@ pub(crate) fn own_sampling(card: &ModelCard) -> Result<toml::Table> {
 pub(crate) fn own_settings(args: &ModelArgs) -> Result<toml::Table> {
     let mut table = toml::Table::new();
     if let Some(path) = &args.config {
-        table::merge(&mut table, table::read(path)?);
+        layers::merge(&mut table, layers::read(path)?);
     }
     for assignment in &args.sets {
-        table::set(&mut table, assignment)?;
+        layers::set(&mut table, assignment)?;
     }
     for (path, value) in [
         ("model.plugin", &args.plugin),
@@ -122,7 +122,7 @@ pub(crate) fn own_settings(args: &ModelArgs) -> Result<toml::Table> {
 }
 
 fn put(table: &mut toml::Table, path: &str, value: impl Into<toml::Value>) -> Result<()> {
-    table::put(table, path, value.into())
+    layers::put(table, path, value.into())
         .map_err(|key| Error::usage(format!("configuration `{key}`: expected a table")))
 }
 
@@ -147,7 +147,7 @@ pub(crate) fn model(
     let source = source(options, seed)?;
     let model = construct(plugins, options, &source)?;
     if source.device == Device::Cpu {
-        memory::spare_the_heap(&*model);
+        memory::tune_malloc(&*model);
     }
     if let Checkpoint::Folder(folder) = &source.checkpoint {
         progress::note(&format!(
@@ -188,14 +188,14 @@ pub(crate) fn source(options: &ModelOptions, seed: u64) -> Result<ModelSource> {
 }
 
 /// Loads the rules that the configuration names.
-pub(crate) fn rules(plugins: &mut Plugins, rules: &[WeightedRule]) -> Result<RuleSet> {
+pub(crate) fn rules(plugins: &mut Plugins, rules: &[WeightedReward]) -> Result<RewardSet> {
     let loaded =
         rules.iter().map(|rule| Ok((rule.clone(), reward(plugins, rule)?))).collect::<Result<_>>()?;
-    RuleSet::new(loaded)
+    RewardSet::new(loaded)
 }
 
 /// The rules of a name: a program behind `cmd:`, a file of rules if it ends in `.toml`, else a plugin's.
-fn reward(plugins: &mut Plugins, rule: &WeightedRule) -> Result<Box<dyn RewardFunction>> {
+fn reward(plugins: &mut Plugins, rule: &WeightedReward) -> Result<Box<dyn RewardFunction>> {
     if let Some(program) = rule.name.strip_prefix(PROCESS) {
         let options = settings::read("options", rule.options.clone())
             .map_err(|error| error.context(format!("reward rule `{}`", rule.name)))?;
@@ -213,11 +213,6 @@ fn reward(plugins: &mut Plugins, rule: &WeightedRule) -> Result<Box<dyn RewardFu
     }
     let file = RuleFile::read(path)?;
     file.build().map_err(|error| error.context(format!("rule file `{}`", path.display())))
-}
-
-/// Loads the rules of the answer objective, where it has its own.
-pub(crate) fn answer_rules(plugins: &mut Plugins, options: &RewardOptions) -> Result<Option<RuleSet>> {
-    options.answer_rules.as_ref().map(|own| rules(plugins, own)).transpose()
 }
 
 /// The SHA-256 of every file that decides a run beside its settings and its model, by what it is to the run: tasks, rule
@@ -288,10 +283,10 @@ pub(crate) fn device_name(device: Device) -> String {
 
 /// How a model of this card reads a picture: `[1,3,H,W]` in `0..=1`.
 pub(crate) fn picture_reader(card: &ModelCard) -> impl Fn(&Path) -> Result<Tensor> + use<> {
-    let (side, grey) = (card.reads_at.unwrap_or(card.resolution), card.pads_with);
+    let (side, grey) = (card.input_resolution.unwrap_or(card.resolution), card.pad_value);
     move |path| match grey {
-        Some(grey) => picture::read_padded(path, side, grey),
-        None => picture::read(path, side),
+        Some(grey) => image_io::read_padded(path, side, grey),
+        None => image_io::read(path, side),
     }
 }
 

@@ -5,7 +5,7 @@ use tch::{Cuda, Device};
 use unirl::conformance::{Extent, Finding, Outcome, examine};
 use unirl::error::{Context, Error, Result};
 use unirl::plugin::{Plugins, built_with, has_cuda_driver, load_cuda, mapped_version};
-use unirl::{eval, memory, repeated};
+use unirl::{cuda_graph, eval, memory};
 
 use crate::args::{DoctorArgs, ModelArgs};
 use crate::build::{self, Settings};
@@ -51,7 +51,7 @@ fn about() -> Vec<(&'static str, String)> {
     };
     about.push(("memory free", size(memory::available(Device::Cpu))));
     about.push(("GPU", gpu(size)));
-    let graphs = repeated::support().map_or_else(|why| format!("none: {why}"), |()| "compiled in".into());
+    let graphs = cuda_graph::support().map_or_else(|why| format!("none: {why}"), |()| "compiled in".into());
     about.push(("CUDA graphs", graphs));
     about
 }

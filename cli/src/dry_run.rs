@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use unirl::algorithms;
 use unirl::checkpoint::DiskPlan;
 use unirl::config::RunConfig;
 use unirl::error::{Error, Result};
 use unirl::memory::MemoryPlan;
 use unirl::model::ModelSource;
-use unirl::optimizer;
 use unirl::plugin::Plugins;
 
 use crate::build::{self, Settings};
@@ -22,9 +22,9 @@ pub(crate) fn run(
     let source = ModelSource { dry: true, ..build::source(&early.model, early.train.seed)? };
     let model = build::construct(plugins, &early.model, &source)?;
     let config = settings.config(model.card())?;
-    let entry = optimizer::find(&config.optimizer.name)?;
-    optimizer::check_fits(entry, model.card())?;
-    let algorithm = optimizer::build(entry, &config)?;
+    let entry = algorithms::find(&config.optimizer.name)?;
+    algorithms::check_fits(entry, model.card())?;
+    let algorithm = algorithms::build(entry, &config)?;
     let memory = MemoryPlan::new(&*model, &*algorithm, &config, source.device)?;
     let disk = DiskPlan::new(&memory, &config, out.unwrap_or(Path::new("runs")));
     let (card, rollout) = (model.card(), &config.rollout);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use unirl::error::{Context, Error, Result, unknown_name};
 use unirl::hash;
 use unirl::judge::AnswerJudge;
-use unirl::scene::Task;
+use unirl::prompts::Task;
 
 use crate::args::JudgeArgs;
 
@@ -213,7 +213,10 @@ impl AnswerJudge for Endpoint {
     fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<Option<bool>>> {
         let message = |(task, answer): (&Task, &String)| {
             // The answer last: what a model says is not read for places.
-            let asked = self.question.replace("{question}", &task.question).replace("{truth}", &task.truth);
+            let asked = self
+                .question
+                .replace("{question}", &task.question)
+                .replace("{truth}", &task.reference_answer);
             asked.replace("{answer}", answer)
         };
         tasks.iter().zip(answers).map(|pair| self.ask(&message(pair))).collect()

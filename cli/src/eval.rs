@@ -4,12 +4,12 @@ use std::path::Path;
 
 use unirl::config::ModelOptions;
 use unirl::error::{Context, Error, Result};
-use unirl::eval::{self, EvalFolder, Evaluation, ModelStamp, Receipt, Report, Shard};
+use unirl::eval::{self, EvalFolder, Evaluation, ModelFingerprint, Receipt, Report, Shard};
 use unirl::judge::geneval::{GenevalJudge, Thresholds};
 use unirl::judge::{AnswerJudge, Exact};
 use unirl::model::ModelCard;
 use unirl::plugin::Plugins;
-use unirl::scene;
+use unirl::prompts;
 
 use crate::args::{EvalArgs, EvalCommand, GenevalEvalArgs, VerifyArgs};
 use crate::build::{self, Settings};
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let options = &config.eval;
     let geneval = geneval_judge(&args.geneval, &mut plugins, model.card())?;
     let tasks = match &args.geneval.metadata {
-        Some(path) => scene::read_jsonl(path)?,
+        Some(path) => prompts::read_jsonl(path)?,
         None => eval::tasks(options.prompts, options.seed)?,
     };
     let (rollout, batch, seed) = (&config.rollout, options.batch, options.seed);
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
             Report::of(&tasks, &evaluation.run(&mut *model, told)?)
         }
         Some(out) => {
-            let folder = EvalFolder::open(out, &evaluation, ModelStamp::new(&*model, plugin)?)?;
+            let folder = EvalFolder::open(out, &evaluation, ModelFingerprint::new(&*model, plugin)?)?;
             let receipt = folder.run(&mut *model, shard, |done| bar.inc(done as u64))?;
             bar.finish_and_clear();
             let Some(receipt) = receipt else {

@@ -5,8 +5,8 @@ use std::path::Path;
 use tch::Tensor;
 use unirl::config::RunConfig;
 use unirl::error::{Context, Error, Result};
-use unirl::model::{ImageSampling, Part};
-use unirl::picture;
+use unirl::image_io;
+use unirl::model::{BatchSlice, ImageSampling};
 
 use crate::args::GenerateArgs;
 use crate::build::{self, Settings};
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let mut pictures: Vec<Tensor> = Vec::new();
     for (index, rows) in prompts.chunks(size).enumerate() {
         // The same pictures whatever fits at once.
-        let part = Some(Part { first: (index * size) as i64, of: prompts.len() as i64 });
+        let part = Some(BatchSlice { first: (index * size) as i64, of: prompts.len() as i64 });
         let seed = config.train.seed;
         let images = model.generate(rows, &ImageSampling { seed, part, ..config.rollout.images.clone() })?;
         let pixels = model.pixels(&images)?.to_device(tch::Device::Cpu);
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
                 let name = format!("{:05}-{:02}.png", at / args.count, at % args.count);
                 let path = folder(&args.out)?.join(name);
                 let texts = texts(&config, &prompts[at], (at, prompts.len()));
-                picture::write_grid(&pixels.narrow(0, row as i64, 1), 1, &path, &texts)?;
+                image_io::write_grid(&pixels.narrow(0, row as i64, 1), 1, &path, &texts)?;
             }
         }
         bar.inc(rows.len() as u64);
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     bar.finish_and_clear();
     if one_file {
         let texts = texts(&config, &args.prompt.join("\n"), (0, prompts.len()));
-        picture::write_grid(&Tensor::cat(&pictures, 0), args.count as i64, &args.out, &texts)?;
+        image_io::write_grid(&Tensor::cat(&pictures, 0), args.count as i64, &args.out, &texts)?;
     }
     println!("{}", args.out.display());
     Ok(())

@@ -13,10 +13,10 @@ use unirl::judge::geneval::{
     self, Metadata, Prompt, SETTINGS, Subset, Thresholds, Vocabulary, image_path, prompt_folder,
     read_detections, read_folder, read_metadata,
 };
-use unirl::model::{ImageSampling, Part};
-use unirl::{picture, seed, table, whole};
+use unirl::model::{BatchSlice, ImageSampling};
+use unirl::{atomic_fs, config::layers, image_io, seed};
 
-use crate::args::{GenevalCommand, GenevalDrawArgs, GenevalJudgeArgs};
+use crate::args::{GenevalCommand, GenevalGenerateArgs, GenevalJudgeArgs};
 use crate::build::{self, Settings};
 use crate::{batch, generate, progress};
 
@@ -32,8 +32,8 @@ pub(crate) fn run(command: &GenevalCommand) -> Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
-fn draw(args: &GenevalDrawArgs) -> Result<()> {
-    let GenevalDrawArgs { out, count, .. } = args;
+fn draw(args: &GenevalGenerateArgs) -> Result<()> {
+    let GenevalGenerateArgs { out, count, .. } = args;
     let count = *count;
     if count == 0 {
         return Err(Error::usage("`--count`: expected at least 1, got 0"));
@@ -69,7 +69,7 @@ fn draw(args: &GenevalDrawArgs) -> Result<()> {
         let block = images.start / (BLOCK * count);
         let first = (images.start % (BLOCK * count)) as i64;
         // The same random numbers whatever fits at once, and whatever was there.
-        let part = Some(Part { first, of: (BLOCK * count) as i64 });
+        let part = Some(BatchSlice { first, of: (BLOCK * count) as i64 });
         let seed = seed::derive(config.train.seed, &[block as u64]);
         let texts: Vec<String> = images.clone().map(|image| prompts[image / count].prompt.clone()).collect();
         let drawn = model.generate(&texts, &ImageSampling { seed, part, ..config.rollout.images.clone() })?;
@@ -82,7 +82,7 @@ fn draw(args: &GenevalDrawArgs) -> Result<()> {
             write_metadata(out, prompt, &prompts[prompt])?;
             let texts = generate::texts(&config, &texts[row], (image, prompts.len() * count));
             let path = out.join(image_path(prompt, image % count));
-            picture::write_grid(&pixels.narrow(0, row as i64, 1), 1, &path, &texts)?;
+            image_io::write_grid(&pixels.narrow(0, row as i64, 1), 1, &path, &texts)?;
         }
         bar.inc(images.len() as u64);
         tracing::info!("drew {} of {total} images", bar.position());
@@ -147,7 +147,7 @@ fn drawn_with(out: &Path, record: &Value) -> Result<Option<Value>> {
 fn begin(out: &Path, record: &Value) -> Result<()> {
     std::fs::create_dir_all(out).context(|| format!("cannot create `{}`", out.display()))?;
     let text = serde_json::to_string_pretty(record).context(|| "cannot write the settings")?;
-    whole::write(&out.join(SETTINGS), &format!("{text}\n"))
+    atomic_fs::write(&out.join(SETTINGS), &format!("{text}\n"))
 }
 
 /// Whether all that a prompt should have is there. What an interrupted process left half-written is removed.
@@ -196,7 +196,7 @@ fn write_metadata(out: &Path, index: usize, prompt: &Metadata) -> Result<()> {
     }
     let samples = folder.join("samples");
     std::fs::create_dir_all(&samples).context(|| format!("cannot create `{}`", samples.display()))?;
-    whole::write(&path, prompt.line())
+    atomic_fs::write(&path, prompt.line())
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
@@ -222,7 +222,7 @@ fn judge(args: &GenevalJudgeArgs) -> Result<()> {
             text += &serde_json::to_string(line).context(|| "cannot write a result")?;
             text.push('\n');
         }
-        whole::write(out, &text)?;
+        atomic_fs::write(out, &text)?;
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary).context(|| "cannot write the figures")?);
@@ -240,7 +240,7 @@ fn detect(
 ) -> Result<BTreeMap<String, Vec<Detection>>> {
     let mut options = toml::Table::new();
     for assignment in &args.sets {
-        table::set(&mut options, assignment)?;
+        layers::set(&mut options, assignment)?;
     }
     let options = serde_json::to_value(&options).map_err(|error| {
         Error::usage("the options of the detector cannot be written as JSON").cause(error)
@@ -256,7 +256,7 @@ fn detect(
         let pictures: Vec<Tensor> = prompt
             .images
             .iter()
-            .map(|image| picture::read_as_it_is(&args.images.join(image)))
+            .map(|image| image_io::read_as_it_is(&args.images.join(image)))
             .collect::<Result<_>>()?;
         let mut found = Vec::new();
         for run in pictures.chunk_by(|one, other| one.size() == other.size()) {

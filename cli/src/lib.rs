@@ -18,6 +18,7 @@ mod progress;
 mod prompts;
 mod replay;
 mod report;
+mod resolve;
 mod reward;
 mod schema;
 mod shell;

@@ -4,7 +4,7 @@ use unirl::error::{Context, Error, Result};
 use unirl::eval::{self, Evaluation, Report};
 use unirl::model::Checkpoint;
 use unirl::pretrain::{Event, PretrainConfig, pretrain};
-use unirl::{table, whole};
+use unirl::{atomic_fs, config::layers};
 
 use crate::args::PretrainArgs;
 use crate::{build, progress};
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     }
     let mut model = build::construct(&mut plugins, &config.model, &source)?;
     let mut settings = build::own_sampling(model.card())?;
-    table::merge(&mut settings, table);
+    layers::merge(&mut settings, table);
     let config = PretrainConfig::from_table(settings)?;
 
     let mut bar = indicatif::ProgressBar::hidden();
@@ -53,9 +53,9 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     })?;
     bar.finish_and_clear();
     let recipe = toml::to_string(&config).context(|| "cannot write the recipe")?;
-    whole::folder(&args.out, |partial| {
+    atomic_fs::folder(&args.out, |partial| {
         model.save(partial)?;
-        whole::write(&partial.join("pretrain.toml"), &recipe)
+        atomic_fs::write(&partial.join("pretrain.toml"), &recipe)
     })?;
     println!("checkpoint  {}", args.out.display());
 

@@ -1,8 +1,8 @@
 //! `unirl prompts`.
 
 use unirl::error::{Error, Result};
-use unirl::scene::{self, Exclusion, Mix, ObjectList, Split, Wording};
-use unirl::{tiles, whole};
+use unirl::prompts::{self, Exclusion, Mix, ObjectList, PromptTemplates, Split};
+use unirl::{atomic_fs, tiles};
 
 use crate::args::PromptsArgs;
 use crate::{build, progress};
@@ -22,21 +22,21 @@ pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
             .map_err(|error| error.hint("`--objects` takes `everyday`, `tiles` or the path of a file"))?,
     };
     let default = if args.objects == "tiles" { "tiles" } else { "paper" };
-    let wording = Wording::find(args.wording.as_deref().unwrap_or(default))?;
+    let wording = PromptTemplates::find(args.wording.as_deref().unwrap_or(default))?;
     // Of the words of the drawn world, the evaluation holds some back.
     let split = if args.objects == "tiles" { "train" } else { "all" };
     let split: Split = args.split.as_deref().unwrap_or(split).parse()?;
     let mut exclusion = Exclusion::default();
     for path in &args.exclude {
-        exclusion.add(&scene::read_jsonl(path)?);
+        exclusion.add(&prompts::read_jsonl(path)?);
     }
-    let generated = scene::generate(&objects, &wording, mix, (split, &exclusion), args.count, args.seed)?;
+    let generated = prompts::generate(&objects, &wording, mix, (split, &exclusion), args.count, args.seed)?;
     for (category, different) in &generated.repeated {
         progress::note(&format!("`{}` has {different} different prompts: they repeat", category.name()));
     }
-    let text = scene::write_jsonl(&generated.tasks)?;
+    let text = prompts::write_jsonl(&generated.tasks)?;
     match &args.out {
-        Some(out) => whole::write(out, &text),
+        Some(out) => atomic_fs::write(out, &text),
         None => build::print(&text),
     }
 }

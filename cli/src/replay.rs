@@ -3,27 +3,28 @@
 use unirl::checkpoint::TrainingState;
 use unirl::config::RunConfig;
 use unirl::error::Result;
-use unirl::{table, train};
+use unirl::{config::layers, train};
 
 use crate::args::ReplayStepArgs;
 use crate::build;
-use crate::train::{Everything, prepare};
+use crate::train::{Rewards, TrainSession, prepare};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &ReplayStepArgs) -> Result<()> {
     let state = TrainingState::read(&args.folder)?;
     let mut settings = state.config.to_table()?;
     for assignment in &args.sets {
-        table::set(&mut settings, assignment)?;
+        layers::set(&mut settings, assignment)?;
     }
     let config = RunConfig::from_table(settings)?;
     prepare(&config);
     let mut plugins = args.search.plugins()?;
     let model = build::model(&mut plugins, &config.model, config.train.seed)?;
-    let mut all = Everything::new(model, &config, &mut plugins)?;
-    let (model, answer_rules) = (&mut *all.model, all.answer_rules.as_ref());
+    let rewards = Rewards::load(&mut plugins, &config.reward)?;
+    let mut session = TrainSession::new(model, &config, rewards)?;
+    let Rewards { rules, answer_rules } = &session.rewards;
     let step = state.step + 1;
-    let metrics = train::replay(model, &all.rules, answer_rules, &config, &state)
+    let metrics = train::replay(&mut *session.model, rules, answer_rules.as_ref(), &config, &state)
         .map_err(|error| error.context(format!("step {step} failed again")))?;
     println!("step {step} went through\n");
     for (name, value) in metrics {

@@ -4,14 +4,14 @@ use std::io::Read as _;
 use std::ops::Range;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use unirl::config::RunConfig;
+use unirl::algorithms::objective::Weighting;
+use unirl::config::{OptimizerOptions, RunConfig};
 use unirl::error::{Context, Error, Result, unknown_name};
-use unirl::optimizer::objective::Weighting;
-use unirl::reward::{Reward, RuleSet, Sample, WeightedRule};
-use unirl::scene::read_records;
-use unirl::{input, json, table};
+use unirl::prompts::read_records;
+use unirl::reward::{Reward, RewardSet, Sample, WeightedReward};
+use unirl::{config::layers, input, json};
 
 use crate::args::{DiffArgs, ReplayArgs, RewardCommand, ScoreArgs, SearchArgs, ShowArgs};
 use crate::build;
@@ -39,8 +39,8 @@ struct Scored<'a> {
 
 fn score(args: &ScoreArgs) -> Result<String> {
     let rules = match &args.config {
-        Some(path) => RunConfig::from_table(table::read(path)?)?.reward.rules,
-        None => args.reward.iter().map(WeightedRule::named).collect(),
+        Some(path) => RunConfig::from_table(layers::read(path)?)?.reward.rules,
+        None => args.reward.iter().map(WeightedReward::named).collect(),
     };
     let rules = load(&args.search, &rules)?;
     let samples = read_records("stdin", &stdin()?, Sample::from_record)?;
@@ -66,7 +66,7 @@ fn diff(args: &DiffArgs) -> Result<String> {
         )));
     }
     let [before, after] =
-        [&args.before, &args.after].map(|name| load(&args.search, &[WeightedRule::named(name)]));
+        [&args.before, &args.after].map(|name| load(&args.search, &[WeightedReward::named(name)]));
     let (before, after) = (before?, after?);
     let samples = read_records("stdin", &stdin()?, Sample::from_record)?;
     let places = (1..=samples.len()).map(|number| format!("sample {number}")).collect();
@@ -84,13 +84,8 @@ fn replay(args: &ReplayArgs) -> Result<String> {
             "expected `config.toml` and `samples/` in it, as `unirl --plugin … --optimizer …` leaves them",
         ));
     }
-    let config = RunConfig::from_table(table::read(&config)?)?;
-    let options = config.optimizer.table()?;
-    let weighting = match options.get("weighting").and_then(toml::Value::as_str) {
-        Some("advantage") => Weighting::Advantage,
-        _ => Weighting::Softmax,
-    };
-    let temperature = options.get("weight_temperature").and_then(toml::Value::as_float).unwrap_or(1.0);
+    let config = RunConfig::from_table(layers::read(&config)?)?;
+    let (weighting, temperature) = weighting(config.optimizer)?;
 
     let (mut places, mut samples, mut before, mut groups) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for path in sample_files(&folder)? {
@@ -111,10 +106,27 @@ fn replay(args: &ReplayArgs) -> Result<String> {
             self::groups(&samples[first..]).into_iter().map(|rows| rows.start + first..rows.end + first),
         );
     }
-    let rules: Vec<WeightedRule> = args.reward.iter().map(WeightedRule::named).collect();
+    let rules: Vec<WeightedReward> = args.reward.iter().map(WeightedReward::named).collect();
     let after = rewards(&load(&args.search, &rules)?, &samples)?;
     Comparison { places, samples, before, after, groups, weighting, temperature }
         .show(args.show, ["run", &args.reward.join("+")])
+}
+
+/// How a run turned rewards into weights: the weighting and its temperature. `sft` uses no rewards and is shown as `grpo`.
+fn weighting(mut options: OptimizerOptions) -> Result<(Weighting, f64)> {
+    #[derive(Deserialize)]
+    struct Options {
+        weighting: Weighting,
+        weight_temperature: f64,
+    }
+    if options.name == "sft" {
+        options.name = "grpo".into();
+    }
+    options.resolve()?;
+    let Options { weighting, weight_temperature } = toml::Value::Table(options.table()?)
+        .try_into()
+        .context(|| format!("`optimizer.{}` has no weighting of rewards", options.name))?;
+    Ok((weighting, weight_temperature))
 }
 
 fn sample_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
@@ -140,7 +152,7 @@ fn stdin() -> Result<String> {
     input::text("stdin", bytes)
 }
 
-fn load(search: &SearchArgs, rules: &[WeightedRule]) -> Result<RuleSet> {
+fn load(search: &SearchArgs, rules: &[WeightedReward]) -> Result<RewardSet> {
     let rules = build::rules(&mut search.plugins()?, rules)?;
     if rules.wants_pixels() {
         return Err(Error::usage("one of the rules looks at drawings, and lines of text have none")
@@ -149,7 +161,7 @@ fn load(search: &SearchArgs, rules: &[WeightedRule]) -> Result<RuleSet> {
     Ok(rules)
 }
 
-fn rewards(rules: &RuleSet, samples: &[Sample]) -> Result<Vec<Reward>> {
+fn rewards(rules: &RewardSet, samples: &[Sample]) -> Result<Vec<Reward>> {
     let mut rewards = Vec::with_capacity(samples.len());
     for batch in samples.chunks(BATCH) {
         rewards.extend(rules.score(batch, None)?);

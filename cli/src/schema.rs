@@ -2,13 +2,13 @@
 
 use schemars::SchemaGenerator;
 use serde_json::json;
+use unirl::algorithms;
 use unirl::config::RunConfig;
 use unirl::error::{Context, Result, unknown_name};
 use unirl::metrics;
-use unirl::optimizer;
 use unirl::pretrain::PretrainConfig;
+use unirl::prompts::TemplateFile;
 use unirl::reward::RuleFile;
-use unirl::scene::WordingFile;
 
 use crate::args::SchemaArgs;
 
@@ -33,10 +33,10 @@ pub(crate) fn core_schema(what: &str) -> Result<serde_json::Value> {
         "run" => json!(schemars_of::<RunConfig>()),
         "pretrain" => json!(schemars_of::<PretrainConfig>()),
         "rules" => json!(schemars_of::<RuleFile>()),
-        "wording" => json!(schemars_of::<WordingFile>()),
+        "wording" => json!(schemars_of::<TemplateFile>()),
         "metrics" => metrics::schema(),
         name => {
-            let entries = optimizer::all();
+            let entries = algorithms::all();
             let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| {
                 let mut known = vec!["run", "pretrain", "rules", "wording", "metrics"];
                 known.extend(entries.iter().map(|entry| entry.name));

@@ -2,20 +2,21 @@
 
 use std::path::Path;
 
+use unirl::algorithms;
 use unirl::checkpoint::TrainingState;
-use unirl::config::RunConfig;
+use unirl::config::{RewardOptions, RunConfig};
 use unirl::error::{Error, Result};
 use unirl::model::UnifiedModel;
-use unirl::optimizer;
 use unirl::plugin::Plugins;
-use unirl::reward::RuleSet;
+use unirl::reward::RewardSet;
 use unirl::run_dir::RunDir;
 use unirl::train::{Event, RunReport};
-use unirl::{autograd, eval, scene, table, train};
+use unirl::{autograd, config::layers, eval, prompts, train};
 
 use crate::args::RunArgs;
 use crate::build::{self, Settings};
 use crate::progress::Watcher;
+use crate::resolve::resolve;
 use crate::{dry_run, interrupt};
 
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
@@ -33,34 +34,45 @@ fn begin(args: &RunArgs) -> Result<()> {
     }
     let mut plugins = args.model.search.plugins()?;
     plugins.load(&early.model.plugin)?;
-    check(&early, &mut plugins)?;
+    check(&early)?;
+    let rewards = Rewards::load(&mut plugins, &early.reward)?;
     if args.dry_run {
         return dry_run::run(&settings, &early, &mut plugins, args.out.as_deref());
     }
     prepare(&early);
     let model = build::model(&mut plugins, &early.model, early.train.seed)?;
-    let config = settings.config(model.card())?;
+    let mut config = settings.config(model.card())?;
     train::check_tasks(&config, model.card())?;
-    let mut all = Everything::new(model, &config, &mut plugins)?;
-    let name = format!("{}-{}", all.model.card().name, config.optimizer.name);
+    // The preset, which may name other rewards, is only known with the model.
+    let rewards = match config.reward == early.reward {
+        true => rewards,
+        false => Rewards::load(&mut plugins, &config.reward)?,
+    };
+    resolve(&mut config, &mut plugins)?;
+    let mut session = TrainSession::new(model, &config, rewards)?;
+    let name = format!("{}-{}", session.model.card().name, config.optimizer.name);
     let inputs = build::inputs(&mut plugins, &config)?;
     let mut run_dir = RunDir::create(args.out.clone(), &name, &config)?;
     run_dir.inputs = inputs;
-    all.train(&config, &run_dir, None)
+    session.train(&config, &run_dir, None)
 }
 
 fn resume(args: &RunArgs, root: &Path) -> Result<()> {
     let mut run_dir = RunDir::open(root)?;
-    let recorded = table::read(&root.join("config.toml"))?;
-    let before = RunConfig::from_table(recorded.clone())?;
-    let config = settings(args)?.over(recorded)?;
-    let changes = table::differences(&before.to_table()?, &config.to_table()?);
+    let recorded = layers::read(&root.join("config.toml"))?;
+    let mut plugins = args.model.search.plugins()?;
+    // Runs of earlier releases recorded no defaults of plugins and algorithms.
+    let mut before = RunConfig::from_table(recorded.clone())?;
+    resolve(&mut before, &mut plugins)?;
+    let mut config = settings(args)?.over(recorded)?;
+    resolve(&mut config, &mut plugins)?;
+    let changes = layers::differences(&before.to_table()?, &config.to_table()?);
     if !changes.is_empty() && !args.allow_change {
-        let mut error = Error::usage("the settings are not those of the run");
+        let mut error = Error::usage("the settings differ from those of the run");
         for change in &changes {
             error = error.cause(change);
         }
-        return Err(error.hint("go on with them all the same: `--allow-change`"));
+        return Err(error.hint("resume with the new settings: `--allow-change`"));
     }
     if changes.is_empty() && root.join("report.json").is_file() {
         return Err(Error::usage(format!("the run in `{}` is complete", root.display())).hint(format!(
@@ -74,50 +86,59 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
         && from.step > config.train.steps
     {
         return Err(Error::usage(format!(
-            "`train.steps`: expected at least {}, which are done, got {}",
+            "`train.steps`: expected at least {}, the steps already done, got {}",
             from.step, config.train.steps
         )));
     }
-    let mut plugins = args.model.search.plugins()?;
-    check(&config, &mut plugins)?;
+    check(&config)?;
+    let rewards = Rewards::load(&mut plugins, &config.reward)?;
     run_dir.inputs = build::inputs(&mut plugins, &config)?;
     let changed = from.as_ref().map_or_else(Vec::new, |from| from.changed_inputs(&run_dir.inputs));
     if !changed.is_empty() && !args.allow_change {
-        let error = Error::usage("files are not those of the run (SHA-256)");
+        let error = Error::usage("files have changed since the run began (SHA-256)");
         let error = changed.iter().fold(error, Error::cause);
-        return Err(error.hint("go on with them all the same: `--allow-change`"));
+        return Err(error.hint("resume with the changed files: `--allow-change`"));
     }
     prepare(&config);
     let model = build::model(&mut plugins, &config.model, config.train.seed)?;
-    let mut all = Everything::new(model, &config, &mut plugins)?;
+    let mut session = TrainSession::new(model, &config, rewards)?;
     let done = from.as_ref().map_or(0, |from| from.step);
-    tracing::info!("going on after step {done} of {}", config.train.steps);
+    tracing::info!("resuming after step {done} of {}", config.train.steps);
     if !changes.is_empty() {
         run_dir.write_settings(&config)?;
     }
-    all.train(&config, &run_dir, from)
+    session.train(&config, &run_dir, from)
 }
 
-/// Everything of a run but its folder.
-pub(crate) struct Everything {
+/// The rewards of a run. A reward that is a program starts here, once per run.
+pub(crate) struct Rewards {
+    pub(crate) rules: RewardSet,
+    /// Those of the answer term, if they differ.
+    pub(crate) answer_rules: Option<RewardSet>,
+}
+
+impl Rewards {
+    pub(crate) fn load(plugins: &mut Plugins, options: &RewardOptions) -> Result<Self> {
+        let rules = build::rules(plugins, &options.rules)?;
+        let answer_rules = options.answer_rules.as_ref();
+        let answer_rules = answer_rules.map(|rules| build::rules(plugins, rules)).transpose()?;
+        Ok(Self { rules, answer_rules })
+    }
+}
+
+/// A model and its rewards, ready to train.
+pub(crate) struct TrainSession {
     pub(crate) model: Box<dyn UnifiedModel>,
-    pub(crate) rules: RuleSet,
-    pub(crate) answer_rules: Option<RuleSet>,
+    pub(crate) rewards: Rewards,
 }
 
-impl Everything {
-    pub(crate) fn new(
-        model: Box<dyn UnifiedModel>,
-        config: &RunConfig,
-        plugins: &mut Plugins,
-    ) -> Result<Self> {
-        let rules = build::rules(plugins, &config.reward.rules)?;
-        let answer_rules = build::answer_rules(plugins, &config.reward)?;
-        optimizer::check_fits(optimizer::find(&config.optimizer.name)?, model.card())?;
+impl TrainSession {
+    pub(crate) fn new(model: Box<dyn UnifiedModel>, config: &RunConfig, rewards: Rewards) -> Result<Self> {
+        algorithms::check_fits(algorithms::find(&config.optimizer.name)?, model.card())?;
         if config.eval.prompts > 0 || config.eval.every > 0 {
             eval::check_tiles(model.card())?;
         }
-        Ok(Self { model, rules, answer_rules })
+        Ok(Self { model, rewards })
     }
 
     fn train(&mut self, config: &RunConfig, run_dir: &RunDir, from: Option<TrainingState>) -> Result<()> {
@@ -127,26 +148,25 @@ impl Everything {
             watcher.on(&event);
             interrupt::asked()
         };
-        let (model, answer_rules) = (&mut *self.model, self.answer_rules.as_ref());
-        let report = train::train(model, &self.rules, answer_rules, config, run_dir, from, &mut watch)?;
+        let Rewards { rules, answer_rules } = &self.rewards;
+        let (model, answer_rules) = (&mut *self.model, answer_rules.as_ref());
+        let report = train::train(model, rules, answer_rules, config, run_dir, from, &mut watch)?;
         drop(watcher);
         show(&report, config, run_dir);
         Ok(())
     }
 }
 
-/// What can be told to be wrong before the model is loaded.
-fn check(config: &RunConfig, plugins: &mut Plugins) -> Result<()> {
-    optimizer::build(optimizer::find(&config.optimizer.name)?, config)?;
-    build::rules(plugins, &config.reward.rules)?;
-    build::answer_rules(plugins, &config.reward)?;
+/// Finds mistakes in the algorithm's options and in the prompts before the model is loaded.
+fn check(config: &RunConfig) -> Result<()> {
+    algorithms::build(algorithms::find(&config.optimizer.name)?, config)?;
     if let Some(tasks) = &config.train.tasks {
-        scene::read_jsonl(tasks.as_ref())?;
+        prompts::read_jsonl(tasks.as_ref())?;
     }
     Ok(())
 }
 
-/// What has to be set before the device is used.
+/// Makes the settings of the process that must precede the first use of the device.
 pub(crate) fn prepare(config: &RunConfig) {
     if config.train.deterministic {
         autograd::set_deterministic();
@@ -157,21 +177,21 @@ pub(crate) fn prepare(config: &RunConfig) {
 fn show(report: &RunReport, config: &RunConfig, run_dir: &RunDir) {
     if let (Some(before), Some(after)) = (&report.before, &report.after) {
         println!(
-            "base -> trained, {} prompts a category, {} steps\n",
+            "base -> trained, {} prompts per category, {} steps\n",
             config.eval.prompts, config.train.steps
         );
         println!("{}", eval::comparison(before, after));
     }
     if let Some(why) = &report.stopped {
-        println!("stopped by the guard: {why}\n");
+        println!("stopped early: {why}\n");
     }
     let alarms = report.alarms;
     for (count, what) in [
-        (alarms.equal_rewards, "no group had unequal rewards: nothing was learned"),
-        (alarms.diverged, "the policy was more than 1 nat a token from its reference"),
+        (alarms.equal_rewards, "every group had equal rewards, so there was nothing to learn"),
+        (alarms.diverged, "the KL divergence from the reference policy was above 1 nat per token"),
     ] {
         if count > 0 {
-            println!("at {count} of {} steps {what}", config.train.steps);
+            println!("at {count} of {} steps, {what}", config.train.steps);
         }
     }
     println!("run         {}", run_dir.root().display());

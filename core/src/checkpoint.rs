@@ -11,17 +11,17 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::atomic_fs;
 use crate::config::RunConfig;
+use crate::drift::DriftState;
 use crate::error::{Context, Error, Result};
-use crate::eval::ModelStamp;
-use crate::guard::GuardState;
+use crate::eval::ModelFingerprint;
 use crate::hash;
 use crate::memory::{self, MemoryPlan};
 use crate::model::UnifiedModel;
+use crate::optim::SlotState;
 use crate::plugin::mapped_version;
-use crate::update::SlotState;
 use crate::weights::{self, Weights};
-use crate::whole;
 
 /// The form of `state.json`; one of another form is refused.
 const FORM: u32 = 1;
@@ -36,7 +36,7 @@ pub struct TrainingState {
     /// The settings of the run.
     pub config: RunConfig,
     /// The model that the run began with: the reference policy.
-    pub base: ModelStamp,
+    pub base: ModelFingerprint,
     /// Images that go through the model at once; fewer than the settings say after memory ran out.
     pub micro_batch: usize,
     /// Why the run ended early, if it did.
@@ -46,7 +46,7 @@ pub struct TrainingState {
     /// The weights that learn and their moments.
     pub(crate) slots: Vec<SlotState>,
     /// The drift guard.
-    pub(crate) guard: Option<GuardState>,
+    pub(crate) guard: Option<DriftState>,
     /// Where the guard may go back: the weights of the best step, in the order of `slots`.
     pub(crate) best: Vec<Tensor>,
 }
@@ -61,11 +61,11 @@ struct Body {
     step: u64,
     micro_batch: usize,
     stopped: Option<String>,
-    base: ModelStamp,
+    base: ModelFingerprint,
     config: RunConfig,
     /// The weights that learn, in the model's order, and how many updates each has had.
     updates: Vec<(String, u64)>,
-    guard: Option<GuardState>,
+    guard: Option<DriftState>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     inputs: BTreeMap<String, String>,
     /// The SHA-256 of every other file of the checkpoint.
@@ -102,7 +102,7 @@ impl TrainingState {
             files: hashes(folder)?,
         };
         let json = hash::seal(serde_json::to_value(&body).context(place)?);
-        whole::write(&folder.join(STATE), &format!("{json:#}\n"))
+        atomic_fs::write(&folder.join(STATE), &format!("{json:#}\n"))
     }
 
     /// The inputs that are no longer what they were when the state was written, each with both hashes. A state of an earlier
@@ -120,7 +120,7 @@ impl TrainingState {
 
     /// Reads the state of a checkpoint; refuses one of which any file is missing or is not what was written.
     pub fn read(folder: &Path) -> Result<Self> {
-        let folder = &whole::follow(folder);
+        let folder = &atomic_fs::follow(folder);
         let damaged = || format!("checkpoint `{}` is damaged", folder.display());
         let path = folder.join(STATE);
         if !path.is_file() && !folder.join(TENSORS).is_file() {
@@ -172,8 +172,9 @@ pub(crate) fn save(path: &Path, model: Option<&dyn UnifiedModel>, state: &Traini
     let place = || format!("cannot save a checkpoint to `{}`", path.display());
     let model_bytes = model.map(model_bytes).transpose()?.unwrap_or(0);
     let rest = 1 << 20; // tables, tokenizers, configurations
-    whole::check_space(path.parent().unwrap_or(path), state.bytes() + model_bytes + rest).context(place)?;
-    whole::folder(path, |partial| {
+    atomic_fs::check_space(path.parent().unwrap_or(path), state.bytes() + model_bytes + rest)
+        .context(place)?;
+    atomic_fs::folder(path, |partial| {
         if let Some(model) = model {
             model.save(partial)?;
         }
@@ -214,7 +215,7 @@ impl DiskPlan {
             checkpoint: (weights + learning * 3 * 4) as u64,
             most: kept + u64::from(config.eval.every > 0),
             folder: folder.into(),
-            free: whole::free_space(folder),
+            free: atomic_fs::free_space(folder),
         }
     }
 
@@ -231,7 +232,7 @@ impl DiskPlan {
 
     /// Refuses a disk that they do not fit.
     pub fn check(&self) -> Result<()> {
-        whole::check_space(&self.folder, self.checkpoint * self.most).map_err(|error| {
+        atomic_fs::check_space(&self.folder, self.checkpoint * self.most).map_err(|error| {
             error.hint("keep fewer (`--set checkpoint.keep=1`), or write to another disk: `--out DIR`")
         })
     }
@@ -257,7 +258,7 @@ fn relative(folder: &Path, file: &Path) -> String {
 }
 
 fn hashes(folder: &Path) -> Result<BTreeMap<String, String>> {
-    let files = whole::files(folder).context(|| format!("cannot list `{}`", folder.display()))?;
+    let files = atomic_fs::files(folder).context(|| format!("cannot list `{}`", folder.display()))?;
     files.iter().map(|file| Ok((relative(folder, file), hash::file(file)?))).collect()
 }
 

@@ -141,7 +141,7 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Everything {
+    struct TrainSession {
         #[expect(dead_code, reason = "only its type counts")]
         number: f64,
     }
@@ -172,13 +172,13 @@ mod tests {
         assert_eq!(said::<BTreeMap<String, i64>>("true"), "`a.b`: expected an object, got `true`");
         assert_eq!(said::<(String, usize)>("[\"x\"]"), "`a.b`: expected an array of 2 values, got 1");
         assert_eq!(said::<[f64; 3]>("7"), "`a.b`: expected an array of 3 values, got `7`");
-        assert_eq!(said::<Everything>("7"), "`a.b`: expected an object, got `7`");
-        assert_eq!(said::<Everything>("{}"), "`a.b.number`: missing");
+        assert_eq!(said::<TrainSession>("7"), "`a.b`: expected an object, got `7`");
+        assert_eq!(said::<TrainSession>("{}"), "`a.b.number`: missing");
         assert_eq!(
-            said::<Everything>("{\"number\": 1, \"number\": 2}").lines().next(),
+            said::<TrainSession>("{\"number\": 1, \"number\": 2}").lines().next(),
             Some("`a.b.number`: given twice")
         );
-        assert!(said::<Everything>("{\"nmber\": 1}").contains("did you mean `a.b.number`?"));
+        assert!(said::<TrainSession>("{\"nmber\": 1}").contains("did you mean `a.b.number`?"));
         assert!(said::<Kind>("\"sfot\"").starts_with("`a.b`: expected one of `soft`, `hard`, got `sfot`"));
         assert!(said::<Kind>("\"sfot\"").contains("did you mean `soft`?"));
         let number = toml::Value::Integer(3).try_into::<Kind>().unwrap_err();

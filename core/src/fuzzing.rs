@@ -9,9 +9,9 @@ use tch::{Device, Kind, Tensor};
 use crate::abi::component::FfiRecord;
 use crate::abi::wire::{self, Message, op};
 use crate::plugin::stamp;
+use crate::prompts::answer::match_answer;
+use crate::prompts::{Category, PromptSpec, PromptTemplates, Task};
 use crate::reward::{RewardFunction as _, RuleFile, Sample};
-use crate::scene::answer::match_answer;
-use crate::scene::{Category, Facts, Task, Wording};
 use crate::{input, weights};
 
 /// A checkpoint of `torch.save`. Every tensor lies within the file; an error is one short line.
@@ -114,7 +114,7 @@ pub fn rules(data: &[u8]) -> bool {
 }
 
 fn task(category: Category, prompt: &str) -> Option<Task> {
-    Facts::parse(category, prompt).ok().map(|facts| Wording::paper().task(facts))
+    PromptSpec::parse(category, prompt).ok().map(|spec| PromptTemplates::paper().task(spec))
 }
 
 /// `CATEGORY: PROMPT`, a line break, and an answer; accepted if the answer is correct.
@@ -122,6 +122,6 @@ pub fn answers(data: &[u8]) -> bool {
     let text = String::from_utf8_lossy(data);
     let Some((head, answer)) = text.split_once('\n') else { return false };
     let Some((name, prompt)) = head.split_once(": ") else { return false };
-    let facts = Category::from_name(name).and_then(|category| Facts::parse(category, prompt).ok());
-    facts.is_some_and(|facts| match_answer(&facts, answer).is_right(facts.category))
+    let spec = Category::from_name(name).and_then(|category| PromptSpec::parse(category, prompt).ok());
+    spec.is_some_and(|spec| match_answer(&spec, answer).is_right(spec.category))
 }

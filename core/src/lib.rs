@@ -1,22 +1,25 @@
 //! Post-training of unified multimodal models on their own images: the UniRL method (arXiv 2505.23380) on libtorch.
 //!
 //! The method, and how to add a model or a reward, are in the book: `docs/` of the repository, `concepts/` and `guides/`. A plugin
-//! author reads [`model`], [`reward`] or [`detector`]; a reader of the method starts at [`train`] and [`optimizer`].
+//! author reads [`model`], [`reward`] or [`detector`]; a reader of the method starts at [`train`] and [`algorithms`].
 
 mod abi;
+pub mod algorithms;
 pub mod autograd;
 pub mod checkpoint;
 pub mod config;
 pub mod conformance;
+pub mod cuda_graph;
 pub mod detector;
+mod drift;
 pub mod error;
 pub mod eval;
 mod explain;
 #[doc(hidden)]
 pub mod fuzzing;
-mod guard;
 pub mod hash;
 pub mod home;
+pub mod image_io;
 pub mod input;
 pub mod json;
 pub mod judge;
@@ -24,24 +27,21 @@ pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod ops;
-pub mod optimizer;
-pub mod picture;
 pub mod plugin;
 pub mod pretrain;
-pub mod repeated;
+pub mod prompts;
 pub mod reward;
 pub mod run_dir;
 pub mod sampling;
-pub mod scene;
 pub mod seed;
 pub mod settings;
-pub mod table;
+
+pub mod atomic_fs;
+pub mod optim;
 mod tensorboard;
 pub mod tiles;
 pub mod train;
-pub mod update;
 pub mod weights;
-pub mod whole;
 
 pub use error::{Error, Result};
 /// The bindings to the one libtorch of the process: a plugin uses these, and no other version.

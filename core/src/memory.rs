@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 
 use tch::Device;
 
+use crate::algorithms::{self, Algorithm};
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::model::{Cost, Footprint, ImageSampling, TextSampling, UnifiedModel, Workload};
-use crate::optimizer::{self, Optimizer};
+use crate::optim::VALUES_AT_ONCE;
 use crate::plugin::cuda_memory;
-use crate::update::VALUES_AT_ONCE;
 
 /// What is left free of a device's memory, for fragmentation and whatever else runs there.
 const HEADROOM: f64 = 0.05;
@@ -30,7 +30,7 @@ pub struct MemoryPlan {
     pub gradients: (i64, i64),
     /// Whether there are gradients already when a pass begins, of another part or pass: those of this one then come beside
     /// them, as each waits for all uses of its weight.
-    pub beside: bool,
+    pub grads_accumulated: bool,
     /// What the update of the weights needs on the way.
     pub update: i64,
     /// Images of an iteration, and how many of them go through the model at once.
@@ -47,7 +47,7 @@ impl MemoryPlan {
     /// The plan of training `model`, which may be a dry one.
     pub fn new(
         model: &dyn UnifiedModel,
-        optimizer: &dyn Optimizer,
+        optimizer: &dyn Algorithm,
         config: &RunConfig,
         device: Device,
     ) -> Result<Self> {
@@ -58,7 +58,7 @@ impl MemoryPlan {
         };
         let of = footprint(1)?;
         let mut phases = vec![("drawing", of.generate), ("answering", of.answer)];
-        let passes = optimizer::passes(optimizer.terms(), rollout, model.card());
+        let passes = algorithms::passes(optimizer.terms(), rollout, model.card());
         for pass in &passes {
             let mut cost = Cost::default();
             let mut add = |part: Cost| {
@@ -88,7 +88,7 @@ impl MemoryPlan {
             ],
             phases,
             gradients: (of.trainable_weights, bytes * of.largest),
-            beside: micro_batch < images || passes.iter().any(|pass| pass.beside),
+            grads_accumulated: micro_batch < images || passes.iter().any(|pass| pass.grads_accumulated),
             // Gradients of a shorter type in f32.
             update: if short { 4 * of.trainable.min(of.largest.max(VALUES_AT_ONCE as i64)) } else { 0 },
             images,
@@ -102,22 +102,22 @@ impl MemoryPlan {
         self.held.iter().map(|(_, bytes)| bytes).sum()
     }
 
-    fn an_image(&self) -> i64 {
+    fn per_image(&self) -> i64 {
         self.phases.iter().map(|(_, cost)| cost.cache + cost.activations).max().unwrap_or(0)
     }
 
     /// What is held while a pass with gradient runs.
-    fn in_a_pass(&self) -> i64 {
-        self.held() - if self.beside { 0 } else { self.gradients.0 }
+    fn during_backward(&self) -> i64 {
+        self.held() - if self.grads_accumulated { 0 } else { self.gradients.0 }
     }
 
     /// The most that is alive at once with so many images in the model. A pass has one summit where it turns round, with
     /// all activations and the first gradient, and one where it ends, with all gradients and no activations.
     pub fn peak(&self, micro_batch: i64) -> i64 {
         let (all, largest) = self.gradients;
-        let turn = self.an_image() * micro_batch + largest;
+        let turn = self.per_image() * micro_batch + largest;
         let end = all + LOOK_UPS * largest;
-        (self.in_a_pass() + turn.max(end)).max(self.held() + self.update)
+        (self.during_backward() + turn.max(end)).max(self.held() + self.update)
     }
 
     /// The most images that fit at once: 0 if not even one does, none if the device does not tell its memory.
@@ -126,8 +126,8 @@ impl MemoryPlan {
         if room < self.peak(1) {
             return Some(0);
         }
-        let free = room - self.in_a_pass() - self.gradients.1;
-        Some((free / self.an_image().max(1)).min(self.images))
+        let free = room - self.during_backward() - self.gradients.1;
+        Some((free / self.per_image().max(1)).min(self.images))
     }
 
     /// The plan as a table for people.
@@ -146,7 +146,7 @@ impl MemoryPlan {
             let _ = writeln!(text, "  {name:<18}{activations:>16}{cache:>16}");
         }
         let _ = writeln!(text, "\nwhatever the batch");
-        if self.beside {
+        if self.grads_accumulated {
             let _ = writeln!(text, "  {:<18}{:>16}", "more gradients", size(self.gradients.0));
         }
         let _ = writeln!(text, "  {:<18}{:>16}", "end of backward", size(LOOK_UPS * self.gradients.1));
@@ -189,13 +189,13 @@ pub fn available(device: Device) -> Option<i64> {
     Some(limit.and_then(|text| text.trim().parse().ok()).map_or(free, |limit: i64| limit.min(free)))
 }
 
-/// Weights from which [`spare_the_heap`] pays.
+/// Weights from which [`tune_malloc`] pays.
 const LARGE: i64 = 1 << 30;
 
 /// Gives large tensors of a large model memory of their own on the CPU, which goes back when they are gone. By itself
 /// glibc raises the size from which it does so to 32 MiB as the program runs, and activations of less then leave holes
 /// that cost a third of the peak; a small model is faster on the heap.
-pub fn spare_the_heap(model: &dyn UnifiedModel) {
+pub fn tune_malloc(model: &dyn UnifiedModel) {
     let workload = Workload { images: ImageSampling::default(), answers: TextSampling::default(), states: 1 };
     if model.footprint(&workload).is_ok_and(|footprint| footprint.weights >= LARGE) {
         set_mmap_threshold(1 << 20);
@@ -230,7 +230,7 @@ mod tests {
                 ("answer gradient", Cost { cache: 0, activations: 7 }),
             ],
             gradients: (10, 2),
-            beside: true,
+            grads_accumulated: true,
             update: 12,
             images: 6,
             micro_batch: 6,
@@ -244,7 +244,7 @@ mod tests {
         let plan = plan(None);
         // At the turn 7 an image and the largest gradient, at the end all gradients and four times the largest.
         assert_eq!((plan.peak(6), plan.peak(2), plan.peak(1)), (20 + 44, 20 + 18, 20 + 18));
-        let once = MemoryPlan { beside: false, update: 0, ..plan };
+        let once = MemoryPlan { grads_accumulated: false, update: 0, ..plan };
         assert_eq!((once.peak(6), once.peak(1)), (10 + 44, 10 + 18));
     }
 

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::atomic_fs;
 use crate::error::{Context, Error, Result};
 use crate::json::parse;
 use crate::tensorboard::EventFile;
-use crate::whole;
 
 /// Every metric: its name, in which capitals stand for any text, and its meaning.
 pub const METRICS: &[(&str, &str)] = &[
@@ -133,7 +133,7 @@ impl MetricsLog {
             }
         }
         let text = kept.iter().map(|line| Ok(text(line)? + "\n")).collect::<Result<String>>()?;
-        whole::write(&path, &text)?;
+        atomic_fs::write(&path, &text)?;
         let file = File::options().append(true).open(&path);
         let file = file.context(|| format!("cannot open `{}`", path.display()))?;
         Ok((Self { file, events: EventFile::open(&root.join("tensorboard"), step)? }, kept))

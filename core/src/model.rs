@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Code, Error, Result};
-use crate::sampling::chosen_logp;
+use crate::sampling::gather_logp;
 
 /// Whether a model reads images through the same tokens that it draws (§3.5 of the paper).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,11 +47,11 @@ pub struct ModelCard {
     /// Height and width of an image in pixels.
     pub resolution: i64,
     /// Height and width of the pictures that [`UnifiedModel::encode`] is given, where it is not `resolution`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reads_at: Option<i64>,
+    #[serde(rename = "reads_at", default, skip_serializing_if = "Option::is_none")]
+    pub input_resolution: Option<i64>,
     /// The grey, of 255, around a picture that is read and not square; without one, its middle is read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pads_with: Option<u8>,
+    #[serde(rename = "pads_with", default, skip_serializing_if = "Option::is_none")]
+    pub pad_value: Option<u8>,
     /// How the checkpoint is meant to draw: what holds where the user says nothing.
     #[serde(default)]
     pub sampling: ImageSampling,
@@ -73,8 +73,8 @@ impl ModelCard {
             image_tokens: tokens,
             codebook_size: codes,
             resolution,
-            reads_at: None,
-            pads_with: None,
+            input_resolution: None,
+            pad_value: None,
             sampling: ImageSampling::default(),
         }
     }
@@ -146,14 +146,14 @@ impl Policy {
 /// The place of some rows in a larger batch. Random numbers are drawn for the whole batch, so that a batch in parts is
 /// the batch in one, whatever the parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
+pub struct BatchSlice {
     /// The first of the rows.
     pub first: i64,
     /// `B` of the whole batch.
     pub of: i64,
 }
 
-impl Part {
+impl BatchSlice {
     /// Of `all`, which answers for a whole batch of the given size, the rows of a part of `rows` rows.
     pub fn rows(part: Option<Self>, rows: i64, all: impl FnOnce(i64) -> Tensor) -> Tensor {
         match part {
@@ -183,7 +183,7 @@ pub struct ImageSampling {
     /// Which rows of a larger batch these are; none for a whole one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
-    pub part: Option<Part>,
+    pub part: Option<BatchSlice>,
 }
 
 impl ImageSampling {
@@ -235,7 +235,7 @@ pub struct TextSampling {
     /// Which rows of a larger batch these are; none for a whole one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
-    pub part: Option<Part>,
+    pub part: Option<BatchSlice>,
 }
 
 impl TextSampling {
@@ -407,7 +407,7 @@ pub enum Scoring {
 /// How drawn images are fed back to obtain logits (§3.3: "following the original T2I training process").
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Replay {
+pub enum Masking {
     /// Masked models hide a random part of the tokens: one mask ratio for the batch, one pattern an image, both from the
     /// seed. Targets are the hidden positions. Autoregressive models score every token behind those before it, and ignore
     /// the seed.
@@ -416,7 +416,7 @@ pub enum Replay {
         seed: u64,
         /// Which rows of a larger batch these are; none for a whole one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        part: Option<Part>,
+        part: Option<BatchSlice>,
         /// The scored distribution.
         #[serde(default)]
         scoring: Scoring,
@@ -443,9 +443,9 @@ pub enum Replay {
     },
 }
 
-impl Replay {
-    /// [`Replay::Remask`] as in the paper: by the conditional distribution.
-    pub fn remask(seed: u64, part: Option<Part>) -> Self {
+impl Masking {
+    /// [`Masking::Remask`] as in the paper: by the conditional distribution.
+    pub fn remask(seed: u64, part: Option<BatchSlice>) -> Self {
         Self::Remask { seed, part, scoring: Scoring::Conditional, guidance: 0.0 }
     }
 
@@ -472,7 +472,7 @@ pub struct ImageLogits {
 impl ImageLogits {
     /// The log-probabilities of image `tokens [B,N]`, of the targets alone.
     pub fn logp(self, tokens: &Tensor) -> TokenLogp {
-        let logp = chosen_logp(&self.logits, tokens);
+        let logp = gather_logp(&self.logits, tokens);
         TokenLogp { logp: logp.where_self(&self.targets, &logp.zeros_like()), mask: self.targets }
     }
 }
@@ -595,7 +595,7 @@ pub trait UnifiedModel: Send {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<ImageLogits>;
 
     /// `log p(token | prompt)` of the image's own tokens, each in the state that `replay` names, with gradient for
@@ -606,7 +606,7 @@ pub trait UnifiedModel: Send {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<TokenLogp> {
         Ok(self.image_logits(prompts, images, policy, replay)?.logp(&images.tokens))
     }

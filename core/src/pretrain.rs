@@ -11,15 +11,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
+use crate::algorithms::backward;
+use crate::algorithms::objective::token_mean;
 use crate::config::{EvalOptions, ModelOptions, Rollout};
 use crate::error::{Error, Result, unknown_name};
-use crate::model::{Images, Mode, ParameterGroup, Policy, Replay, UnifiedModel};
-use crate::optimizer::backward;
-use crate::optimizer::objective::token_mean;
-use crate::scene::rng::Rng;
-use crate::scene::{Category, Split, Task};
-use crate::tiles::{self, Scene};
-use crate::update::{AdamW, UpdateOptions};
+use crate::model::{Images, Masking, Mode, ParameterGroup, Policy, UnifiedModel};
+use crate::optim::{AdamW, UpdateOptions};
+use crate::prompts::rng::Rng;
+use crate::prompts::{Category, Split, Task};
+use crate::tiles::{self, TileGrid};
 use crate::{eval, home, judge, seed, settings};
 
 /// Everything that decides a pretraining run.
@@ -193,9 +193,9 @@ fn train_tokenizer(
     watch(Event::Stage("tokenizer", stage.steps));
     for step in 1..=stage.steps {
         let step_seed = seed::derive(config.seed, &[1, step]);
-        let scenes: Vec<Scene> = {
+        let scenes: Vec<TileGrid> = {
             let mut rng = Rng::new(step_seed);
-            (0..stage.pictures).map(|_| Scene::scattered(&mut rng)).collect()
+            (0..stage.pictures).map(|_| TileGrid::scattered(&mut rng)).collect()
         };
         update.zero_grad();
         tch::manual_seed(step_seed as i64);
@@ -235,7 +235,7 @@ fn train_jointly(
         let (prompts, scenes) = captioned(&mut rng, stage.captions, &config.data)?;
         let images = tch::no_grad(|| model.encode(&tiles::render(&scenes)))?;
         let scored =
-            model.image_logp(&prompts, &images, Policy::Current, &Replay::Pretrain { seed: step_seed })?;
+            model.image_logp(&prompts, &images, Policy::Current, &Masking::Pretrain { seed: step_seed })?;
         let image_loss = -token_mean(&scored.logp, &scored.mask);
 
         // 2. Understanding, from right answers about drawings that are not always right.
@@ -258,7 +258,7 @@ fn train_jointly(
 
 /// Drawings as understanding sees them. Where it looks at pixels, half are as the image tokenizer gives them back: so it
 /// will see the model's own.
-fn seen(model: &dyn UnifiedModel, scenes: &[Scene]) -> Result<Images> {
+fn seen(model: &dyn UnifiedModel, scenes: &[TileGrid]) -> Result<Images> {
     let mut images = model.encode(&tiles::render(scenes))?;
     if let Some(pixels) = &images.pixels {
         let (half, all) = (images.len() / 2, images.len());
@@ -269,14 +269,14 @@ fn seen(model: &dyn UnifiedModel, scenes: &[Scene]) -> Result<Images> {
 }
 
 /// Prompts with drawings; a share of the drawings follows another prompt that differs in one fact.
-fn captioned(rng: &mut Rng, batch: usize, data: &DataOptions) -> Result<(Vec<String>, Vec<Scene>)> {
+fn captioned(rng: &mut Rng, batch: usize, data: &DataOptions) -> Result<(Vec<String>, Vec<TileGrid>)> {
     let weights = category_weights(&data.drawing_weights);
     let mut pairs = Vec::with_capacity(batch);
     for _ in 0..batch {
         let task = tiles::sample(Category::ALL[weighted(rng, &weights)?], Split::All, rng)?;
         let drawn: Task =
             if rng.chance(data.caption_noise) { tiles::caption_noise(&task, rng)? } else { task.clone() };
-        pairs.push((task.prompt, Scene::draw(&drawn.facts, rng)?));
+        pairs.push((task.prompt, TileGrid::draw(&drawn.spec, rng)?));
     }
     Ok(pairs.into_iter().unzip())
 }
@@ -286,19 +286,19 @@ fn questioned(
     rng: &mut Rng,
     batch: usize,
     data: &DataOptions,
-) -> Result<(Vec<String>, Vec<String>, Vec<Scene>)> {
+) -> Result<(Vec<String>, Vec<String>, Vec<TileGrid>)> {
     let weights = category_weights(&data.understanding_weights);
     let (mut questions, mut answers, mut scenes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..batch {
         let category = Category::ALL[weighted(rng, &weights)?];
         let task = tiles::sample(category, Split::All, rng)?;
         let scene = if rng.chance(data.mistakes) {
-            Scene::with_mistake(&task.facts, rng)?
+            TileGrid::with_mistake(&task.spec, rng)?
         } else {
-            Scene::draw(&task.facts, rng)?
+            TileGrid::draw(&task.spec, rng)?
         };
         questions.push(task.question);
-        answers.push(tiles::truth(category, &scene));
+        answers.push(tiles::reference_answer(category, &scene));
         scenes.push(scene);
     }
     Ok((questions, answers, scenes))

@@ -23,15 +23,15 @@ use rustix::io::Errno;
 use serde::Serialize;
 use tch::Tensor;
 
+use crate::atomic_fs;
 use crate::checkpoint::{self, TrainingState};
 use crate::config::RunConfig;
 use crate::error::{Context, Error, Result};
+use crate::image_io::{self, Caption};
 use crate::judge::Verdict;
 use crate::model::UnifiedModel;
-use crate::picture::{self, Caption};
+use crate::prompts::Task;
 use crate::reward::Reward;
-use crate::scene::Task;
-use crate::whole;
 
 const FOLDERS: [&str; 4] = ["samples", "eval", "checkpoints", "tensorboard"];
 
@@ -74,7 +74,7 @@ impl RunDir {
         let run = Self { _lock: lock(root)?, inputs: BTreeMap::new(), root: root.into() };
         run.make_folders()?;
         for folder in FOLDERS.map(|name| run.root.join(name)).iter().chain([&run.root]) {
-            whole::clean(folder)?;
+            atomic_fs::clean(folder)?;
         }
         for name in POINTERS {
             run.settle(&run.root.join("checkpoints").join(name))?;
@@ -89,14 +89,14 @@ impl RunDir {
         let place = || format!("cannot keep checkpoints in `{}`", self.root.display());
         let saved = |step: u64| {
             let name = checkpoint_name(step);
-            whole::folder(&folder.join(&name), |partial| {
+            atomic_fs::folder(&folder.join(&name), |partial| {
                 make(&partial.join("training"))?;
-                whole::write(&partial.join("training/state.json"), "{}\n")
+                atomic_fs::write(&partial.join("training/state.json"), "{}\n")
             })?;
-            whole::link(Path::new(&name), &folder.join("latest"))
+            atomic_fs::link(Path::new(&name), &folder.join("latest"))
         };
         saved(1).and_then(|()| saved(2)).context(place)?;
-        whole::remove_folder(&folder.join(checkpoint_name(1))).context(place)?;
+        atomic_fs::remove_folder(&folder.join(checkpoint_name(1))).context(place)?;
         fs::remove_dir_all(&folder).context(place)
     }
 
@@ -118,7 +118,7 @@ impl RunDir {
                 format!("`{}` and `{}` are different checkpoints", pointer.display(), of_step.display());
             return Err(Error::failure(error).hint(hint()));
         }
-        whole::remove_folder(pointer)
+        atomic_fs::remove_folder(pointer)
     }
 
     /// Refuses a folder that holds something: a run never writes over another.
@@ -147,7 +147,7 @@ impl RunDir {
 
     /// Writes a file of the run's folder.
     pub fn write(&self, name: &str, contents: &str) -> Result<()> {
-        whole::write(&self.root.join(name), contents)
+        atomic_fs::write(&self.root.join(name), contents)
     }
 
     /// Writes `config.toml`.
@@ -188,7 +188,7 @@ impl RunDir {
         let old = steps.len().saturating_sub(if keep == 0 { steps.len() } else { keep });
         for step in &steps[..old] {
             if Some(*step) != best {
-                whole::remove_folder(&self.checkpoint(*step))?;
+                atomic_fs::remove_folder(&self.checkpoint(*step))?;
             }
         }
         Ok(path)
@@ -198,7 +198,10 @@ impl RunDir {
     pub(crate) fn point(&self, latest: u64, best: Option<u64>) -> Result<()> {
         for (name, step) in POINTERS.into_iter().zip([Some(latest), best]) {
             if let Some(step) = step {
-                whole::link(Path::new(&checkpoint_name(step)), &self.root.join("checkpoints").join(name))?;
+                atomic_fs::link(
+                    Path::new(&checkpoint_name(step)),
+                    &self.root.join("checkpoints").join(name),
+                )?;
             }
         }
         Ok(())
@@ -218,7 +221,7 @@ impl RunDir {
         let name = format!("samples/{name}");
         let captions: Vec<Caption> = samples.rows().map(Line::caption).collect();
         let path = self.root.join(format!("{name}.png"));
-        picture::write_captioned(samples.pixels, samples.columns, &captions, &path)?;
+        image_io::write_captioned(samples.pixels, samples.columns, &captions, &path)?;
         let lines: Vec<String> = samples
             .rows()
             .map(|line| serde_json::to_string(&line))
@@ -231,13 +234,13 @@ impl RunDir {
     pub(crate) fn save_failure(&self, state: &TrainingState, tasks: &[Task]) -> Result<PathBuf> {
         let path = self.root.join(format!("failed-{}", checkpoint_name(state.step + 1)));
         if path.exists() {
-            whole::remove_folder(&path)?;
+            atomic_fs::remove_folder(&path)?;
         }
         if let Err(error) = checkpoint::save(&path, None, state) {
             tracing::warn!("{error}");
             make(&path)?;
         }
-        whole::write(&path.join("tasks.jsonl"), &crate::scene::write_jsonl(tasks)?)?;
+        atomic_fs::write(&path.join("tasks.jsonl"), &crate::prompts::write_jsonl(tasks)?)?;
         Ok(path)
     }
 }
@@ -259,12 +262,12 @@ fn steps(folder: &Path) -> Result<Vec<u64>> {
 pub fn model_folder(path: &Path) -> Result<PathBuf> {
     let checkpoints = path.join("checkpoints");
     if !checkpoints.is_dir() {
-        return Ok(whole::follow(path));
+        return Ok(atomic_fs::follow(path));
     }
     if let Some(newest) = steps(&checkpoints)?.last() {
         return Ok(checkpoints.join(checkpoint_name(*newest)));
     }
-    let latest = whole::follow(&checkpoints.join(POINTERS[0]));
+    let latest = atomic_fs::follow(&checkpoints.join(POINTERS[0]));
     if latest.is_dir() {
         return Ok(latest);
     }
@@ -321,7 +324,7 @@ fn lock(root: &Path) -> Result<File> {
 
 /// Whether the file system has no locks; one that is mounted from a server may say that it has none left.
 fn cannot_lock(error: &std::io::Error) -> bool {
-    whole::is_unsupported(error) || Errno::from_io_error(error) == Some(Errno::NOLCK)
+    atomic_fs::is_unsupported(error) || Errno::from_io_error(error) == Some(Errno::NOLCK)
 }
 
 /// Drawings with what was asked, answered and rewarded, row by row.
@@ -420,7 +423,7 @@ mod tests {
         for name in POINTERS {
             fs::remove_file(checkpoints.join(name)).unwrap();
         }
-        whole::write(&checkpoints.join("best"), "step-000002\n").unwrap();
+        atomic_fs::write(&checkpoints.join("best"), "step-000002\n").unwrap();
         assert_eq!(of("run/checkpoints/best").unwrap(), checkpoints.join("step-000002"));
         assert_eq!(of("run/checkpoints/step-000009").unwrap(), checkpoints.join("step-000009"));
 

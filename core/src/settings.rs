@@ -1,7 +1,7 @@
-//! Settings of a user, read by the JSON Schema of their type: unknown keys, values out of range and values of a wrong type are
-//! refused with their full path.
+//! Reads a user's settings by the JSON Schema of their type. Unknown keys, values out of range and values of a wrong type are
+//! errors that name the full path.
 //!
-//! The schema is the one place where ranges stand (`#[schemars(range(min = 0.0))]`); `unirl schema` prints the same.
+//! Ranges and former names are stated only in the schema (`#[schemars(range(min = 0.0))]`), which `unirl schema` prints.
 
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::de::DeserializeOwned;
@@ -10,30 +10,60 @@ use serde_json::{Map, Number, Value};
 use crate::error::{Error, Result, nearest};
 use crate::explain::{Format, explain, join, path, wrong};
 
-/// The nesting of a schema that is searched for keys: a schema may refer to itself.
+/// The keyword of a schema under which a property lists its former names: `#[schemars(extend("x-former-names" = ["old"]))]`.
+pub const FORMER: &str = "x-former-names";
+
+/// The depth to which a schema is searched for keys; a schema may refer to itself.
 const DEEPEST: usize = 8;
 
-/// Reads settings from TOML; `place` is their path in the whole, empty for the whole itself.
-pub fn read<T: DeserializeOwned + JsonSchema>(place: &str, table: toml::Table) -> Result<T> {
+/// Reads settings from TOML. `place` is the path of the table, empty for a whole file.
+pub fn read<T: DeserializeOwned + JsonSchema>(place: &str, mut table: toml::Table) -> Result<T> {
+    let schema = schema::<T>();
+    rename_former(&schema, &mut table)?;
     let table = toml::Value::Table(table);
-    check(&schema::<T>(), &finite(&table, place)?, place)?;
+    check(&schema, &finite(&table, place)?, place)?;
     serde_path_to_error::deserialize(table)
         .map_err(|error| explain(Format::Toml, &join(place, &path(&error)), error.inner().message()))
 }
 
-/// Reads settings that have become JSON on their way to a plugin.
+/// Reads settings that were converted to JSON for a plugin.
 pub(crate) fn read_json<T: DeserializeOwned + JsonSchema>(place: &str, json: &Value) -> Result<T> {
     check(&schema::<T>(), json, place)?;
     serde_path_to_error::deserialize(json)
         .map_err(|error| explain(Format::Toml, &join(place, &path(&error)), &error.inner().to_string()))
 }
 
+/// Replaces former names of settings by their current ones. A property of `schema` lists its former names under [`FORMER`].
+///
+/// Errors if `table` has a setting under two names.
+pub fn rename_former(schema: &Value, table: &mut toml::Table) -> Result<()> {
+    Checker { root: schema, place: "" }.rename(schema, table, "")
+}
+
+/// Adds to `table` every default of `schema` that it leaves out, at every depth. An option without a default stays absent.
+pub fn fill_defaults(schema: &Value, table: &mut toml::Table) {
+    Checker { root: schema, place: "" }.fill(schema, table);
+}
+
+/// A JSON value as TOML, without its nulls, which TOML cannot express.
+fn to_toml(value: &Value) -> Option<toml::Value> {
+    Some(match value {
+        Value::Null => return None,
+        Value::Array(list) => toml::Value::Array(list.iter().filter_map(to_toml).collect()),
+        Value::Object(table) => {
+            let entries = table.iter().filter_map(|(key, value)| Some((key.clone(), to_toml(value)?)));
+            toml::Value::Table(entries.collect())
+        }
+        scalar => toml::Value::try_from(scalar).ok()?,
+    })
+}
+
 /// The schema of a type.
-pub(crate) fn schema<T: JsonSchema>() -> Value {
+pub fn schema<T: JsonSchema>() -> Value {
     SchemaGenerator::default().into_root_schema_for::<T>().to_value()
 }
 
-/// The settings as JSON, which has no NaN and no infinity.
+/// Converts settings to JSON. NaN and infinity, which JSON lacks, are errors.
 fn finite(value: &toml::Value, path: &str) -> Result<Value> {
     Ok(match value {
         toml::Value::Float(number) => Value::Number(
@@ -41,7 +71,7 @@ fn finite(value: &toml::Value, path: &str) -> Result<Value> {
                 .ok_or_else(|| wrong(path, &format!("expected a finite number, got `{number}`")))?,
         ),
         toml::Value::Integer(number) => (*number).into(),
-        toml::Value::Boolean(truth) => (*truth).into(),
+        toml::Value::Boolean(flag) => (*flag).into(),
         toml::Value::String(text) => text.as_str().into(),
         toml::Value::Datetime(date) => date.to_string().into(),
         toml::Value::Array(list) => {
@@ -58,7 +88,7 @@ fn finite(value: &toml::Value, path: &str) -> Result<Value> {
     })
 }
 
-/// Refuses keys that `schema` does not have, and numbers out of its ranges. Types are serde's to check.
+/// Checks keys and ranges; serde checks the types.
 fn check(schema: &Value, value: &Value, place: &str) -> Result<()> {
     Checker { root: schema, place }.check(schema, value, place)
 }
@@ -79,7 +109,7 @@ impl<'s> Checker<'s> {
         let schema = self.resolve(schema);
         check_range(schema, value, path)?;
         if let Some(branches) = branches(schema) {
-            // Of a union, the branch that is meant; where several may be, serde decides.
+            // If several branches of a union fit, serde decides.
             let mut fitting =
                 branches.iter().map(|branch| self.resolve(branch)).filter(|branch| fits(branch, value));
             return match (fitting.next(), fitting.next()) {
@@ -117,6 +147,54 @@ impl<'s> Checker<'s> {
         Ok(())
     }
 
+    /// See [`rename_former`].
+    fn rename(&self, schema: &'s Value, table: &mut toml::Table, path: &str) -> Result<()> {
+        let schema = self.resolve(schema);
+        for branch in branches(schema).into_iter().flatten() {
+            self.rename(branch, table, path)?;
+        }
+        for (key, inner) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            for former in inner.get(FORMER).and_then(Value::as_array).into_iter().flatten() {
+                let Some((former, value)) = former.as_str().and_then(|name| table.remove_entry(name)) else {
+                    continue;
+                };
+                if table.insert(key.clone(), value).is_some() {
+                    let (new, old) = (join(path, key), join(path, &former));
+                    return Err(Error::usage(format!("`{new}` is set twice: `{old}` is its former name"))
+                        .hint(format!("keep `{new}`")));
+                }
+            }
+            if let Some(toml::Value::Table(given)) = table.get_mut(key) {
+                self.rename(inner, given, &join(path, key))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`fill_defaults`].
+    fn fill(&self, schema: &'s Value, table: &mut toml::Table) {
+        let schema = self.resolve(schema);
+        if let Some(branches) = branches(schema) {
+            // An optional table: `{ "anyOf": [TABLE, null] }`.
+            let mut tables =
+                branches.iter().map(|branch| self.resolve(branch)).filter(|branch| is_table(branch));
+            if let (Some(only), None) = (tables.next(), tables.next()) {
+                self.fill(only, table);
+            }
+            return;
+        }
+        for (key, inner) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            if !table.contains_key(key)
+                && let Some(default) = inner.get("default").and_then(to_toml)
+            {
+                table.insert(key.clone(), default);
+            }
+            if let Some(toml::Value::Table(given)) = table.get_mut(key) {
+                self.fill(inner, given);
+            }
+        }
+    }
+
     fn unknown(
         &self,
         known: &Map<String, Value>,
@@ -150,7 +228,7 @@ impl<'s> Checker<'s> {
         error.hint(format!("known{place}: {}", names.join(", ")))
     }
 
-    /// The full paths of all keys below a schema, in its order; those of lists are left out.
+    /// Collects the full paths of all keys below a schema, except those inside lists.
     fn keys(&self, schema: &'s Value, path: &str, depth: usize, keys: &mut Vec<String>) {
         let schema = self.resolve(schema);
         if depth == 0 {
@@ -169,6 +247,10 @@ impl<'s> Checker<'s> {
 
 fn branches(schema: &Value) -> Option<&Vec<Value>> {
     ["oneOf", "anyOf"].iter().find_map(|key| schema.get(key)).and_then(Value::as_array)
+}
+
+fn is_table(schema: &Value) -> bool {
+    schema.get("type").is_some_and(|kind| kind == "object")
 }
 
 /// Whether a value is of a schema's type, or is its constant.
@@ -191,8 +273,8 @@ fn fits(schema: &Value, value: &Value) -> bool {
     }
 }
 
-/// The key, somewhere else, whose name is nearest to that of `wrong`: rather beside it, rather in what a neighbour names (as
-/// `name` does an algorithm), rather not deep.
+/// Finds the key elsewhere whose name is nearest to that of `wrong`. Prefers siblings, then tables that a sibling names (as `name`
+/// names an algorithm), then shallow keys.
 fn elsewhere(wrong: &str, keys: &[String], neighbours: &Map<String, Value>) -> Option<String> {
     let name = |path: &str| path.rsplit('.').next().unwrap_or_default().to_string();
     let depth = |path: &str| path.split('.').count();
@@ -207,7 +289,7 @@ fn elsewhere(wrong: &str, keys: &[String], neighbours: &Map<String, Value>) -> O
         .cloned()
 }
 
-/// Refuses a number out of the range of a schema, and a list that is too short.
+/// Checks the range of a number and the length of a list.
 fn check_range(schema: &Value, value: &Value, path: &str) -> Result<()> {
     let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
     if let (Value::Array(list), Some(least)) = (value, bound("minItems"))
@@ -236,7 +318,7 @@ fn check_range(schema: &Value, value: &Value, path: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
+    use serde::{Deserialize, Serialize};
 
     use super::*;
 
@@ -268,12 +350,64 @@ mod tests {
         }
     }
 
-    #[derive(Debug, Default, Deserialize, JsonSchema)]
+    #[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
     #[serde(default)]
     struct Inner {
         #[schemars(range(min = 1, max = 9))]
         size: i64,
         temperature: f64,
+    }
+
+    #[test]
+    fn fill_defaults_reaches_optional_tables_and_keeps_given_values() {
+        #[derive(JsonSchema)]
+        #[serde(default)]
+        struct Options {
+            precision: String,
+            folder: Option<String>,
+            lora: Option<Inner>,
+            inner: Inner,
+        }
+        impl Default for Options {
+            fn default() -> Self {
+                let inner = Inner { size: 7, temperature: 0.5 };
+                Self { precision: "auto".into(), folder: None, lora: None, inner }
+            }
+        }
+        let fill = |text: &str| {
+            let mut table: toml::Table = text.parse().unwrap();
+            fill_defaults(&schema::<Options>(), &mut table);
+            table
+        };
+        let expected = |text: &str| text.parse::<toml::Table>().unwrap();
+        assert_eq!(fill(""), expected("precision = 'auto'\ninner = { size = 7, temperature = 0.5 }"));
+        assert_eq!(
+            fill("lora = { size = 3 }\ninner = { size = 2 }"),
+            // A table that is given takes what it leaves out from its own type, as serde does.
+            expected(
+                "precision = 'auto'\nlora = { size = 3, temperature = 0.0 }\ninner = { size = 2, temperature = 0.0 }"
+            )
+        );
+    }
+
+    #[test]
+    fn former_names_are_replaced_and_conflict_with_the_current_one() {
+        #[derive(Debug, PartialEq, Default, Deserialize, JsonSchema)]
+        #[serde(default, deny_unknown_fields)]
+        struct Update {
+            #[schemars(extend("x-former-names" = ["clip"]))]
+            max_grad_norm: f64,
+        }
+        #[derive(Debug, PartialEq, Default, Deserialize, JsonSchema)]
+        #[serde(default, deny_unknown_fields)]
+        struct Config {
+            update: Update,
+        }
+        let read = |text: &str| read::<Config>("", text.parse().unwrap());
+        assert_eq!(read("update.clip = 2.0").unwrap(), Config { update: Update { max_grad_norm: 2.0 } });
+        let error = read("update = { clip = 2.0, max_grad_norm = 1.0 }").unwrap_err();
+        assert_eq!(error.message(), "`update.max_grad_norm` is set twice: `update.clip` is its former name");
+        assert_eq!(error.hints(), ["keep `update.max_grad_norm`"]);
     }
 
     fn said(text: &str) -> String {

@@ -12,8 +12,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crc::{CRC_32_ISCSI, Crc};
 use prost::Message;
 
+use crate::atomic_fs;
 use crate::error::{Context, Result};
-use crate::whole;
 
 /// TensorBoard looks for `tfevents` in the name.
 const NAME: &str = "events.out.tfevents.unirl";
@@ -67,7 +67,7 @@ impl EventFile {
             let version = Some("brain.Event:2".into());
             kept = record(&Event { wall_time: now(), file_version: version, ..Event::default() });
         }
-        whole::file(&path, |file| file.write_all(&kept).context(|| "no event was written"))?;
+        atomic_fs::file(&path, |file| file.write_all(&kept).context(|| "no event was written"))?;
         let file = File::options().append(true).open(&path);
         let file = file.context(|| format!("cannot open `{}`", path.display()))?;
         Ok(Self { file, path })

@@ -11,10 +11,10 @@ mod palette;
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::scene::rng::Rng;
-use crate::scene::{self, Category, Facts, ObjectList, Relation, Split, Task, Wording};
+use crate::prompts::rng::Rng;
+use crate::prompts::{self, Category, ObjectList, PromptSpec, PromptTemplates, Relation, Split, Task};
 
-pub use describe::{truth, vocabulary};
+pub use describe::{reference_answer, vocabulary};
 pub use draw::caption_noise;
 pub use palette::{BACKGROUND, COLORS, SHAPES, partner};
 
@@ -55,7 +55,7 @@ impl Tile {
 
 /// A drawing, tile by tile in reading order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Scene {
+pub struct TileGrid {
     /// What stands where; tile `row * GRID + column`.
     pub tiles: [Option<Tile>; TILES],
 }
@@ -84,12 +84,12 @@ pub(crate) fn pixel(tile: Option<Tile>, row: usize, column: usize, channel: usiz
 }
 
 /// The drawings as one tensor `[B,3,32,32]`, f32 in `0..=1`.
-pub fn render(scenes: &[Scene]) -> Tensor {
-    let pixels: Vec<f32> = scenes.iter().flat_map(Scene::pixels).collect();
+pub fn render(scenes: &[TileGrid]) -> Tensor {
+    let pixels: Vec<f32> = scenes.iter().flat_map(TileGrid::pixels).collect();
     Tensor::from_slice(&pixels).view([scenes.len() as i64, 3, SIDE as i64, SIDE as i64])
 }
 
-impl Scene {
+impl TileGrid {
     /// The drawing as `[3,32,32]` in one slice, in `0..=1`.
     pub fn pixels(&self) -> Vec<f32> {
         let mut pixels = Vec::with_capacity(3 * SIDE * SIDE);
@@ -115,10 +115,10 @@ impl Scene {
     }
 
     /// Whether the drawing shows exactly what was asked for and nothing else; the error says what is wrong.
-    pub fn check(&self, facts: &Facts) -> Result<()> {
+    pub fn check(&self, spec: &PromptSpec) -> Result<()> {
         let mut left: Vec<(usize, Tile)> = self.objects().collect();
         let mut places = Vec::new();
-        for object in &facts.objects {
+        for object in &spec.objects {
             for found in 0..object.count {
                 let fits = |(_, tile): &(usize, Tile)| {
                     tile.noun() == object.noun
@@ -135,10 +135,10 @@ impl Scene {
         if let Some((_, tile)) = left.first() {
             return Err(Error::failure(format!("an extra `{} {}`", tile.color_name(), tile.noun())));
         }
-        if let (Some(asked), [first, second]) = (facts.relation, places.as_slice())
+        if let (Some(asked), [first, second]) = (spec.relation, places.as_slice())
             && relation(*first, *second) != Some(asked)
         {
-            let noun = |at: usize| facts.objects.get(at).map_or("", |object| &object.noun);
+            let noun = |at: usize| spec.objects.get(at).map_or("", |object| &object.noun);
             let (first, second) = (noun(0), noun(1));
             return Err(Error::failure(format!("`{first}` is not {} `{second}`", asked.words())));
         }
@@ -161,10 +161,10 @@ pub fn relation(first: usize, second: usize) -> Option<Relation> {
 
 /// A random task of the drawn world.
 pub fn sample(category: Category, split: Split, rng: &mut Rng) -> Result<Task> {
-    scene::sample(&object_list(), category, split, rng).map(task)
+    prompts::sample(&object_list(), category, split, rng).map(task)
 }
 
 /// The task of some facts, in the words that the embedded models know.
-pub fn task(facts: Facts) -> Task {
-    Wording::tiles().task(facts)
+pub fn task(spec: PromptSpec) -> Task {
+    PromptTemplates::tiles().task(spec)
 }

@@ -6,16 +6,16 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput};
 use serde_json::json;
 use unirl::plugin::Plugins;
+use unirl::prompts::rng::Rng;
+use unirl::prompts::{Exclusion, Mix, ObjectList, PromptTemplates, Split, generate};
 use unirl::reward::{RewardFunction, RuleFile, Sample};
-use unirl::scene::rng::Rng;
-use unirl::scene::{Exclusion, Mix, ObjectList, Split, Wording, generate};
 
 const BATCH: usize = 4096;
 const GROUP: usize = 8;
 
 /// Prompts of all categories, a group each; of its answers a third is right, a third wrong, a third chatter.
 fn samples() -> Vec<Sample> {
-    let (list, wording) = (ObjectList::everyday(), Wording::paper());
+    let (list, wording) = (ObjectList::everyday(), PromptTemplates::paper());
     let tasks =
         generate(&list, wording, Mix::default(), (Split::All, &Exclusion::default()), BATCH / GROUP, 1);
     let tasks = tasks.expect("tasks").tasks;
@@ -24,9 +24,12 @@ fn samples() -> Vec<Sample> {
     for task in &tasks {
         for _ in 0..GROUP {
             let answer = match rng.below(3) {
-                0 => task.truth.clone(),
-                1 => tasks[rng.below(tasks.len())].truth.clone(),
-                _ => format!("In this image there is a large room, and {} is what I see.", task.truth),
+                0 => task.reference_answer.clone(),
+                1 => tasks[rng.below(tasks.len())].reference_answer.clone(),
+                _ => format!(
+                    "In this image there is a large room, and {} is what I see.",
+                    task.reference_answer
+                ),
             };
             samples.push(Sample::new(task, answer));
         }

@@ -12,20 +12,20 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use tch::{Cuda, Device, Kind, Tensor};
+use unirl::algorithms::grpo::Grpo;
+use unirl::algorithms::{Algorithm, Iteration, Phases};
 use unirl::autograd::forget_gradient;
 use unirl::config::Rollout;
 use unirl::error::{Code, Context};
 use unirl::model::{
-    Answers, Checkpoint, ImageLogits, ImageSampling, Images, ModelCard, ModelSource, Parameter,
-    ParameterGroup, Policy, Replay, Scoring, TextSampling, TokenLogp, UnifiedModel,
+    Answers, Checkpoint, ImageLogits, ImageSampling, Images, Masking, ModelCard, ModelSource, Parameter,
+    ParameterGroup, Policy, Scoring, TextSampling, TokenLogp, UnifiedModel,
 };
-use unirl::optimizer::grpo::Grpo;
-use unirl::optimizer::{Iteration, Optimizer, Phases};
+use unirl::optim::{AdamW, UpdateOptions};
 use unirl::plugin::{has_cuda_driver, load_cuda, mapped_version};
-use unirl::reward::{Reward, RewardFunction, RuleSet, Sample, WeightedRule};
-use unirl::scene::{Category, Facts, Object, Task};
-use unirl::update::{AdamW, UpdateOptions};
-use unirl::{Error, Result, ops, repeated};
+use unirl::prompts::{Category, Object, PromptSpec, Task};
+use unirl::reward::{Reward, RewardFunction, RewardSet, Sample, WeightedReward};
+use unirl::{Error, Result, cuda_graph, ops};
 use unirl_plugin_janus::model::Janus;
 use unirl_plugin_showo::model::Showo;
 
@@ -146,7 +146,7 @@ impl Bench {
 
     fn about(&mut self, size: Size, work: &str) -> Result<()> {
         let precision = if self.kind() == Kind::Float { "f32" } else { "bf16" };
-        let graphs = repeated::support().map_or_else(|why| format!("no, {why}"), |()| "yes".into());
+        let graphs = cuda_graph::support().map_or_else(|why| format!("no, {why}"), |()| "yes".into());
         let libtorch = mapped_version().unwrap_or_default();
         println!("{work}; {precision} on {:?}; libtorch {libtorch}; CUDA graphs: {graphs}", self.device);
         self.write(&json!({
@@ -338,7 +338,7 @@ fn janus(mut bench: Bench, size: Size) -> Result<()> {
     let (images, drawn) = ops::count(|| model.generate(&prompts, &sampling));
     let images = images?;
     let scored = tch::no_grad(|| {
-        let replay = Replay::Remask { seed: 0, part: None, scoring: Scoring::Guided, guidance };
+        let replay = Masking::Remask { seed: 0, part: None, scoring: Scoring::Guided, guidance };
         model.image_logp(&prompts, &images, Policy::Current, &replay)
     })?;
     bench.compare("drawings", images.logp.as_ref(), &scored)?;
@@ -355,7 +355,7 @@ fn janus(mut bench: Bench, size: Size) -> Result<()> {
     bench.time("drawing", Work { flop: 0, bytes: tokens * bytes, steps: tokens }, || {
         tch::no_grad(|| model.draw(&ids, &sampling)).map(drop)
     })?;
-    let replay = Replay::remask(0, None);
+    let replay = Masking::remask(0, None);
     let score = |model: &Janus| model.image_logp(&prompts, &images, Policy::Current, &replay);
     bench.time("log-probability forward", Work { flop, ..Work::default() }, || {
         tch::no_grad(|| score(&model)).map(drop)
@@ -408,14 +408,14 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
     // As long as they may be, since the peer pads its prompts to that: two tokens are the layout's, one of a question.
     let tasks: Vec<Task> = (0..batch)
         .map(|at| Task {
-            facts: Facts {
+            spec: PromptSpec {
                 category: Category::SingleObject,
                 objects: vec![Object::one("w1")],
                 relation: None,
             },
             prompt: text(1000 * (at / group), prompt - 2),
             question: text(500, question - 1),
-            truth: "w1".into(),
+            reference_answer: "w1".into(),
             keywords: vec!["w1".into()],
         })
         .collect();
@@ -426,7 +426,7 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
     let images = images?;
     let scored = tch::no_grad(|| {
         // Of two drawings: every state of all six together takes more memory than anything that is timed.
-        let replay = Replay::Reveal { steps: (0..steps).collect(), scoring: Scoring::Guided, guidance };
+        let replay = Masking::Reveal { steps: (0..steps).collect(), scoring: Scoring::Guided, guidance };
         model.image_logp(&texts[..2], &images.narrow(0, 2), Policy::Current, &replay)
     })?;
     bench.compare("drawings", images.narrow(0, 2).logp.as_ref(), &scored)?;
@@ -465,7 +465,7 @@ fn train(
         let _ = parameter.tensor.set_requires_grad(false);
     }
     let mut update = AdamW::new(weights, UpdateOptions::default(), 1000);
-    let rules = RuleSet::new(vec![(WeightedRule::named("turns"), Box::new(InTurns))])?;
+    let rules = RewardSet::new(vec![(WeightedReward::named("turns"), Box::new(InTurns))])?;
     let mut model = Watched { model, device: bench.device, drawing: 0.0, answering: 0.0 };
     let mut step = 0;
     let rows = ["step", "step: drawing", "step: answers", "update"].map(|row| (row, Work::default()));
@@ -550,7 +550,7 @@ impl UnifiedModel for Watched {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<ImageLogits> {
         self.model.image_logits(prompts, images, policy, replay)
     }
@@ -560,7 +560,7 @@ impl UnifiedModel for Watched {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<TokenLogp> {
         self.model.image_logp(prompts, images, policy, replay)
     }

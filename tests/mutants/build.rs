@@ -19,7 +19,7 @@ const BUGS: [(&str, &str, &str); 18] = [
     ),
     ("detached-image", "relaxed.matmul(table)", "relaxed.detach().matmul(table)"),
     ("part-ignored", "(sampling.temperature, 0, sampling.part)", "(sampling.temperature, 0, None)"),
-    ("heated-logp", "chosen_logp(&logits, &class)", "chosen_logp(&(&logits * 1.5), &class)"),
+    ("heated-logp", "gather_logp(&logits, &class)", "gather_logp(&(&logits * 1.5), &class)"),
     (
         "image-not-scored",
         "network.question(&self.ids(questions)) + network.image(images)",

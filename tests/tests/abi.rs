@@ -13,12 +13,12 @@ use tracing::span;
 use unirl::detector::Detection;
 use unirl::error::Code;
 use unirl::model::{
-    Checkpoint, ImageSampling, Images, ModelSource, Policy, Replay, TextSampling, UnifiedModel,
+    Checkpoint, ImageSampling, Images, Masking, ModelSource, Policy, TextSampling, UnifiedModel,
 };
 use unirl::plugin::{EntryKind, PluginState, Plugins};
+use unirl::prompts::{Category, PromptSpec};
 use unirl::reward::Sample;
-use unirl::scene::{Category, Facts};
-use unirl::tiles::{self, Scene, Tile};
+use unirl::tiles::{self, Tile, TileGrid};
 use unirl::{Error, Result};
 
 fn here() -> PathBuf {
@@ -50,10 +50,10 @@ fn error<T>(result: Result<T>) -> Error {
 
 fn sample() -> Sample {
     Sample {
-        facts: Facts { category: Category::Counting, objects: vec![], relation: None },
+        spec: PromptSpec { category: Category::Counting, objects: vec![], relation: None },
         prompt: "two cats".into(),
         question: "how many?".into(),
-        truth: "two".into(),
+        reference_answer: "two".into(),
         answer: "two".into(),
     }
 }
@@ -86,7 +86,7 @@ fn every_operation_crosses() -> Result<()> {
     assert_eq!(model.encode(&pixels)?.tokens, images.tokens);
     let answers = model.answer(&images, &questions, &TextSampling::default())?;
     assert_eq!(answers.text, questions);
-    let logits = model.image_logits(&prompts, &images, Policy::Current, &Replay::remask(0, None))?;
+    let logits = model.image_logits(&prompts, &images, Policy::Current, &Masking::remask(0, None))?;
     assert_eq!(logits.logits.size(), [2, 4, 6]);
     assert!(model.tokenizer_loss(&pixels, 0.5)?.requires_grad());
     let dir = tempfile::tempdir().unwrap();
@@ -199,10 +199,10 @@ fn a_wrong_configuration_is_a_usage_error() {
 #[test]
 fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
     let mut plugins = plugins();
-    let mut scene = Scene::default();
+    let mut scene = TileGrid::default();
     scene.tiles[5] = Some(Tile { shape: 2, color: 0 });
     scene.tiles[15] = Some(Tile { shape: 0, color: 4 });
-    let pixels = tiles::render(&[scene, Scene::default()]);
+    let pixels = tiles::render(&[scene, TileGrid::default()]);
     let (classes, colors) = (texts(&["square"]), texts(&["red"]));
     let detector = plugins.detector("tiles", &json!({"score": 0.5}))?;
     let square = Detection {
@@ -215,7 +215,7 @@ fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
     let plain = Detection { color: None, ..square };
     assert_eq!(detector.detect(&pixels, &classes, &[])?, [vec![plain], vec![]]);
 
-    let mut said = |config: Value| {
+    let mut shown_text = |config: Value| {
         let detector = plugins.detector("tiles", &config).unwrap();
         error(detector.detect(&pixels, &classes, &colors)).to_string()
     };
@@ -229,7 +229,7 @@ fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
              got [8.0, 8.0, 7.0, 16.0]",
         ),
     ] {
-        assert_eq!(said(config), format!("{failed}{why}"));
+        assert_eq!(shown_text(config), format!("{failed}{why}"));
     }
     let name = error(plugins.detector("tyles", &Value::Null));
     assert_eq!((name.code(), name.message()), (Code::Usage, "unknown detector `tyles`"));

@@ -41,7 +41,7 @@ impl Run {
             .env_remove("UNIRL_PLUGIN_PATH")
             .env_remove("XDG_DATA_HOME")
             .env_remove("RUST_BACKTRACE")
-            .env("CUDA_VISIBLE_DEVICES", "") // what is said of GPUs is that there is none
+            .env("CUDA_VISIBLE_DEVICES", "") // what is shown_text of GPUs is that there is none
             .output()
             .unwrap();
         let text = common::shown(&output);
@@ -358,12 +358,12 @@ fn drawings_one_by_one_are_those_of_the_batch() {
         let question = ["--question", "what is the main object of the image"];
         run.run(&plugin_dir(), &[&["ask", "--plugin", "showo"], images, &question].concat())
     };
-    let said = ask(&["--image", first, "--image", second]);
-    assert_eq!(ask(&["--image", first, second]), said);
-    assert_snapshot!(said);
+    let shown_text = ask(&["--image", first, "--image", second]);
+    assert_eq!(ask(&["--image", first, second]), shown_text);
+    assert_snapshot!(shown_text);
     let three = ask(&["--image", second, first, "--image", second]);
     let answers: Vec<&str> = three.lines().filter(|line| line.starts_with("all/")).collect();
-    let expected: Vec<&str> = said.lines().filter(|line| line.starts_with("all/")).collect();
+    let expected: Vec<&str> = shown_text.lines().filter(|line| line.starts_with("all/")).collect();
     assert_eq!(answers, [expected[1], expected[0], expected[1]]);
     let one = ask(&["--image", first]);
     assert!(expected[0].ends_with(one.lines().nth(2).unwrap()), "{one}");
@@ -436,29 +436,29 @@ fn global_options_stand_before_and_after_a_command() {
     for arguments in
         [&["-v", "plugins", "list"] as &[_], &["plugins", "-v", "list"], &["plugins", "list", "-v"]]
     {
-        let said = run.run(&plugin_dir(), arguments);
-        assert!(said.starts_with("exit: 0"), "{said}");
+        let shown_text = run.run(&plugin_dir(), arguments);
+        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     }
     for arguments in [
         &["--log", "json", "eval", "verify", "no.json"] as &[_],
         &["eval", "--log=json", "verify", "no.json"],
     ] {
-        let said = run.run(&plugin_dir(), arguments);
-        assert!(said.contains("{\"level\":\"ERROR\",\"code\":\"usage\""), "{said}");
+        let shown_text = run.run(&plugin_dir(), arguments);
+        assert!(shown_text.contains("{\"level\":\"ERROR\",\"code\":\"usage\""), "{shown_text}");
     }
 }
 
 #[test]
 fn options_of_a_command_before_it_are_refused() {
     let run = Run::new();
-    let said = [
+    let shown_text = [
         &["--plugin", "showo", "ask", "--image", "x.png", "--question", "what"] as &[_],
         &["-v", "--steps", "3", "plugins", "list"],
         &["eval", "--prompts", "3", "verify", "x.json"],
         &["plugins", "--json", "list"],
     ]
     .map(|arguments| run.run(&plugin_dir(), arguments));
-    assert_snapshot!(said.join("\n"));
+    assert_snapshot!(shown_text.join("\n"));
 }
 
 /// The stderr of a command is JSON from its first line to its last.
@@ -467,7 +467,7 @@ fn errors_are_json_where_the_log_is() {
     let run = Run::new();
     fs::create_dir(run.path("broken")).unwrap();
     fs::write(run.path("broken/config.json"), "{\"codebook_size\": 4").unwrap();
-    let said = [
+    let shown_text = [
         &["--log", "json", "--pluign", "showo"] as &[_],
         &["--plugin", "showo", "--log=json", "--steps", "many"],
         &["ask", "--log", "json"],
@@ -478,14 +478,14 @@ fn errors_are_json_where_the_log_is() {
         &["--log", "jsom", "--plugin", "showo"],
     ]
     .map(|arguments| run.run(&plugin_dir(), arguments));
-    for said in &said[..said.len() - 1] {
-        let (_, stderr) = said.split_once("stderr:\n").unwrap();
+    for shown_text in &shown_text[..shown_text.len() - 1] {
+        let (_, stderr) = shown_text.split_once("stderr:\n").unwrap();
         for line in stderr.lines() {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            assert!(line["level"].is_string(), "{said}");
+            assert!(line["level"].is_string(), "{shown_text}");
         }
     }
-    assert_snapshot!(said.join("\n"));
+    assert_snapshot!(shown_text.join("\n"));
 }
 
 #[test]
@@ -526,10 +526,10 @@ fn a_tilde_is_the_home_folder_wherever_a_path_stands() {
         (&[], &[&train as &[_], &["--model", "~somebody/model"]].concat(), "`~somebody/model`"),
         (&[], &[&train as &[_], &["--model", "./~/model"]].concat(), "`./~/model`"),
     ] {
-        let said = run.run(&plugin_dir(), &[command, arguments].concat());
-        assert!(!said.starts_with("exit: 0") && said.contains(path), "{path}: {said}");
-        let error = said.lines().find(|line| line.contains(path)).unwrap();
-        assert_eq!(error.contains('~'), path.contains('~'), "{said}");
+        let shown_text = run.run(&plugin_dir(), &[command, arguments].concat());
+        assert!(!shown_text.starts_with("exit: 0") && shown_text.contains(path), "{path}: {shown_text}");
+        let error = shown_text.lines().find(|line| line.contains(path)).unwrap();
+        assert_eq!(error.contains('~'), path.contains('~'), "{shown_text}");
     }
 }
 
@@ -595,7 +595,7 @@ fn wrong_values_are_one_clear_error() {
     fs::write(run.path("file"), "").unwrap();
     let draw = ["generate", "--plugin", "showo", "--prompt", "a star"];
     let of = |arguments: &[&str]| run.run(&plugin_dir(), &[&draw, arguments].concat());
-    let mut said = vec![
+    let mut shown_text = vec![
         of(&["--count", "-1"]),
         of(&["--count=1.5"]),
         of(&["--seed", "-1"]),
@@ -610,7 +610,7 @@ fn wrong_values_are_one_clear_error() {
         of(&["--plugin-dir", "file"]),
     ];
     fs::create_dir(run.path("x.png")).unwrap();
-    said.push(of(&["--out", "x.png"]));
+    shown_text.push(of(&["--out", "x.png"]));
     for arguments in [
         &["aks", "--plugin", "showo"] as &[_],
         &["repotr", "run"],
@@ -619,11 +619,11 @@ fn wrong_values_are_one_clear_error() {
         &["plugins", "new", "mine", "--kind", "model", "--unirl", "folder"],
     ] {
         let output = common::program(arguments).current_dir(run.home.path()).output().unwrap();
-        said.push(format!("unirl {}\n{}", arguments.join(" "), common::shown(&output)));
+        shown_text.push(format!("unirl {}\n{}", arguments.join(" "), common::shown(&output)));
     }
     let output =
         common::program(["prompts", "--out", "folder"]).current_dir(run.home.path()).output().unwrap();
-    said.push(common::shown(&output));
-    assert_snapshot!(said.join("\n"));
+    shown_text.push(common::shown(&output));
+    assert_snapshot!(shown_text.join("\n"));
     assert!(!run.path("generated.png").exists() && !run.path("mine").exists(), "nothing is written");
 }

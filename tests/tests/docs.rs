@@ -196,7 +196,7 @@ impl Reader {
             }
             "jsonl" => {
                 let file = self.write("block.jsonl", text);
-                unirl::scene::read_jsonl(Path::new(&file)).err().map(|error| error.to_string())
+                unirl::prompts::read_jsonl(Path::new(&file)).err().map(|error| error.to_string())
             }
             "jsonl detections" => {
                 let prompt = r#"{"tag": "colors", "include": [{"class": "bench", "count": 1, "color": "red"}], "prompt": "a photo of a red bench"}"#;

@@ -104,9 +104,9 @@ fn genevals_prompts_are_evaluated_by_a_detector() {
     let home = TempDir::new().unwrap();
     let metadata = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/geneval/metadata.jsonl");
     let run = |arguments: &[&str]| {
-        let said = unirl(home.path(), arguments);
-        assert!(said.starts_with("exit: 0"), "{said}");
-        said
+        let shown_text = unirl(home.path(), arguments);
+        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        shown_text
     };
     run(&[
         "geneval",
@@ -235,10 +235,11 @@ fn a_language_model_judges_answers_once_each() {
             ["--json", "--judge-url", url, "--judge-model", "m", "--judge-cache", "replies.jsonl"];
         eval(home.path(), &arguments)
     };
-    let said = judged(&url);
-    assert!(said.starts_with("exit: 0"), "{said}");
+    let shown_text = judged(&url);
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     let figures: Value =
-        serde_json::from_str(said["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap()).unwrap();
+        serde_json::from_str(shown_text["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap())
+            .unwrap();
     let counts = figures["mmu"]["counts"].as_object().unwrap().values();
     let right: u64 = counts.map(|count| count[0].as_u64().unwrap()).sum();
     // The first question, as often as it was asked, got a no; all others a yes.
@@ -259,7 +260,7 @@ fn a_language_model_judges_answers_once_each() {
     assert_eq!(kept.lines().count(), asked.len() - 1, "each once");
     assert_eq!(kept.matches("\"right\":false").count(), 1);
     // The same address, and nobody there: every reply is known.
-    assert_eq!(judged(&url).split("stderr:").next(), said.split("stderr:").next());
+    assert_eq!(judged(&url).split("stderr:").next(), shown_text.split("stderr:").next());
 }
 
 #[test]
@@ -278,14 +279,15 @@ fn a_verdict_is_found_in_any_form_of_reply() {
         (200, r#"{"choices":[{"message":{"content":null}}]}"#),
         (200, r#"{"choices":[{"message":{"content":[{"type":"text","text":"Yes"}]}}]}"#),
     ]);
-    let said =
+    let shown_text =
         eval(home.path(), &["--json", "--judge-url", &url, "--judge-model", "m", "--judge-cache", "r.jsonl"]);
-    assert!(said.starts_with("exit: 0"), "{said}");
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     let figures: Value =
-        serde_json::from_str(said["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap()).unwrap();
+        serde_json::from_str(shown_text["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap())
+            .unwrap();
     assert_eq!((figures["mmu"]["macro"].as_f64(), figures.get("not_judged")), (Some(1.0), None), "{figures}");
-    assert!(said.contains("attempt 1 of 5: its reply has no `choices`: {\"error\""), "{said}");
-    assert!(said.contains("attempt 1 of 5: its reply has no `choices`: <html>"), "{said}");
+    assert!(shown_text.contains("attempt 1 of 5: its reply has no `choices`: {\"error\""), "{shown_text}");
+    assert!(shown_text.contains("attempt 1 of 5: its reply has no `choices`: <html>"), "{shown_text}");
     let asked: Vec<String> = asked.try_iter().collect();
     assert_eq!(asked[2], asked[3], "a gateway's error is asked again");
     assert!(
@@ -299,21 +301,22 @@ fn a_verdict_is_found_in_any_form_of_reply() {
 fn an_answer_that_is_not_judged_counts_as_wrong_and_is_reported() {
     let home = TempDir::new().unwrap();
     let (url, asked) = endpoint(vec![(200, YES), (200, PERHAPS)]);
-    let said = eval(
+    let shown_text = eval(
         home.path(),
         &["--out", "e", "--judge-url", &url, "--judge-model", "m", "--judge-cache", "r.jsonl"],
     );
-    assert!(said.starts_with("exit: 0"), "{said}");
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     let receipt = read(&home.path().join("e/receipt.json"));
     let figures = &receipt["figures"];
     let not_judged = figures["not_judged"].as_u64().unwrap();
     assert!((30..36).contains(&not_judged), "{figures}");
     assert_eq!(asked.try_iter().count() as u64, 1 + 3 * not_judged, "each is asked three times");
     assert!(
-        said.contains(&format!("the judge gave no verdict on {not_judged} answers: they count as wrong")),
-        "{said}"
+        shown_text
+            .contains(&format!("the judge gave no verdict on {not_judged} answers: they count as wrong")),
+        "{shown_text}"
     );
-    assert!(said.contains(&format!("not judged    {not_judged} answers")), "{said}");
+    assert!(shown_text.contains(&format!("not judged    {not_judged} answers")), "{shown_text}");
     let of_items: u64 = receipt["verdicts"]
         .as_array()
         .unwrap()
@@ -333,12 +336,13 @@ fn a_judge_that_refuses_a_temperature_is_asked_without_one() {
     for status in [400, 200] {
         let (url, asked) = endpoint(vec![(status, refusal), (200, YES)]);
         let cache = format!("{status}.jsonl");
-        let said = eval(home.path(), &["--judge-url", &url, "--judge-model", "m", "--judge-cache", &cache]);
-        assert!(said.starts_with("exit: 0"), "{said}");
+        let shown_text =
+            eval(home.path(), &["--judge-url", &url, "--judge-model", "m", "--judge-cache", &cache]);
+        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
         assert_eq!(
-            said.matches("the judge refuses a temperature and is asked without one").count(),
+            shown_text.matches("the judge refuses a temperature and is asked without one").count(),
             1,
-            "{said}"
+            "{shown_text}"
         );
         let asked: Vec<String> = asked.try_iter().collect();
         assert!(asked[0].contains("\"temperature\":0"), "{}", asked[0]);
@@ -346,15 +350,15 @@ fn a_judge_that_refuses_a_temperature_is_asked_without_one() {
     }
     let (url, asked) = endpoint(vec![(200, YES)]);
     let judge = ["--judge-url", &url, "--judge-model", "m", "--judge-cache", "r.jsonl"];
-    let said = eval(home.path(), &[&judge[..], &["--judge-temperature", "0.7", "--out", "e"]].concat());
-    assert!(said.starts_with("exit: 0"), "{said}");
+    let shown_text = eval(home.path(), &[&judge[..], &["--judge-temperature", "0.7", "--out", "e"]].concat());
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     assert!(asked.try_iter().all(|asked| asked.contains("\"temperature\":0.7")));
     let name = read(&home.path().join("e/receipt.json"))["plan"]["answer_judge"].to_string();
     assert!(name.contains(", temperature 0.7"), "{name}");
-    let said = eval(home.path(), &[&judge[..], &["--judge-temperature=-1"]].concat());
+    let shown_text = eval(home.path(), &[&judge[..], &["--judge-temperature=-1"]].concat());
     assert!(
-        said.starts_with("exit: 2") && said.contains("expected a number of at least 0, got -1"),
-        "{said}"
+        shown_text.starts_with("exit: 2") && shown_text.contains("expected a number of at least 0, got -1"),
+        "{shown_text}"
     );
 }
 
@@ -391,10 +395,10 @@ fn guarded(home: &TempDir, settings: &[&str]) -> (String, Vec<Value>) {
         "rollout.group=2",
     ];
     arguments.extend(small.iter().chain(settings).flat_map(|setting| ["--set", setting]));
-    let said = unirl(home.path(), &arguments);
-    assert!(said.starts_with("exit: 0"), "{said}");
+    let shown_text = unirl(home.path(), &arguments);
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     let text = fs::read_to_string(home.path().join("run/metrics.jsonl")).unwrap();
-    (said, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    (shown_text, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
 /// A learning rate at which the model falls apart at once.
@@ -403,9 +407,12 @@ const RUINOUS: &str = "update.learning_rate=0.05";
 #[test]
 fn the_guard_stops_a_run_that_falls() {
     let home = TempDir::new().unwrap();
-    let (said, metrics) = guarded(&home, &[RUINOUS, "eval.guard=stop"]);
-    assert_eq!(metrics.len(), 2, "{said}");
-    assert!(said.contains("stopped by the guard: ") && said.contains(" fell from "), "{said}");
+    let (shown_text, metrics) = guarded(&home, &[RUINOUS, "eval.guard=stop"]);
+    assert_eq!(metrics.len(), 2, "{shown_text}");
+    assert!(
+        shown_text.contains("stopped by the guard: ") && shown_text.contains(" fell from "),
+        "{shown_text}"
+    );
     let report = read(&home.path().join("run/report.json"));
     assert_eq!(report["steps"], 2);
     assert!(home.path().join("run/checkpoints/latest").canonicalize().unwrap().ends_with("step-000002"));
@@ -414,13 +421,13 @@ fn the_guard_stops_a_run_that_falls() {
 #[test]
 fn the_guard_goes_back_to_the_best_weights() {
     let home = TempDir::new().unwrap();
-    let (said, metrics) = guarded(&home, &[RUINOUS, "eval.guard=rollback", "update.warmup=1"]);
-    assert!(said.contains("back to the weights of the best step"), "{said}");
+    let (shown_text, metrics) = guarded(&home, &[RUINOUS, "eval.guard=rollback", "update.warmup=1"]);
+    assert!(shown_text.contains("back to the weights of the best step"), "{shown_text}");
     assert_eq!(metrics.iter().filter(|line| line["eval/rollback"] == 1.0).count(), 2);
     // It fell at the last step, too: what is saved is the base.
     let figures = |arguments: &[&str]| {
-        let said = eval(home.path(), &[&["--json"], arguments].concat());
-        said.split("stderr:").next().unwrap().to_string()
+        let shown_text = eval(home.path(), &[&["--json"], arguments].concat());
+        shown_text.split("stderr:").next().unwrap().to_string()
     };
     assert_eq!(figures(&["--model", "run/checkpoints/latest"]), figures(&[]));
 }

@@ -6,10 +6,12 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
+use unirl::algorithms;
 use unirl::config::RunConfig;
-use unirl::optimizer;
-use unirl::scene::{Category, Exclusion, Mix, ObjectList, Split, Wording, generate, read_jsonl, write_jsonl};
-use unirl::table;
+use unirl::config::layers;
+use unirl::prompts::{
+    Category, Exclusion, Mix, ObjectList, PromptTemplates, Split, generate, read_jsonl, write_jsonl,
+};
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
 
@@ -18,9 +20,9 @@ fn every_run_configuration_is_valid() {
     for (family, name) in
         [("showo", "grpo"), ("showo", "grpo-lora"), ("showo", "sft"), ("janus", "grpo-split")]
     {
-        let table = table::read(&Path::new(EXAMPLES).join(format!("{family}/{name}.toml"))).unwrap();
+        let table = layers::read(&Path::new(EXAMPLES).join(format!("{family}/{name}.toml"))).unwrap();
         let config = RunConfig::from_table(table).unwrap();
-        let entry = optimizer::find(&config.optimizer.name).unwrap();
+        let entry = algorithms::find(&config.optimizer.name).unwrap();
         (entry.build)(config.optimizer.table().unwrap()).unwrap();
         let tasks = Path::new(EXAMPLES).join("..").join(config.train.tasks.unwrap());
         assert!(tasks.is_file(), "{}", tasks.display());
@@ -40,12 +42,12 @@ fn the_tasks_are_those_of_the_command() {
     let path = Path::new(EXAMPLES).join("tasks.jsonl");
     let tasks = read_jsonl(&path).unwrap();
     for category in Category::ALL {
-        let count = tasks.iter().filter(|task| task.facts.category == category).count();
+        let count = tasks.iter().filter(|task| task.spec.category == category).count();
         assert_eq!(count, 60, "{}", category.name());
     }
     let mut seen = HashSet::new();
     for task in &tasks {
-        assert_eq!(*task, Wording::paper().task(task.facts.clone()));
+        assert_eq!(*task, PromptTemplates::paper().task(task.spec.clone()));
         assert!(seen.insert(&task.prompt), "`{}` stands there twice", task.prompt);
     }
     // The benchmark's own file is not part of a checkout.
@@ -55,8 +57,14 @@ fn the_tasks_are_those_of_the_command() {
     }
     let mut exclusion = Exclusion::default();
     exclusion.add(&read_jsonl(&benchmark).unwrap());
-    let made =
-        generate(&ObjectList::everyday(), Wording::paper(), Mix::default(), (Split::All, &exclusion), 360, 1)
-            .unwrap();
+    let made = generate(
+        &ObjectList::everyday(),
+        PromptTemplates::paper(),
+        Mix::default(),
+        (Split::All, &exclusion),
+        360,
+        1,
+    )
+    .unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), write_jsonl(&made.tasks).unwrap());
 }

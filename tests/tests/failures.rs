@@ -29,11 +29,14 @@ fn lines(path: &Path) -> Vec<Value> {
 fn a_step_with_bad_numbers_stops_the_run_and_can_be_done_again() {
     let home = tempfile::tempdir().unwrap();
     let settings = ["update.learning_rate=1e38", "update.warmup=1", "checkpoint.every=1", "rollout.group=4"];
-    let (said, out) = run(home.path(), "showo", &settings);
-    assert!(said.starts_with("exit: 1") && said.contains("error: step 2 failed"), "{said}");
-    assert!(said.contains("expected finite values, got"), "{said}");
-    assert!(said.contains("hint: do it again: `unirl replay-step run/failed-step-000002`"), "{said}");
-    let cause = said.lines().find(|line| line.contains("caused by")).unwrap();
+    let (shown_text, out) = run(home.path(), "showo", &settings);
+    assert!(shown_text.starts_with("exit: 1") && shown_text.contains("error: step 2 failed"), "{shown_text}");
+    assert!(shown_text.contains("expected finite values, got"), "{shown_text}");
+    assert!(
+        shown_text.contains("hint: do it again: `unirl replay-step run/failed-step-000002`"),
+        "{shown_text}"
+    );
+    let cause = shown_text.lines().find(|line| line.contains("caused by")).unwrap();
 
     let failed = out.join("failed-step-000002");
     let tasks = lines(&failed.join("tasks.jsonl"));
@@ -64,9 +67,9 @@ fn a_step_with_bad_numbers_stops_the_run_and_can_be_done_again() {
 fn a_reward_that_is_not_finite_names_the_prompt() {
     let home = tempfile::tempdir().unwrap();
     let rules = "reward.rules=[{ name = \"constant\", weight = 1e308 }, { name = \"two\", weight = 1e308 }]";
-    let (said, _) = run(home.path(), "showo", &[rules]);
-    assert!(said.starts_with("exit: 1"), "{said}");
-    assert!(said.contains("`reward` is not finite for the prompt `a photo of"), "{said}");
+    let (shown_text, _) = run(home.path(), "showo", &[rules]);
+    assert!(shown_text.starts_with("exit: 1"), "{shown_text}");
+    assert!(shown_text.contains("`reward` is not finite for the prompt `a photo of"), "{shown_text}");
 }
 
 /// Prompts for a model that is not of the tiles.
@@ -75,9 +78,9 @@ const TASKS: &str = concat!("train.tasks=", env!("CARGO_MANIFEST_DIR"), "/../exa
 #[test]
 fn a_model_of_other_images_is_not_trained_on_tile_prompts() {
     let home = tempfile::tempdir().unwrap();
-    let (said, out) = run(home.path(), "fixture#tight", &[]);
-    assert!(said.starts_with("exit: 2"), "{said}");
-    assert!(said.contains("error: `train.tasks` is required for `echo` at 2x2"), "{said}");
+    let (shown_text, out) = run(home.path(), "fixture#tight", &[]);
+    assert!(shown_text.starts_with("exit: 2"), "{shown_text}");
+    assert!(shown_text.contains("error: `train.tasks` is required for `echo` at 2x2"), "{shown_text}");
     assert!(!out.exists(), "nothing is left behind");
 }
 
@@ -87,14 +90,18 @@ fn an_exhausted_memory_halves_the_micro_batch() {
     let ends = ["rollout.micro_batch=0", "rollout.micro_batch=2"].map(|micro_batch| {
         let home = tempfile::tempdir().unwrap();
         let settings = ["optimizer.grpo.beta=0.0", "rollout.prompts=7", micro_batch, TASKS];
-        let (said, out) = run(home.path(), "fixture#tight", &settings);
-        assert!(said.starts_with("exit: 0"), "{said}");
+        let (shown_text, out) = run(home.path(), "fixture#tight", &settings);
+        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
         let told = [
             "ran out with 7 images at once: it goes on with 4",
             "ran out with 4 images at once: it goes on with 2",
         ];
         for told in told {
-            assert_eq!(said.matches(told).count(), usize::from(micro_batch.ends_with('0')), "once: {said}");
+            assert_eq!(
+                shown_text.matches(told).count(),
+                usize::from(micro_batch.ends_with('0')),
+                "once: {shown_text}"
+            );
         }
         let state = fs::read_to_string(out.join("checkpoints/latest/training/state.json")).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&state).unwrap()["micro_batch"], 2);

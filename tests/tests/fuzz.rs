@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use unirl::fuzzing;
-use unirl::scene::rng::Rng;
+use unirl::prompts::rng::Rng;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 

@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 use tch::Kind;
 use tempfile::TempDir;
 use unirl::detector::Detection;
+use unirl::image_io;
 use unirl::judge::geneval::{Metadata, Thresholds, judge, read_metadata};
 use unirl::judge::tiles;
-use unirl::picture;
 use unirl::plugin::Plugins;
-use unirl::scene::read_jsonl;
-use unirl::scene::rng::Rng;
+use unirl::prompts::read_jsonl;
+use unirl::prompts::rng::Rng;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/geneval");
 
@@ -71,25 +71,25 @@ mod second {
             }
         };
         let (rev_x, rev_y) = (shrink(off_x, wide), shrink(off_y, high));
-        let mut said = Vec::new();
+        let mut shown_text = Vec::new();
         if rev_x.abs() < 1e-3 && rev_y.abs() < 1e-3 {
-            return said;
+            return shown_text;
         }
         let norm = (off_x * off_x + off_y * off_y).sqrt();
         let (dx, dy) = (rev_x / norm, rev_y / norm);
         if dx < -0.5 {
-            said.push("left of");
+            shown_text.push("left of");
         }
         if dx > 0.5 {
-            said.push("right of");
+            shown_text.push("right of");
         }
         if dy < -0.5 {
-            said.push("above");
+            shown_text.push("above");
         }
         if dy > 0.5 {
-            said.push("below");
+            shown_text.push("below");
         }
-        said
+        shown_text
     }
 
     /// Whether the image is right, and how many clauses failed.
@@ -291,8 +291,8 @@ fn draw(home: &Path, out: &str, count: &str, more: &[&str]) -> String {
 fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
     let home = TempDir::new().unwrap();
     let home = home.path();
-    let said = draw(home, "whole", "2", &["--seed", "3"]);
-    assert_eq!(said, "exit: 0\nstdout:\nwhole\nstderr:\n");
+    let shown_text = draw(home, "whole", "2", &["--seed", "3"]);
+    assert_eq!(shown_text, "exit: 0\nstdout:\nwhole\nstderr:\n");
     let whole = files(&home.join("whole"));
     let prompts = read_metadata(&Path::new(EXAMPLE).join("metadata.jsonl")).unwrap();
     assert_eq!(whole.len(), 1 + prompts.len() * 3);
@@ -303,14 +303,14 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
     }
 
     // In other batches the images are the same, but for a rounding here and there.
-    let said = draw(home, "parts", "2", &["--seed", "3", "--batch", "5"]);
-    assert!(said.starts_with("exit: 0"), "{said}");
+    let shown_text = draw(home, "parts", "2", &["--seed", "3", "--batch", "5"]);
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     let parts = home.join("parts");
     let before = files(&parts);
     assert!(before.keys().eq(whole.keys()));
     for name in before.keys().filter(|name| name.contains("/samples/")) {
         let [one, other] =
-            ["whole", "parts"].map(|set| picture::read(&home.join(set).join(name), 32).unwrap());
+            ["whole", "parts"].map(|set| image_io::read(&home.join(set).join(name), 32).unwrap());
         let off = (one - other).abs() * 255.0;
         let most = off.max().double_value(&[]).round();
         let many = off.gt(0.5).sum(Kind::Int64).int64_value(&[]);
@@ -323,20 +323,20 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
     fs::remove_dir_all(parts.join("00011")).unwrap();
     fs::write(parts.join("00002/samples/.partial-x"), "half").unwrap();
     let untouched = fs::metadata(parts.join("00003/samples/0000.png")).unwrap().modified().unwrap();
-    let said = draw(home, "parts", "2", &["--seed", "3"]);
-    assert_eq!(said, "exit: 0\nstdout:\nparts\nstderr:\n9 of 12 prompts are drawn already\n");
+    let shown_text = draw(home, "parts", "2", &["--seed", "3"]);
+    assert_eq!(shown_text, "exit: 0\nstdout:\nparts\nstderr:\n9 of 12 prompts are drawn already\n");
     assert!(files(&parts) == before, "the interruption changed the images");
     let same = fs::metadata(parts.join("00003/samples/0000.png")).unwrap().modified().unwrap();
     assert_eq!(same, untouched);
-    let said = draw(home, "other", "2", &["--seed", "4"]);
-    assert!(said.starts_with("exit: 0"), "{said}");
+    let shown_text = draw(home, "other", "2", &["--seed", "4"]);
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     assert!(files(&home.join("other"))["00000/samples/0000.png"] != whole["00000/samples/0000.png"]);
 
     // The detector's verdicts lie between those of the exact judge: what that one allows strictly is right here, and
     // what is right here it allows at least leniently.
     let arguments = ["judge", "--images", "whole", "--detector", "tiles", "--out", "results.jsonl", "--json"];
-    let said = unirl(home, &arguments);
-    let summary = said.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
+    let shown_text = unirl(home, &arguments);
+    let summary = shown_text.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
     let summary: Value = serde_json::from_str(summary).unwrap();
     let results: Vec<Value> = fs::read_to_string(home.join("results.jsonl"))
         .unwrap()
@@ -350,8 +350,8 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
         let filename = result["filename"].as_str().unwrap();
         assert_eq!(filename, format!("{:05}/samples/{:04}.png", index / 2, index % 2));
         assert_eq!(result["metadata"], prompts[index / 2].line());
-        let pixels = picture::read(&home.join("whole").join(filename), 32).unwrap();
-        let exact = tiles::judge(&tasks[index / 2].facts, &tiles::read(&pixels).unwrap()[0]);
+        let pixels = image_io::read(&home.join("whole").join(filename), 32).unwrap();
+        let exact = tiles::judge(&tasks[index / 2].spec, &tiles::read(&pixels).unwrap()[0]);
         let correct = result["correct"].as_bool().unwrap();
         assert!(correct >= exact.strict && correct <= exact.lenient, "{result}\n{exact:?}");
         assert_eq!(correct, result["reason"] == "");
@@ -362,8 +362,8 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
 
     // Without its verdicts on colours the detector is no use here.
     let blind = ["judge", "--images", "whole", "--detector", "tiles", "--set", "colors=false"];
-    let said = unirl(home, &blind);
-    assert!(said.starts_with("exit: 2") && said.contains("has no `color`"), "{said}");
+    let shown_text = unirl(home, &blind);
+    assert!(shown_text.starts_with("exit: 2") && shown_text.contains("has no `color`"), "{shown_text}");
     let silent = unirl(home, &["judge", "--images", "whole", "--detector", "tiles", "--set", "forgets=true"]);
     assert_snapshot!(silent);
 }
@@ -376,8 +376,8 @@ fn the_example_is_judged_as_its_page_says() {
     let home = TempDir::new().unwrap();
     let home = home.path();
     let folder = Path::new(EXAMPLE);
-    let said = draw(home, "drawn", "4", &[]);
-    assert!(said.starts_with("exit: 0"), "{said}");
+    let shown_text = draw(home, "drawn", "4", &[]);
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     if std::env::var_os("UPDATE_EXAMPLES").is_some() {
         let detector = Plugins::new(&[plugin_dir()]).detector("tiles", &Value::Null).unwrap();
         let palette = unirl::tiles::object_list();
@@ -385,7 +385,7 @@ fn the_example_is_judged_as_its_page_says() {
         for prompt in 0..12 {
             for image in 0..4 {
                 let name = format!("{prompt:05}/samples/{image:04}.png");
-                let pixels = picture::read(&home.join("drawn").join(&name), 32).unwrap();
+                let pixels = image_io::read(&home.join("drawn").join(&name), 32).unwrap();
                 let found = detector.detect(&pixels, &palette.nouns, &palette.colors).unwrap();
                 let found = serde_json::to_string(&found[0]).unwrap(); // a `Value` would widen its numbers
                 text += &format!("{{\"filename\":\"{name}\",\"detections\":{found}}}\n");
@@ -395,8 +395,8 @@ fn the_example_is_judged_as_its_page_says() {
     }
     let detections = format!("{EXAMPLE}/detections.jsonl");
     let arguments = ["judge", "--images", "drawn", "--detections", &detections, "--out", "results.jsonl"];
-    let said = unirl(home, &arguments);
-    let table = said.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
+    let shown_text = unirl(home, &arguments);
+    let table = shown_text.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
     let page = fs::read_to_string(folder.join("README.md")).unwrap();
     assert!(page.contains(&format!("```text\n{table}```\n")), "the page should say:\n{table}");
     let results = fs::read_to_string(home.join("results.jsonl")).unwrap();
@@ -476,9 +476,9 @@ fn detections_that_do_not_fit() {
         four(&good, "") + "\n{\"filename\": \n",
     ] {
         fs::write(home.path().join("found.jsonl"), &found).unwrap();
-        let said = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
-        assert!(!said.contains("internal error"), "{said}");
-        texts.push(format!("{found}\n{said}"));
+        let shown_text = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        assert!(!shown_text.contains("internal error"), "{shown_text}");
+        texts.push(format!("{found}\n{shown_text}"));
     }
     assert_snapshot!(texts.join("----\n"));
 }
@@ -488,8 +488,9 @@ fn judge_cases(home: &Path, detections: &str, more: &[&str]) -> String {
     let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases/detections");
     let detections = format!("{cases}/{detections}.jsonl");
     let images = format!("{cases}/IMG");
-    let said = unirl(home, &[&["judge", "--images", &images, "--detections", &detections], more].concat());
-    said.replace(cases, "[CASES]")
+    let shown_text =
+        unirl(home, &[&["judge", "--images", &images, "--detections", &detections], more].concat());
+    shown_text.replace(cases, "[CASES]")
 }
 
 #[test]
@@ -513,14 +514,17 @@ fn colors_of_detections_are_those_of_the_prompts() {
     ] {
         let cat = format!(r#"{{"class": "cat", "score": 0.9, "box": [0, 0, 9, 9], "color": "{color}"}}"#);
         fs::write(home.join("found.jsonl"), four("", &cat)).unwrap();
-        let said = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
-        assert!(said.starts_with("exit: 2") && said.contains(hint), "{color}: {said}");
-        assert!(said.contains("`found.jsonl`, line 4") && said.contains("`detections[0]`"), "{said}");
+        let shown_text = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        assert!(shown_text.starts_with("exit: 2") && shown_text.contains(hint), "{color}: {shown_text}");
+        assert!(
+            shown_text.contains("`found.jsonl`, line 4") && shown_text.contains("`detections[0]`"),
+            "{shown_text}"
+        );
     }
     let cat = r#"{"class": " Cat", "score": 0.9, "box": [0, 0, 9, 9], "color": "\tRed "}"#;
     fs::write(home.join("found.jsonl"), four("", cat)).unwrap();
-    let said = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
-    assert!(said.contains("colors           0.5000  1 of 2"), "{said}");
+    let shown_text = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+    assert!(shown_text.contains("colors           0.5000  1 of 2"), "{shown_text}");
 }
 
 #[test]
@@ -536,8 +540,11 @@ fn a_set_of_jpegs_is_judged() {
             fs::rename(path(other), path(ending)).unwrap();
         }
         fs::write(home.join("found.jsonl"), four(dog, "").replace(".png", &format!(".{ending}"))).unwrap();
-        let said = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
-        assert!(said.starts_with("exit: 0") && said.contains("single_object    0.5000  1 of 2"), "{said}");
+        let shown_text = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        assert!(
+            shown_text.starts_with("exit: 0") && shown_text.contains("single_object    0.5000  1 of 2"),
+            "{shown_text}"
+        );
     }
     fs::write(root.join("00001/samples/00.png"), "").unwrap();
     let twice = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
@@ -606,8 +613,8 @@ fn sets_that_are_not_whole() {
     ];
     for (what, change) in changes {
         change(&set(home.path()));
-        let said = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
-        texts.push(format!("{what}\n{said}"));
+        let shown_text = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        texts.push(format!("{what}\n{shown_text}"));
     }
     assert_snapshot!(texts.join("----\n"));
 }
@@ -649,6 +656,9 @@ fn wrong_arguments() {
     assert_snapshot!(texts);
     // The line of a prompt that is another than the one that was drawn.
     fs::write(home.path().join("good.jsonl"), format!("{CAT}\n")).unwrap();
-    let said = unirl(home.path(), &draw(&small));
-    assert!(said.starts_with("exit: 2") && said.contains("is not the line of prompt 0"), "{said}");
+    let shown_text = unirl(home.path(), &draw(&small));
+    assert!(
+        shown_text.starts_with("exit: 2") && shown_text.contains("is not the line of prompt 0"),
+        "{shown_text}"
+    );
 }

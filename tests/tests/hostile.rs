@@ -142,8 +142,8 @@ fn every_hostile_file_is_told_and_stops_no_run() {
     let path = std::env::join_paths([folder.clone(), plugin_dir()]).unwrap();
 
     let output = program(["plugins", "list", "--json"]).env("UNIRL_PLUGIN_PATH", &path).output().unwrap();
-    let said = shown(&output);
-    assert!(said.starts_with("exit: 0"), "{said}");
+    let shown_text = shown(&output);
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     let states: BTreeMap<&str, &Value> = json["plugins"]
         .as_array()
@@ -180,13 +180,13 @@ fn every_hostile_file_is_told_and_stops_no_run() {
         .spawn()
         .unwrap();
     child.stdin.take().unwrap().write_all(samples.as_bytes()).unwrap();
-    let said = shown(&child.wait_with_output().unwrap());
-    assert!(said.starts_with("exit: 0") && said.contains("\"reward\":1.0"), "{said}");
+    let shown_text = shown(&child.wait_with_output().unwrap());
+    assert!(shown_text.starts_with("exit: 0") && shown_text.contains("\"reward\":1.0"), "{shown_text}");
     let out = home.path().join("star.png");
     let drawing =
         ["generate", "--plugin", "showo", "--device", "cpu", "--prompt", "a photo of a star", "--out"];
-    let said = shown(&program(drawing).arg(&out).env("UNIRL_PLUGIN_PATH", &path).output().unwrap());
-    assert!(said.starts_with("exit: 0") && out.is_file(), "{said}");
+    let shown_text = shown(&program(drawing).arg(&out).env("UNIRL_PLUGIN_PATH", &path).output().unwrap());
+    assert!(shown_text.starts_with("exit: 0") && out.is_file(), "{shown_text}");
 }
 
 /// One of a name twice: the first folder counts, and naming the other one as well is an error that says where both are.

@@ -103,8 +103,11 @@ fn an_empty_task_file_makes_no_run() {
     let home = tempfile::tempdir().unwrap();
     for text in ["", "\n  \n", "\u{feff}"] {
         fs::write(home.path().join("tasks.jsonl"), text).unwrap();
-        let said = train(home.path(), &["--set", "train.tasks=tasks.jsonl", "--out", "run"]);
-        assert!(said.starts_with("exit: 2") && said.contains("`tasks.jsonl` holds no task"), "{said}");
+        let shown_text = train(home.path(), &["--set", "train.tasks=tasks.jsonl", "--out", "run"]);
+        assert!(
+            shown_text.starts_with("exit: 2") && shown_text.contains("`tasks.jsonl` holds no task"),
+            "{shown_text}"
+        );
         assert!(!home.path().join("run").exists());
     }
 }
@@ -132,19 +135,20 @@ fn a_run_on_tasks_of_its_evaluation_says_so() {
         ];
         let mut arguments = vec!["--steps", "1", "--out", out, "--set", &tasks];
         arguments.extend(small.iter().flat_map(|set| ["--set", set]));
-        let said = train(home.path(), &arguments);
-        assert!(said.starts_with("exit: 0"), "{said}");
+        let shown_text = train(home.path(), &arguments);
+        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
         let receipt = fs::read_to_string(home.path().join(out).join("eval/trained.json")).unwrap();
         let receipt: serde_json::Value = serde_json::from_str(&receipt).unwrap();
-        (said, receipt["trained_on"].clone())
+        (shown_text, receipt["trained_on"].clone())
     };
-    let (said, count) = run("train.jsonl", "apart");
-    assert!(!said.contains("also training tasks") && count.is_null(), "{said}");
-    let (said, count) = run("all.jsonl", "overlapping");
+    let (shown_text, count) = run("train.jsonl", "apart");
+    assert!(!shown_text.contains("also training tasks") && count.is_null(), "{shown_text}");
+    let (shown_text, count) = run("all.jsonl", "overlapping");
     let count = count.as_u64().unwrap();
     assert!(
-        count > 0 && said.contains(&format!("{count} of the 120 evaluation tasks are also training tasks")),
-        "{said}"
+        count > 0
+            && shown_text.contains(&format!("{count} of the 120 evaluation tasks are also training tasks")),
+        "{shown_text}"
     );
     let verify =
         unirl(["eval", "verify", "overlapping/eval/trained.json"]).current_dir(home.path()).output().unwrap();

@@ -20,8 +20,8 @@ fn the_examples_are_what_new_writes() {
         let home = tempfile::tempdir().unwrap();
         let name = format!("my-{kind}");
         let arguments = ["plugins", "new", &name, "--kind", kind];
-        let said = shown(&program(arguments).current_dir(home.path()).output().unwrap());
-        assert!(said.starts_with("exit: 0"), "{said}");
+        let shown_text = shown(&program(arguments).current_dir(home.path()).output().unwrap());
+        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
         for file in ["Cargo.toml", "src/lib.rs"] {
             let read = |folder: &Path| fs::read_to_string(folder.join(&name).join(file)).unwrap();
             let core = fs::canonicalize(format!("{EXAMPLES}/../core")).unwrap();
@@ -37,7 +37,7 @@ fn the_examples_are_what_new_writes() {
 fn what_new_refuses() {
     let home = tempfile::tempdir().unwrap();
     fs::create_dir(home.path().join("taken")).unwrap();
-    let said = [
+    let shown_text = [
         &["Bad_Name", "--kind", "model"][..],
         &["my-model", "--kind", "modl"],
         &["taken", "--kind", "model"],
@@ -48,7 +48,7 @@ fn what_new_refuses() {
         let arguments = [&["plugins", "new"], arguments].concat();
         shown(&program(arguments).current_dir(home.path()).output().unwrap())
     });
-    assert_snapshot!(said.join("\n"));
+    assert_snapshot!(shown_text.join("\n"));
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "nothing is left behind");
 }
 
@@ -57,9 +57,9 @@ fn what_new_refuses() {
 fn what_we_ship_keeps_its_promises() {
     for (plugin, kept) in [("my_model", 16), ("showo", 16), ("janus", 14), ("rewards", 15), ("my_reward", 5)]
     {
-        let said = shown(&unirl(["plugins", "check", plugin, "--device", "cpu"]).output().unwrap());
-        assert!(said.starts_with("exit: 0"), "{said}");
-        assert_eq!(said.matches("\nok ").count(), kept, "{said}");
+        let shown_text = shown(&unirl(["plugins", "check", plugin, "--device", "cpu"]).output().unwrap());
+        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        assert_eq!(shown_text.matches("\nok ").count(), kept, "{shown_text}");
     }
 }
 
@@ -95,11 +95,12 @@ const BUGS: [(&str, &str, &str); 18] = [
 
 #[test]
 fn every_bug_planted_in_the_example_is_found() {
-    let said = shown(&unirl(["plugins", "check", "mutants", "--device", "cpu"]).output().unwrap());
-    assert!(said.starts_with("exit: 1"), "{said}");
+    let shown_text = shown(&unirl(["plugins", "check", "mutants", "--device", "cpu"]).output().unwrap());
+    assert!(shown_text.starts_with("exit: 1"), "{shown_text}");
     for (bug, check, text) in BUGS {
-        let (_, findings) =
-            said.split_once(&format!("model `{bug}`\n")).unwrap_or_else(|| panic!("{bug}: {said}"));
+        let (_, findings) = shown_text
+            .split_once(&format!("model `{bug}`\n"))
+            .unwrap_or_else(|| panic!("{bug}: {shown_text}"));
         let findings = findings.split("\nmodel `").next().unwrap();
         let found = findings
             .split_once(&format!("FAILS    {check}\n"))

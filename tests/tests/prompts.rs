@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use insta::assert_snapshot;
-use unirl::scene::{
-    Category, Exclusion, Facts, Mix, ObjectList, Split, Task, Wording, generate, read_jsonl, write_jsonl,
+use unirl::prompts::{
+    Category, Exclusion, Mix, ObjectList, PromptSpec, PromptTemplates, Split, Task, generate, read_jsonl,
+    write_jsonl,
 };
 
 /// Not part of a checkout.
@@ -100,8 +101,13 @@ fn geneval_is_read_and_printed_to_the_letter() {
     // Without its questions and answers, the released wording is what the file with them says.
     assert_eq!(read_jsonl(&plain).unwrap(), tasks);
     for task in &tasks {
-        assert_eq!(Facts::parse(task.facts.category, &task.prompt).unwrap(), task.facts, "{}", task.prompt);
-        assert_eq!(Wording::evaluation().task(task.facts.clone()), *task);
+        assert_eq!(
+            PromptSpec::parse(task.spec.category, &task.prompt).unwrap(),
+            task.spec,
+            "{}",
+            task.prompt
+        );
+        assert_eq!(PromptTemplates::evaluation().task(task.spec.clone()), *task);
     }
 }
 
@@ -121,16 +127,17 @@ fn a_hundred_thousand_prompts_hold_none_of_genevals() {
     };
     let prompts: HashSet<String> = benchmark.iter().map(words).collect();
     let types: HashSet<&str> =
-        benchmark.iter().flat_map(|task| &task.facts.objects).map(|object| object.noun.as_str()).collect();
+        benchmark.iter().flat_map(|task| &task.spec.objects).map(|object| object.noun.as_str()).collect();
     assert_eq!(types.len(), 80);
     let list = ObjectList::everyday();
     assert!(types.iter().all(|noun| list.nouns[..80].iter().any(|known| known == noun)));
     let made =
-        generate(&list, Wording::evaluation(), Mix::default(), (Split::All, &exclusion), 100_000, 7).unwrap();
+        generate(&list, PromptTemplates::evaluation(), Mix::default(), (Split::All, &exclusion), 100_000, 7)
+            .unwrap();
     assert_eq!(made.tasks.len(), 100_000);
     for task in &made.tasks {
         assert!(!prompts.contains(&words(task)), "{}", task.prompt);
-        let single = task.facts.category == Category::SingleObject;
-        assert!(!(single && types.contains(task.facts.objects[0].noun.as_str())), "{}", task.prompt);
+        let single = task.spec.category == Category::SingleObject;
+        assert!(!(single && types.contains(task.spec.objects[0].noun.as_str())), "{}", task.prompt);
     }
 }

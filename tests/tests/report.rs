@@ -86,8 +86,8 @@ fn a_page_stands_alone_and_shows_what_happened() {
     trained(home, "one", &[]);
     trained(home, "two", &["update.learning_rate=1e-4", "train.seed=2"]);
     fs::remove_file(home.join("two/report.json")).unwrap(); // as if it were still running
-    let said = report(home, &["one", "two", "--out", "page.html"]);
-    assert!(said.ends_with("report: page.html\n"), "{said}");
+    let shown_text = report(home, &["one", "two", "--out", "page.html"]);
+    assert!(shown_text.ends_with("report: page.html\n"), "{shown_text}");
 
     let page = fs::read_to_string(home.join("page.html")).unwrap();
     for text in [
@@ -137,6 +137,6 @@ fn what_is_no_run_is_told() {
     fs::create_dir(home.path().join("empty")).unwrap();
     trained(home.path(), "torn", &[]);
     fs::write(home.path().join("torn/metrics.jsonl"), "{\"step\": 1, \"reward/mean\": \"high\"}\n").unwrap();
-    let said = [&["nowhere"][..], &["empty"], &["torn"], &["torn", "--out", "no/page.html"], &[]];
-    insta::assert_snapshot!(said.map(|arguments| report(home.path(), arguments)).join("\n"));
+    let shown_text = [&["nowhere"][..], &["empty"], &["torn"], &["torn", "--out", "no/page.html"], &[]];
+    insta::assert_snapshot!(shown_text.map(|arguments| report(home.path(), arguments)).join("\n"));
 }

@@ -58,8 +58,8 @@ fn a_run_is_rewarded_by_a_program() {
         ["train.steps=2", "rollout.prompts=6", "rollout.group=2", "eval.prompts=0", "eval.pictures=2"];
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
     arguments.extend(["--reward", &rule]);
-    let said = shown(&unirl(&arguments).current_dir(home.path()).output().unwrap());
-    assert!(said.starts_with("exit: 0"), "{said}");
+    let shown_text = shown(&unirl(&arguments).current_dir(home.path()).output().unwrap());
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     let lines = |file: &str| -> Vec<Value> {
         let text = fs::read_to_string(home.path().join("run").join(file)).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -86,10 +86,13 @@ fn a_program_that_ends_or_hangs_is_started_again() {
     };
     for what in ["os._exit(3)", "time.sleep(600)"] {
         let rule = script(home.path(), "flaky.py", &once(what));
-        let said = scored(home.path(), &rule, "timeout_seconds = 5.0");
-        assert!(said.starts_with("exit: 0"), "{said}");
-        assert!(said.contains("it is started again"), "{said}");
-        assert!(said.contains("{\"reward\":1.0,\"max\":1.0") && said.contains("\"max\":0.0"), "{said}");
+        let shown_text = scored(home.path(), &rule, "timeout_seconds = 5.0");
+        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        assert!(shown_text.contains("it is started again"), "{shown_text}");
+        assert!(
+            shown_text.contains("{\"reward\":1.0,\"max\":1.0") && shown_text.contains("\"max\":0.0"),
+            "{shown_text}"
+        );
     }
 }
 
@@ -98,7 +101,7 @@ fn what_is_wrong_with_a_program_is_told() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let answering = |reply: &str| format!("for line in sys.stdin:\n    print({reply}, flush=True)");
-    let said = [
+    let shown_text = [
         scored(home, &script(home, "chatty.py", &answering("'scoring...'")), ""),
         scored(home, &script(home, "short.py", &answering("json.dumps({'rewards': [None]})")), ""),
         scored(home, &script(home, "keys.py", &answering("json.dumps({'reward': [None, None]})")), ""),
@@ -122,7 +125,7 @@ fn what_is_wrong_with_a_program_is_told() {
             scored(home, "cmd:plain.py", "")
         },
     ];
-    insta::assert_snapshot!(said.join("\n"));
+    insta::assert_snapshot!(shown_text.join("\n"));
 }
 
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases/programs");
@@ -130,9 +133,9 @@ const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases/program
 #[test]
 fn published_cases_are_scored_or_refused() {
     let home = tempfile::tempdir().unwrap();
-    let said = ["good", "two", "latin"]
+    let shown_text = ["good", "two", "latin"]
         .map(|name| scored(home.path(), &format!("cmd:{CASES}/{name}.py"), "").replace(CASES, "[CASES]"));
-    insta::assert_snapshot!(said.join("\n"));
+    insta::assert_snapshot!(shown_text.join("\n"));
 }
 
 /// A reply for each batch, and what else there is to do with it: `{}` stands before the loop, in it and behind it.
@@ -160,23 +163,24 @@ fn output_that_no_batch_asked_for_is_an_error() {
         ("endless.py", replying("", "print('x' * (65 << 20), flush=True)", "")),
         ("chatter.py", replying("", "[print(reply, flush=True) for _ in range(10 ** 6)]", "")),
     ];
-    let said = forms.map(|(name, body)| {
+    let shown_text = forms.map(|(name, body)| {
         let rule = script(home, name, &body);
         scored(home, &rule, "")
     });
-    insta::assert_snapshot!(said.join("\n"));
+    insta::assert_snapshot!(shown_text.join("\n"));
 
     // What is said of these depends on how fast they are.
     for (first, shown) in [("ready", "`ready`"), ("{\"rewards\": [null, null]}", "`{\"rewards\": [")] {
         let body = replying(&format!("print({first:?}, flush=True)"), plain, "");
-        let said = scored(home, &script(home, "before.py", &body), "");
-        assert!(said.starts_with("exit: 1") && said.contains(shown), "{said}");
+        let shown_text = scored(home, &script(home, "before.py", &body), "");
+        assert!(shown_text.starts_with("exit: 1") && shown_text.contains(shown), "{shown_text}");
     }
     let body = replying("", "sys.stdout.write(reply); sys.stdout.flush()", "");
-    let said = scored(home, &script(home, "no_end_of_line.py", &body), "timeout_seconds = 2.0");
+    let shown_text = scored(home, &script(home, "no_end_of_line.py", &body), "timeout_seconds = 2.0");
     assert!(
-        said.starts_with("exit: 1") && said.contains("it wrote no end of line behind `{\"rewards\""),
-        "{said}"
+        shown_text.starts_with("exit: 1")
+            && shown_text.contains("it wrote no end of line behind `{\"rewards\""),
+        "{shown_text}"
     );
 }
 
@@ -197,14 +201,14 @@ fn a_line_too_many_is_found_in_any_batch() {
         ),
     ] {
         let rule = script(home.path(), name, &replying("", with, ""));
-        let said = scored_from(home.path(), &rule, "", &samples);
-        assert!(said.starts_with("exit: 1\nstdout:\nstderr:\n"), "{name}: {said}");
-        assert!(said.contains("it answered more than"), "{name}: {said}");
+        let shown_text = scored_from(home.path(), &rule, "", &samples);
+        assert!(shown_text.starts_with("exit: 1\nstdout:\nstderr:\n"), "{name}: {shown_text}");
+        assert!(shown_text.contains("it answered more than"), "{name}: {shown_text}");
     }
     let rule = script(home.path(), "right.py", &replying("", "print(reply, flush=True)", ""));
-    let said = scored_from(home.path(), &rule, "", &samples);
-    assert!(said.starts_with("exit: 0"), "{}", &said[..200]);
-    assert_eq!(said.lines().filter(|line| line.starts_with("{\"reward\":3.0")).count(), 4096);
+    let shown_text = scored_from(home.path(), &rule, "", &samples);
+    assert!(shown_text.starts_with("exit: 0"), "{}", &shown_text[..200]);
+    assert_eq!(shown_text.lines().filter(|line| line.starts_with("{\"reward\":3.0")).count(), 4096);
 }
 
 #[test]
@@ -214,11 +218,12 @@ fn rewards_may_be_plain_numbers() {
         ["[0.5, 1]", " {'rewards': [0.5, 1]}", "{'rewards': [0.5, {'score': 1, 'max': 1, 'why': 'NaN'}]}"]
     {
         let body = format!("for line in sys.stdin:\n    print({:?}, flush=True)", reply.replace('\'', "\""));
-        let said = scored(home.path(), &script(home.path(), "numbers.py", &body), "");
-        assert!(said.starts_with("exit: 0"), "{said}");
+        let shown_text = scored(home.path(), &script(home.path(), "numbers.py", &body), "");
+        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
         assert!(
-            said.contains("{\"reward\":0.5,\"max\":1.0") && said.contains("{\"reward\":1.0,\"max\":1.0"),
-            "{said}"
+            shown_text.contains("{\"reward\":0.5,\"max\":1.0")
+                && shown_text.contains("{\"reward\":1.0,\"max\":1.0"),
+            "{shown_text}"
         );
     }
 }
@@ -227,7 +232,7 @@ fn rewards_may_be_plain_numbers() {
 fn what_is_no_reward_is_named_by_its_index() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    let mut said = Vec::new();
+    let mut shown_text = Vec::new();
     for rewards in [
         "[1, NaN]",
         "[Infinity, 1]",
@@ -247,9 +252,9 @@ fn what_is_no_reward_is_named_by_its_index() {
         "[1, nan]",
     ] {
         let body = format!("for line in sys.stdin:\n    print('{{\"rewards\": {rewards}}}', flush=True)");
-        said.push(format!("{rewards}\n{}", scored(home, &script(home, "numbers.py", &body), "")));
+        shown_text.push(format!("{rewards}\n{}", scored(home, &script(home, "numbers.py", &body), "")));
     }
-    insta::assert_snapshot!(said.join("\n"));
+    insta::assert_snapshot!(shown_text.join("\n"));
 }
 
 #[test]
@@ -262,7 +267,7 @@ fn a_program_is_named_with_its_arguments_as_in_a_shell() {
     script(home, "my rules/own.py", &body);
     script(home, "own.py", &body);
     fs::write(home.join("plain.py"), format!("import json, sys, time\n{body}")).unwrap();
-    let mut said = Vec::new();
+    let mut shown_text = Vec::new();
     for (rule, options) in [
         ("cmd:python3 plain.py", ""),
         ("cmd:python3 -u plain.py --points '2 3' \"it's\"", ""),
@@ -281,9 +286,12 @@ fn a_program_is_named_with_its_arguments_as_in_a_shell() {
         ("cmd:plain.py", ""),
         ("cmd:my rules", ""),
     ] {
-        said.push(format!("{rule}  {options}\n{}", scored(home, rule, options)));
+        shown_text.push(format!("{rule}  {options}\n{}", scored(home, rule, options)));
     }
-    insta::assert_snapshot!(said.join("\n"));
-    let said = scored(home, "cmd:python3 nowhere.py", "");
-    assert!(said.contains("nowhere.py") && said.contains("(exit status: 2), 3 times"), "{said}");
+    insta::assert_snapshot!(shown_text.join("\n"));
+    let shown_text = scored(home, "cmd:python3 nowhere.py", "");
+    assert!(
+        shown_text.contains("nowhere.py") && shown_text.contains("(exit status: 2), 3 times"),
+        "{shown_text}"
+    );
 }

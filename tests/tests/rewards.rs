@@ -52,9 +52,9 @@ fn samples() -> String {
         ),
         ("position", "a photo of a star left of a ring", "the star is left of the ring", "a star and a disc"),
     ]
-    .map(|(category, prompt, truth, answer)| {
+    .map(|(category, prompt, reference_answer, answer)| {
         let json =
-            serde_json::json!({ "category": category, "prompt": prompt, "truth": truth, "answer": answer });
+            serde_json::json!({ "category": category, "prompt": prompt, "truth": reference_answer, "answer": answer });
         format!("{json}\n")
     })
     .concat()
@@ -109,8 +109,8 @@ fn wrong_rule_files_and_samples() {
         "[[counting]\n",
     ] {
         fs::write(home.path().join("rules.toml"), rules).unwrap();
-        let said = unirl(home.path(), &samples(), &["reward", "score", "--reward", "rules.toml"]);
-        texts.push(format!("{rules}\n\n{said}"));
+        let shown_text = unirl(home.path(), &samples(), &["reward", "score", "--reward", "rules.toml"]);
+        texts.push(format!("{rules}\n\n{shown_text}"));
     }
     for stdin in [
         "{\"category\":\"counting\",\"prompt\":\"a photo of two stars\"}",
@@ -118,8 +118,8 @@ fn wrong_rule_files_and_samples() {
         "{\"category\":\"count\",\"prompt\":\"a photo of two stars\",\"answer\":\"two\"}",
         "\nnonsense",
     ] {
-        let said = unirl(home.path(), stdin, &["reward", "score", "--reward", "bound"]);
-        texts.push(format!("{stdin}\n\n{said}"));
+        let shown_text = unirl(home.path(), stdin, &["reward", "score", "--reward", "bound"]);
+        texts.push(format!("{stdin}\n\n{shown_text}"));
     }
     for arguments in [
         vec!["score", "--reward", "bond"],
@@ -163,8 +163,8 @@ fn trained(home: &TempDir, rules: &str) -> PathBuf {
         "run",
     ];
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
-    let said = unirl(home.path(), "", &arguments);
-    assert!(said.starts_with("exit: 0"), "{said}");
+    let shown_text = unirl(home.path(), "", &arguments);
+    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
     out
 }
 
@@ -232,11 +232,11 @@ fn scoring_opens_only_the_plugin_of_its_rule() {
         (&own, vec![]),
         (&format!("cmd:{program}"), vec![]),
     ] {
-        let said = unirl(home.path(), &samples(), &["-vv", "reward", "score", "--reward", rule]);
-        assert!(said.starts_with("exit: 0"), "{said}");
-        let loaded = said.lines().filter(|line| line.contains("plugin loaded"));
+        let shown_text = unirl(home.path(), &samples(), &["-vv", "reward", "score", "--reward", rule]);
+        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        let loaded = shown_text.lines().filter(|line| line.contains("plugin loaded"));
         let names: Vec<&str> =
             loaded.filter_map(|line| line.split("plugin=\"").nth(1)?.split('"').next()).collect();
-        assert_eq!(names, expected, "{said}");
+        assert_eq!(names, expected, "{shown_text}");
     }
 }

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use unirl::atomic_fs;
 use unirl::error::{Context, Error, Result};
-use unirl::whole;
 
 use crate::args::{PluginKind, PluginsNewArgs};
 use crate::build;
@@ -23,10 +23,10 @@ pub(super) fn run(args: &PluginsNewArgs) -> Result<()> {
     };
     let manifest = manifest(name, args.unirl.as_deref())?;
     let code = renamed(code, template, name);
-    whole::folder(&folder, |partial| {
+    atomic_fs::folder(&folder, |partial| {
         fs::create_dir(partial.join("src")).context(|| "cannot create `src`")?;
-        whole::write(&partial.join("Cargo.toml"), &manifest)?;
-        whole::write(&partial.join("src/lib.rs"), &code)
+        atomic_fs::write(&partial.join("Cargo.toml"), &manifest)?;
+        atomic_fs::write(&partial.join("src/lib.rs"), &code)
     })
     .map_err(|error| error.hint("name another folder: `--dir D`"))?;
     build::print(&next(args, &folder))

@@ -5,7 +5,7 @@ mod run;
 
 use askama::Template;
 use unirl::error::{Error, Result};
-use unirl::{table, whole};
+use unirl::{atomic_fs, config::layers};
 
 use crate::args::ReportArgs;
 use crate::build::check_output;
@@ -55,12 +55,12 @@ pub(crate) fn run(args: &ReportArgs) -> Result<()> {
     let (first, others) = runs.split_first().ok_or_else(|| Error::usage("no run is named"))?;
     let changes = others
         .iter()
-        .map(|other| (other.name.clone(), table::differences(&first.settings, &other.settings)))
+        .map(|other| (other.name.clone(), layers::differences(&first.settings, &other.settings)))
         .collect();
     let page = Page { charts: charts(&runs)?, changes, runs, version: env!("CARGO_PKG_VERSION") };
     let text = page.render().map_err(|error| Error::failure("cannot write the page").cause(error))?;
     let out = args.out.clone().unwrap_or_else(|| args.runs[0].join("report.html"));
-    whole::write(&out, &text)?;
+    atomic_fs::write(&out, &text)?;
     progress::note(&format!("report: {}", out.display()));
     Ok(())
 }

@@ -7,11 +7,11 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use unirl::config::RunConfig;
+use unirl::config::layers;
 use unirl::error::{Context, Error, Result};
 use unirl::eval::{Interval, Report, Score};
 use unirl::metrics::{self, Line};
-use unirl::table;
-use unirl::train::Alarms;
+use unirl::train::TrainWarnings;
 
 use super::chart::COLORS;
 
@@ -23,7 +23,7 @@ struct End {
     stopped: Option<String>,
     wall_seconds: f64,
     #[serde(default)]
-    alarms: Alarms,
+    alarms: TrainWarnings,
 }
 
 /// A run.
@@ -34,7 +34,7 @@ pub(super) struct Run {
     pub(super) text: String,
     pub(super) lines: Vec<Line>,
     /// Label and value.
-    pub(super) facts: Vec<(&'static str, String)>,
+    pub(super) details: Vec<(&'static str, String)>,
     /// A heading and a row a figure.
     pub(super) figures: Vec<FigureRow>,
     /// What they show and the picture as a `data:` address.
@@ -67,7 +67,7 @@ impl Run {
                 .hint("name the folder of a run, e.g. `runs/showo-grpo-001`"));
         }
         let text = fs::read_to_string(&config).context(|| format!("cannot read `{}`", config.display()))?;
-        let settings = RunConfig::from_table(table::read(&config)?)?;
+        let settings = RunConfig::from_table(layers::read(&config)?)?;
         let metrics = root.join("metrics.jsonl");
         let lines = if metrics.is_file() { metrics::read(&metrics)? } else { Vec::new() };
         let end = end(root)?;
@@ -75,7 +75,7 @@ impl Run {
         Ok(Self {
             name: root.display().to_string(),
             color: format!("#{:02x}{:02x}{:02x}", color.0, color.1, color.2),
-            facts: facts(&settings, &lines, end.as_ref()),
+            details: details(&settings, &lines, end.as_ref()),
             figures: end.as_ref().map(figures).unwrap_or_default(),
             pictures: pictures(root)?,
             times: times(&lines),
@@ -102,7 +102,7 @@ fn end(root: &Path) -> Result<Option<End>> {
     serde_json::from_str(&text).context(place).map(Some)
 }
 
-fn facts(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'static str, String)> {
+fn details(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'static str, String)> {
     let (done, steps) = (lines.last().map_or(0, |line| line.step), config.train.steps);
     let state = match end {
         None => format!("not at its end: {done} of {steps} steps"),
@@ -112,7 +112,7 @@ fn facts(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'static
         Some(_) => format!("complete: {steps} steps"),
     };
     let rules: Vec<&str> = config.reward.rules.iter().map(|rule| rule.name.as_str()).collect();
-    let mut facts = vec![
+    let mut details = vec![
         ("model", format!("{} ({})", config.model.plugin, config.model.checkpoint)),
         ("optimizer", config.optimizer.name.clone()),
         ("reward", rules.join(", ")),
@@ -120,20 +120,20 @@ fn facts(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'static
         ("state", state),
     ];
     if config.train.shuffle_rewards {
-        facts.push(("control", "rewards are shuffled: it must gain nothing".into()));
+        details.push(("control", "rewards are shuffled: it must gain nothing".into()));
     }
     if let Some(end) = end {
-        facts.push(("wall time", format!("{:.0} s", end.wall_seconds)));
+        details.push(("wall time", format!("{:.0} s", end.wall_seconds)));
         for (count, what) in [
             (end.alarms.equal_rewards, "of them had no group with unequal rewards"),
             (end.alarms.diverged, "of them were more than 1 nat a token from the reference policy"),
         ] {
             if count > 0 {
-                facts.push(("steps", format!("{count} {what}")));
+                details.push(("steps", format!("{count} {what}")));
             }
         }
     }
-    facts
+    details
 }
 
 fn figures(end: &End) -> Vec<FigureRow> {
@@ -145,7 +145,7 @@ fn figures(end: &End) -> Vec<FigureRow> {
 fn cells(before: &Score, after: &Score) -> Vec<Cell> {
     type Value = (Option<f64>, Option<Interval>);
     let of = |score: &Score| -> Vec<Value> {
-        let categories = unirl::scene::Category::ALL.map(|category| {
+        let categories = unirl::prompts::Category::ALL.map(|category| {
             let name = category.name();
             (score.by_category.get(name).copied().flatten(), score.intervals.get(name).copied().flatten())
         });

@@ -7,7 +7,7 @@ use abi_stable::erased_types::TD_Opaque;
 use abi_stable::std_types::{RResult, RStr};
 
 use super::component::{Component, Component_TO, ComponentBox, FfiError, FfiRecord};
-use super::guard::guard;
+use super::panic::catch_unwind_to_ffi_error;
 use super::wire::{self, Message, op};
 use crate::detector::Detector;
 use crate::error::{Code, Error, Result};
@@ -23,7 +23,7 @@ struct Adapt<T: Answer>(Option<T>);
 
 impl<T: Answer> Component for Adapt<T> {
     fn call(&mut self, op: RStr<'_>, args: FfiRecord) -> RResult<FfiRecord, FfiError> {
-        guard(|| {
+        catch_unwind_to_ffi_error(|| {
             let object = self.0.as_mut().ok_or_else(|| Error::failure("used after its end"))?;
             Ok(object.answer(op.as_str(), Message::unpack(args)?)?.pack())
         })

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::component::{ComponentBox, FfiEntry, FfiError, HostApi, PluginModule, PluginModule_Ref};
-use super::guard::{guard, install_hook};
+use super::panic::{catch_unwind_to_ffi_error, install_hook};
 use super::{adapt, log, stamp, wire};
 use crate::detector::Detector;
 use crate::error::{Code, Error, Result};
@@ -205,7 +205,7 @@ extern "C" fn init(host: HostApi) {
 }
 
 extern "C" fn entries() -> RResult<RVec<FfiEntry>, FfiError> {
-    guard(|| {
+    catch_unwind_to_ffi_error(|| {
         let entry = |kind: &str, name: &str, schema: fn() -> Value| FfiEntry {
             kind: kind.into(),
             name: name.into(),
@@ -220,7 +220,7 @@ extern "C" fn entries() -> RResult<RVec<FfiEntry>, FfiError> {
 }
 
 extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<ComponentBox, FfiError> {
-    guard(|| {
+    catch_unwind_to_ffi_error(|| {
         let unknown = || Error::new(Code::Unsupported, format!("the plugin has no {kind} `{name}`"));
         let (config, source) = wire::read_make(&json)?;
         match (kind.as_str(), source) {

@@ -12,7 +12,7 @@ use super::wire::{self, Message, op};
 use crate::detector::{Detection, Detector};
 use crate::error::{Code, Error, Result};
 use crate::model::{
-    Answers, Footprint, ImageLogits, ImageSampling, Images, Mode, ModelCard, Parameter, Policy, Replay,
+    Answers, Footprint, ImageLogits, ImageSampling, Images, Masking, Mode, ModelCard, Parameter, Policy,
     TextSampling, TokenLogp, UnifiedModel, Workload,
 };
 use crate::reward::{Reward, RewardFunction, Sample};
@@ -142,7 +142,7 @@ impl UnifiedModel for ForeignModel {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<ImageLogits> {
         self.remote.call(op::IMAGE_LOGITS, wire::image_logits(prompts, images, policy, replay), |reply| {
             let reply = wire::read_logits(reply)?;
@@ -161,7 +161,7 @@ impl UnifiedModel for ForeignModel {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<TokenLogp> {
         let args = wire::image_logits(prompts, images, policy, replay);
         let scored = self.remote.call(op::IMAGE_LOGP, args, |reply| {
@@ -361,7 +361,7 @@ mod tests {
     use super::*;
     use crate::abi::adapt::unsupported;
     use crate::abi::component::{Component, Component_TO, FfiError, FfiRecord};
-    use crate::abi::guard::guard;
+    use crate::abi::panic::catch_unwind_to_ffi_error;
     use crate::model::{ImageDecoding, ImageSpace};
 
     /// A model of the time when drawings were scored by logits alone: an image of two tokens among three codes.
@@ -369,7 +369,7 @@ mod tests {
 
     impl Component for Before {
         fn call(&mut self, op: RStr<'_>, _: FfiRecord) -> RResult<FfiRecord, FfiError> {
-            guard(|| match op.as_str() {
+            catch_unwind_to_ffi_error(|| match op.as_str() {
                 op::CARD => {
                     let sizes = [2, 3, 1];
                     let card = ModelCard::new("before", ImageSpace::Shared, ImageDecoding::Masked, sizes);
@@ -390,7 +390,7 @@ mod tests {
         let model = ForeignModel::new("before".into(), Component_TO::from_value(Before, TD_Opaque)).unwrap();
         let images = Images::from_tokens(Tensor::from_slice(&[2i64, 1]).view([1, 2]));
         let scored = model
-            .image_logp(&["a".into()], &images, Policy::Current, &Replay::remask(1, None))
+            .image_logp(&["a".into()], &images, Policy::Current, &Masking::remask(1, None))
             .expect("by logits");
         let logp: Vec<f64> = scored.logp.view([-1]).to_kind(Kind::Double).try_into().unwrap();
         // 2 − ln(1 + 1 + e²); the second is no target.

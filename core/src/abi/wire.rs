@@ -18,8 +18,8 @@ use super::component::FfiRecord;
 use crate::detector::Detection;
 use crate::error::{Code, Context, Error, Result};
 use crate::model::{
-    Answers, Checkpoint, Footprint, ImageLogits, ImageSampling, Images, Mode, ModelCard, ModelSource,
-    Parameter, ParameterGroup, Policy, Replay, TextSampling, TokenLogp, Workload,
+    Answers, Checkpoint, Footprint, ImageLogits, ImageSampling, Images, Masking, Mode, ModelCard,
+    ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, Workload,
 };
 use crate::reward::{Reward, Sample};
 
@@ -219,14 +219,14 @@ pub(crate) fn image_logits(
     prompts: &[String],
     images: &Images,
     policy: Policy,
-    replay: &Replay,
+    replay: &Masking,
 ) -> Result<Message> {
     let message =
         Message::default().with("prompts", prompts)?.with("policy", &policy)?.with("replay", replay)?;
     Ok(message.images(images))
 }
 
-pub(crate) fn read_image_logits(mut message: Message) -> Result<(Vec<String>, Images, Policy, Replay)> {
+pub(crate) fn read_image_logits(mut message: Message) -> Result<(Vec<String>, Images, Policy, Masking)> {
     Ok((message.get("prompts")?, message.take_images()?, message.get("policy")?, message.get("replay")?))
 }
 
@@ -476,17 +476,17 @@ mod tests {
 
     use super::*;
     use crate::model::{ImageDecoding, ImageSpace, Scoring};
-    use crate::scene::{Category, Facts, Object};
+    use crate::prompts::{Category, Object, PromptSpec};
 
     const GOLDEN: &str = include_str!("wire.golden.txt");
 
     fn sample() -> Sample {
         let object = Object { noun: "cat".into(), count: 2, color: None };
         Sample {
-            facts: Facts { category: Category::Counting, objects: vec![object], relation: None },
+            spec: PromptSpec { category: Category::Counting, objects: vec![object], relation: None },
             prompt: "two cats".into(),
             question: "how many?".into(),
-            truth: "two".into(),
+            reference_answer: "two".into(),
             answer: "2".into(),
         }
     }
@@ -499,7 +499,7 @@ mod tests {
         let bare = Images::from_tokens(tokens());
         let reply = Answers::new(vec!["two".into()], tokens(), tokens());
         let texts = ["a \"cat\"".to_owned()];
-        let part = Some(crate::model::Part { first: 2, of: 4 });
+        let part = Some(crate::model::BatchSlice { first: 2, of: 4 });
         let workload = Workload {
             images: ImageSampling { part, ..ImageSampling::default() },
             answers: TextSampling { part, ..TextSampling::default() },
@@ -512,8 +512,8 @@ mod tests {
             image_tokens: 2,
             codebook_size: 3,
             resolution: 4,
-            reads_at: None,
-            pads_with: None,
+            input_resolution: None,
+            pad_value: None,
             sampling: ImageSampling::default(),
         };
         let leaf = Parameter { name: "w".into(), tensor: tokens(), group: ParameterGroup::Shared };
@@ -523,15 +523,15 @@ mod tests {
             Detection { class: "cat".into(), score: 0.97, bounds: [0.0, 1.5, 20.0, 30.0], color: None };
         let colored = Detection { color: Some("red".into()), ..plain.clone() };
         let seeded = ImageSampling { seed: u64::MAX, ..ImageSampling::default() };
-        let reveal = Replay::Reveal { steps: vec![0, 3], scoring: Scoring::GuidedDetached, guidance: 1.5 };
+        let reveal = Masking::Reveal { steps: vec![0, 3], scoring: Scoring::GuidedDetached, guidance: 1.5 };
         let messages = [
             ("> set_mode", set_mode(Mode::Train)?),
             ("> generate", generate(&texts, &seeded)?),
             ("> answer", answer(&some, &texts, &TextSampling::default())?),
             ("> encode_answers", encode_answers(&texts)?),
-            ("> image_logits", image_logits(&texts, &bare, Policy::Current, &Replay::remask(1, None))?),
+            ("> image_logits", image_logits(&texts, &bare, Policy::Current, &Masking::remask(1, None))?),
             ("> image_logits", image_logits(&texts, &some, Policy::Reference, &reveal)?),
-            ("> image_logits", image_logits(&texts, &bare, Policy::Current, &Replay::Pretrain { seed: 2 })?),
+            ("> image_logits", image_logits(&texts, &bare, Policy::Current, &Masking::Pretrain { seed: 2 })?),
             ("> answer_logp", answer_logp(&some, &texts, &reply, Policy::Current)?),
             ("> pixels", images(&bare)),
             ("> encode", pixels(&tokens())),

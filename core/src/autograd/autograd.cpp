@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../told.h"
+#include "../ffi_error.h"
 
 namespace {
 
@@ -71,7 +71,7 @@ struct Recompute : public torch::autograd::Node {
 // text to be freed, or null.
 extern "C" char* unirl_recompute(at::Tensor** inputs, size_t n, at::Tensor** values, size_t m, void* closure, Call call,
                                  Drop drop) {
-    return told([&] {
+    return catch_to_cstr([&] {
         std::shared_ptr<Recompute> node(new Recompute(), torch::autograd::deleteNode);
         node->closure = closure;
         node->call = call;

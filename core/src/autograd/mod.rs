@@ -86,7 +86,7 @@ pub fn checkpoint(
         )
     };
     // SAFETY: what the call answered, and nobody else has it.
-    unsafe { told(error) }.map(|()| values)
+    unsafe { take_error(error) }.map(|()| values)
 }
 
 /// The error that C++ answered, if it did.
@@ -94,7 +94,7 @@ pub fn checkpoint(
 /// # Safety
 ///
 /// `error` is null or a text from `malloc`, and the caller has no other use for it.
-pub(crate) unsafe fn told(error: *mut c_char) -> Result<()> {
+pub(crate) unsafe fn take_error(error: *mut c_char) -> Result<()> {
     if error.is_null() {
         return Ok(());
     }

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 use super::{Check, Outcome, Subject, all, fails};
+use crate::algorithms::objective;
 use crate::autograd::forget_gradient;
 use crate::error::Result;
-use crate::model::{ImageDecoding, ImageSampling, ImageSpace, Images, Policy, Replay, Scoring, TextSampling};
-use crate::optimizer::objective;
+use crate::model::{
+    ImageDecoding, ImageSampling, ImageSpace, Images, Masking, Policy, Scoring, TextSampling,
+};
 
 pub(super) const ALL: &[Check] = &[
     Check {
@@ -73,9 +75,9 @@ fn off(one: &Tensor, other: &Tensor, mask: &Tensor) -> f64 {
 }
 
 fn token_ids(subject: &mut Subject<'_>) -> Result<Outcome> {
-    let (card, drawn) = (subject.model.card().clone(), &subject.drawn);
+    let (card, generated) = (subject.model.card().clone(), &subject.generated);
     if card.image_decoding == ImageDecoding::Masked {
-        let Some(revealed_at) = &drawn.revealed_at else {
+        let Some(revealed_at) = &generated.revealed_at else {
             return Ok(fails("a masked model has to say in `revealed_at` when it settled each token"));
         };
         let steps = subject.images.steps;
@@ -84,15 +86,15 @@ fn token_ids(subject: &mut Subject<'_>) -> Result<Outcome> {
             return Ok(fails(format!("`revealed_at` from {first} to {last}, expected 0..{steps}")));
         }
     }
-    let encoded = subject.model.encode_answers(&subject.truths)?;
-    if encoded.text != subject.truths {
-        let (got, expected) = (&encoded.text[0], &subject.truths[0]);
+    let encoded = subject.model.encode_answers(&subject.reference_answers)?;
+    if encoded.text != subject.reference_answers {
+        let (got, expected) = (&encoded.text[0], &subject.reference_answers[0]);
         return Ok(fails(format!("`encode_answers` gives back the text `{got}`, expected `{expected}`")));
     }
     let mut ends = Vec::new();
     for (what, answers, longest) in [
         ("an encoded answer", &encoded, i64::MAX),
-        ("an answer", &subject.said, subject.said.tokens.size()[1]),
+        ("an answer", &subject.answers, subject.answers.tokens.size()[1]),
     ] {
         for row in 0..answers.tokens.size()[0] {
             let mask = Vec::<bool>::try_from(answers.mask.get(row))?;
@@ -115,23 +117,23 @@ fn token_ids(subject: &mut Subject<'_>) -> Result<Outcome> {
 
 fn seeds(subject: &mut Subject<'_>) -> Result<Outcome> {
     let again = tch::no_grad(|| subject.model.generate(&subject.prompts, &subject.images))?;
-    if !again.tokens.equal(&subject.drawn.tokens) {
+    if !again.tokens.equal(&subject.generated.tokens) {
         return Ok(fails("the same seed draws other images"));
     }
     let other = ImageSampling { seed: subject.images.seed + 1, ..subject.images.clone() };
     let other = tch::no_grad(|| subject.model.generate(&subject.prompts, &other))?;
-    if other.tokens.equal(&subject.drawn.tokens) {
+    if other.tokens.equal(&subject.generated.tokens) {
         return Ok(fails("another seed draws the same images"));
     }
     let (questions, sampling) = (&subject.questions, &subject.answering);
-    let again = tch::no_grad(|| subject.model.answer(&subject.drawn, questions, sampling))?;
-    if again.text != subject.said.text {
+    let again = tch::no_grad(|| subject.model.answer(&subject.generated, questions, sampling))?;
+    if again.text != subject.answers.text {
         return Ok(fails("the same seed answers otherwise"));
     }
     let differs = (1..=8).any(|more| {
         let other = TextSampling { seed: sampling.seed + more, ..sampling.clone() };
-        let other = tch::no_grad(|| subject.model.answer(&subject.drawn, questions, &other));
-        other.is_ok_and(|other| other.text != subject.said.text)
+        let other = tch::no_grad(|| subject.model.answer(&subject.generated, questions, &other));
+        other.is_ok_and(|other| other.text != subject.answers.text)
     });
     Ok(Outcome::Holds(if differs {
         "another seed draws and answers otherwise".into()
@@ -141,20 +143,20 @@ fn seeds(subject: &mut Subject<'_>) -> Result<Outcome> {
 }
 
 /// How the drawings are scored by the distribution that drew them.
-fn as_drawn(images: &ImageSampling) -> Replay {
+fn as_drawn(images: &ImageSampling) -> Masking {
     let steps = (0..images.steps).collect();
-    Replay::Reveal { steps, scoring: Scoring::Guided, guidance: images.guidance }
+    Masking::Reveal { steps, scoring: Scoring::Guided, guidance: images.guidance }
 }
 
 /// Log-probabilities of the drawings, and which of them count.
 fn image_logp(subject: &Subject<'_>, policy: Policy) -> Result<(Tensor, Tensor)> {
     let replay = as_drawn(&subject.images);
-    let scored = subject.model.image_logp(&subject.prompts, &subject.drawn, policy, &replay)?;
+    let scored = subject.model.image_logp(&subject.prompts, &subject.generated, policy, &replay)?;
     Ok((scored.logp, scored.mask))
 }
 
 fn drawing_is_scored_as_sampled(subject: &mut Subject<'_>) -> Result<Outcome> {
-    let Some(sampled) = &subject.drawn.logp else {
+    let Some(sampled) = &subject.generated.logp else {
         return Ok(Outcome::Skipped("`generate` does not say `logp`".into()));
     };
     let (scored, targets) = tch::no_grad(|| image_logp(subject, Policy::Current))?;
@@ -165,10 +167,10 @@ fn drawing_is_scored_as_sampled(subject: &mut Subject<'_>) -> Result<Outcome> {
     if matches!(same, Outcome::Fails(_)) {
         return Ok(same);
     }
-    let (prompts, drawn) = (&subject.prompts, &subject.drawn);
+    let (prompts, generated) = (&subject.prompts, &subject.generated);
     let replay = as_drawn(&subject.images);
-    let logits = tch::no_grad(|| subject.model.image_logits(prompts, drawn, Policy::Current, &replay))?
-        .logp(&drawn.tokens);
+    let logits = tch::no_grad(|| subject.model.image_logits(prompts, generated, Policy::Current, &replay))?
+        .logp(&generated.tokens);
     if !logits.mask.equal(&targets) {
         return Ok(fails("`image_logits` and `image_logp` have other targets"));
     }
@@ -176,28 +178,28 @@ fn drawing_is_scored_as_sampled(subject: &mut Subject<'_>) -> Result<Outcome> {
 }
 
 fn answering_is_scored_as_sampled(subject: &mut Subject<'_>) -> Result<Outcome> {
-    let Some(sampled) = &subject.said.logp else {
+    let Some(sampled) = &subject.answers.logp else {
         return Ok(Outcome::Skipped("`answer` does not say `logp`".into()));
     };
-    let (drawn, said) = (&subject.drawn, &subject.said);
+    let (generated, answers) = (&subject.generated, &subject.answers);
     let scored =
-        tch::no_grad(|| subject.model.answer_logp(drawn, &subject.questions, said, Policy::Current))?;
-    if !scored.mask.equal(&said.mask) {
+        tch::no_grad(|| subject.model.answer_logp(generated, &subject.questions, answers, Policy::Current))?;
+    if !scored.mask.equal(&answers.mask) {
         return Ok(fails("the mask of `answer_logp` is not that of the answers"));
     }
-    Ok(subject.same("nats a token", off(&scored.logp, sampled, &said.mask)))
+    Ok(subject.same("nats a token", off(&scored.logp, sampled, &answers.mask)))
 }
 
 /// Log-probabilities by both policies, and which count: of answers, and of drawings.
 fn both_policies(subject: &Subject<'_>) -> Result<[(&'static str, [Tensor; 2], Tensor); 2]> {
     tch::no_grad(|| {
-        let (drawn, said) = (&subject.drawn, &subject.said);
-        let answers = |policy| subject.model.answer_logp(drawn, &subject.questions, said, policy);
-        let [current, reference] = [answers(Policy::Current)?.logp, answers(Policy::Reference)?.logp];
+        let (generated, answers) = (&subject.generated, &subject.answers);
+        let score = |policy| subject.model.answer_logp(generated, &subject.questions, answers, policy);
+        let [current, reference] = [score(Policy::Current)?.logp, score(Policy::Reference)?.logp];
         let (drawing, targets) = image_logp(subject, Policy::Current)?;
         let (before, _) = image_logp(subject, Policy::Reference)?;
         Ok([
-            ("answers", [current, reference], said.mask.shallow_clone()),
+            ("answers", [current, reference], answers.mask.shallow_clone()),
             ("drawings", [drawing, before], targets),
         ])
     })
@@ -242,8 +244,8 @@ fn moved(
 fn gradients(subject: &mut Subject<'_>) -> Result<Outcome> {
     let drawing = moved(subject, |subject| Ok(image_logp(subject, Policy::Current)?.0.mean(Kind::Float)))?;
     let answering = moved(subject, |subject| {
-        let (drawn, said) = (&subject.drawn, &subject.said);
-        let scored = subject.model.answer_logp(drawn, &subject.questions, said, Policy::Current)?;
+        let (generated, answers) = (&subject.generated, &subject.answers);
+        let scored = subject.model.answer_logp(generated, &subject.questions, answers, Policy::Current)?;
         Ok(objective::token_mean(&scored.logp, &scored.mask))
     })?;
     for (what, groups, own, other) in [
@@ -277,13 +279,15 @@ fn straight_through(subject: &mut Subject<'_>) -> Result<Outcome> {
     if let Some(skipped) = decoupled(subject) {
         return Ok(skipped);
     }
-    let replay = Replay::remask(3, None);
-    let scored = subject.model.image_logits(&subject.prompts, &subject.drawn, Policy::Current, &replay)?;
+    let replay = Masking::remask(3, None);
+    let scored =
+        subject.model.image_logits(&subject.prompts, &subject.generated, Policy::Current, &replay)?;
     let leaf = scored.logits.detach().set_requires_grad(true); // [B,N,K]
     let sampled = objective::straight_through(&leaf, &leaf.zeros_like(), 1.0);
-    let (relaxed, tokens) = objective::complete(&sampled, &subject.drawn.tokens, &scored.targets);
+    let (relaxed, tokens) = objective::complete(&sampled, &subject.generated.tokens, &scored.targets);
     let images = Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) };
-    let answers = subject.model.answer_logp(&images, &subject.questions, &subject.said, Policy::Current)?;
+    let answers =
+        subject.model.answer_logp(&images, &subject.questions, &subject.answers, Policy::Current)?;
     objective::token_mean(&answers.logp, &answers.mask).f_backward()?;
     let gradient = leaf.grad();
     if !gradient.defined() {
@@ -300,12 +304,14 @@ fn relaxed_is_hard(subject: &mut Subject<'_>) -> Result<Outcome> {
     if let Some(skipped) = decoupled(subject) {
         return Ok(skipped);
     }
-    let (tokens, codes) = (&subject.drawn.tokens, subject.model.card().codebook_size);
+    let (tokens, codes) = (&subject.generated.tokens, subject.model.card().codebook_size);
     let relaxed = tokens.one_hot(codes).to_kind(Kind::Float);
     let hard = Images::from_tokens(tokens.shallow_clone());
     let soft = Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens.shallow_clone()) };
     let score = |images: &Images| {
-        tch::no_grad(|| subject.model.answer_logp(images, &subject.questions, &subject.said, Policy::Current))
+        tch::no_grad(|| {
+            subject.model.answer_logp(images, &subject.questions, &subject.answers, Policy::Current)
+        })
     };
-    Ok(subject.same("nats a token", off(&score(&hard)?.logp, &score(&soft)?.logp, &subject.said.mask)))
+    Ok(subject.same("nats a token", off(&score(&hard)?.logp, &score(&soft)?.logp, &subject.answers.mask)))
 }

@@ -12,11 +12,11 @@ use std::path::Path;
 use serde::Serialize;
 use tch::Kind;
 
-use crate::abi::guard::caught;
+use crate::abi::panic::catch_unwind_to_error;
 use crate::config::Rollout;
 use crate::error::{Error, Result};
 use crate::model::{Answers, ImageSampling, Images, Mode, TextSampling, UnifiedModel};
-use crate::scene::Task;
+use crate::prompts::Task;
 
 pub use rewards::examine_reward;
 
@@ -60,7 +60,7 @@ pub enum Extent {
     /// What training builds on at its first step.
     Training,
     /// All that is promised: batches of every size, wrong input, checkpoints, memory.
-    Everything,
+    TrainSession,
 }
 
 /// Examines a model on some tasks, drawn as `rollout` says; `load` makes it again from what it saves. The model's weights stay,
@@ -83,7 +83,7 @@ pub fn examine<'a>(
         }
     };
     let find = |check: &Check| found(check.name, check.hint, || (check.run)(&mut subject));
-    let more = if extent == Extent::Everything { robustness::ALL } else { &[] };
+    let more = if extent == Extent::TrainSession { robustness::ALL } else { &[] };
     checks::ALL.iter().chain(more).map(find).collect()
 }
 
@@ -93,11 +93,11 @@ struct Subject<'a> {
     load: Option<&'a mut Load<'a>>,
     prompts: Vec<String>,
     questions: Vec<String>,
-    truths: Vec<String>,
+    reference_answers: Vec<String>,
     images: ImageSampling,
     answering: TextSampling,
-    drawn: Images,
-    said: Answers,
+    generated: Images,
+    answers: Answers,
     /// How far apart two log-probabilities may be that ought to be one.
     tolerance: f64,
 }
@@ -115,20 +115,31 @@ impl<'a> Subject<'a> {
         // Sampled: what is likeliest hides small differences.
         let answering =
             TextSampling { seed: 12, part: None, temperature: 1.0, top_k: 0, ..rollout.answers.clone() };
-        let (drawn, said) = caught(|| {
+        let (generated, answers) = catch_unwind_to_error(|| {
             model.set_mode(Mode::Eval)?;
-            let drawn = tch::no_grad(|| model.generate(&prompts, &images))?;
-            check_codes(&drawn, model.card().codebook_size)?;
-            let said = tch::no_grad(|| model.answer(&drawn, &questions, &answering))?;
+            let generated = tch::no_grad(|| model.generate(&prompts, &images))?;
+            check_codes(&generated, model.card().codebook_size)?;
+            let answers = tch::no_grad(|| model.answer(&generated, &questions, &answering))?;
             model.freeze_reference()?;
-            Ok((drawn, said))
+            Ok((generated, answers))
         })?;
         // f32 through two orders of summation; bf16 has 8 bits of mantissa, and a token of 10 nats is off by 1/25.
         let short =
             model.parameters()?.iter().any(|p| matches!(p.tensor.kind(), Kind::BFloat16 | Kind::Half));
         let tolerance = if short { 0.2 } else { 2e-3 };
-        let truths = texts(|task| &task.truth);
-        Ok(Self { model, load, prompts, questions, truths, images, answering, drawn, said, tolerance })
+        let reference_answers = texts(|task| &task.reference_answer);
+        Ok(Self {
+            model,
+            load,
+            prompts,
+            questions,
+            reference_answers,
+            images,
+            answering,
+            generated,
+            answers,
+            tolerance,
+        })
     }
 
     /// Whether two things of `what` that ought to be one are.
@@ -141,8 +152,8 @@ impl<'a> Subject<'a> {
     }
 }
 
-fn check_codes(drawn: &Images, codes: i64) -> Result<()> {
-    let [least, most] = [drawn.tokens.min(), drawn.tokens.max()].map(|token| token.int64_value(&[]));
+fn check_codes(generated: &Images, codes: i64) -> Result<()> {
+    let [least, most] = [generated.tokens.min(), generated.tokens.max()].map(|token| token.int64_value(&[]));
     if least >= 0 && most < codes {
         return Ok(());
     }
@@ -155,7 +166,7 @@ fn fails(text: impl Into<String>) -> Outcome {
 
 /// What comes of a check, an error or a panic included.
 fn found(name: &'static str, hint: &'static str, run: impl FnOnce() -> Result<Outcome>) -> Finding {
-    let outcome = caught(run).unwrap_or_else(|error| fails(error.to_string()));
+    let outcome = catch_unwind_to_error(run).unwrap_or_else(|error| fails(error.to_string()));
     Finding { name, outcome, hint }
 }
 

@@ -4,8 +4,8 @@ use tch::Tensor;
 
 use super::{Finding, Outcome, found};
 use crate::error::Result;
+use crate::prompts::Task;
 use crate::reward::{Reward, RewardFunction, Sample};
-use crate::scene::Task;
 use crate::tiles;
 
 struct Check {
@@ -53,12 +53,12 @@ impl Subject<'_> {
 
 /// Examines a reward rule on tasks of the drawn world. Nothing that it does ends the examination.
 pub fn examine_reward(rule: &dyn RewardFunction, tasks: &[Task]) -> Result<Vec<Finding>> {
-    let mut rng = crate::scene::rng::Rng::new(1);
+    let mut rng = crate::prompts::rng::Rng::new(1);
     let (mut samples, mut scenes) = (Vec::new(), Vec::new());
     for task in tasks {
-        for answer in [task.truth.as_str(), "nothing", "two purple stars"] {
+        for answer in [task.reference_answer.as_str(), "nothing", "two purple stars"] {
             samples.push(Sample::new(task, answer));
-            scenes.push(tiles::Scene::draw(&task.facts, &mut rng)?);
+            scenes.push(tiles::TileGrid::draw(&task.spec, &mut rng)?);
         }
     }
     let subject = Subject { rule, samples, pixels: tiles::render(&scenes) };

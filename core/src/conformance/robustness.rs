@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::{Check, Outcome, Subject, all, fails};
 use crate::error::{Code, Result};
-use crate::model::{Answers, ImageSampling, Images, Mode, ParameterGroup, Part, Policy, TextSampling};
+use crate::model::{Answers, BatchSlice, ImageSampling, Images, Mode, ParameterGroup, Policy, TextSampling};
 
 pub(super) const ALL: &[Check] = &[
     Check {
@@ -44,8 +44,8 @@ pub(super) const ALL: &[Check] = &[
 ];
 
 fn pictures(subject: &mut Subject<'_>) -> Result<Outcome> {
-    let (edge, batch) = (subject.model.card().resolution, subject.drawn.len());
-    let pixels = tch::no_grad(|| subject.model.pixels(&subject.drawn))?;
+    let (edge, batch) = (subject.model.card().resolution, subject.generated.len());
+    let pixels = tch::no_grad(|| subject.model.pixels(&subject.generated))?;
     if pixels.size() != [batch, 3, edge, edge] {
         return Ok(fails(format!("`pixels`: expected [{batch},3,{edge},{edge}], got {:?}", pixels.size())));
     }
@@ -54,7 +54,7 @@ fn pictures(subject: &mut Subject<'_>) -> Result<Outcome> {
         return Ok(fails(format!("`pixels`: expected values in 0..=1, got {least}..={most}")));
     }
     let read = tch::no_grad(|| subject.model.encode(&pixels))?;
-    let same = read.tokens.eq_tensor(&subject.drawn.tokens).to_kind(Kind::Float).mean(Kind::Float);
+    let same = read.tokens.eq_tensor(&subject.generated.tokens).to_kind(Kind::Float).mean(Kind::Float);
     Ok(Outcome::Holds(format!(
         "{:.0} % of the tokens survive `pixels` and `encode`",
         100.0 * same.double_value(&[])
@@ -62,22 +62,22 @@ fn pictures(subject: &mut Subject<'_>) -> Result<Outcome> {
 }
 
 fn batches(subject: &mut Subject<'_>) -> Result<Outcome> {
-    let batch = subject.drawn.len();
-    let whole = answer_logp(subject, &subject.drawn, &subject.questions, &subject.said)?;
+    let batch = subject.generated.len();
+    let whole = answer_logp(subject, &subject.generated, &subject.questions, &subject.answers)?;
     let mut off = 0.0f64;
     for row in (0..batch).rev() {
         let at = row as usize;
-        let (images, said) = (subject.drawn.narrow(row, 1), subject.said.narrow(row, 1));
-        let alone = answer_logp(subject, &images, &subject.questions[at..=at], &said)?;
+        let (images, answers) = (subject.generated.narrow(row, 1), subject.answers.narrow(row, 1));
+        let alone = answer_logp(subject, &images, &subject.questions[at..=at], &answers)?;
         off = off.max((alone - whole.narrow(0, row, 1)).abs().max().double_value(&[]));
     }
     let mut different = 0;
     for row in 0..batch {
         let at = row as usize;
-        let part = Some(Part { first: row, of: batch });
+        let part = Some(BatchSlice { first: row, of: batch });
         let sampling = ImageSampling { part, ..subject.images.clone() };
         let alone = tch::no_grad(|| subject.model.generate(&subject.prompts[at..=at], &sampling))?;
-        different += i64::from(!alone.tokens.equal(&subject.drawn.tokens.narrow(0, row, 1)));
+        different += i64::from(!alone.tokens.equal(&subject.generated.tokens.narrow(0, row, 1)));
     }
     // Where the arithmetic of another batch size rounds otherwise, a draw may fall on the other side.
     if different * 4 > batch {
@@ -97,8 +97,10 @@ fn answer_logp(
 
 fn reference_stays(subject: &mut Subject<'_>) -> Result<Outcome> {
     let score = |subject: &Subject<'_>, policy| {
-        tch::no_grad(|| subject.model.answer_logp(&subject.drawn, &subject.questions, &subject.said, policy))
-            .map(|scored| scored.logp)
+        tch::no_grad(|| {
+            subject.model.answer_logp(&subject.generated, &subject.questions, &subject.answers, policy)
+        })
+        .map(|scored| scored.logp)
     };
     let before = [score(subject, Policy::Reference)?, score(subject, Policy::Current)?];
     let mut learning = subject.model.parameters()?;
@@ -133,7 +135,9 @@ fn saved_and_loaded(subject: &mut Subject<'_>) -> Result<Outcome> {
     subject.model.save(folder.path())?;
     let again = load(folder.path())?;
     let score = |model: &dyn crate::model::UnifiedModel| {
-        tch::no_grad(|| model.answer_logp(&subject.drawn, &subject.questions, &subject.said, Policy::Current))
+        tch::no_grad(|| {
+            model.answer_logp(&subject.generated, &subject.questions, &subject.answers, Policy::Current)
+        })
     };
     let off = (score(&*again)?.logp - score(subject.model)?.logp).abs().max().double_value(&[]);
     Ok(subject.same("nats a token of the loaded model", off))
@@ -142,7 +146,7 @@ fn saved_and_loaded(subject: &mut Subject<'_>) -> Result<Outcome> {
 fn wrong_input(subject: &mut Subject<'_>) -> Result<Outcome> {
     let (images, answering) = (subject.images.clone(), subject.answering.clone());
     let (prompt, question) = (vec![subject.prompts[0].clone()], vec![subject.questions[0].clone()]);
-    let one = || subject.drawn.narrow(0, 1);
+    let one = || subject.generated.narrow(0, 1);
     let codes = subject.model.card().codebook_size;
     let beyond = Images::from_tokens(one().tokens.full_like(codes));
     let floats = Images::from_tokens(one().tokens.to_kind(Kind::Float));
@@ -157,11 +161,11 @@ fn wrong_input(subject: &mut Subject<'_>) -> Result<Outcome> {
     tried.push((
         "two images and a question",
         true,
-        model.answer(&subject.drawn.narrow(0, 2), &question, &answering).map(drop),
+        model.answer(&subject.generated.narrow(0, 2), &question, &answering).map(drop),
     ));
     tried.push(("two images and a prompt to score", true, {
-        let replay = crate::model::Replay::remask(1, None);
-        model.image_logits(&prompt, &subject.drawn.narrow(0, 2), Policy::Current, &replay).map(drop)
+        let replay = crate::model::Masking::remask(1, None);
+        model.image_logits(&prompt, &subject.generated.narrow(0, 2), Policy::Current, &replay).map(drop)
     }));
     tried.push((
         "image tokens beyond the codebook",
@@ -192,9 +196,9 @@ fn leaks(subject: &mut Subject<'_>) -> Result<Outcome> {
     let prompts = &subject.prompts[..1];
     let questions = &subject.questions[..1];
     let mut call = || -> Result<()> {
-        let drawn = tch::no_grad(|| subject.model.generate(prompts, &subject.images))?;
-        let said = tch::no_grad(|| subject.model.answer(&drawn, questions, &subject.answering))?;
-        subject.model.answer_logp(&drawn, questions, &said, Policy::Current).map(drop)
+        let generated = tch::no_grad(|| subject.model.generate(prompts, &subject.images))?;
+        let answers = tch::no_grad(|| subject.model.answer(&generated, questions, &subject.answering))?;
+        subject.model.answer_logp(&generated, questions, &answers, Policy::Current).map(drop)
     };
     (0..20).try_for_each(|_| call())?;
     let Some(before) = resident() else { return Ok(Outcome::Skipped("this system does not tell".into())) };

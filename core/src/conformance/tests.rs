@@ -8,11 +8,11 @@ use super::{Extent, Finding, Outcome, examine};
 use crate::config::Rollout;
 use crate::error::{Error, Result};
 use crate::model::{
-    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, Parameter,
-    ParameterGroup, Policy, Replay, Scoring, TextSampling, TokenLogp, UnifiedModel,
+    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode, ModelCard,
+    Parameter, ParameterGroup, Policy, Scoring, TextSampling, TokenLogp, UnifiedModel,
 };
-use crate::scene::rng::Rng;
-use crate::scene::{Category, Split, Task};
+use crate::prompts::rng::Rng;
+use crate::prompts::{Category, Split, Task};
 use crate::tiles;
 
 /// Image tokens, codes, width, words of which the last is the end, words of an answer.
@@ -69,8 +69,8 @@ impl Toy {
                 image_tokens: N,
                 codebook_size: K,
                 resolution: 2,
-                reads_at: None,
-                pads_with: None,
+                input_resolution: None,
+                pad_value: None,
                 sampling: ImageSampling::default(),
             },
             bug,
@@ -137,9 +137,9 @@ fn sample(logits: &Tensor) -> (Tensor, Tensor) {
     let size = logits.size();
     let classes = size[size.len() - 1];
     let logp = logits.log_softmax(-1, Kind::Float);
-    let drawn = logp.exp().view([-1, classes]).multinomial(1, true).view(&size[..size.len() - 1]);
-    let chosen = logp.gather(-1, &drawn.unsqueeze(-1), false).squeeze_dim(-1);
-    (drawn, chosen)
+    let generated = logp.exp().view([-1, classes]).multinomial(1, true).view(&size[..size.len() - 1]);
+    let chosen = logp.gather(-1, &generated.unsqueeze(-1), false).squeeze_dim(-1);
+    (generated, chosen)
 }
 
 impl UnifiedModel for Toy {
@@ -234,10 +234,10 @@ impl UnifiedModel for Toy {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<ImageLogits> {
         let guidance = match replay {
-            Replay::Reveal { scoring: Scoring::Guided, guidance, .. }
+            Masking::Reveal { scoring: Scoring::Guided, guidance, .. }
                 if self.bug != Bug::ScoredWithoutGuidance =>
             {
                 *guidance
@@ -334,9 +334,9 @@ fn every_planted_bug_is_found_by_its_check() {
     ] {
         let findings = examined(bug);
         let finding = findings.iter().find(|finding| finding.name == check);
-        let Some(Finding { outcome: Outcome::Fails(said), .. }) = finding else {
+        let Some(Finding { outcome: Outcome::Fails(answers), .. }) = finding else {
             panic!("{bug:?} was not found by `{check}`: {findings:#?}");
         };
-        assert!(said.contains(text), "{bug:?}: {said}");
+        assert!(answers.contains(text), "{bug:?}: {answers}");
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Item;
-use crate::scene::rng::Rng;
-use crate::scene::{Category, Task};
+use crate::prompts::rng::Rng;
+use crate::prompts::{Category, Task};
 
 /// Resamplings behind an interval.
 const RESAMPLINGS: usize = 2000;
@@ -71,9 +71,9 @@ type Counts = fn(&Item) -> Option<bool>;
 const FIGURES: [Counts; 6] = [
     |item| Some(item.strict),
     |item| Some(item.lenient),
-    |item| item.understood,
+    |item| item.mmu_correct,
     |item| item.strict.then_some(item.passed),
-    |item| (item.understood == Some(true)).then_some(item.strict),
+    |item| (item.mmu_correct == Some(true)).then_some(item.strict),
     |item| (!item.strict).then_some(item.passed),
 ];
 
@@ -82,7 +82,7 @@ impl Report {
     pub fn of(tasks: &[Task], items: &[Item]) -> Self {
         let mut by_category: [Vec<&Item>; 6] = Default::default();
         for (task, item) in tasks.iter().zip(items) {
-            by_category[task.facts.category as usize].push(item);
+            by_category[task.spec.category as usize].push(item);
         }
         let mut rng = Rng::new(SEED);
         // The same resampled tasks for every figure: what a chain and its parts share moves together.
@@ -258,21 +258,21 @@ pub fn comparison(before: &Report, after: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scene::{Facts, Object, Wording};
+    use crate::prompts::{Object, PromptSpec, PromptTemplates};
 
     fn task(category: Category) -> Task {
-        let facts = match category {
+        let spec = match category {
             Category::Colors => {
                 let object = Object { color: Some("red".into()), ..Object::one("ring") };
-                Facts { category, objects: vec![object], relation: None }
+                PromptSpec { category, objects: vec![object], relation: None }
             }
-            _ => Facts { category, objects: vec![Object::one("ring")], relation: None },
+            _ => PromptSpec { category, objects: vec![Object::one("ring")], relation: None },
         };
-        Wording::tiles().task(facts)
+        PromptTemplates::tiles().task(spec)
     }
 
-    fn item(strict: bool, passed: bool, understood: bool) -> Item {
-        Item { strict, lenient: strict, passed, understood: Some(understood), ..Item::default() }
+    fn item(strict: bool, passed: bool, mmu_correct: bool) -> Item {
+        Item { strict, lenient: strict, passed, mmu_correct: Some(mmu_correct), ..Item::default() }
     }
 
     #[test]

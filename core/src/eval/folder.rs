@@ -9,10 +9,10 @@ use std::str::FromStr;
 use serde_json::Value;
 
 use super::receipt::Plan;
-use super::{Evaluation, Item, ModelStamp, Receipt};
+use super::{Evaluation, Item, ModelFingerprint, Receipt};
+use crate::atomic_fs;
 use crate::error::{Context, Error, Result};
 use crate::model::UnifiedModel;
-use crate::whole;
 
 /// Which parts one process evaluates: every `of`th, from `index`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +47,12 @@ impl FromStr for Shard {
 pub struct EvalFolder<'e> {
     root: PathBuf,
     evaluation: &'e Evaluation<'e>,
-    model: ModelStamp,
+    model: ModelFingerprint,
 }
 
 impl<'e> EvalFolder<'e> {
     /// Makes the folder, or goes on with one that has the same plan.
-    pub fn open(root: &Path, evaluation: &'e Evaluation<'e>, model: ModelStamp) -> Result<Self> {
+    pub fn open(root: &Path, evaluation: &'e Evaluation<'e>, model: ModelFingerprint) -> Result<Self> {
         let plan = Plan::new(evaluation, model.clone())?;
         let plan = serde_json::to_value(&plan).context(|| "cannot write the plan")?;
         let file = root.join("plan.json");
@@ -73,7 +73,7 @@ impl<'e> EvalFolder<'e> {
             }
             let parts = root.join("parts");
             fs::create_dir_all(&parts).context(|| format!("cannot create `{}`", parts.display()))?;
-            whole::write(&file, &format!("{plan:#}\n"))?;
+            atomic_fs::write(&file, &format!("{plan:#}\n"))?;
         }
         Ok(Self { root: root.to_owned(), evaluation, model })
     }
@@ -116,7 +116,7 @@ impl<'e> EvalFolder<'e> {
             if !done.contains_key(&index) {
                 let items = self.evaluation.part(model, index)?;
                 let text = serde_json::to_string(&items).context(|| "cannot write verdicts")?;
-                whole::write(&self.part_file(index), &(text + "\n"))?;
+                atomic_fs::write(&self.part_file(index), &(text + "\n"))?;
             }
             progress(self.evaluation.part_tasks(index).len());
         }
@@ -126,7 +126,7 @@ impl<'e> EvalFolder<'e> {
         }
         let items = done.into_values().flatten().collect();
         let receipt = Receipt::new(self.evaluation, self.model.clone(), items)?;
-        whole::write(&self.root.join("receipt.json"), &receipt.to_json()?)?;
+        atomic_fs::write(&self.root.join("receipt.json"), &receipt.to_json()?)?;
         Ok(Some(receipt))
     }
 }

@@ -15,13 +15,13 @@ use crate::error::{Error, Result};
 use crate::hash;
 use crate::judge::{AnswerJudge, Exact, ImageJudge, TilesJudge, Verdict};
 use crate::model::{ImageSampling, ModelCard, TextSampling, UnifiedModel};
-use crate::scene::rng::Rng;
-use crate::scene::{Category, Split, Task};
+use crate::prompts::rng::Rng;
+use crate::prompts::{Category, Split, Task};
 use crate::{seed, tiles};
 
 pub use figures::{Interval, Report, Score, comparison, table};
 pub use folder::{EvalFolder, Shard};
-pub use receipt::{ModelStamp, Receipt};
+pub use receipt::{ModelFingerprint, Receipt};
 
 /// What was found about one task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,14 +38,17 @@ pub struct Item {
     /// That answer is right.
     pub passed: bool,
     /// What the model says of the reference image, where there is one.
-    pub reference_answer: Option<String>,
+    #[serde(rename = "reference_answer")]
+    pub mmu_answer: Option<String>,
     /// That answer is right.
-    pub understood: Option<bool>,
+    #[serde(rename = "understood")]
+    pub mmu_correct: Option<bool>,
     /// How many of the two answers the judge gave no verdict on; they count as wrong.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub not_judged: u64,
     /// The SHA-256 of the drawing, 8 bits a channel, in the order `[3,H,W]`.
-    pub drawing: String,
+    #[serde(rename = "drawing")]
+    pub image_sha256: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
@@ -134,32 +137,32 @@ impl<'a> Evaluation<'a> {
             ImageSampling { seed: seed::derive(self.seed, &[index as u64]), ..self.rollout.images.clone() };
         let answering = self.answering();
 
-        let drawn = tch::no_grad(|| model.generate(&prompts, &sampling))?;
-        let pixels = tch::no_grad(|| model.pixels(&drawn))?;
+        let generated = tch::no_grad(|| model.generate(&prompts, &sampling))?;
+        let pixels = tch::no_grad(|| model.pixels(&generated))?;
         let verdicts = self.images.judge(tasks, &pixels)?;
-        let about_drawn = tch::no_grad(|| model.answer(&drawn, &questions, &answering))?.text;
-        let passed = self.answers.judge(tasks, &about_drawn)?;
+        let generated_answers = tch::no_grad(|| model.answer(&generated, &questions, &answering))?.text;
+        let passed = self.answers.judge(tasks, &generated_answers)?;
 
-        let about_shown = self.about_references(model, index)?;
+        let reference_answers = self.about_references(model, index)?;
 
         let drawings = hash::pictures(&pixels)?;
         let mut items = Vec::with_capacity(tasks.len());
-        let rows = verdicts.into_iter().zip(about_drawn).zip(passed).zip(drawings);
-        for ((((verdict, answer), passed), drawing), shown) in rows.zip(about_shown) {
+        let rows = verdicts.into_iter().zip(generated_answers).zip(passed).zip(drawings);
+        for ((((verdict, answer), passed), image_sha256), shown) in rows.zip(reference_answers) {
             let Verdict { strict, lenient, reason } = verdict;
-            let (reference_answer, understood) = shown.unzip();
+            let (mmu_answer, mmu_correct) = shown.unzip();
             let not_judged =
-                [Some(passed), understood].iter().filter(|verdict| **verdict == Some(None)).count();
+                [Some(passed), mmu_correct].iter().filter(|verdict| **verdict == Some(None)).count();
             items.push(Item {
                 strict,
                 lenient,
                 reason,
                 answer,
                 passed: passed.unwrap_or(false),
-                reference_answer,
-                understood: understood.map(|verdict| verdict.unwrap_or(false)),
+                mmu_answer,
+                mmu_correct: mmu_correct.map(|verdict| verdict.unwrap_or(false)),
                 not_judged: not_judged as u64,
-                drawing,
+                image_sha256,
             });
         }
         Ok(items)

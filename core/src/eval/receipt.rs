@@ -11,7 +11,7 @@ use crate::hash;
 use crate::judge::{AnswerJudge, Exact, answer_is_right};
 use crate::model::{ImageSampling, TextSampling, UnifiedModel};
 use crate::plugin::mapped_version;
-use crate::scene::{Task, read_records, write_jsonl};
+use crate::prompts::{Task, read_records, write_jsonl};
 
 /// The form of a receipt; one of another form is refused.
 const FORM: u32 = 1;
@@ -19,7 +19,7 @@ const FORM: u32 = 1;
 /// Which model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ModelStamp {
+pub struct ModelFingerprint {
     /// The family.
     pub name: String,
     /// The plugin and its version, as far as it is known.
@@ -28,7 +28,7 @@ pub struct ModelStamp {
     pub weights: String,
 }
 
-impl ModelStamp {
+impl ModelFingerprint {
     /// Hashes the weights of a model.
     pub fn new(model: &dyn UnifiedModel, plugin: impl Into<String>) -> Result<Self> {
         Ok(Self { name: model.card().name.clone(), plugin: plugin.into(), weights: hash::weights(model)? })
@@ -40,7 +40,7 @@ impl ModelStamp {
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// The model.
-    pub model: ModelStamp,
+    pub model: ModelFingerprint,
     /// The judge of drawings.
     pub image_judge: String,
     /// The judge of answers.
@@ -62,7 +62,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(evaluation: &Evaluation<'_>, model: ModelStamp) -> Result<Self> {
+    pub(super) fn new(evaluation: &Evaluation<'_>, model: ModelFingerprint) -> Result<Self> {
         Ok(Self {
             model,
             image_judge: evaluation.images.name(),
@@ -115,7 +115,7 @@ struct Line {
 
 impl Receipt {
     /// The receipt of a whole evaluation; refuses one that lacks verdicts.
-    pub fn new(evaluation: &Evaluation<'_>, model: ModelStamp, items: Vec<Item>) -> Result<Self> {
+    pub fn new(evaluation: &Evaluation<'_>, model: ModelFingerprint, items: Vec<Item>) -> Result<Self> {
         if items.len() != evaluation.tasks.len() {
             return Err(Error::failure(format!(
                 "an evaluation of {} tasks has {} verdicts",
@@ -156,7 +156,11 @@ impl Receipt {
     }
 
     /// The receipt of this very evaluation of this very model, if there is one.
-    pub(crate) fn find(path: &Path, evaluation: &Evaluation<'_>, model: &ModelStamp) -> Result<Option<Self>> {
+    pub(crate) fn find(
+        path: &Path,
+        evaluation: &Evaluation<'_>,
+        model: &ModelFingerprint,
+    ) -> Result<Option<Self>> {
         if !path.is_file() {
             return Ok(None);
         }
@@ -173,15 +177,15 @@ impl Receipt {
         let body: Body = serde_json::from_value(json).context(|| "not a receipt")?;
         let (lines, items): (Vec<String>, Vec<Item>) =
             body.verdicts.into_iter().map(|line| (line.task.to_string(), line.verdict)).unzip();
-        let tasks = read_records("task", &lines.join("\n"), crate::scene::Record::task)?;
+        let tasks = read_records("task", &lines.join("\n"), crate::prompts::Record::task)?;
         if hash::text(&write_jsonl(&tasks)?) != body.plan.prompts {
             return Err(altered("its prompts are others"));
         }
         if body.plan.answer_judge == Exact.name() {
-            let right = |task: &Task, answer: &String| answer_is_right(&task.facts, answer);
+            let right = |task: &Task, answer: &String| answer_is_right(&task.spec, answer);
             let fits = |(task, item): (&Task, &Item)| {
-                let understood = item.reference_answer.as_ref().map(|answer| right(task, answer));
-                item.passed == right(task, &item.answer) && item.understood == understood
+                let mmu_correct = item.mmu_answer.as_ref().map(|answer| right(task, answer));
+                item.passed == right(task, &item.answer) && item.mmu_correct == mmu_correct
             };
             if !tasks.iter().zip(&items).all(fits) {
                 return Err(altered("a verdict on an answer does not follow from the answer"));
@@ -229,15 +233,16 @@ mod tests {
             strict: index % 2 == 0,
             lenient: true,
             reason: if index % 2 == 0 { String::new() } else { "an extra `red star`".into() },
-            answer: task.truth.clone(),
+            answer: task.reference_answer.clone(),
             passed: true,
-            reference_answer: Some("nothing".into()),
-            understood: Some(false),
+            mmu_answer: Some("nothing".into()),
+            mmu_correct: Some(false),
             not_judged: 0,
-            drawing: hash::text(&task.prompt),
+            image_sha256: hash::text(&task.prompt),
         };
         let items = tasks.iter().enumerate().map(item).collect();
-        let model = ModelStamp { name: "toy".into(), plugin: "toy 0.1.0".into(), weights: hash::text("w") };
+        let model =
+            ModelFingerprint { name: "toy".into(), plugin: "toy 0.1.0".into(), weights: hash::text("w") };
         Receipt::new(&evaluation, model, items).unwrap()
     }
 

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::scene::answer::match_answer;
-use crate::scene::rng::Rng;
-use crate::scene::{Facts, Task};
-use crate::tiles::Scene;
+use crate::prompts::answer::match_answer;
+use crate::prompts::rng::Rng;
+use crate::prompts::{PromptSpec, Task};
+use crate::tiles::TileGrid;
 
 /// What a judge says of one drawing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +24,8 @@ pub struct Verdict {
 }
 
 /// Whether the answer says all that the question asks for and no more: full points under the rule set `bound`.
-pub fn answer_is_right(facts: &Facts, answer: &str) -> bool {
-    match_answer(facts, answer).is_right(facts.category)
+pub fn answer_is_right(spec: &PromptSpec, answer: &str) -> bool {
+    match_answer(spec, answer).is_right(spec.category)
 }
 
 /// Judges drawings, and has images that show what was asked for.
@@ -61,12 +61,12 @@ impl ImageJudge for TilesJudge {
 
     fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>> {
         let readings = tiles::read(pixels)?;
-        Ok(tasks.iter().zip(&readings).map(|(task, reading)| tiles::judge(&task.facts, reading)).collect())
+        Ok(tasks.iter().zip(&readings).map(|(task, reading)| tiles::judge(&task.spec, reading)).collect())
     }
 
     fn references(&self, tasks: &[Task], seed: u64) -> Result<Vec<Option<Tensor>>> {
         let mut rng = Rng::new(seed);
-        tasks.iter().map(|task| Ok(Some(Scene::draw(&task.facts, &mut rng)?.render()))).collect()
+        tasks.iter().map(|task| Ok(Some(TileGrid::draw(&task.spec, &mut rng)?.render()))).collect()
     }
 }
 
@@ -81,7 +81,7 @@ impl AnswerJudge for Exact {
     }
 
     fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<Option<bool>>> {
-        let right = |(task, answer): (&Task, &String)| Some(answer_is_right(&task.facts, answer));
+        let right = |(task, answer): (&Task, &String)| Some(answer_is_right(&task.spec, answer));
         Ok(tasks.iter().zip(answers).map(right).collect())
     }
 }

@@ -4,8 +4,8 @@ use tch::{Kind, Tensor};
 
 use super::Verdict;
 use crate::error::{Error, Result};
-use crate::scene::{Category, Facts, Object, Relation};
-use crate::tiles::{GRID, SIDE, Scene, TILE, TILES, Tile, pixel};
+use crate::prompts::{Category, Object, PromptSpec, Relation};
+use crate::tiles::{GRID, SIDE, TILE, TILES, Tile, TileGrid, pixel};
 
 /// The largest mean squared error at which a tile is still read.
 ///
@@ -16,7 +16,7 @@ pub const READABLE: f32 = 0.011;
 
 /// What the judge sees in a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TileReading {
+pub enum RecognizedTile {
     /// Paper.
     Empty,
     /// A shape in a colour.
@@ -27,29 +27,29 @@ pub enum TileReading {
 
 /// What the judge sees in an image, tile by tile in reading order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reading {
+pub struct RecognizedGrid {
     /// Tile `row * GRID + column`.
-    pub tiles: [TileReading; TILES],
+    pub tiles: [RecognizedTile; TILES],
 }
 
-impl Reading {
+impl RecognizedGrid {
     /// The scene, if every tile is readable.
-    pub fn scene(&self) -> Option<Scene> {
+    pub fn scene(&self) -> Option<TileGrid> {
         (self.unreadable() == 0).then(|| self.readable())
     }
 
     /// How many tiles are unreadable.
     pub fn unreadable(&self) -> usize {
-        self.tiles.iter().filter(|tile| **tile == TileReading::Unreadable).count()
+        self.tiles.iter().filter(|tile| **tile == RecognizedTile::Unreadable).count()
     }
 
     /// The scene with nothing where a tile is unreadable.
-    fn readable(&self) -> Scene {
+    fn readable(&self) -> TileGrid {
         let tiles = self.tiles.map(|tile| match tile {
-            TileReading::Object(tile) => Some(tile),
-            TileReading::Empty | TileReading::Unreadable => None,
+            RecognizedTile::Object(tile) => Some(tile),
+            RecognizedTile::Empty | RecognizedTile::Unreadable => None,
         });
-        Scene { tiles }
+        TileGrid { tiles }
     }
 }
 
@@ -59,9 +59,9 @@ fn template(tile: Option<Tile>) -> [f32; TILE_PIXELS] {
     std::array::from_fn(|i| pixel(tile, i / TILE % TILE, i % TILE, i / (TILE * TILE)))
 }
 
-fn templates() -> Vec<(TileReading, [f32; TILE_PIXELS])> {
-    let objects = Tile::all().map(|tile| (TileReading::Object(tile), template(Some(tile))));
-    std::iter::once((TileReading::Empty, template(None))).chain(objects).collect()
+fn templates() -> Vec<(RecognizedTile, [f32; TILE_PIXELS])> {
+    let objects = Tile::all().map(|tile| (RecognizedTile::Object(tile), template(Some(tile))));
+    std::iter::once((RecognizedTile::Empty, template(None))).chain(objects).collect()
 }
 
 fn error(one: &[f32; TILE_PIXELS], other: &[f32; TILE_PIXELS]) -> f32 {
@@ -69,7 +69,7 @@ fn error(one: &[f32; TILE_PIXELS], other: &[f32; TILE_PIXELS]) -> f32 {
 }
 
 /// Reads images `[B,3,32,32]` with values in `0..=1`, from any device.
-pub fn read(pixels: &Tensor) -> Result<Vec<Reading>> {
+pub fn read(pixels: &Tensor) -> Result<Vec<RecognizedGrid>> {
     let side = SIDE as i64;
     let size = pixels.size();
     let batch = match size[..] {
@@ -90,27 +90,27 @@ pub fn read(pixels: &Tensor) -> Result<Vec<Reading>> {
             .map(|(reading, template)| (error(&seen, template), *reading))
             .filter(|(error, _)| *error <= READABLE)
             .min_by(|one, other| one.0.total_cmp(&other.0))
-            .map_or(TileReading::Unreadable, |(_, reading)| reading)
+            .map_or(RecognizedTile::Unreadable, |(_, reading)| reading)
     };
     let image = |at: usize| &values[at * 3 * SIDE * SIDE..(at + 1) * 3 * SIDE * SIDE];
     Ok((0..batch)
-        .map(|at| Reading { tiles: std::array::from_fn(|place| read_tile(image(at), place)) })
+        .map(|at| RecognizedGrid { tiles: std::array::from_fn(|place| read_tile(image(at), place)) })
         .collect())
 }
 
 /// Judges one reading. To the strict judge an unreadable tile is a mistake, to the lenient one it is empty, as to a
 /// detector that finds nothing there.
-pub fn judge(facts: &Facts, reading: &Reading) -> Verdict {
+pub fn judge(spec: &PromptSpec, reading: &RecognizedGrid) -> Verdict {
     let seen = reading.readable();
     let checked = match reading.unreadable() {
-        0 => seen.check(facts),
+        0 => seen.check(spec),
         count => Err(Error::failure(format!("{count} unreadable tiles"))),
     };
     let reason = checked.err().map(|error| error.message().to_string()).unwrap_or_default();
-    Verdict { strict: reason.is_empty(), lenient: lenient(facts, &seen), reason }
+    Verdict { strict: reason.is_empty(), lenient: lenient(spec, &seen), reason }
 }
 
-fn lenient(facts: &Facts, scene: &Scene) -> bool {
+fn lenient(spec: &PromptSpec, scene: &TileGrid) -> bool {
     let places = |object: &Object| -> Vec<usize> {
         let fits = |tile: Tile| {
             tile.noun() == object.noun
@@ -118,13 +118,13 @@ fn lenient(facts: &Facts, scene: &Scene) -> bool {
         };
         scene.objects().filter(|(_, tile)| fits(*tile)).map(|(place, _)| place).collect()
     };
-    let found: Vec<Vec<usize>> = facts.objects.iter().map(places).collect();
-    let enough = facts.objects.iter().zip(&found).all(|(object, places)| {
-        let exact = facts.category == Category::Counting;
+    let found: Vec<Vec<usize>> = spec.objects.iter().map(places).collect();
+    let enough = spec.objects.iter().zip(&found).all(|(object, places)| {
+        let exact = spec.category == Category::Counting;
         places.len() == object.count as usize || (!exact && places.len() > object.count as usize)
     });
     enough
-        && match (facts.relation, found.as_slice()) {
+        && match (spec.relation, found.as_slice()) {
             (Some(asked), [firsts, seconds]) => {
                 firsts.iter().any(|first| seconds.iter().any(|second| roughly(asked, *first, *second)))
             }
@@ -151,18 +151,20 @@ fn roughly(asked: Relation, first: usize, second: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scene::Split;
-    use crate::scene::rng::Rng;
-    use crate::tiles::{render, sample, truth};
+    use crate::prompts::Split;
+    use crate::prompts::rng::Rng;
+    use crate::tiles::{reference_answer, render, sample};
 
-    fn reading(scene: &Scene) -> Reading {
-        Reading { tiles: scene.tiles.map(|tile| tile.map_or(TileReading::Empty, TileReading::Object)) }
+    fn reading(scene: &TileGrid) -> RecognizedGrid {
+        RecognizedGrid {
+            tiles: scene.tiles.map(|tile| tile.map_or(RecognizedTile::Empty, RecognizedTile::Object)),
+        }
     }
 
     #[test]
     fn the_limit_is_two_fifths_of_the_smallest_distance() {
         let all = templates();
-        let mut nearest = (f32::MAX, TileReading::Empty, TileReading::Empty);
+        let mut nearest = (f32::MAX, RecognizedTile::Empty, RecognizedTile::Empty);
         for (index, (name, one)) in all.iter().enumerate() {
             for (second, other) in &all[..index] {
                 if error(one, other) < nearest.0 {
@@ -176,9 +178,9 @@ mod tests {
     #[test]
     fn every_tile_is_read_through_noise() {
         let tiles: Vec<Tile> = Tile::all().collect();
-        let scenes: Vec<Scene> = tiles
+        let scenes: Vec<TileGrid> = tiles
             .chunks(8)
-            .map(|chunk| Scene {
+            .map(|chunk| TileGrid {
                 tiles: std::array::from_fn(|place| (place % 2 == 0).then(|| chunk[place / 2])),
             })
             .collect();
@@ -188,7 +190,7 @@ mod tests {
             (0..clean.numel()).map(|_| (rng.below(1001) as f32 / 1000.0 - 0.5) * 0.1).collect();
         let noisy = &clean + Tensor::from_slice(&noise).view_as(&clean);
         for pixels in [clean, noisy] {
-            let seen: Vec<_> = read(&pixels).unwrap().iter().map(Reading::scene).collect();
+            let seen: Vec<_> = read(&pixels).unwrap().iter().map(RecognizedGrid::scene).collect();
             assert_eq!(seen, scenes.iter().copied().map(Some).collect::<Vec<_>>());
         }
     }
@@ -198,10 +200,13 @@ mod tests {
         let grey = Tensor::full([1, 3, 32, 32], 0.5, (Kind::Float, tch::Device::Cpu));
         let grey = read(&grey).unwrap();
         assert_eq!(grey[0].unreadable(), TILES);
-        let facts =
-            Facts { category: Category::SingleObject, objects: vec![Object::one("ring")], relation: None };
+        let spec = PromptSpec {
+            category: Category::SingleObject,
+            objects: vec![Object::one("ring")],
+            relation: None,
+        };
         let expected = Verdict { strict: false, lenient: false, reason: "16 unreadable tiles".into() };
-        assert_eq!(judge(&facts, &grey[0]), expected);
+        assert_eq!(judge(&spec, &grey[0]), expected);
         assert!(read(&Tensor::zeros([3, 32, 32], (Kind::Float, tch::Device::Cpu))).is_err());
     }
 
@@ -210,18 +215,18 @@ mod tests {
         let mut rng = Rng::new(21);
         for category in Category::ALL {
             let tasks: Vec<_> = (0..300).map(|_| sample(category, Split::All, &mut rng).unwrap()).collect();
-            let right: Vec<_> = tasks.iter().map(|t| Scene::draw(&t.facts, &mut rng).unwrap()).collect();
+            let right: Vec<_> = tasks.iter().map(|t| TileGrid::draw(&t.spec, &mut rng).unwrap()).collect();
             for (task, reading) in tasks.iter().zip(read(&render(&right)).unwrap()) {
-                let verdict = judge(&task.facts, &reading);
+                let verdict = judge(&task.spec, &reading);
                 assert!(verdict.strict && verdict.lenient, "{}: {verdict:?}", task.prompt);
             }
             let wrong: Vec<_> =
-                tasks.iter().map(|t| Scene::with_mistake(&t.facts, &mut rng).unwrap()).collect();
+                tasks.iter().map(|t| TileGrid::with_mistake(&t.spec, &mut rng).unwrap()).collect();
             for (task, reading) in tasks.iter().zip(read(&render(&wrong)).unwrap()) {
-                let verdict = judge(&task.facts, &reading);
-                let said = truth(category, &reading.scene().unwrap());
+                let verdict = judge(&task.spec, &reading);
+                let said = reference_answer(category, &reading.scene().unwrap());
                 assert!(!verdict.strict && !verdict.reason.is_empty(), "{}", task.prompt);
-                assert!(!super::super::answer_is_right(&task.facts, &said), "{}: {said}", task.prompt);
+                assert!(!super::super::answer_is_right(&task.spec, &said), "{}: {said}", task.prompt);
             }
         }
     }
@@ -231,26 +236,27 @@ mod tests {
         let circle = |place: usize| (place, Tile { shape: 0, color: 3 });
         let star = |place: usize| (place, Tile { shape: 6, color: 0 });
         let scene = |tiles: &[(usize, Tile)]| {
-            let mut scene = Scene::default();
+            let mut scene = TileGrid::default();
             for (place, tile) in tiles {
                 scene.tiles[*place] = Some(*tile);
             }
             reading(&scene)
         };
         let objects = vec![Object::one("circle"), Object::one("star")];
-        let left = Facts { category: Category::Position, objects, relation: Some(Relation::LeftOf) };
+        let left = PromptSpec { category: Category::Position, objects, relation: Some(Relation::LeftOf) };
         let verdict = judge(&left, &scene(&[circle(0), star(5)]));
         assert!(verdict.lenient && !verdict.strict);
         assert_eq!(verdict.reason, "`circle` is not left of `star`");
         assert!(!judge(&left, &scene(&[circle(0), star(9)])).lenient);
 
         let mut one = Object::one("circle");
-        let single = Facts { category: Category::SingleObject, objects: vec![one.clone()], relation: None };
+        let single =
+            PromptSpec { category: Category::SingleObject, objects: vec![one.clone()], relation: None };
         let verdict = judge(&single, &scene(&[circle(0), star(5)]));
         assert!(verdict.lenient && !verdict.strict);
         assert_eq!(verdict.reason, "an extra `red star`");
         one.count = 2;
-        let two = Facts { category: Category::Counting, objects: vec![one], relation: None };
+        let two = PromptSpec { category: Category::Counting, objects: vec![one], relation: None };
         assert!(judge(&two, &scene(&[circle(0), circle(2), star(5)])).lenient);
         assert!(!judge(&two, &scene(&[circle(0), circle(2), circle(5)])).lenient);
     }

@@ -8,7 +8,7 @@ use std::ptr::null_mut;
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
-use crate::autograd::told;
+use crate::autograd::take_error;
 
 type Pointer = *mut C_tensor;
 
@@ -55,7 +55,7 @@ fn pointers(tensors: &[&Tensor]) -> Vec<Pointer> {
 /// Takes what the other side answered, and panics if it is an error.
 fn done(error: *mut c_char) {
     // SAFETY: what a call answered, and nobody else has it.
-    if let Err(error) = unsafe { told(error) } {
+    if let Err(error) = unsafe { take_error(error) } {
         panic!("{}", error.message());
     }
 }
@@ -287,7 +287,8 @@ mod tests {
     fn what_does_not_fit_is_a_panic_with_the_words_of_libtorch() {
         let [x, w] = [[2, 3], [4, 5]].map(|shape| leaf(&shape, Kind::Float));
         let error =
-            crate::abi::guard::caught(|| Ok(linear(&x, (&w.detach(), None), &[&w], &[]))).unwrap_err();
+            crate::abi::panic::catch_unwind_to_error(|| Ok(linear(&x, (&w.detach(), None), &[&w], &[])))
+                .unwrap_err();
         assert!(error.to_string().contains('3'), "{error}");
         assert!(!error.to_string().contains("Exception raised from"), "no C++ stack: {error}");
     }

@@ -18,7 +18,7 @@
 #include <string_view>
 #include <vector>
 
-#include "../told.h"
+#include "../ffi_error.h"
 
 namespace {
 
@@ -109,7 +109,7 @@ struct Joined : public torch::autograd::Function<Joined> {
 // and `bias` may be null. Answers an error text to be freed, or null.
 extern "C" char* unirl_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** weights, Tensor** biases, size_t parts,
                               Tensor** outputs) {
-    return told([&] {
+    return catch_to_cstr([&] {
         Whole whole{*weight, bias == nullptr ? std::nullopt : std::make_optional(*bias), {}};
         variable_list leaves;
         for (size_t i = 0; i < parts; ++i) {
@@ -126,7 +126,7 @@ extern "C" char* unirl_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** 
 
 // GELU, by tanh, of `x·weightᵀ + bias`, without gradient.
 extern "C" char* unirl_linear_gelu(Tensor* x, Tensor* weight, Tensor* bias, Tensor** output) {
-    return told([&] {
+    return catch_to_cstr([&] {
         at::NoGradGuard no_grad;
         if (by_onednn(*x, *weight)) {
             *output = new Tensor(onednn(*x, *weight, *bias, "gelu"));
@@ -145,7 +145,7 @@ extern "C" char* unirl_linear_gelu(Tensor* x, Tensor* weight, Tensor* bias, Tens
 extern "C" char* unirl_adamw(Tensor** weights, Tensor** gradients, Tensor** means, Tensor** squares, Tensor** steps,
                              size_t n, double rate, double beta1, double beta2, double decay, double epsilon,
                              Tensor* scale) {
-    return told([&] {
+    return catch_to_cstr([&] {
         at::NoGradGuard no_grad;
         const auto list = [n](Tensor** tensors) {
             std::vector<Tensor> list;
@@ -159,7 +159,7 @@ extern "C" char* unirl_adamw(Tensor** weights, Tensor** gradients, Tensor** mean
 
 // The Euclidean norm of all values of `n` tensors, an f32 scalar that the caller owns.
 extern "C" char* unirl_norm(Tensor** tensors, size_t n, Tensor** output) {
-    return told([&] {
+    return catch_to_cstr([&] {
         at::NoGradGuard no_grad;
         std::vector<Tensor> list;
         for (size_t i = 0; i < n; ++i) list.push_back(*tensors[i]);
@@ -169,7 +169,7 @@ extern "C" char* unirl_norm(Tensor** tensors, size_t n, Tensor** output) {
 
 // Copies tensors, of another type if need be, into as many others.
 extern "C" char* unirl_copy(Tensor** to, Tensor** from, size_t n) {
-    return told([&] {
+    return catch_to_cstr([&] {
         at::NoGradGuard no_grad;
         if (n == 0) return;
         std::vector<Tensor> targets, sources;
@@ -183,7 +183,7 @@ extern "C" char* unirl_copy(Tensor** to, Tensor** from, size_t n) {
 
 // The most bytes of tensors that a GPU held at once since this was called before.
 extern "C" char* unirl_peak_memory(int index, int64_t* bytes) {
-    return told([&] {
+    return catch_to_cstr([&] {
         auto* allocator = c10::getDeviceAllocator(at::kCUDA);
         const auto gpu = static_cast<c10::DeviceIndex>(index);
         *bytes = allocator->getDeviceStats(gpu).allocated_bytes[0].peak;

@@ -294,6 +294,18 @@ impl Plugins {
         Ok(Box::new(ForeignDetector::new(plugin.label(entry), plugin.make(entry, config, None)?)))
     }
 
+    /// The JSON Schema of a model's options; `plugin` is as in [`Plugins::model`].
+    pub fn model_schema(&mut self, plugin: &str) -> Result<&Value> {
+        let (value, entry) = split(plugin);
+        let index = self.open(value)?;
+        Ok(&self.loaded[index].pick(EntryKind::Model, entry)?.schema)
+    }
+
+    /// The JSON Schema of a reward's options; `name` is as in [`Plugins::reward`].
+    pub fn reward_schema(&mut self, name: &str) -> Result<&Value> {
+        Ok(&self.find(EntryKind::Reward, name)?.1.schema)
+    }
+
     /// The file of the plugin that offers a reward rule; `name` is as in [`Plugins::reward`].
     pub fn reward_file(&mut self, name: &str) -> Result<&Path> {
         Ok(&self.find(EntryKind::Reward, name)?.0.path)

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::matching::Match;
 use crate::error::{Error, Result};
-use crate::scene::Category;
-use crate::scene::answer::Vocabulary;
-use crate::{settings, table};
+use crate::prompts::Category;
+use crate::prompts::answer::Vocabulary;
+use crate::{config::layers, settings};
 
 /// A rule set as it stands in a TOML file. A category without keywords abstains.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,7 +23,7 @@ pub struct RuleFile {
     /// What is paid.
     pub pay: Pay,
     /// How answers are read.
-    pub reading: Reading,
+    pub reading: MatchOptions,
     /// What is taken away.
     pub penalties: Penalties,
     /// Keywords about one object.
@@ -68,7 +68,7 @@ pub enum Pay {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[expect(clippy::struct_excessive_bools, reason = "switches of a file, each of its own")]
-pub struct Reading {
+pub struct MatchOptions {
     /// Whether the plural of an object counts for it; `bound` always takes it.
     pub plurals: bool,
     /// Whether digits count for a number; `bound` always takes them.
@@ -84,7 +84,7 @@ pub struct Reading {
     pub ignore: Vec<String>,
 }
 
-impl Default for Reading {
+impl Default for MatchOptions {
     fn default() -> Self {
         Self {
             plurals: true,
@@ -97,7 +97,7 @@ impl Default for Reading {
     }
 }
 
-impl Reading {
+impl MatchOptions {
     pub(super) fn vocabulary(&self) -> Vocabulary {
         Vocabulary {
             usual_synonyms: self.usual_synonyms,
@@ -200,7 +200,7 @@ pub struct ShippedOptions {
 impl RuleFile {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::from_table(table::read(path)?)
+        Self::from_table(layers::read(path)?)
             .map_err(|error| error.context(format!("rule file `{}`", path.display())))
     }
 
@@ -208,7 +208,7 @@ impl RuleFile {
     ///
     /// ```no_run,standalone_crate
     /// # use unirl::reward::{RewardFunction, RuleFile, Sample};
-    /// # use unirl::scene::{Category, Facts, Wording};
+    /// # use unirl::prompts::{Category, Facts, Wording};
     /// let rules = RuleFile::parse(
     ///     r#"
     ///     [penalties]

@@ -3,11 +3,11 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::file::Reading;
+use super::file::MatchOptions;
 use super::rules::Compiled;
 use crate::error::{Error, Result};
-use crate::scene::answer::{AnswerMatch, Vocabulary, Words};
-use crate::scene::{Category, Facts, Part, Place, Plurals, Relation, Slot, Template, number_word};
+use crate::prompts::answer::{AnswerMatch, Vocabulary, Words};
+use crate::prompts::{Category, Place, Plurals, PromptSpec, Relation, Segment, Slot, Template, number_word};
 
 /// How a keyword is looked for. All ignore case; all but `substring` see whole words, marks aside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -48,15 +48,15 @@ impl Wanted {
     pub(super) fn new(
         keyword: &Compiled,
         object: usize,
-        facts: &Facts,
-        reading: &Reading,
+        spec: &PromptSpec,
+        reading: &MatchOptions,
         vocabulary: &Vocabulary,
     ) -> Self {
         let (template, how) = (&keyword.template, keyword.how);
         let bound = (how == Match::Bound).then(|| template.slots().next()).flatten();
-        let spellings = spellings(template, object, facts, reading, vocabulary);
+        let spellings = spellings(template, object, spec, reading, vocabulary);
         let word = spellings.first().cloned().unwrap_or_default();
-        let noun = |index: usize| facts.objects.get(index).map_or("", |object| &object.noun);
+        let noun = |index: usize| spec.objects.get(index).map_or("", |object| &object.noun);
         let Some(slot) = bound else {
             let spellings = spellings.iter().map(|spelling| Words::of(spelling)).collect();
             return Self { label: format!("`{word}`"), how: How::Spelled(how, spellings) };
@@ -122,7 +122,7 @@ pub(super) fn check(template: &Template, how: Match, category: Category) -> Resu
     if template.parts().is_empty() {
         return Err(Error::usage("`word` is empty"));
     }
-    let single = matches!(template.parts(), [Part::Slot(_)]);
+    let single = matches!(template.parts(), [Segment::Slot(_)]);
     if how == Match::Bound && !single {
         return Err(Error::usage("`match = \"bound\"`: expected `word` to be one place, such as `{color}`")
             .hint("use `match = \"phrase\"` for other words"));
@@ -139,14 +139,14 @@ pub(super) fn is_for_each(template: &Template) -> bool {
 fn spellings(
     template: &Template,
     object: usize,
-    facts: &Facts,
-    reading: &Reading,
+    spec: &PromptSpec,
+    reading: &MatchOptions,
     vocabulary: &Vocabulary,
 ) -> Vec<String> {
     template.parts().iter().fold(vec![String::new()], |begun, part| {
         let next = match part {
-            Part::Text(text) => vec![text.to_lowercase()],
-            Part::Slot(slot) => words(*slot, object, facts, reading, vocabulary),
+            Segment::Text(text) => vec![text.to_lowercase()],
+            Segment::Slot(slot) => words(*slot, object, spec, reading, vocabulary),
         };
         begun.iter().flat_map(|start| next.iter().map(move |end| format!("{start}{end}"))).collect()
     })
@@ -155,11 +155,11 @@ fn spellings(
 fn words(
     slot: Slot,
     object: usize,
-    facts: &Facts,
-    reading: &Reading,
+    spec: &PromptSpec,
+    reading: &MatchOptions,
     vocabulary: &Vocabulary,
 ) -> Vec<String> {
-    let object = facts.objects.get(slot.index.unwrap_or(object));
+    let object = spec.objects.get(slot.index.unwrap_or(object));
     let plurals = |name: &String| [Plurals::English.of(name), Plurals::Geneval.of(name)];
     match (slot.place, object) {
         (Place::Object, Some(object)) => {
@@ -177,7 +177,7 @@ fn words(
             object.color.as_deref().map(|color| vocabulary.colors(color)).unwrap_or_default()
         }
         (Place::Relation, _) => {
-            let more: &[&str] = match facts.relation {
+            let more: &[&str] = match spec.relation {
                 _ if !reading.usual_synonyms => &[],
                 Some(Relation::LeftOf) => &["left side of"],
                 Some(Relation::RightOf) => &["right side of"],
@@ -185,7 +185,7 @@ fn words(
                 Some(Relation::Below) => &["under", "beneath", "underneath"],
                 None => &[],
             };
-            facts.relation.map(Relation::words).iter().chain(more).map(ToString::to_string).collect()
+            spec.relation.map(Relation::words).iter().chain(more).map(ToString::to_string).collect()
         }
         (_, None) => Vec::new(),
     }

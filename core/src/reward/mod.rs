@@ -1,6 +1,6 @@
 //! Rewards: how much an answer of the model is worth, given what was asked for.
 //!
-//! A rule set is code ([`RewardFunction`], a plugin's), a TOML file ([`RuleFile`]) or a process ([`ProcessReward`]); several add up in a [`RuleSet`].
+//! A rule set is code ([`RewardFunction`], a plugin's), a TOML file ([`RuleFile`]) or a process ([`ProcessReward`]); several add up in a [`RewardSet`].
 
 mod file;
 mod matching;
@@ -16,26 +16,28 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::scene::{Facts, Record, Task};
+use crate::prompts::{PromptSpec, Record, Task};
 
 pub use file::{
-    Example, Keyword, LongAnswer, Loss, Normalize, Pay, Penalties, Reading, RuleFile, ShippedOptions,
+    Example, Keyword, LongAnswer, Loss, MatchOptions, Normalize, Pay, Penalties, RuleFile, ShippedOptions,
 };
 pub use matching::Match;
 pub use process::{PREFIX as PROCESS, ProcessOptions, ProcessReward, command};
-pub use set::{RuleSet, WeightedRule};
+pub use set::{RewardSet, WeightedReward};
 
 /// One drawing with its question and the model's answer, as a reward rule sees it: text and facts, never tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// What was to be drawn.
-    pub facts: Facts,
+    #[serde(rename = "facts")]
+    pub spec: PromptSpec,
     /// The prompt the image was drawn from.
     pub prompt: String,
     /// The question asked about the drawing.
     pub question: String,
     /// The right answer, had the drawing followed the prompt.
-    pub truth: String,
+    #[serde(rename = "truth")]
+    pub reference_answer: String,
     /// What the model answered.
     pub answer: String,
 }
@@ -44,10 +46,10 @@ impl Sample {
     /// What the model answered about a drawing of a task.
     pub fn new(task: &Task, answer: impl Into<String>) -> Self {
         Self {
-            facts: task.facts.clone(),
+            spec: task.spec.clone(),
             prompt: task.prompt.clone(),
             question: task.question.clone(),
-            truth: task.truth.clone(),
+            reference_answer: task.reference_answer.clone(),
             answer: answer.into(),
         }
     }

@@ -6,8 +6,8 @@ use super::file::{Keyword, Loss, Normalize, Pay, RuleFile, ShippedOptions};
 use super::matching::{Match, Wanted, check, is_for_each};
 use super::{Reward, RewardFunction, Sample};
 use crate::error::{Error, Result};
-use crate::scene::answer::{AnswerMatch, AnswerParser, Vocabulary, Words};
-use crate::scene::{Category, Facts, Place, Template, Wording};
+use crate::prompts::answer::{AnswerMatch, AnswerParser, Vocabulary, Words};
+use crate::prompts::{Category, Place, PromptSpec, PromptTemplates, Template};
 
 impl RuleFile {
     /// The rules of the file. Refuses keywords that do not fit their category, and examples that do not hold.
@@ -77,8 +77,8 @@ struct Rules {
 
 /// What is wanted of the answers about some facts. Samples of a group follow each other and share it.
 struct Prepared<'r> {
-    facts: Facts,
-    truth: Words,
+    spec: PromptSpec,
+    reference_answer: Words,
     wanted: Vec<(Wanted, &'r Compiled)>,
     max: f64,
     /// Where the grammar has a say.
@@ -89,9 +89,9 @@ impl Rules {
     fn check_examples(&self) -> Result<()> {
         for (index, example) in self.file.example.iter().enumerate() {
             let place = || format!("`example[{index}]`");
-            let facts =
-                Facts::parse(example.category, &example.prompt).map_err(|error| error.context(place()))?;
-            let task = Wording::paper().task(facts);
+            let spec = PromptSpec::parse(example.category, &example.prompt)
+                .map_err(|error| error.context(place()))?;
+            let task = PromptTemplates::paper().task(spec);
             let sample = Sample::new(&task, &example.answer);
             let reward = self.score_one(&self.prepare(&sample), &sample);
             if (reward.score - example.reward).abs() > 1e-9 {
@@ -111,33 +111,33 @@ impl Rules {
     }
 
     fn prepare(&self, sample: &Sample) -> Prepared<'_> {
-        let facts = &sample.facts;
+        let spec = &sample.spec;
         let mut wanted = Vec::new();
-        for keyword in &self.keywords[facts.category as usize] {
-            let objects = if keyword.for_each { facts.objects.len() } else { 1 };
+        for keyword in &self.keywords[spec.category as usize] {
+            let objects = if keyword.for_each { spec.objects.len() } else { 1 };
             for object in 0..objects {
-                let one = Wanted::new(keyword, object, facts, &self.file.reading, &self.vocabulary);
+                let one = Wanted::new(keyword, object, spec, &self.file.reading, &self.vocabulary);
                 wanted.push((one, keyword));
             }
         }
         let needs_grammar =
             self.file.penalties.extra.is_some() || wanted.iter().any(|(one, _)| one.is_bound());
         Prepared {
-            facts: facts.clone(),
-            truth: Words::of(&sample.truth),
+            spec: spec.clone(),
+            reference_answer: Words::of(&sample.reference_answer),
             max: wanted.iter().map(|(_, keyword)| keyword.points).sum(),
-            parser: needs_grammar.then(|| AnswerParser::new(facts, &self.vocabulary)),
+            parser: needs_grammar.then(|| AnswerParser::new(spec, &self.vocabulary)),
             wanted,
         }
     }
 
     fn score_one(&self, prepared: &Prepared<'_>, sample: &Sample) -> Reward {
         if prepared.wanted.is_empty() {
-            return Reward::abstain(format!("no rules for `{}`", sample.facts.category.name()));
+            return Reward::abstain(format!("no rules for `{}`", sample.spec.category.name()));
         }
         let answer = Words::of_answer(&sample.answer);
         let said = match &prepared.parser {
-            Some(parser) => AnswerMatch::of(&prepared.facts, &parser.parse(&answer)),
+            Some(parser) => AnswerMatch::of(&prepared.spec, &parser.parse(&answer)),
             None => AnswerMatch::default(),
         };
         let mut reward = Reward { max: prepared.max, ..Reward::default() };
@@ -199,7 +199,8 @@ impl Rules {
             }
         }
         if let Some(repeat) = penalties.repeat {
-            let times = (0..answer.len()).filter(|at| answer.starts_with(*at, &prepared.truth)).count();
+            let times =
+                (0..answer.len()).filter(|at| answer.starts_with(*at, &prepared.reference_answer)).count();
             if times > 1 {
                 losses.push((repeat, format!("says the right answer {times} times")));
             }
@@ -216,7 +217,9 @@ fn round(points: f64) -> f64 {
 impl RewardFunction for Rules {
     fn score(&self, samples: &[Sample], _pixels: Option<&Tensor>) -> Result<Vec<Reward>> {
         let mut rewards = Vec::with_capacity(samples.len());
-        for group in samples.chunk_by(|one, next| one.facts == next.facts && one.truth == next.truth) {
+        for group in samples
+            .chunk_by(|one, next| one.spec == next.spec && one.reference_answer == next.reference_answer)
+        {
             let prepared = self.prepare(&group[0]);
             rewards.extend(group.iter().map(|sample| self.score_one(&prepared, sample)));
         }

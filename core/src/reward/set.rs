@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// A rule set and its weight in a sum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct WeightedRule {
+pub struct WeightedReward {
     /// The name of a rule of a loaded plugin, e.g. `bound`; the path of a rule file, `FILE.toml`; or of a plugin
     /// file; or `cmd:PATH`, a program, perhaps with arguments: `cmd:python3 reward.py`.
     pub name: String,
@@ -30,7 +30,7 @@ fn one() -> f64 {
     1.0
 }
 
-impl WeightedRule {
+impl WeightedReward {
     /// A rule by its name, of weight 1.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), weight: 1.0, options: toml::Table::new() }
@@ -38,13 +38,13 @@ impl WeightedRule {
 }
 
 /// Several weighted rules that act as one.
-pub struct RuleSet {
-    rules: Vec<(WeightedRule, Box<dyn RewardFunction>)>,
+pub struct RewardSet {
+    rules: Vec<(WeightedReward, Box<dyn RewardFunction>)>,
 }
 
-impl RuleSet {
+impl RewardSet {
     /// Refuses an empty set and two of a name.
-    pub fn new(rules: Vec<(WeightedRule, Box<dyn RewardFunction>)>) -> Result<Self> {
+    pub fn new(rules: Vec<(WeightedReward, Box<dyn RewardFunction>)>) -> Result<Self> {
         if rules.is_empty() {
             return Err(Error::usage("the rule set is empty").hint("name one: `{ name = \"bound\" }`"));
         }
@@ -89,7 +89,7 @@ impl RuleSet {
     }
 }
 
-fn add(total: &mut Reward, rule: &WeightedRule, reward: Reward) {
+fn add(total: &mut Reward, rule: &WeightedReward, reward: Reward) {
     let name = rule.label();
     if !total.why.is_empty() {
         total.why.push_str("; ");
@@ -106,7 +106,7 @@ fn add(total: &mut Reward, rule: &WeightedRule, reward: Reward) {
     }
 }
 
-impl WeightedRule {
+impl WeightedReward {
     /// What parts are called: a file by its stem, a plugin's rule by its name.
     fn label(&self) -> &str {
         let name = self.name.rsplit(['/', '#']).next().unwrap_or(&self.name);
@@ -117,7 +117,7 @@ impl WeightedRule {
 /// What sums of parts may be off by.
 const ROUNDING: f64 = 1e-9;
 
-fn checked(rule: &WeightedRule, samples: &[Sample], rewards: Vec<Reward>) -> Result<Vec<Reward>> {
+fn checked(rule: &WeightedReward, samples: &[Sample], rewards: Vec<Reward>) -> Result<Vec<Reward>> {
     let wrong = |what: String| Error::failure(format!("reward rule `{}`: {what}", rule.name));
     if rewards.len() != samples.len() {
         return Err(wrong(format!("expected {} rewards, got {}", samples.len(), rewards.len())));
@@ -140,7 +140,7 @@ fn checked(rule: &WeightedRule, samples: &[Sample], rewards: Vec<Reward>) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scene::{Category, Facts};
+    use crate::prompts::{Category, PromptSpec};
 
     struct Fixed(Reward);
 
@@ -150,18 +150,18 @@ mod tests {
         }
     }
 
-    fn set(rules: &[(&str, f64, Reward)]) -> Result<RuleSet> {
+    fn set(rules: &[(&str, f64, Reward)]) -> Result<RewardSet> {
         let rule = |(name, weight, reward): &(&str, f64, Reward)| {
-            let rule = WeightedRule { weight: *weight, ..WeightedRule::named(*name) };
+            let rule = WeightedReward { weight: *weight, ..WeightedReward::named(*name) };
             (rule, Box::new(Fixed(reward.clone())) as Box<dyn RewardFunction>)
         };
-        RuleSet::new(rules.iter().map(rule).collect())
+        RewardSet::new(rules.iter().map(rule).collect())
     }
 
     fn sample() -> Sample {
-        let facts = Facts { category: Category::Counting, objects: vec![], relation: None };
-        let [prompt, question, truth, answer] = std::array::from_fn(|_| String::new());
-        Sample { facts, prompt, question, truth, answer }
+        let spec = PromptSpec { category: Category::Counting, objects: vec![], relation: None };
+        let [prompt, question, reference_answer, answer] = std::array::from_fn(|_| String::new());
+        Sample { spec, prompt, question, reference_answer, answer }
     }
 
     /// 2·(1 of 2) + 0.5·(3 of 4) = 3.5 of 6; who abstains adds nothing to either.
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn unfit_sets_and_rewards_are_refused() {
-        let message = |result: Result<RuleSet>| result.err().unwrap().message().to_string();
+        let message = |result: Result<RewardSet>| result.err().unwrap().message().to_string();
         assert_eq!(message(set(&[])), "the rule set is empty");
         let twice = [("a", 1.0, Reward::new(1.0, 1.0)), ("a", 2.0, Reward::new(1.0, 1.0))];
         assert_eq!(message(set(&twice)), "reward rule `a` is named twice");

@@ -1,13 +1,13 @@
 //! What a rule file can say, each by answers with their points.
 
 use super::{Reward, RuleFile, Sample};
-use crate::scene::{Category, Facts, Wording};
+use crate::prompts::{Category, PromptSpec, PromptTemplates};
 
 const COUNT: &str = "[[counting]]\nword = \"{count} {objects}\"\n";
 
 fn score(rules: &str, category: Category, prompt: &str, answer: &str) -> Reward {
     let rules = RuleFile::parse(rules).unwrap().build().unwrap();
-    let task = Wording::paper().task(Facts::parse(category, prompt).unwrap());
+    let task = PromptTemplates::paper().task(PromptSpec::parse(category, prompt).unwrap());
     let sample = Sample::new(&task, answer);
     rules.score(&[sample], None).unwrap().remove(0)
 }
@@ -181,7 +181,7 @@ fn a_category_without_keywords_is_passed_over() {
 fn a_batch_is_its_samples() {
     let rules = RuleFile::parse(COUNT).unwrap().build().unwrap();
     let sample = |prompt: &str, answer: &str| {
-        let task = Wording::paper().task(Facts::parse(Category::Counting, prompt).unwrap());
+        let task = PromptTemplates::paper().task(PromptSpec::parse(Category::Counting, prompt).unwrap());
         Sample::new(&task, answer)
     };
     let three = "a photo of three stars";

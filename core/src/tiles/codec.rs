@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{GRID, SIDE, Scene, TILE, Tile, render};
+use super::{GRID, SIDE, TILE, Tile, TileGrid, render};
 
 /// Codes of a tile: 0 is the empty one, then [`Tile::all`].
 pub const CODES: i64 = 65;
@@ -23,8 +23,8 @@ pub fn decode(codes: &Tensor) -> Tensor {
 
 /// What the codes look like, `[65,192]`.
 fn codebook() -> Tensor {
-    let alone = |tile: Option<Tile>| Scene { tiles: std::array::from_fn(|at| tile.filter(|_| at == 0)) };
-    let scenes: Vec<Scene> = std::iter::once(None).chain(Tile::all().map(Some)).map(alone).collect();
+    let alone = |tile: Option<Tile>| TileGrid { tiles: std::array::from_fn(|at| tile.filter(|_| at == 0)) };
+    let scenes: Vec<TileGrid> = std::iter::once(None).chain(Tile::all().map(Some)).map(alone).collect();
     patches(&render(&scenes)).select(1, 0)
 }
 
@@ -38,12 +38,12 @@ fn patches(pixels: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scene::rng::Rng;
+    use crate::prompts::rng::Rng;
 
     #[test]
     fn codes_are_the_tiles_of_a_scene_and_give_its_picture_back() {
         let mut rng = Rng::new(5);
-        let scenes: Vec<Scene> = (0..20).map(|_| Scene::scattered(&mut rng)).collect();
+        let scenes: Vec<TileGrid> = (0..20).map(|_| TileGrid::scattered(&mut rng)).collect();
         let pixels = render(&scenes);
         let codes = encode(&pixels);
         for (row, scene) in (0..).zip(&scenes) {

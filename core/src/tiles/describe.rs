@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{COLORS, SHAPES, Scene, Tile, relation};
-use crate::scene::{Category, Relation, Wording, article, number_word, plural};
+use super::{COLORS, SHAPES, Tile, TileGrid, relation};
+use crate::prompts::{Category, PromptTemplates, Relation, article, number_word, plural};
 
 /// How many objects, or kinds of objects, an answer names before `and more`.
 const NAMED: usize = 4;
@@ -21,7 +21,7 @@ fn list(phrases: &[String], named: usize) -> String {
 /// The canonical answer to a category's question about any drawing, objects in reading order.
 ///
 /// It is right about a drawing exactly if the drawing is: a model that reads truthfully passes no wrong one.
-pub fn truth(category: Category, scene: &Scene) -> String {
+pub fn reference_answer(category: Category, scene: &TileGrid) -> String {
     let objects: Vec<(usize, Tile)> = scene.objects().collect();
     if let (Category::Position, [(first, one), (second, other)]) = (category, objects.as_slice()) {
         let where_to = relation(*first, *second).map_or("diagonal to", Relation::words);
@@ -56,7 +56,7 @@ pub fn vocabulary() -> Vec<String> {
     for text in fixed.into_iter().chain(Relation::ALL.map(Relation::words)) {
         words.extend(text.split(' ').map(String::from));
     }
-    words.extend(Wording::tiles().words());
+    words.extend(PromptTemplates::tiles().words());
     words.extend((1..=super::TILES as u32).map(number_word));
     words.extend(COLORS.iter().map(|(name, _)| (*name).into()));
     words.extend(SHAPES.iter().flat_map(|(name, _)| [(*name).into(), plural(name)]));
@@ -67,11 +67,11 @@ pub fn vocabulary() -> Vec<String> {
 mod tests {
     use super::super::{TILES, caption_noise, sample};
     use super::*;
-    use crate::scene::Split;
-    use crate::scene::rng::Rng;
+    use crate::prompts::Split;
+    use crate::prompts::rng::Rng;
 
-    fn scene(tiles: &[(usize, usize, usize)]) -> Scene {
-        let mut scene = Scene::default();
+    fn scene(tiles: &[(usize, usize, usize)]) -> TileGrid {
+        let mut scene = TileGrid::default();
         for (place, shape, color) in tiles {
             scene.tiles[*place] = Some(Tile { shape: *shape, color: *color });
         }
@@ -81,18 +81,21 @@ mod tests {
     #[test]
     fn answers_name_everything() {
         let two = scene(&[(5, 0, 3), (7, 6, 0)]);
-        assert_eq!(truth(Category::TwoObject, &two), "a circle and a star");
-        assert_eq!(truth(Category::Position, &two), "the circle is left of the star");
-        assert_eq!(truth(Category::ColorAttr, &two), "the circle is green and the star is red");
+        assert_eq!(reference_answer(Category::TwoObject, &two), "a circle and a star");
+        assert_eq!(reference_answer(Category::Position, &two), "the circle is left of the star");
+        assert_eq!(reference_answer(Category::ColorAttr, &two), "the circle is green and the star is red");
         let stars = scene(&[(0, 6, 0), (5, 6, 1), (6, 0, 1)]);
-        assert_eq!(truth(Category::Counting, &stars), "two stars and one circle");
-        assert_eq!(truth(Category::Position, &stars), "a star and a star and a circle");
+        assert_eq!(reference_answer(Category::Counting, &stars), "two stars and one circle");
+        assert_eq!(reference_answer(Category::Position, &stars), "a star and a star and a circle");
         assert_eq!(
-            truth(Category::Position, &scene(&[(0, 6, 0), (5, 6, 1)])),
+            reference_answer(Category::Position, &scene(&[(0, 6, 0), (5, 6, 1)])),
             "the star is diagonal to the star"
         );
-        assert_eq!(truth(Category::Position, &scene(&[(1, 6, 0), (5, 7, 1)])), "the star is above the cross");
-        assert_eq!(truth(Category::Colors, &Scene::default()), "nothing");
+        assert_eq!(
+            reference_answer(Category::Position, &scene(&[(1, 6, 0), (5, 7, 1)])),
+            "the star is above the cross"
+        );
+        assert_eq!(reference_answer(Category::Colors, &TileGrid::default()), "nothing");
     }
 
     #[test]
@@ -107,12 +110,12 @@ mod tests {
         for category in Category::ALL.into_iter().cycle().take(3000) {
             let task = sample(category, Split::All, &mut rng).unwrap();
             let noisy = caption_noise(&task, &mut rng).unwrap();
-            for text in [&task.prompt, &task.question, &task.truth, &noisy.prompt] {
+            for text in [&task.prompt, &task.question, &task.reference_answer, &noisy.prompt] {
                 check(text);
             }
-            let mut full = Scene::with_mistake(&task.facts, &mut rng).unwrap();
+            let mut full = TileGrid::with_mistake(&task.spec, &mut rng).unwrap();
             for _ in 0..2 {
-                let answer = truth(task.facts.category, &full);
+                let answer = reference_answer(task.spec.category, &full);
                 check(&answer);
                 assert!(answer.split(' ').count() <= 16, "{answer}");
                 let fill = rng.below(TILES);

@@ -1,9 +1,9 @@
 //! Right and wrong drawings of facts, and captions with one fact wrong.
 
-use super::{COLORS, GRID, SHAPES, Scene, TILES, Tile, index_of, partner, relation};
+use super::{COLORS, GRID, SHAPES, TILES, Tile, TileGrid, index_of, partner, relation};
 use crate::error::Result;
-use crate::scene::rng::Rng;
-use crate::scene::{Category, Facts, Relation, Task};
+use crate::prompts::rng::Rng;
+use crate::prompts::{Category, PromptSpec, Relation, Task};
 
 /// How many of the scattered scenes are chess boards.
 const CHESS: f64 = 0.7;
@@ -63,7 +63,7 @@ fn related(asked: Relation, rng: &mut Rng) -> Vec<usize> {
     }
 }
 
-impl Scene {
+impl TileGrid {
     /// Any tiles: what an image tokenizer learns from. A part has up to `SPARSE` anywhere; most fill the fields of one
     /// colour of a chess board, since a convolutional decoder knows where in a tile it is by the neighbours that differ.
     pub fn scattered(rng: &mut Rng) -> Self {
@@ -83,17 +83,17 @@ impl Scene {
 
     /// A right drawing of the facts; colours and places that they leave open are random. Fails for a noun or colour
     /// of another world.
-    pub fn draw(facts: &Facts, rng: &mut Rng) -> Result<Self> {
-        facts.check()?;
+    pub fn draw(spec: &PromptSpec, rng: &mut Rng) -> Result<Self> {
+        spec.check()?;
         let mut tiles = Vec::new();
-        for object in &facts.objects {
+        for object in &spec.objects {
             let shape = index_of("shape", &object.noun, &SHAPES)?;
             let color = object.color.as_ref().map(|name| index_of("color", name, &COLORS)).transpose()?;
             for _ in 0..object.count {
                 tiles.push(Tile { shape, color: color.unwrap_or_else(|| rng.below(COLORS.len())) });
             }
         }
-        let places = match facts.relation {
+        let places = match spec.relation {
             Some(asked) => related(asked, rng),
             None => rng.distinct(tiles.len(), TILES),
         };
@@ -104,17 +104,17 @@ impl Scene {
         Ok(scene)
     }
 
-    /// A drawing with one or two of the mistakes that drawings make: never one that [`Scene::check`] accepts.
-    pub fn with_mistake(facts: &Facts, rng: &mut Rng) -> Result<Self> {
-        let kinds = mistakes(facts.category);
+    /// A drawing with one or two of the mistakes that drawings make: never one that [`TileGrid::check`] accepts.
+    pub fn with_mistake(spec: &PromptSpec, rng: &mut Rng) -> Result<Self> {
+        let kinds = mistakes(spec.category);
         // A second mistake may undo the first, and a random change may change nothing: then again.
         for _ in 0..64 {
-            let mut scene = Self::draw(facts, rng)?;
-            scene.spoil(kinds[rng.below(kinds.len())], facts, rng);
+            let mut scene = Self::draw(spec, rng)?;
+            scene.spoil(kinds[rng.below(kinds.len())], spec, rng);
             if rng.chance(SECOND_MISTAKE) {
-                scene.spoil(kinds[rng.below(kinds.len())], facts, rng);
+                scene.spoil(kinds[rng.below(kinds.len())], spec, rng);
             }
-            if scene.check(facts).is_err() {
+            if scene.check(spec).is_err() {
                 return Ok(scene);
             }
         }
@@ -129,7 +129,7 @@ impl Scene {
         }
     }
 
-    fn spoil(&mut self, mistake: Mistake, facts: &Facts, rng: &mut Rng) {
+    fn spoil(&mut self, mistake: Mistake, spec: &PromptSpec, rng: &mut Rng) {
         let places: Vec<usize> = self.objects().map(|(place, _)| place).collect();
         if places.is_empty() {
             self.add(random_tile(rng), rng);
@@ -188,7 +188,7 @@ impl Scene {
             }
             Mistake::Elsewhere => {
                 // Half in another relation of the four, half anywhere.
-                let to = if rng.chance(0.5) && places.len() == 2 && facts.relation.is_some() {
+                let to = if rng.chance(0.5) && places.len() == 2 && spec.relation.is_some() {
                     related(Relation::ALL[rng.below(4)], rng)
                 } else {
                     rng.distinct(places.len(), TILES)
@@ -205,44 +205,44 @@ impl Scene {
 /// The task with one fact wrong, as a careless caption has it: a shape or colour becomes its partner, a number its
 /// neighbour, a relation its opposite, two colours change places.
 pub fn caption_noise(task: &Task, rng: &mut Rng) -> Result<Task> {
-    let mut facts = task.facts.clone();
-    facts.check()?;
-    if let Some(asked) = facts.relation {
-        facts.relation = Some(asked.opposite());
-        return Ok(super::task(facts));
+    let mut spec = task.spec.clone();
+    spec.check()?;
+    if let Some(asked) = spec.relation {
+        spec.relation = Some(asked.opposite());
+        return Ok(super::task(spec));
     }
-    let at = rng.below(facts.objects.len());
-    if facts.category == Category::Counting {
-        let object = &mut facts.objects[at];
+    let at = rng.below(spec.objects.len());
+    if spec.category == Category::Counting {
+        let object = &mut spec.objects[at];
         object.count = match object.count {
             3 => 2 + 2 * rng.below(2) as u32,
             _ => 3,
         };
-    } else if let [first, second] = facts.objects.as_mut_slice()
-        && facts.category.names_colors()
+    } else if let [first, second] = spec.objects.as_mut_slice()
+        && spec.category.names_colors()
     {
         std::mem::swap(&mut first.color, &mut second.color);
-    } else if facts.category.names_colors() {
-        let color = facts.objects[at].color.as_deref().unwrap_or_default();
-        facts.objects[at].color = Some(COLORS[partner(index_of("color", color, &COLORS)?)].0.into());
+    } else if spec.category.names_colors() {
+        let color = spec.objects[at].color.as_deref().unwrap_or_default();
+        spec.objects[at].color = Some(COLORS[partner(index_of("color", color, &COLORS)?)].0.into());
     } else {
-        let shape = index_of("shape", &facts.objects[at].noun, &SHAPES)?;
+        let shape = index_of("shape", &spec.objects[at].noun, &SHAPES)?;
         let mut wrong = SHAPES[partner(shape)].0;
         // Of "a circle and a ring" would be left "a ring and a ring".
-        while facts.objects.iter().any(|object| object.noun == wrong) {
+        while spec.objects.iter().any(|object| object.noun == wrong) {
             wrong = SHAPES[rng.below(SHAPES.len())].0;
         }
-        facts.objects[at].noun = wrong.into();
+        spec.objects[at].noun = wrong.into();
     }
-    Ok(super::task(facts))
+    Ok(super::task(spec))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{sample, truth};
+    use super::super::{reference_answer, sample};
     use super::*;
     use crate::judge::answer_is_right;
-    use crate::scene::Split;
+    use crate::prompts::Split;
 
     fn each_task(seed: u64, mut test: impl FnMut(Task, &mut Rng)) {
         let mut rng = Rng::new(seed);
@@ -257,29 +257,29 @@ mod tests {
     #[test]
     fn a_truthful_reader_passes_right_drawings_and_no_other() {
         each_task(1, |task, rng| {
-            assert!(answer_is_right(&task.facts, &task.truth), "{task:?}");
-            let right = Scene::draw(&task.facts, rng).unwrap();
-            right.check(&task.facts).unwrap();
-            let said = truth(task.facts.category, &right);
-            assert!(answer_is_right(&task.facts, &said), "{}: {said}", task.prompt);
-            let wrong = Scene::with_mistake(&task.facts, rng).unwrap();
-            assert!(wrong.check(&task.facts).is_err(), "{}", task.prompt);
-            let said = truth(task.facts.category, &wrong);
-            assert!(!answer_is_right(&task.facts, &said), "{}: {said}", task.prompt);
+            assert!(answer_is_right(&task.spec, &task.reference_answer), "{task:?}");
+            let right = TileGrid::draw(&task.spec, rng).unwrap();
+            right.check(&task.spec).unwrap();
+            let said = reference_answer(task.spec.category, &right);
+            assert!(answer_is_right(&task.spec, &said), "{}: {said}", task.prompt);
+            let wrong = TileGrid::with_mistake(&task.spec, rng).unwrap();
+            assert!(wrong.check(&task.spec).is_err(), "{}", task.prompt);
+            let said = reference_answer(task.spec.category, &wrong);
+            assert!(!answer_is_right(&task.spec, &said), "{}: {said}", task.prompt);
         });
     }
 
     #[test]
     fn crowded_drawings_never_pass() {
         each_task(2, |task, rng| {
-            let mut scene = Scene::default();
+            let mut scene = TileGrid::default();
             for _ in 0..=rng.below(TILES) {
                 scene.add(random_tile(rng), rng);
             }
-            let said = truth(task.facts.category, &scene);
+            let said = reference_answer(task.spec.category, &scene);
             assert_eq!(
-                scene.check(&task.facts).is_ok(),
-                answer_is_right(&task.facts, &said),
+                scene.check(&task.spec).is_ok(),
+                answer_is_right(&task.spec, &said),
                 "{}: {said}",
                 task.prompt
             );
@@ -290,9 +290,14 @@ mod tests {
     fn noisy_captions_are_wrong() {
         each_task(3, |task, rng| {
             let noisy = caption_noise(&task, rng).unwrap();
-            noisy.facts.check().unwrap();
-            assert!(!answer_is_right(&task.facts, &noisy.truth), "{}: {}", task.prompt, noisy.prompt);
-            assert!(noisy.facts.objects.iter().all(|object| object.count <= 4));
+            noisy.spec.check().unwrap();
+            assert!(
+                !answer_is_right(&task.spec, &noisy.reference_answer),
+                "{}: {}",
+                task.prompt,
+                noisy.prompt
+            );
+            assert!(noisy.spec.objects.iter().all(|object| object.count <= 4));
         });
     }
 }

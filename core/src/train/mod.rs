@@ -1,9 +1,9 @@
 //! The post-training loop, top to bottom.
 
-mod alarms;
-mod pictures;
+mod samples;
 mod step;
 mod tasks;
+mod warnings;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -12,20 +12,20 @@ use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
+use crate::algorithms::Phases;
 use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
+use crate::drift::{DriftCheck, DriftMonitor};
 use crate::error::{Code, Error, Result};
-use crate::eval::{self, Evaluation, ModelStamp, Receipt, Report};
-use crate::guard::{Guard, Look};
+use crate::eval::{self, Evaluation, ModelFingerprint, Receipt, Report};
 use crate::metrics::{Line, MetricsLog};
 use crate::model::{Mode, ModelCard, UnifiedModel};
-use crate::optimizer::Phases;
-use crate::reward::RuleSet;
+use crate::reward::RewardSet;
 use crate::run_dir::RunDir;
 
-pub use alarms::Alarms;
 use step::Trainer;
 use tasks::TaskSource;
+pub use warnings::TrainWarnings;
 
 /// What a step reports to whoever watches.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ pub struct RunReport {
     /// Why the drift guard ended the run early, if it did.
     pub stopped: Option<String>,
     /// What was wrong without being an error.
-    pub alarms: Alarms,
+    pub alarms: TrainWarnings,
     /// From the first evaluation to the last, of this process.
     pub wall: Duration,
 }
@@ -86,8 +86,8 @@ pub fn check_tasks(config: &RunConfig, card: &ModelCard) -> Result<()> {
 /// its own. `from` is where a run goes on that was interrupted; the model is the base in any case.
 pub fn train(
     model: &mut dyn UnifiedModel,
-    rules: &RuleSet,
-    answer_rules: Option<&RuleSet>,
+    rules: &RewardSet,
+    answer_rules: Option<&RewardSet>,
     config: &RunConfig,
     run_dir: &RunDir,
     from: Option<TrainingState>,
@@ -95,7 +95,7 @@ pub fn train(
 ) -> Result<RunReport> {
     let started = Instant::now();
     let options = &config.train;
-    let base = ModelStamp::new(model, &config.model.plugin)?;
+    let base = ModelFingerprint::new(model, &config.model.plugin)?;
     if let Some(from) = &from {
         check_base(from, &base)?;
     }
@@ -105,22 +105,22 @@ pub fn train(
     // The base is evaluated once; what looks at it has to do so before its weights give way to those of a checkpoint.
     let before = evaluate(model, Some(&base), (config, None), run_dir, "base", watch)?;
     let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
-    let draws = config.eval.pictures > 0 && (options.sample_every > 0 || config.eval.prompts > 0);
-    if draws && !run_dir.root().join("samples/base.png").is_file() {
-        pictures::save(&mut trainer, &config.eval, run_dir, "base")?;
+    let samples = config.eval.pictures > 0 && (options.sample_every > 0 || config.eval.prompts > 0);
+    if samples && !run_dir.root().join("samples/base.png").is_file() {
+        samples::save(&mut trainer, &config.eval, run_dir, "base")?;
     }
     let mut stopped = None;
     let first = from.as_ref().map_or(0, |state| state.step);
     let mut guard = match from {
-        None => Guard::new(trainer.model, config, &trainer.update)?,
+        None => DriftMonitor::new(trainer.model, config, &trainer.update)?,
         Some(state) => {
             // With other settings of the evaluation, what the guard remembers means nothing.
             let knows = state.config.eval == config.eval;
-            let fresh = if knows { None } else { Guard::new(trainer.model, config, &trainer.update)? };
+            let fresh = if knows { None } else { DriftMonitor::new(trainer.model, config, &trainer.update)? };
             trainer.resume(&state)?;
             stopped = state.stopped;
             match state.guard {
-                Some(known) if knows => Guard::resume(config, known, state.best)?,
+                Some(known) if knows => DriftMonitor::resume(config, known, state.best)?,
                 _ => fresh,
             }
         }
@@ -130,7 +130,7 @@ pub fn train(
         run_dir.point(first, best_step)?;
     }
     let (mut log, kept) = MetricsLog::open(run_dir.root(), first)?;
-    let mut alarms = Alarms::default();
+    let mut alarms = TrainWarnings::default();
     for line in &kept {
         alarms.count(line);
     }
@@ -155,12 +155,12 @@ pub fn train(
         let mut metrics = done.metrics;
         trainer.judge(&done.tasks, &done.outcome, &mut metrics)?;
         let shows = options.sample_every > 0 && step.is_multiple_of(options.sample_every);
-        if draws && shows && step < options.steps {
-            pictures::save(&mut trainer, &config.eval, run_dir, &format!("step-{step:06}"))?;
+        if samples && shows && step < options.steps {
+            samples::save(&mut trainer, &config.eval, run_dir, &format!("step-{step:06}"))?;
         }
         let look = match &mut guard {
             Some(guard) => guard.after(step, trainer.model, &mut trainer.update, &mut metrics)?,
-            None => Look::default(),
+            None => DriftCheck::default(),
         };
         stopped = look.stop;
 
@@ -183,10 +183,10 @@ pub fn train(
         }
     }
     let after = evaluate(trainer.model, None, (config, overlap), run_dir, "trained", watch)?;
-    if draws {
-        pictures::save(&mut trainer, &config.eval, run_dir, "trained")?;
+    if samples {
+        samples::save(&mut trainer, &config.eval, run_dir, "trained")?;
     }
-    [Some(rules), answer_rules].into_iter().flatten().try_for_each(RuleSet::finish)?;
+    [Some(rules), answer_rules].into_iter().flatten().try_for_each(RewardSet::finish)?;
     let wall = started.elapsed();
     let report = serde_json::json!({
         "base": before,
@@ -221,12 +221,12 @@ fn overlap(config: &RunConfig) -> Result<Option<usize>> {
 /// weight of it is kept.
 pub fn replay(
     model: &mut dyn UnifiedModel,
-    rules: &RuleSet,
-    answer_rules: Option<&RuleSet>,
+    rules: &RewardSet,
+    answer_rules: Option<&RewardSet>,
     config: &RunConfig,
     state: &TrainingState,
 ) -> Result<BTreeMap<String, f64>> {
-    check_base(state, &ModelStamp::new(model, &config.model.plugin)?)?;
+    check_base(state, &ModelFingerprint::new(model, &config.model.plugin)?)?;
     let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
     trainer.resume(state)?;
     let mut done = trainer.step(state.step + 1)?;
@@ -234,7 +234,7 @@ pub fn replay(
     Ok(done.metrics)
 }
 
-fn check_base(state: &TrainingState, base: &ModelStamp) -> Result<()> {
+fn check_base(state: &TrainingState, base: &ModelFingerprint) -> Result<()> {
     if state.base.weights == base.weights {
         return Ok(());
     }
@@ -245,9 +245,9 @@ fn check_base(state: &TrainingState, base: &ModelStamp) -> Result<()> {
 
 fn state(
     trainer: &Trainer<'_>,
-    base: &ModelStamp,
+    base: &ModelFingerprint,
     config: &RunConfig,
-    guard: Option<&Guard<'_>>,
+    guard: Option<&DriftMonitor<'_>>,
     run_dir: &RunDir,
     step: u64,
     stopped: Option<String>,
@@ -268,9 +268,9 @@ fn state(
 /// Keeps what a step that failed began with, so that it can be looked at and done again.
 fn keep_failure(
     trainer: &Trainer<'_>,
-    base: &ModelStamp,
+    base: &ModelFingerprint,
     config: &RunConfig,
-    guard: Option<&Guard<'_>>,
+    guard: Option<&DriftMonitor<'_>>,
     run_dir: &RunDir,
     step: u64,
     error: Error,
@@ -292,7 +292,7 @@ fn interruption(run_dir: &RunDir, done: &str) -> Error {
 /// Evaluates the model, whose weights may be hashed already, and writes the receipt, unless that of this very evaluation is there.
 fn evaluate(
     model: &mut dyn UnifiedModel,
-    known: Option<&ModelStamp>,
+    known: Option<&ModelFingerprint>,
     (config, overlap): (&RunConfig, Option<usize>),
     run_dir: &RunDir,
     what: &'static str,
@@ -308,7 +308,7 @@ fn evaluate(
         Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
     let stamp = match known {
         Some(stamp) => stamp.clone(),
-        None => ModelStamp::new(model, &config.model.plugin)?,
+        None => ModelFingerprint::new(model, &config.model.plugin)?,
     };
     let path = run_dir.root().join(format!("eval/{what}.json"));
     if let Some(known) = Receipt::find(&path, &evaluation, &stamp)? {

@@ -4,24 +4,24 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::tasks::TaskSource;
-use crate::abi::guard::caught;
+use crate::abi::panic::catch_unwind_to_error;
+use crate::algorithms::{self, Algorithm, Iteration, Outcome, Phases};
 use crate::checkpoint::TrainingState;
 use crate::config::{Rollout, RunConfig};
 use crate::error::{Error, Result};
 use crate::model::{Mode, Parameter, ParameterGroup, UnifiedModel};
-use crate::optimizer::{self, Iteration, Optimizer, Outcome, Phases};
-use crate::reward::RuleSet;
-use crate::scene::Task;
+use crate::optim::AdamW;
+use crate::prompts::Task;
+use crate::reward::RewardSet;
 use crate::seed;
-use crate::update::AdamW;
 
 /// A model with all that its steps need.
 pub(super) struct Trainer<'a> {
     pub(super) model: &'a mut dyn UnifiedModel,
-    pub(super) rules: &'a RuleSet,
-    answer_rules: Option<&'a RuleSet>,
+    pub(super) rules: &'a RewardSet,
+    answer_rules: Option<&'a RewardSet>,
     config: &'a RunConfig,
-    algorithm: Box<dyn Optimizer>,
+    algorithm: Box<dyn Algorithm>,
     pub(super) source: TaskSource,
     pub(super) update: AdamW,
     /// As the settings say, with a smaller micro-batch after memory ran out.
@@ -40,13 +40,13 @@ impl<'a> Trainer<'a> {
     /// Remembers the weights of now as the reference policy.
     pub(super) fn new(
         model: &'a mut dyn UnifiedModel,
-        rules: &'a RuleSet,
-        answer_rules: Option<&'a RuleSet>,
+        rules: &'a RewardSet,
+        answer_rules: Option<&'a RewardSet>,
         config: &'a RunConfig,
     ) -> Result<Self> {
-        let entry = optimizer::find(&config.optimizer.name)?;
-        optimizer::check_fits(entry, model.card())?;
-        let algorithm = optimizer::build(entry, config)?;
+        let entry = algorithms::find(&config.optimizer.name)?;
+        algorithms::check_fits(entry, model.card())?;
+        let algorithm = algorithms::build(entry, config)?;
         let source = TaskSource::new(config.train.tasks.as_deref())?;
         model.freeze_reference()?;
         let (frozen, weights): (Vec<Parameter>, Vec<Parameter>) = model
@@ -95,7 +95,7 @@ impl<'a> Trainer<'a> {
 
         let mut metrics: BTreeMap<String, f64> =
             outcome.metrics.iter().map(|(name, value)| ((*name).to_string(), *value)).collect();
-        metrics.extend(optimizer::part_metrics(&outcome.rewards));
+        metrics.extend(algorithms::part_metrics(&outcome.rewards));
         metrics.insert("update/gradient_norm".into(), updated.gradient_norm);
         metrics.insert("update/learning_rate".into(), updated.learning_rate);
         metrics.extend(phases.metrics());
@@ -117,7 +117,7 @@ impl<'a> Trainer<'a> {
             shuffle_rewards: self.config.train.shuffle_rewards,
             phases: Phases::default(),
         };
-        let outcome = caught(|| self.algorithm.accumulate(&mut iteration))?;
+        let outcome = catch_unwind_to_error(|| self.algorithm.accumulate(&mut iteration))?;
         Ok((outcome, iteration.phases))
     }
 

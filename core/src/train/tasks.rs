@@ -3,8 +3,8 @@
 use crate::config::Rollout;
 use crate::error::Result;
 use crate::eval;
-use crate::scene::rng::Rng;
-use crate::scene::{Category, Exclusion, Split, Task, read_jsonl};
+use crate::prompts::rng::Rng;
+use crate::prompts::{Category, Exclusion, Split, Task, read_jsonl};
 use crate::tiles;
 
 /// The drawn world's generator or a file.
@@ -25,7 +25,7 @@ impl TaskSource {
         let Self::File(known) = self else { return 0 };
         let mut trained = Exclusion::default();
         trained.add(known);
-        evaluated.iter().filter(|task| task.facts.category.is_split() && trained.repeats(task)).count()
+        evaluated.iter().filter(|task| task.spec.category.is_split() && trained.repeats(task)).count()
     }
 
     /// Whether the tasks are of the drawn world.

@@ -8,7 +8,7 @@ use std::path::Path;
 use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{Context, Result};
-use crate::{input, whole};
+use crate::{atomic_fs, input};
 
 /// The bytes of a file, or of the program itself.
 pub(super) enum Bytes {
@@ -27,7 +27,9 @@ impl Bytes {
         // one; checkpoints appear under their names when they are whole and do not change.
         match unsafe { Mmap::map(&file) } {
             Ok(map) => Ok(Self::Mapped(map)),
-            Err(error) if whole::is_unsupported(&error) => std::fs::read(path).context(place).map(Self::Read),
+            Err(error) if atomic_fs::is_unsupported(&error) => {
+                std::fs::read(path).context(place).map(Self::Read)
+            }
             Err(error) => Err(error).context(place),
         }
     }

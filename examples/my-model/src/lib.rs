@@ -9,10 +9,10 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use unirl::model::{
-    Answers, Checkpoint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, ModelCard,
-    ModelSource, Parameter, ParameterGroup, Part, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    Answers, BatchSlice, Checkpoint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
+    ModelCard, ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
 };
-use unirl::sampling::{choose, chosen_logp};
+use unirl::sampling::{choose, gather_logp};
 use unirl::tch::{self, Device, Kind, Tensor};
 use unirl::tiles::{SIDE, TILES, codec, vocabulary};
 use unirl::weights::{self, Init, Store, Weights};
@@ -127,7 +127,7 @@ impl MyModel {
         for at in 0..length {
             let logits = self.network.logits(context, table, &ids).select(1, at); // [B,rows of the table]
             let class = choose(&logits, how.0, how.1, how.2);
-            logps.select(1, at).copy_(&chosen_logp(&logits, &class));
+            logps.select(1, at).copy_(&gather_logp(&logits, &class));
             ids.select(1, at).copy_(&class);
         }
         [ids, logps]
@@ -135,7 +135,7 @@ impl MyModel {
 }
 
 /// Temperature, the most likely tokens to choose among or 0 for all, and which rows of a larger batch these are.
-type How = (f64, i64, Option<Part>);
+type How = (f64, i64, Option<BatchSlice>);
 
 impl UnifiedModel for MyModel {
     fn card(&self) -> &ModelCard {
@@ -203,7 +203,7 @@ impl UnifiedModel for MyModel {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        _: &Replay,
+        _: &Masking,
     ) -> Result<ImageLogits> {
         images.check(&self.card, "prompts", prompts.len())?;
         policy.run(&self.network, self.reference.as_ref(), |network| {

@@ -14,8 +14,8 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use unirl::prompts::Category;
 use unirl::reward::{Reward, RewardFunction, Sample};
-use unirl::scene::Category;
 use unirl::{Error, Result, Tensor};
 
 /// How much of a picture may be covered.
@@ -47,7 +47,7 @@ impl MyReward {
     }
 
     fn reward(&self, sample: &Sample, covered: f64) -> Reward {
-        if sample.facts.category == Category::Counting {
+        if sample.spec.category == Category::Counting {
             return Reward::abstain("several objects need room");
         }
         let fits = (self.least..=self.most).contains(&covered);

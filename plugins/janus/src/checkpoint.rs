@@ -45,7 +45,7 @@ const BUILTIN: &[u8] = include_bytes!("../builtin/tiles.safetensors");
 type Files = BTreeMap<String, Vec<u8>>;
 
 /// What a model is put together from.
-pub struct Parts {
+pub struct LoadedCheckpoint {
     /// Sizes.
     pub config: JanusConfig,
     /// Prompts, and the text tokenizer.
@@ -73,7 +73,7 @@ pub struct Kept {
 }
 
 /// The parts that `source` names.
-pub fn parts(options: &JanusOptions, source: &ModelSource) -> Result<Parts> {
+pub fn parts(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
     if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
         return Err(Error::usage(
             "`model.options.architecture`: expected none, a checkpoint brings its own sizes",
@@ -91,7 +91,7 @@ pub fn expected(config: &JanusConfig) -> Result<Vec<Expected>> {
     Ok([Network::expected(config)?, Vq::expected(&config.vq)?].concat())
 }
 
-fn fresh(options: &JanusOptions, source: &ModelSource) -> Result<Parts> {
+fn fresh(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let architecture = options.architecture.clone().unwrap_or_default();
     architecture.vq.check()?;
     let mut words =
@@ -130,7 +130,7 @@ fn fresh(options: &JanusOptions, source: &ModelSource) -> Result<Parts> {
 }
 
 /// A checkpoint folder. Every name and shape is checked before a weight is read.
-fn open(folder: &Path, options: &JanusOptions, source: &ModelSource) -> Result<Parts> {
+fn open(folder: &Path, options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let mut files = small_files(folder)?;
     let named = options.text_tokenizer.as_deref().map(Path::new);
     let place = named.unwrap_or(folder);
@@ -147,7 +147,11 @@ fn open(folder: &Path, options: &JanusOptions, source: &ModelSource) -> Result<P
 }
 
 /// The embedded checkpoint, or another one that [`pack`] made.
-pub fn unpack(bytes: &'static [u8], options: &JanusOptions, source: &ModelSource) -> Result<Parts> {
+pub fn unpack(
+    bytes: &'static [u8],
+    options: &JanusOptions,
+    source: &ModelSource,
+) -> Result<LoadedCheckpoint> {
     const LABEL: &str = "the embedded checkpoint";
     let (weights, texts) = Weights::embedded(LABEL, bytes)?;
     let files = texts.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
@@ -160,7 +164,7 @@ fn load(
     mut weights: Weights,
     options: &JanusOptions,
     source: &ModelSource,
-) -> Result<Parts> {
+) -> Result<LoadedCheckpoint> {
     let layout = Layout::of(&weights)?;
     let json = read(label, &files, CONFIG)?;
     let shape = |name: &str| layout.shape(&weights, name);
@@ -184,7 +188,7 @@ fn assemble(
     config: JanusConfig,
     options: &JanusOptions,
     source: &ModelSource,
-) -> Result<Parts> {
+) -> Result<LoadedCheckpoint> {
     let Contents { label, files, layout, weights } = contents;
     let processor = read(label, &files, PROCESSOR)?;
     let silent = processor["use_default_system_prompt"] == json!(false);
@@ -204,7 +208,7 @@ fn assemble(
     let number = |key: &str, default: f64| generation[key].as_f64().unwrap_or(default);
     let precision = options.precision.kind(source.device);
     let (weights, unused) = weights.map_or((None, Vec::new()), |(weights, unused)| (Some(weights), unused));
-    Ok(Parts {
+    Ok(LoadedCheckpoint {
         sampling: ImageSampling {
             guidance: number("guidance_scale", GUIDANCE),
             temperature: number("temperature", 1.0),

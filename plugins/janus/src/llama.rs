@@ -3,9 +3,9 @@
 use tch::Tensor;
 use unirl::Result;
 use unirl::weights::{Init, Store};
-use unirl_layers::decoder::{self, Context, Past, Stack};
+use unirl_layers::decoder::{self, KvPast, LayerContext, Stack};
 use unirl_layers::language::{LanguageModel, Norm};
-use unirl_layers::{Joined, Linear};
+use unirl_layers::{FusedLinear, Linear};
 
 use crate::config::LlamaConfig;
 
@@ -36,10 +36,10 @@ impl Norm for RmsNorm {
 /// A layer.
 pub struct Layer {
     norm1: RmsNorm,
-    query_key_value: Joined,
+    query_key_value: FusedLinear,
     out: Linear,
     norm2: RmsNorm,
-    gate_up: Joined,
+    gate_up: FusedLinear,
     down: Linear,
     head_dim: i64,
 }
@@ -52,13 +52,13 @@ impl Layer {
         let name = |part: &str| format!("model.language_model.layers.{index}.{part}");
         let mut linear = |part: &str, inputs, outputs| Linear::unbiased(store, &name(part), inputs, outputs);
         Ok(Self {
-            query_key_value: Joined::new(vec![
+            query_key_value: FusedLinear::new(vec![
                 linear("self_attn.q_proj", width, queries)?,
                 linear("self_attn.k_proj", width, keys)?,
                 linear("self_attn.v_proj", width, keys)?,
             ]),
             out: linear("self_attn.o_proj", queries, width)?,
-            gate_up: Joined::new(vec![
+            gate_up: FusedLinear::new(vec![
                 linear("mlp.gate_proj", width, inner)?,
                 linear("mlp.up_proj", width, inner)?,
             ]),
@@ -71,7 +71,7 @@ impl Layer {
 }
 
 impl decoder::Layer for Layer {
-    fn run(&self, x: &Tensor, past: Past<'_>, context: &Context) -> (Tensor, [Tensor; 2]) {
+    fn run(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]) {
         let heads = |t: Tensor| t.unflatten(2, [-1, self.head_dim]);
         let h = self.norm1.apply(x);
         let [q, k, v] = context.project(&self.query_key_value, &h).map(heads);

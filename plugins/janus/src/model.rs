@@ -5,19 +5,19 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
-    Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard,
-    ModelSource, Parameter, ParameterGroup, Policy, Replay, Scoring, TextSampling, TokenLogp, UnifiedModel,
-    Workload,
+    Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode,
+    ModelCard, ModelSource, Parameter, ParameterGroup, Policy, Scoring, TextSampling, TokenLogp,
+    UnifiedModel, Workload,
 };
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{Rows, Sees};
-use unirl_layers::decoding::{Answering, Choice, Chosen, Written};
+use unirl_layers::decoder::{AttnMask, StackInput};
+use unirl_layers::decoding::{GeneratedText, SampledTokens, SamplingChoice, TextDecoding};
 use unirl_layers::language::{self, answered};
 use unirl_text::{padded, padded_left, warn_too_long};
 
 use crate::aligner::CodeHead;
-use crate::checkpoint::{self, Kept, Parts};
+use crate::checkpoint::{self, Kept, LoadedCheckpoint};
 use crate::config::JanusConfig;
 use crate::footprint::Sizes;
 use crate::network::{self, Network};
@@ -74,8 +74,8 @@ impl Janus {
     }
 
     /// Puts a model together from the parts of a checkpoint.
-    pub fn from_parts(parts: Parts, device: Device) -> Result<Self> {
-        let Parts { config, prompting, sampling, normalisation, mut store, kept, .. } = parts;
+    pub fn from_parts(parts: LoadedCheckpoint, device: Device) -> Result<Self> {
+        let LoadedCheckpoint { config, prompting, sampling, normalisation, mut store, kept, .. } = parts;
         let mut network = Network::take(&mut store, &config)?;
         network.llama.stack.checkpointing = parts.gradient_checkpointing;
         let vq = store.of_kind(Kind::Float, |store| Vq::take(store, &config.vq))?;
@@ -86,8 +86,8 @@ impl Janus {
             image_tokens: config.image_tokens(),
             codebook_size: config.generation.codebook_size,
             resolution: config.vision.image_size,
-            reads_at: None,
-            pads_with: Some(GREY),
+            input_resolution: None,
+            pad_value: Some(GREY),
             sampling,
         };
         Ok(Self {
@@ -162,12 +162,12 @@ impl Janus {
     }
 
     /// Prompts as ids, of which pretraining drops some.
-    fn replayed_prompts(&self, prompts: &[String], replay: &Replay) -> Result<Vec<Vec<i64>>> {
+    fn replayed_prompts(&self, prompts: &[String], replay: &Masking) -> Result<Vec<Vec<i64>>> {
         let mut prompts = self.prompt_ids(prompts)?;
-        if let Replay::Pretrain { seed } = replay {
+        if let Masking::Pretrain { seed } = replay {
             tch::manual_seed(*seed as i64);
-            let draws = Tensor::rand([prompts.len() as i64], (Kind::Float, self.device));
-            let dropped = Vec::<bool>::try_from(draws.lt(DROPPED_PROMPTS))?;
+            let uniforms = Tensor::rand([prompts.len() as i64], (Kind::Float, self.device));
+            let dropped = Vec::<bool>::try_from(uniforms.lt(DROPPED_PROMPTS))?;
             for (ids, _) in prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped) {
                 *ids = self.prompting.emptied(ids);
             }
@@ -182,7 +182,7 @@ impl Janus {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
         make: impl FnOnce(&CodeHead, &[Tensor], f64, Tensor) -> Result<R>,
     ) -> Result<R> {
         images.check(&self.card, "prompts", prompts.len())?;
@@ -204,8 +204,9 @@ impl Janus {
         let (rows, index) = distinct(rows);
         let (ids, there) = padded_left(&rows, self.prompting.special.pad, self.device);
         let index = Tensor::from_slice(&index).to_device(self.device);
-        let choice = Choice { temperature: sampling.temperature, top_k: 0, part: sampling.part };
-        let mut chosen = Chosen::new(prompts.len() as i64, self.card.image_tokens, choice, self.device);
+        let choice = SamplingChoice { temperature: sampling.temperature, top_k: 0, part: sampling.part };
+        let mut chosen =
+            SampledTokens::new(prompts.len() as i64, self.card.image_tokens, choice, self.device);
         self.network.draw(&ids, &there, &index, &mut chosen, |logits| {
             if !guided {
                 return logits.shallow_clone();
@@ -251,7 +252,7 @@ impl Janus {
         let picture = self.prompting.picture();
         let places = positions.ge(picture.start).logical_and(&positions.lt(picture.end));
         let places = places.expand([batch, -1], false);
-        let x = network.embed_pictures(ids, &places, &self.align(network, images)?)?;
+        let x = network.embed_images_at(ids, &places, &self.align(network, images)?)?;
         let mask = network::causal(&network::present(batch, length, self.device), length);
         Ok((x, positions, mask))
     }
@@ -326,11 +327,12 @@ impl UnifiedModel for Janus {
         sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
         let special = self.prompting.special;
-        let Written { tokens, mask, logp } = tch::no_grad(|| {
+        let GeneratedText { tokens, mask, logp } = tch::no_grad(|| {
             let (ids, there) = padded(&self.question_ids(questions)?, special.pad, self.device);
             let (x, positions, mask) = self.understanding(&self.network, images, &ids)?;
-            let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
-            let answering = Answering::read(&self.network.llama, rows, &there, sampling.max_tokens)?;
+            let rows =
+                StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
+            let answering = TextDecoding::read(&self.network.llama, rows, &there, sampling.max_tokens)?;
             answering.write(sampling, special.eos, special.pad)
         })?;
         Ok(Answers { logp: Some(logp), ..self.prompting.text().answers(tokens, mask, special.eos)? })
@@ -347,7 +349,7 @@ impl UnifiedModel for Janus {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<ImageLogits> {
         self.rescored(prompts, images, policy, replay, |head, rows, guidance, targets| {
             Ok(ImageLogits { logits: mixed(head, rows, guidance), targets })
@@ -359,7 +361,7 @@ impl UnifiedModel for Janus {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<TokenLogp> {
         self.rescored(prompts, images, policy, replay, |head, rows, guidance, mask| {
             let rows: Vec<Tensor> = rows.iter().map(|rows| rows.flatten(0, 1)).collect();
@@ -383,7 +385,8 @@ impl UnifiedModel for Janus {
         let ends: Vec<i64> = questions.iter().map(|question| question.len() as i64 - 1).collect();
         policy.run(&self.network, self.reference.as_ref(), |network| {
             let (x, positions, mask) = self.understanding(network, images, &ids)?;
-            let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
+            let rows =
+                StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
             network.llama.score(rows, &ends, answers)
         })
     }

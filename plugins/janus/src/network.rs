@@ -4,8 +4,8 @@
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{self, Rows, Sees};
-use unirl_layers::decoding::{Chosen, Decoding};
+use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::decoding::{SampledTokens, StepDecoding};
 
 use crate::aligner::{Aligner, Codes};
 use crate::config::JanusConfig;
@@ -46,7 +46,7 @@ impl Network {
     }
 
     /// Embeds `ids [B,L]` with the rows `aligned [n,patches,D]` of pictures, in order, in their `places [B,L]`: `[B,L,D]`.
-    pub fn embed_pictures(&self, ids: &Tensor, places: &Tensor, aligned: &Tensor) -> Result<Tensor> {
+    pub fn embed_images_at(&self, ids: &Tensor, places: &Tensor, aligned: &Tensor) -> Result<Tensor> {
         let expected = places.sum(Kind::Int64).int64_value(&[]);
         let got = aligned.size()[0] * aligned.size()[1];
         if expected != got {
@@ -56,7 +56,7 @@ impl Network {
     }
 
     /// Embeds `prompts [B,L]`, which end with the token that begins an image, and `codes [B,n]` behind them: `[B,L+n,D]`.
-    pub fn embed_drawing(&self, prompts: &Tensor, codes: &Tensor) -> Tensor {
+    pub fn embed_image_tokens(&self, prompts: &Tensor, codes: &Tensor) -> Tensor {
         Tensor::cat(&[self.llama.embed(prompts), self.codes.embed(codes)], 1)
     }
 
@@ -65,17 +65,17 @@ impl Network {
     /// seen, padding of an empty prompt included, as in the original.
     pub fn drawing(&self, prompts: &Tensor, present: Option<&Tensor>, codes: &Tensor) -> Result<Tensor> {
         let (batch, length, tokens) = (prompts.size()[0], prompts.size()[1], codes.size()[1]);
-        let x = self.embed_drawing(prompts, &codes.narrow(1, 0, tokens - 1));
+        let x = self.embed_image_tokens(prompts, &codes.narrow(1, 0, tokens - 1));
         let everything = Tensor::ones([batch, length + tokens - 1], (Kind::Bool, prompts.device()));
         let present = match present {
             None => everything,
             Some(present) => Tensor::cat(&[present, &everything.narrow(1, length, tokens - 1)], 1),
         };
         let read = Tensor::arange_start(length - 1, length + tokens - 1, (Kind::Int64, prompts.device()));
-        self.llama.hidden(Rows {
+        self.llama.hidden(StackInput {
             x,
             positions: &positions(&present),
-            sees: Sees::Mask(&causal(&present, length + tokens - 1)),
+            sees: AttnMask::Mask(&causal(&present, length + tokens - 1)),
             past: None,
             read: Some(&read.expand([batch, -1], false)),
         })
@@ -90,15 +90,15 @@ impl Network {
         prompts: &Tensor,
         present: &Tensor,
         index: &Tensor,
-        chosen: &mut Chosen,
+        chosen: &mut SampledTokens,
         mut mix: impl FnMut(&Tensor) -> Tensor,
     ) -> Result<()> {
         let (batch, length) = (prompts.size()[0], prompts.size()[1]);
         let last = Tensor::full([batch, 1], length - 1, (Kind::Int64, prompts.device()));
-        let (hidden, cache) = self.llama.forward(Rows {
+        let (hidden, cache) = self.llama.forward(StackInput {
             x: self.llama.embed(prompts),
             positions: &positions(present),
-            sees: Sees::Mask(&causal(present, length)),
+            sees: AttnMask::Mask(&causal(present, length)),
             past: None,
             read: Some(&last),
         })?;
@@ -107,7 +107,8 @@ impl Network {
         let present = present.index_select(0, index);
         let place = present.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
         let hidden = hidden.squeeze_dim(1).index_select(0, index);
-        let mut decoding = Decoding::new(&self.llama, (&cache, index), &present, place, &hidden, tokens - 1);
+        let mut decoding =
+            StepDecoding::new(&self.llama, (&cache, index), &present, place, &hidden, tokens - 1);
         chosen.choose(&mix(&self.codes.head.logits(decoding.hidden())));
         decoding.run(tokens - 1, |push| {
             let hidden = push(&self.codes.embed(&chosen.last.repeat([copies]).unsqueeze(1)));

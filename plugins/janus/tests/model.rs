@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use unirl::Error;
 use unirl::model::{
-    Answers, Checkpoint, ImageSampling, Images, ModelSource, ParameterGroup, Part, Policy, Replay, Scoring,
-    TextSampling, UnifiedModel,
+    Answers, BatchSlice, Checkpoint, ImageSampling, Images, Masking, ModelSource, ParameterGroup, Policy,
+    Scoring, TextSampling, UnifiedModel,
 };
-use unirl::sampling::{choose_by, chosen_logp};
+use unirl::sampling::{gather_logp, sample_tokens_with};
 use unirl_plugin_janus::checkpoint;
 use unirl_plugin_janus::model::Janus;
 use unirl_plugin_janus::options::{Architecture, JanusOptions, Vision};
@@ -111,24 +111,24 @@ fn codes_drawn_with_a_cache_are_those_drawn_without_one() {
     let _alone = alone();
     let mut janus = tiny(); // of four heads that share two of keys
     let n = janus.card().image_tokens;
-    for (guidance, part) in [(3.0, None), (1.0, None), (3.0, Some(Part { first: 2, of: 7 }))] {
+    for (guidance, part) in [(3.0, None), (1.0, None), (3.0, Some(BatchSlice { first: 2, of: 7 }))] {
         let sampling =
             ImageSampling { seed: 5, guidance, temperature: 0.9, part, ..ImageSampling::default() };
         let drawn = janus.generate(&prompts(), &sampling).unwrap();
 
         tch::manual_seed(5);
         let rows = part.map_or(4, |part| part.of);
-        let draws = Tensor::rand([n, rows], (Kind::Float, Device::Cpu));
-        let draws = draws.narrow(1, part.map_or(0, |part| part.first), 4);
+        let uniforms = Tensor::rand([n, rows], (Kind::Float, Device::Cpu));
+        let uniforms = uniforms.narrow(1, part.map_or(0, |part| part.first), 4);
         let tokens = Tensor::zeros([4, n], (Kind::Int64, Device::Cpu));
-        let replay = Replay::Remask { seed: 1, part: None, scoring: Scoring::Guided, guidance };
+        let replay = Masking::Remask { seed: 1, part: None, scoring: Scoring::Guided, guidance };
         for at in 0..n {
             let so_far = Images::from_tokens(tokens.shallow_clone());
             let logits = tch::no_grad(|| janus.image_logits(&prompts(), &so_far, Policy::Current, &replay))
                 .unwrap()
                 .logits;
-            let draws = draws.get(at).unsqueeze(1);
-            let code = choose_by(&logits.select(1, at), sampling.temperature, 0, Some(&draws));
+            let uniforms = uniforms.get(at).unsqueeze(1);
+            let code = sample_tokens_with(&logits.select(1, at), sampling.temperature, 0, Some(&uniforms));
             tokens.select(1, at).copy_(&code);
         }
         assert_eq!(drawn.tokens, tokens);
@@ -141,7 +141,7 @@ fn a_batch_of_different_lengths_is_its_rows() {
     let mut janus = tiny();
     let greedy = ImageSampling { temperature: 0.0, guidance: 3.0, ..ImageSampling::default() };
     let drawn = janus.generate(&prompts(), &greedy).unwrap();
-    let replay = Replay::Remask { seed: 1, part: None, scoring: Scoring::Guided, guidance: greedy.guidance };
+    let replay = Masking::Remask { seed: 1, part: None, scoring: Scoring::Guided, guidance: greedy.guidance };
     let logits = janus.image_logits(&prompts(), &drawn, Policy::Current, &replay).unwrap().logits;
     // Drawn with a cache, scored without one.
     assert_eq!(logits.argmax(-1, false), drawn.tokens);
@@ -201,7 +201,7 @@ fn a_batch_in_parts_is_the_batch_in_one() {
     let asking = TextSampling { temperature: 1.0, max_tokens: 4, seed: 6, ..TextSampling::default() };
     let said = janus.answer(&whole, &questions(), &asking).unwrap();
     for first in [0, 2] {
-        let part = Some(Part { first, of: 4 });
+        let part = Some(BatchSlice { first, of: 4 });
         let rows = first as usize..first as usize + 2;
         let images = janus.generate(&prompts()[rows.clone()], &ImageSampling { part, ..sampling.clone() });
         assert_eq!(images.unwrap().tokens, whole.tokens.narrow(0, first, 2));
@@ -215,10 +215,10 @@ fn a_batch_in_parts_is_the_batch_in_one() {
 
 /// Gradients of the mean log-probability, of weights that all tokens reach.
 fn learned(janus: &Janus, images: &Images, scoring: Scoring, guidance: f64) -> (Tensor, Tensor) {
-    let replay = Replay::Remask { seed: 1, part: None, scoring, guidance };
+    let replay = Masking::Remask { seed: 1, part: None, scoring, guidance };
     let scored = janus.image_logits(&prompts(), images, Policy::Current, &replay).unwrap();
     assert!(bool::try_from(scored.targets.all()).unwrap(), "every token is predicted");
-    let logp = chosen_logp(&scored.logits, &images.tokens);
+    let logp = gather_logp(&scored.logits, &images.tokens);
     let parameters = janus.parameters().unwrap();
     let embedding = parameters.iter().find(|p| p.name.ends_with("embed_tokens.weight")).unwrap();
     let gradient = Tensor::run_backward(&[logp.mean(Kind::Float)], &[&embedding.tensor], false, false);
@@ -253,9 +253,9 @@ fn the_three_ways_of_scoring() {
     close(&unguided, &conditional, SAME);
     close(&gradient, &plain, SAME);
     // Revealed code by code in any case.
-    let reveal = Replay::Reveal { steps: vec![0], scoring: Scoring::Conditional, guidance };
+    let reveal = Masking::Reveal { steps: vec![0], scoring: Scoring::Conditional, guidance };
     let scored = janus.image_logits(&prompts(), &images, Policy::Current, &reveal).unwrap();
-    close(&chosen_logp(&scored.logits, &images.tokens).detach(), &conditional, SAME);
+    close(&gather_logp(&scored.logits, &images.tokens).detach(), &conditional, SAME);
 }
 
 /// A tenth of the prompts of pretraining are empty ones.
@@ -267,11 +267,11 @@ fn pretraining_drops_some_prompts() {
     let many = vec!["a red cat".to_string(); 200];
     let images = janus.generate(&many[..1], &sampling).unwrap();
     let images = Images::from_tokens(images.tokens.repeat([200, 1]));
-    let logits = |replay: &Replay| {
+    let logits = |replay: &Masking| {
         tch::no_grad(|| janus.image_logits(&many, &images, Policy::Current, replay)).unwrap().logits
     };
-    let plain = logits(&Replay::remask(1, None));
-    let dropped = (logits(&Replay::Pretrain { seed: 1 }) - plain).abs().amax([1i64, 2].as_slice(), false);
+    let plain = logits(&Masking::remask(1, None));
+    let dropped = (logits(&Masking::Pretrain { seed: 1 }) - plain).abs().amax([1i64, 2].as_slice(), false);
     let count = dropped.gt(1e-3).sum(Kind::Int64).int64_value(&[]);
     assert!((8..=34).contains(&count), "{count} of 200, where 20 are expected with a deviation of 4");
 }
@@ -284,12 +284,13 @@ fn the_reference_stays_and_each_task_teaches_its_own() {
     let images = janus.generate(&prompts(), &ImageSampling::default()).unwrap();
     let said = janus.encode_answers(&texts(&["a cat", "two", "red cat", "it is"])).unwrap();
     let before = janus.answer_logp(&images, &questions(), &said, Policy::Reference).unwrap().logp;
-    let drawing = janus.image_logits(&prompts(), &images, Policy::Current, &Replay::remask(1, None)).unwrap();
+    let drawing =
+        janus.image_logits(&prompts(), &images, Policy::Current, &Masking::remask(1, None)).unwrap();
     let answering = janus.answer_logp(&images, &questions(), &said, Policy::Current).unwrap();
     close(&answering.logp.detach(), &before, SAME);
     assert!(!before.requires_grad());
     for (loss, other) in [
-        (chosen_logp(&drawing.logits, &images.tokens).mean(Kind::Float), ParameterGroup::Understanding),
+        (gather_logp(&drawing.logits, &images.tokens).mean(Kind::Float), ParameterGroup::Understanding),
         (answering.logp.mean(Kind::Float), ParameterGroup::Generation),
     ] {
         let parameters = janus.parameters().unwrap();

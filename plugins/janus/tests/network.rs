@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use unirl::weights::Store;
-use unirl_layers::decoder::{Rows, Sees};
+use unirl_layers::decoder::{AttnMask, StackInput};
 use unirl_plugin_janus::config::{GenerationConfig, JanusConfig, LlamaConfig, SiglipConfig};
 use unirl_plugin_janus::llama::Llama;
 use unirl_plugin_janus::network::{self, Network};
@@ -121,7 +121,9 @@ fn cached_rows_of_grouped_heads_are_those_of_the_whole() {
         let positions = network::positions(&present).narrow(1, rows.start, count);
         let x = llama.embed(&ids.narrow(1, rows.start, count));
         let mask = network::causal(&present, count);
-        llama.forward(Rows { x, positions: &positions, sees: Sees::Mask(&mask), past, read: None }).unwrap()
+        llama
+            .forward(StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past, read: None })
+            .unwrap()
     };
     let (whole, _) = run(&network.llama, 0..5, None);
     let (_, cache) = run(&network.llama, 0..3, None);

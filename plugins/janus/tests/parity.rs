@@ -14,9 +14,9 @@ use fixture::{
     halves, norm, norm_of, number, read_json, same,
 };
 use tch::{Device, Kind, Reduction, Tensor};
-use unirl::optimizer::objective;
-use unirl::sampling::chosen_logp;
-use unirl_layers::decoder::{Rows, Sees};
+use unirl::algorithms::objective;
+use unirl::sampling::gather_logp;
+use unirl_layers::decoder::{AttnMask, StackInput};
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::network;
 
@@ -99,7 +99,7 @@ fn answering(f: &Fixture, model: &Model) -> Tensor {
     let mask = network::causal(&present, present.size()[1]);
     let x = model.asked(f);
     let positions = network::positions(&present);
-    let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
+    let rows = StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
     model.network.llama.hidden(rows).unwrap()
 }
 
@@ -118,7 +118,7 @@ fn parity_understanding() {
         number(&model.named("loss"), &answer_loss(&f, &logits), f.number("und.loss"), LOSSES);
 
         let too_few = model.network.align(&f.tensor("vision.pixel_values").narrow(0, 0, 1)).unwrap();
-        let error = model.network.embed_pictures(&ids, &ids.eq(f.id("image")), &too_few).unwrap_err();
+        let error = model.network.embed_images_at(&ids, &ids.eq(f.id("image")), &too_few).unwrap_err();
         assert!(error.message().contains("expected"), "{error}");
     }
 }
@@ -139,10 +139,10 @@ fn parity_understanding_greedy_with_cache() {
             let positions = network::positions(&present).narrow(1, length - rows, rows);
             let mask = network::causal(&present, rows);
             let (hidden, cache) = llama
-                .forward(Rows {
+                .forward(StackInput {
                     x,
                     positions: &positions,
-                    sees: Sees::Mask(&mask),
+                    sees: AttnMask::Mask(&mask),
                     past: past.as_ref(),
                     read: None,
                 })
@@ -205,13 +205,13 @@ fn parity_drawing_teacher_forced() {
         let [cond, uncond] = rows.each_ref().map(|rows| head.logits(rows));
         close(&model.named("logits"), &cond, &f.tensor("t2i.tf_logits_cond"), VALUES);
         close(&model.named("logits of empty prompts"), &uncond, &f.tensor("t2i.tf_logits_uncond"), VALUES);
-        let logp = chosen_logp(&cond, &codes);
+        let logp = gather_logp(&cond, &codes);
         close(&model.named("logp"), &logp, &f.tensor("t2i.tf_logp_cond"), VALUES);
 
         let loss = -logp.mean(Kind::Float);
         number(&model.named("loss"), &loss, f.number("train.t2i_ce"), LOSSES);
         let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
-        let loss = -chosen_logp(&guided, &codes).mean(Kind::Float);
+        let loss = -gather_logp(&guided, &codes).mean(Kind::Float);
         number(&model.named("guided loss"), &loss, f.number("train.t2i_cfg_ce"), LOSSES);
 
         // Padding on the left is not seen: the same rows with two pads before each prompt.
@@ -263,7 +263,7 @@ fn parity_gradients_of_training_losses() {
     for model in f.models() {
         let [cond, uncond] = model.drawn(&f, &codes).map(|rows| model.network.codes.head.logits(&rows));
         let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
-        let drawing = |logits: &Tensor| -chosen_logp(logits, &codes).mean(Kind::Float);
+        let drawing = |logits: &Tensor| -gather_logp(logits, &codes).mean(Kind::Float);
         let answering = answer_loss(&f, &model.network.llama.logits(&answering(&f, &model)));
         for (name, loss) in [("t2i", drawing(&cond)), ("t2i_cfg", drawing(&guided)), ("und", answering)] {
             let gradients = model.gradients(&loss);
@@ -284,7 +284,7 @@ fn parity_split_losses() {
         for (name, logits, tolerance) in [("cond", cond, VALUES), ("cfg", guided, GUIDED)] {
             let what = |part: &str| model.named(&format!("{name}: {part}"));
             let stored = |part: &str| f.tensor(&format!("split.{name}.{part}"));
-            let logp = chosen_logp(&logits, &codes);
+            let logp = gather_logp(&logits, &codes);
             close(&what("logp"), &logp, &stored("logp"), tolerance);
             let (k3, _) = objective::k3(&logp, &stored("ref_logp"));
             close(&what("k3"), &k3, &stored("k3"), tolerance);

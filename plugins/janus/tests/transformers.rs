@@ -15,7 +15,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
-use unirl::model::{Answers, Checkpoint, ImageSampling, Images, ModelSource, Policy, Replay, UnifiedModel};
+use unirl::model::{Answers, Checkpoint, ImageSampling, Images, Masking, ModelSource, Policy, UnifiedModel};
 use unirl_plugin_janus::checkpoint;
 use unirl_plugin_janus::model::Janus;
 use unirl_plugin_janus::options::JanusOptions;
@@ -96,7 +96,7 @@ fn transformers_agrees_and_loads_what_is_saved() {
     let greedy = ImageSampling { temperature: 0.0, guidance, ..ImageSampling::default() };
     let drawn = janus.generate(&prompts, &greedy).unwrap();
     assert_eq!(drawn.tokens, tensor("codes"));
-    let scored = janus.image_logits(&prompts, &drawn, Policy::Current, &Replay::remask(0, None)).unwrap();
+    let scored = janus.image_logits(&prompts, &drawn, Policy::Current, &Masking::remask(0, None)).unwrap();
     close("logits", &scored.logits, &tensor("logits"));
     let decoded = ((tensor("decoded") + 1.0) / 2.0).clamp(0.0, 1.0);
     close("pixels", &janus.pixels(&drawn).unwrap(), &decoded);

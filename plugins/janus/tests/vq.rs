@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use compare::{BYTES, VALUES, close};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Parameter, ParameterGroup};
-use unirl::scene::rng::Rng;
-use unirl::tiles::{self, Scene};
-use unirl::update::{AdamW, UpdateOptions};
+use unirl::optim::{AdamW, UpdateOptions};
+use unirl::prompts::rng::Rng;
+use unirl::tiles::{self, TileGrid};
 use unirl::weights::{Store, Weights};
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::vq::{Vq, VqConfig};
@@ -195,7 +195,7 @@ fn a_fresh_one_learns_to_reproduce_drawings() {
     let mut update = AdamW::new(parameters, options, STEPS);
     let mut rng = Rng::new(1);
     let mut drawings = |count: usize| -> Tensor {
-        tiles::render(&(0..count).map(|_| Scene::scattered(&mut rng)).collect::<Vec<_>>())
+        tiles::render(&(0..count).map(|_| TileGrid::scattered(&mut rng)).collect::<Vec<_>>())
     };
     let held_out = drawings(64);
     let mean = held_out.mean_dim([0i64].as_slice(), true, Kind::Float);

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 use unirl::autograd::{checkpoint, gradient_enabled};
 use unirl::{Error, Result};
 
-use crate::Joined;
+use crate::FusedLinear;
 
 /// What is added to the score of a hidden key. Kept from the original of Show-o: not −∞, so that a row that sees nothing
 /// is uniform.
@@ -20,27 +20,27 @@ pub fn additive(visible: &Tensor) -> Tensor {
 
 /// What rows see of those before them and of themselves.
 #[derive(Debug, Clone, Copy)]
-pub enum Sees<'a> {
+pub enum AttnMask<'a> {
     /// By a mask `[B or 1,1,L or 1,past + L]`, which is added to the scores.
     Mask(&'a Tensor),
     /// All from a column on, which each row of the batch has its own of. libtorch's fastest attention knows no mask.
     From(&'a [i64]),
 }
 
-/// [`Sees`], as attention takes it.
+/// [`AttnMask`], as attention takes it.
 #[derive(Debug)]
-enum Seen {
+enum PreparedMask {
     /// In the type of the scores.
     Mask(Tensor),
     /// Rows of the batch that see from the same column on: how many, and the column.
     Runs(Vec<(i64, i64)>),
 }
 
-impl Seen {
-    fn new(sees: Sees<'_>, kind: Kind) -> Self {
+impl PreparedMask {
+    fn new(sees: AttnMask<'_>, kind: Kind) -> Self {
         match sees {
-            Sees::Mask(mask) => Self::Mask(fitting(mask, kind)),
-            Sees::From(columns) => {
+            AttnMask::Mask(mask) => Self::Mask(fitting(mask, kind)),
+            AttnMask::From(columns) => {
                 let runs = columns.chunk_by(|one, next| one == next);
                 Self::Runs(runs.map(|run| (run.len() as i64, run[0])).collect())
             }
@@ -103,9 +103,9 @@ fn fitting(mask: &Tensor, kind: Kind) -> Tensor {
 
 /// Keys and values of the rows seen so far, a pair a layer, each `[B,heads,rows,head_dim]`.
 #[derive(Debug)]
-pub struct Cache(Vec<[Tensor; 2]>);
+pub struct KvCache(Vec<[Tensor; 2]>);
 
-impl Cache {
+impl KvCache {
     /// The cache of rows `index` of the batch.
     #[must_use]
     pub fn select(&self, index: &Tensor) -> Self {
@@ -113,7 +113,7 @@ impl Cache {
     }
 
     /// The cache of rows `index` of the batch, with room for so many rows behind it.
-    pub fn with_room(&self, index: &Tensor, room: i64) -> Room {
+    pub fn with_room(&self, index: &Tensor, room: i64) -> StaticKvCache {
         let longer = |all: &Tensor| {
             let rows = all.index_select(0, index).transpose(1, 2); // [B,rows,heads,head_dim]
             let (batch, before, heads, dim) = rows.size4().unwrap_or_default();
@@ -122,18 +122,18 @@ impl Cache {
             whole.narrow(1, 0, before).copy_(&rows);
             whole
         };
-        Room(self.0.iter().map(|pair| pair.each_ref().map(longer)).collect())
+        StaticKvCache(self.0.iter().map(|pair| pair.each_ref().map(longer)).collect())
     }
 }
 
 /// Keys and values of rows that are written in place, so that none are copied when there is another row: a pair a layer, each
 /// `[B,rows,heads,head_dim]`.
 #[derive(Debug)]
-pub struct Room(Vec<[Tensor; 2]>);
+pub struct StaticKvCache(Vec<[Tensor; 2]>);
 
-/// Where rows are written in a [`Room`].
+/// Where rows are written in a [`StaticKvCache`].
 #[derive(Debug, Clone, Copy)]
-pub enum Place<'a> {
+pub enum WriteAt<'a> {
     /// From this one on.
     From(i64),
     /// The one that is named on the device, `[1]` i64: where no number may pass from the host.
@@ -142,27 +142,27 @@ pub enum Place<'a> {
 
 /// What a layer's rows find before them.
 #[derive(Debug, Clone, Copy)]
-pub enum Past<'a> {
+pub enum KvPast<'a> {
     /// Nothing.
     Nothing,
     /// Keys and values, each `[B,heads,rows,head_dim]`, which stay as they are.
     Before(&'a [Tensor; 2]),
     /// Keys and values among which theirs are written. The first so many rows are read.
-    Room(&'a [Tensor; 2], Place<'a>, i64),
+    StaticKvCache(&'a [Tensor; 2], WriteAt<'a>, i64),
 }
 
-impl Past<'_> {
+impl KvPast<'_> {
     /// Keys and values of what is before and of the rows themselves, `[B,heads,rows,head_dim]`.
     fn with(self, [keys, values]: [Tensor; 2]) -> [Tensor; 2] {
         match self {
             Self::Nothing => [keys, values],
             Self::Before([k, v]) => [Tensor::cat(&[k, &keys], 2), Tensor::cat(&[v, &values], 2)],
-            Self::Room(room, place, seen) => {
+            Self::StaticKvCache(room, place, seen) => {
                 for (room, rows) in room.iter().zip([keys, values]) {
                     let rows = rows.transpose(1, 2);
                     match place {
-                        Place::From(start) => room.narrow(1, start, rows.size()[1]).copy_(&rows),
-                        Place::At(index) => drop(room.shallow_clone().index_copy_(1, index, &rows)),
+                        WriteAt::From(start) => room.narrow(1, start, rows.size()[1]).copy_(&rows),
+                        WriteAt::At(index) => drop(room.shallow_clone().index_copy_(1, index, &rows)),
                     }
                 }
                 room.each_ref().map(|room| room.narrow(1, 0, seen).transpose(1, 2))
@@ -212,16 +212,16 @@ impl Rotary {
 
 /// The rows of the last layer that are read: what comes of the others is never computed.
 #[derive(Debug)]
-struct Read {
+struct OutputRows {
     /// `[B·m]`, counted over the whole batch.
     flat: Tensor,
     /// `m`.
     rows: i64,
     rotary: Rotary,
-    sees: Seen,
+    sees: PreparedMask,
 }
 
-impl Read {
+impl OutputRows {
     fn handle(&self) -> Self {
         Self {
             flat: self.flat.shallow_clone(),
@@ -234,18 +234,18 @@ impl Read {
 
 /// What a layer knows of its rows.
 #[derive(Debug)]
-pub struct Context {
+pub struct LayerContext {
     rotary: Rotary,
-    sees: Seen,
-    read: Option<Read>,
+    sees: PreparedMask,
+    read: Option<OutputRows>,
 }
 
-impl Context {
+impl LayerContext {
     fn handle(&self) -> Self {
         Self {
             rotary: self.rotary.handle(),
             sees: self.sees.handle(),
-            read: self.read.as_ref().map(Read::handle),
+            read: self.read.as_ref().map(OutputRows::handle),
         }
     }
 
@@ -259,7 +259,7 @@ impl Context {
     }
 
     /// Queries `[B,m,…]` of the rows that are [read](Self::read), keys and values `[B,L,…]` of all, of rows `h [B,L,D]`.
-    pub fn project(&self, query_key_value: &Joined, h: &Tensor) -> [Tensor; 3] {
+    pub fn project(&self, query_key_value: &FusedLinear, h: &Tensor) -> [Tensor; 3] {
         if self.read.is_none() {
             return query_key_value.apply(h);
         }
@@ -270,7 +270,7 @@ impl Context {
 
     /// What queries `[B,m,heads,head_dim]` see of `past` and of keys and values `[B,L,kv heads,head_dim]`, all before their
     /// rotation: `[B,m,heads·head_dim]`, with the keys and values of all rows, `[B,kv heads,past + L,head_dim]`.
-    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, past: Past<'_>) -> (Tensor, [Tensor; 2]) {
+    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, past: KvPast<'_>) -> (Tensor, [Tensor; 2]) {
         let (rotary, sees) = match &self.read {
             None => (&self.rotary, &self.sees),
             Some(read) => (&read.rotary, &read.sees),
@@ -296,21 +296,21 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tenso
             let q = q.reshape([batch, heads / groups, groups, dim]);
             plain(&q, k, v).reshape([batch, heads, rows, dim])
         }
-        _ => plain(q, &repeated(k, groups), &repeated(v, groups)),
+        _ => plain(q, &repeat_kv(k, groups), &repeat_kv(v, groups)),
     };
     attended.transpose(1, 2)
 }
 
 /// Each head of `x [B,kv heads,S,head_dim]` as often as `group` query heads read it. Not all of libtorch's fast paths
 /// know groups themselves.
-fn repeated(x: &Tensor, group: i64) -> Tensor {
+fn repeat_kv(x: &Tensor, group: i64) -> Tensor {
     x.unsqueeze(2).expand([-1, -1, group, -1, -1], false).flatten(1, 2)
 }
 
 /// A layer of the stack.
 pub trait Layer: Send + Sized + 'static {
     /// Runs rows `x [B,L,D]` behind `past`: of the rows that are read those after the layer, and the keys and values of all.
-    fn run(&self, x: &Tensor, past: Past<'_>, context: &Context) -> (Tensor, [Tensor; 2]);
+    fn run(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]);
 
     /// Another handle of the same tensors.
     #[must_use]
@@ -318,15 +318,15 @@ pub trait Layer: Send + Sized + 'static {
 }
 
 /// Rows `[B,L,D]` for a stack.
-pub struct Rows<'a> {
+pub struct StackInput<'a> {
     /// `[B,L,D]`.
     pub x: Tensor,
     /// `[B or 1,L]`.
     pub positions: &'a Tensor,
     /// What they see.
-    pub sees: Sees<'a>,
+    pub sees: AttnMask<'a>,
     /// What they come behind.
-    pub past: Option<&'a Cache>,
+    pub past: Option<&'a KvCache>,
     /// `[B,m]`: which of them are read behind the last layer; all without it.
     pub read: Option<&'a Tensor>,
 }
@@ -348,23 +348,23 @@ impl<L: Layer> Stack<L> {
     }
 
     /// Answers the rows that are read, `[B,m,D]`, behind the last layer, and the cache of all rows.
-    pub fn forward(&self, rows: Rows<'_>) -> Result<(Tensor, Cache)> {
+    pub fn forward(&self, rows: StackInput<'_>) -> Result<(Tensor, KvCache)> {
         let mut cache = Vec::with_capacity(self.layers.len());
         let x = self.run(rows, |pair| cache.push(pair))?;
-        Ok((x, Cache(cache)))
+        Ok((x, KvCache(cache)))
     }
 
     /// [`Stack::forward`] for rows that nothing follows: their cache is let go layer by layer.
-    pub fn hidden(&self, rows: Rows<'_>) -> Result<Tensor> {
+    pub fn hidden(&self, rows: StackInput<'_>) -> Result<Tensor> {
         self.run(rows, drop)
     }
 
-    fn run(&self, rows: Rows<'_>, mut keep: impl FnMut([Tensor; 2])) -> Result<Tensor> {
-        let Rows { mut x, positions, sees, past, read } = rows;
+    fn run(&self, rows: StackInput<'_>, mut keep: impl FnMut([Tensor; 2])) -> Result<Tensor> {
+        let StackInput { mut x, positions, sees, past, read } = rows;
         let context = self.context(positions, sees, x.kind());
         let last = read.map(|read| self.reading(&context, positions, &x, read));
         for (index, layer) in self.layers.iter().enumerate() {
-            let past = past.map_or(Past::Nothing, |Cache(past)| Past::Before(&past[index]));
+            let past = past.map_or(KvPast::Nothing, |KvCache(past)| KvPast::Before(&past[index]));
             let context = last.as_ref().filter(|_| index + 1 == self.layers.len()).unwrap_or(&context);
             let (after, pair) = if self.checkpointing && gradient_enabled() {
                 recomputed(layer, &x, past, context)?
@@ -377,34 +377,45 @@ impl<L: Layer> Stack<L> {
         Ok(x)
     }
 
-    fn context(&self, positions: &Tensor, sees: Sees<'_>, kind: Kind) -> Context {
-        Context { rotary: Rotary::new(positions, self.rotary, kind), sees: Seen::new(sees, kind), read: None }
+    fn context(&self, positions: &Tensor, sees: AttnMask<'_>, kind: Kind) -> LayerContext {
+        LayerContext {
+            rotary: Rotary::new(positions, self.rotary, kind),
+            sees: PreparedMask::new(sees, kind),
+            read: None,
+        }
     }
 
     /// The context of a last layer of which rows `index [B,m]` of `x [B,L,D]` are read.
-    fn reading(&self, all: &Context, positions: &Tensor, x: &Tensor, index: &Tensor) -> Context {
+    fn reading(&self, all: &LayerContext, positions: &Tensor, x: &Tensor, index: &Tensor) -> LayerContext {
         let (batch, rows) = (index.size()[0], index.size()[1]);
         let starts = Tensor::arange(batch, (Kind::Int64, index.device())).unsqueeze(1) * x.size()[1];
         let flat = (index + starts).view([-1]);
         let positions = positions.expand([batch, -1], false).gather(1, index, false);
         let rotary = Rotary::new(&positions, self.rotary, x.kind());
         let sees = all.sees.of_rows(&flat, batch);
-        Context { read: Some(Read { flat, rows, rotary, sees }), ..all.handle() }
+        LayerContext { read: Some(OutputRows { flat, rows, rotary, sees }), ..all.handle() }
     }
 
     /// What stays the same for rows that are written again and again from `start` on into a room, at `positions [1,L]`.
-    pub fn canvas(&self, room: Room, positions: &Tensor, sees: Sees<'_>, start: i64, kind: Kind) -> Canvas {
+    pub fn canvas(
+        &self,
+        room: StaticKvCache,
+        positions: &Tensor,
+        sees: AttnMask<'_>,
+        start: i64,
+        kind: Kind,
+    ) -> ParallelDecodeState {
         let context = self.context(positions, sees, kind);
-        Canvas { room, context, positions: positions.shallow_clone(), start }
+        ParallelDecodeState { room, context, positions: positions.shallow_clone(), start }
     }
 
     /// Runs rows `x [B,L,D]` on a canvas: those of `read [B,m]` behind the last layer, `[B,m,D]`.
-    pub fn run_on(&self, canvas: &Canvas, mut x: Tensor, read: &Tensor) -> Tensor {
+    pub fn run_on(&self, canvas: &ParallelDecodeState, mut x: Tensor, read: &Tensor) -> Tensor {
         let last = self.reading(&canvas.context, &canvas.positions, &x, read);
         let seen = canvas.start + x.size()[1];
         for (index, (layer, pair)) in self.layers.iter().zip(&canvas.room.0).enumerate() {
             let context = if index + 1 == self.layers.len() { &last } else { &canvas.context };
-            let past = Past::Room(pair, Place::From(canvas.start), seen);
+            let past = KvPast::StaticKvCache(pair, WriteAt::From(canvas.start), seen);
             x = layer.run(&x, past, context).0;
         }
         x
@@ -423,12 +434,13 @@ impl<L: Layer> Stack<L> {
         x: &Tensor,
         (table, positions): (&Rotary, &Tensor),
         mask: Tensor,
-        (room, place, seen): (&Room, &Tensor, i64),
+        (room, place, seen): (&StaticKvCache, &Tensor, i64),
     ) -> Tensor {
-        let context = Context { rotary: table.at(positions), sees: Seen::Mask(mask), read: None };
+        let context =
+            LayerContext { rotary: table.at(positions), sees: PreparedMask::Mask(mask), read: None };
         let mut x = x.shallow_clone();
         for (layer, pair) in self.layers.iter().zip(&room.0) {
-            x = layer.run(&x, Past::Room(pair, Place::At(place), seen), &context).0;
+            x = layer.run(&x, KvPast::StaticKvCache(pair, WriteAt::At(place), seen), &context).0;
         }
         x
     }
@@ -436,9 +448,9 @@ impl<L: Layer> Stack<L> {
 
 /// See [`Stack::canvas`].
 #[derive(Debug)]
-pub struct Canvas {
-    room: Room,
-    context: Context,
+pub struct ParallelDecodeState {
+    room: StaticKvCache,
+    context: LayerContext,
     positions: Tensor,
     start: i64,
 }
@@ -447,20 +459,20 @@ pub struct Canvas {
 fn recomputed<L: Layer>(
     layer: &L,
     x: &Tensor,
-    past: Past<'_>,
-    context: &Context,
+    past: KvPast<'_>,
+    context: &LayerContext,
 ) -> Result<(Tensor, [Tensor; 2])> {
     let (layer, context) = (layer.handle(), context.handle());
     let mut inputs = vec![x.shallow_clone()];
-    if let Past::Before(pair) = past {
+    if let KvPast::Before(pair) = past {
         inputs.extend(pair.each_ref().map(Tensor::shallow_clone));
     }
     let run = move |inputs: &[Tensor]| {
         let (x, [keys, values]) = match inputs {
             [x, keys, values] => {
-                layer.run(x, Past::Before(&[keys.shallow_clone(), values.shallow_clone()]), &context)
+                layer.run(x, KvPast::Before(&[keys.shallow_clone(), values.shallow_clone()]), &context)
             }
-            inputs => layer.run(&inputs[0], Past::Nothing, &context),
+            inputs => layer.run(&inputs[0], KvPast::Nothing, &context),
         };
         vec![x, keys, values]
     };

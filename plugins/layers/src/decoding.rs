@@ -1,12 +1,12 @@
 //! Tokens one after the other: sequences that grow in place, so that on a GPU a whole step is one launch.
 
 use tch::{Kind, Tensor};
-use unirl::model::{Part, TextSampling};
-use unirl::repeated::Repeated;
-use unirl::sampling::{choose_by, chosen_logp, is_random};
+use unirl::cuda_graph::GraphedCallable;
+use unirl::model::{BatchSlice, TextSampling};
+use unirl::sampling::{gather_logp, is_random, sample_tokens_with};
 use unirl::{Error, Result};
 
-use crate::decoder::{ALIGNED, Cache, HIDDEN, Layer, Room, Rotary, Rows};
+use crate::decoder::{ALIGNED, HIDDEN, KvCache, Layer, Rotary, StackInput, StaticKvCache};
 use crate::language::{LanguageModel, Norm};
 
 /// On a GPU, attention goes over so many columns more each time: what is recorded holds for all steps in between.
@@ -15,9 +15,9 @@ const BUCKET: i64 = 384;
 const LOOK: i64 = 8;
 
 /// Sequences that grow by a row at a time. Everything that changes from step to step lies in tensors of the device.
-pub struct Decoding<'a, L, N> {
+pub struct StepDecoding<'a, L, N> {
     model: &'a LanguageModel<L, N>,
-    room: Room,
+    room: StaticKvCache,
     rotary: Rotary,
     /// `[R,1,1,S]`, for all of the room.
     mask: Tensor,
@@ -29,17 +29,17 @@ pub struct Decoding<'a, L, N> {
     hidden: Tensor,
     /// Columns that are written, as the host counts.
     filled: i64,
-    repeated: Repeated,
+    graphed: GraphedCallable,
     /// Columns that the recorded step sees.
     seen: i64,
 }
 
-impl<'a, L: Layer, N: Norm> Decoding<'a, L, N> {
+impl<'a, L: Layer, N: Norm> StepDecoding<'a, L, N> {
     /// Goes on behind the `cache` of what was read, of which `index [R]` names the row of each sequence: its next token is
     /// predicted by `hidden [R,D]` and stands at `position [R]`. `visible [R,P]` is false at padding. At most `room` rows follow.
     pub fn new(
         model: &'a LanguageModel<L, N>,
-        (cache, index): (&Cache, &Tensor),
+        (cache, index): (&KvCache, &Tensor),
         visible: &Tensor,
         position: Tensor,
         hidden: &Tensor,
@@ -60,7 +60,7 @@ impl<'a, L: Layer, N: Norm> Decoding<'a, L, N> {
             mask,
             place: Tensor::full([1], filled, (Kind::Int64, hidden.device())),
             position,
-            repeated: Repeated::new(hidden.device()),
+            graphed: GraphedCallable::new(hidden.device()),
             hidden,
             filled,
             seen: 0,
@@ -74,7 +74,7 @@ impl<'a, L: Layer, N: Norm> Decoding<'a, L, N> {
 
     /// Takes as many steps as `times` says. In each, `step` is given what appends a row `[R,1,D]`, and answers what predicts the
     /// token behind it, `[R,D]`. On a GPU it is called for some of the steps alone and its operations are launched again for the
-    /// others ([`Repeated`] says what it must keep to).
+    /// others ([`GraphedCallable`] says what it must keep to).
     pub fn run(&mut self, times: i64, mut step: impl FnMut(&mut dyn FnMut(&Tensor) -> Tensor)) -> Result<()> {
         let columns = self.mask.size()[3];
         if self.filled + times > columns {
@@ -88,10 +88,10 @@ impl<'a, L: Layer, N: Norm> Decoding<'a, L, N> {
             let seen = ((self.filled / bucket + 1) * bucket).min(columns);
             if seen != self.seen {
                 self.seen = seen;
-                self.repeated = Repeated::new(self.hidden.device());
+                self.graphed = GraphedCallable::new(self.hidden.device());
             }
-            let Self { model, room, rotary, mask, place, position, hidden, repeated, .. } = self;
-            repeated.run(|| {
+            let Self { model, room, rotary, mask, place, position, hidden, graphed, .. } = self;
+            graphed.run(|| {
                 step(&mut |row| {
                     let _ = mask.index_fill_(3, place, 0.0);
                     let at = (&*room, &*place, seen);
@@ -111,39 +111,40 @@ impl<'a, L: Layer, N: Norm> Decoding<'a, L, N> {
 
 /// How tokens are chosen.
 #[derive(Debug, Clone, Copy)]
-pub struct Choice {
+pub struct SamplingChoice {
     /// 0 is the likeliest.
     pub temperature: f64,
     /// Among so many of the likeliest; 0 among all.
     pub top_k: i64,
     /// Which rows of a larger batch these are.
-    pub part: Option<Part>,
+    pub part: Option<BatchSlice>,
 }
 
 /// Tokens that were chosen for each of `R` sequences, with their log-probabilities, written in place.
-pub struct Chosen {
+pub struct SampledTokens {
     /// `[R,T]`.
     pub tokens: Tensor,
     /// `[R,T]`: at a temperature of 1 and among all.
     pub logp: Tensor,
     /// `[T,R]`: random numbers in `0..1`, drawn before; none where nothing is left to chance.
-    draws: Option<Tensor>,
+    uniforms: Option<Tensor>,
     /// `[R]`: what was chosen last.
     pub last: Tensor,
     /// `[1]`: the column of the next token.
     at: Tensor,
-    choice: Choice,
+    choice: SamplingChoice,
 }
 
-impl Chosen {
+impl SampledTokens {
     /// Room for `length` tokens of each of `rows` sequences. The caller has seeded libtorch.
-    pub fn new(rows: i64, length: i64, choice: Choice, device: tch::Device) -> Self {
+    pub fn new(rows: i64, length: i64, choice: SamplingChoice, device: tch::Device) -> Self {
         let random = is_random(choice.temperature, choice.top_k);
-        let draws = |of| Tensor::rand([length, of], (Kind::Float, device)).transpose(0, 1);
+        let uniforms = |of| Tensor::rand([length, of], (Kind::Float, device)).transpose(0, 1);
         Self {
             tokens: Tensor::zeros([rows, length], (Kind::Int64, device)),
             logp: Tensor::zeros([rows, length], (Kind::Float, device)),
-            draws: random.then(|| Part::rows(choice.part, rows, draws).transpose(0, 1).contiguous()),
+            uniforms: random
+                .then(|| BatchSlice::rows(choice.part, rows, uniforms).transpose(0, 1).contiguous()),
             last: Tensor::zeros([rows], (Kind::Int64, device)),
             at: Tensor::zeros([1], (Kind::Int64, device)),
             choice,
@@ -152,11 +153,12 @@ impl Chosen {
 
     /// Chooses the next token of each sequence by `logits [R,V]`.
     pub fn choose(&mut self, logits: &Tensor) {
-        let Choice { temperature, top_k, .. } = self.choice;
-        let draws = self.draws.as_ref().map(|draws| draws.index_select(0, &self.at).transpose(0, 1)); // [R,1]
-        let tokens = choose_by(logits, temperature, top_k, draws.as_ref());
+        let SamplingChoice { temperature, top_k, .. } = self.choice;
+        let uniforms =
+            self.uniforms.as_ref().map(|uniforms| uniforms.index_select(0, &self.at).transpose(0, 1)); // [R,1]
+        let tokens = sample_tokens_with(logits, temperature, top_k, uniforms.as_ref());
         let _ = self.tokens.index_copy_(1, &self.at, &tokens.unsqueeze(1));
-        let _ = self.logp.index_copy_(1, &self.at, &chosen_logp(logits, &tokens).unsqueeze(1));
+        let _ = self.logp.index_copy_(1, &self.at, &gather_logp(logits, &tokens).unsqueeze(1));
         let _ = self.at.g_add_scalar_(1);
         self.last.copy_(&tokens);
     }
@@ -164,7 +166,7 @@ impl Chosen {
 
 /// Answers as tokens, each `[B,T]`.
 #[derive(Debug)]
-pub struct Written {
+pub struct GeneratedText {
     /// Ids, padding behind the last of an answer.
     pub tokens: Tensor,
     /// True where there is a token.
@@ -174,17 +176,22 @@ pub struct Written {
 }
 
 /// Answers under way: what stands before them and what is written so far are cached.
-pub struct Answering<'a, L, N>(Decoding<'a, L, N>);
+pub struct TextDecoding<'a, L, N>(StepDecoding<'a, L, N>);
 
-impl<'a, L: Layer, N: Norm> Answering<'a, L, N> {
+impl<'a, L: Layer, N: Norm> TextDecoding<'a, L, N> {
     /// Reads `rows [B,L,D]`, padded on their right and counted from 0, in one pass. `there [B,L]` is false at padding. At most
     /// `room` tokens follow.
-    pub fn read(model: &'a LanguageModel<L, N>, rows: Rows<'_>, there: &Tensor, room: i64) -> Result<Self> {
+    pub fn read(
+        model: &'a LanguageModel<L, N>,
+        rows: StackInput<'_>,
+        there: &Tensor,
+        room: i64,
+    ) -> Result<Self> {
         let lengths = there.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64); // [B]
         let last = (&lengths - 1).unsqueeze(1);
-        let (hidden, cache) = model.forward(Rows { read: Some(&last), ..rows })?;
+        let (hidden, cache) = model.forward(StackInput { read: Some(&last), ..rows })?;
         let index = Tensor::arange(lengths.size()[0], (Kind::Int64, lengths.device()));
-        Ok(Self(Decoding::new(model, (&cache, &index), there, lengths, &hidden.squeeze_dim(1), room)))
+        Ok(Self(StepDecoding::new(model, (&cache, &index), there, lengths, &hidden.squeeze_dim(1), room)))
     }
 
     /// Logits of the next token over the whole vocabulary, `[B,V]`.
@@ -200,11 +207,11 @@ impl<'a, L: Layer, N: Norm> Answering<'a, L, N> {
     }
 
     /// Writes until each answer has emitted `stop`, or has as many tokens as `sampling` allows.
-    pub fn write(mut self, sampling: &TextSampling, stop: i64, pad: i64) -> Result<Written> {
+    pub fn write(mut self, sampling: &TextSampling, stop: i64, pad: i64) -> Result<GeneratedText> {
         let TextSampling { temperature, top_k, part, max_tokens, .. } = *sampling;
         let (rows, device) = (self.0.hidden().size()[0], self.0.hidden().device());
-        let choice = Choice { temperature, top_k, part };
-        let mut chosen = Chosen::new(rows, max_tokens, choice, device);
+        let choice = SamplingChoice { temperature, top_k, part };
+        let mut chosen = SampledTokens::new(rows, max_tokens, choice, device);
         let (model, look) = (self.0.model, if device.is_cuda() { LOOK } else { 1 });
         chosen.choose(&self.logits());
         let mut written = 1;
@@ -224,12 +231,12 @@ impl<'a, L: Layer, N: Norm> Answering<'a, L, N> {
 }
 
 /// The first `length` tokens that were chosen, up to and with the first `stop` of each answer, as long as the longest.
-fn finished(chosen: &Chosen, length: i64, stop: i64, pad: i64) -> Written {
+fn finished(chosen: &SampledTokens, length: i64, stop: i64, pad: i64) -> GeneratedText {
     let tokens = chosen.tokens.narrow(1, 0, length);
     let stops = tokens.eq(stop).to_kind(Kind::Int64);
     let mask = (stops.cumsum(1, Kind::Int64) - stops).eq(0); // no stop before
     let longest = mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).max().int64_value(&[]);
     let [tokens, mask, logp] =
         [&tokens, &mask, &chosen.logp].map(|all| all.narrow(1, 0, longest).contiguous());
-    Written { tokens: tokens.where_self(&mask, &tokens.full_like(pad)), logp: logp * &mask, mask }
+    GeneratedText { tokens: tokens.where_self(&mask, &tokens.full_like(pad)), logp: logp * &mask, mask }
 }

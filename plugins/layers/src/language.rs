@@ -8,7 +8,7 @@ use unirl::Result;
 use unirl::autograd::checkpoint;
 use unirl::model::{Answers, TokenLogp};
 
-use crate::decoder::{Cache, Layer, Rows, Stack};
+use crate::decoder::{KvCache, Layer, Stack, StackInput};
 use crate::{LayerNorm, Linear};
 
 /// Logits that a head makes at once when tokens are scored: 64 MiB in f32.
@@ -50,13 +50,13 @@ impl<L: Layer, N: Norm> LanguageModel<L, N> {
     }
 
     /// The final hidden rows that are read, `[B,m,D]`, normalised, and the cache of all rows.
-    pub fn forward(&self, rows: Rows<'_>) -> Result<(Tensor, Cache)> {
+    pub fn forward(&self, rows: StackInput<'_>) -> Result<(Tensor, KvCache)> {
         let (x, cache) = self.stack.forward(rows)?;
         Ok((self.norm.apply(&x), cache))
     }
 
     /// [`LanguageModel::forward`] for rows that nothing follows: their cache is let go layer by layer.
-    pub fn hidden(&self, rows: Rows<'_>) -> Result<Tensor> {
+    pub fn hidden(&self, rows: StackInput<'_>) -> Result<Tensor> {
         Ok(self.norm.apply(&self.stack.hidden(rows)?))
     }
 
@@ -74,14 +74,14 @@ impl<L: Layer, N: Norm> LanguageModel<L, N> {
     }
 
     /// Log-probabilities of answers, of which that of row `i` begins behind row `ends[i]` of `rows`.
-    pub fn score(&self, rows: Rows<'_>, ends: &[i64], answers: &Answers) -> Result<TokenLogp> {
+    pub fn score(&self, rows: StackInput<'_>, ends: &[i64], answers: &Answers) -> Result<TokenLogp> {
         let device = rows.x.device();
         let length = answers.tokens.size()[1];
         // Only the rows that predict an answer token are read.
         let steps = Tensor::arange(length, (Kind::Int64, device)).unsqueeze(0);
         let read = Tensor::from_slice(ends).to_device(device).unsqueeze(1) + steps; // [B,T]
         let read = read.clamp_max(rows.x.size()[1] - 1); // behind a short answer, where nothing is scored
-        let hidden = self.hidden(Rows { read: Some(&read), ..rows })?.flatten(0, 1); // [B·T,D]
+        let hidden = self.hidden(StackInput { read: Some(&read), ..rows })?.flatten(0, 1); // [B·T,D]
         let there = answers.mask.view([-1]).nonzero().squeeze_dim(1);
         let targets = answers.tokens.view([-1]).index_select(0, &there);
         let logp = self.logp(&hidden.index_select(0, &there), &targets)?;

@@ -11,5 +11,5 @@ mod precision;
 pub mod vision;
 pub mod vqgan;
 
-pub use linear::{Joined, LayerNorm, Linear};
+pub use linear::{FusedLinear, LayerNorm, Linear};
 pub use precision::Precision;

@@ -76,14 +76,14 @@ fn products(x: &Tensor, whole: (&Tensor, Option<&Tensor>), parts: &[Linear]) -> 
 
 /// Products of the same rows, done as one. Their weights lie one behind the other in one memory, which they stay parts of:
 /// each learns, and has its name in the checkpoint.
-pub struct Joined {
+pub struct FusedLinear {
     /// All have a bias, or none has.
     pub parts: Vec<Linear>,
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
-impl Joined {
+impl FusedLinear {
     /// Moves the weights of `parts` into one memory.
     pub fn new(mut parts: Vec<Linear>) -> Self {
         let weight = moved(parts.iter_mut().map(|part| &mut part.weight).collect());
@@ -176,7 +176,7 @@ mod tests {
         tch::manual_seed(1);
         let mut store = Store::fresh(Device::Cpu, Kind::Float);
         let parts = ["a", "b"].map(|name| Linear::take(&mut store, name, 3, 2).unwrap());
-        let joined = Joined::new(parts.into());
+        let joined = FusedLinear::new(parts.into());
         let leaves = store.finish();
         let x = Tensor::rand([4, 3], (Kind::Float, Device::Cpu));
         let [_, second] = joined.apply(&x);

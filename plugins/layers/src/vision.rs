@@ -5,7 +5,7 @@ use tch::Tensor;
 use unirl::Result;
 use unirl::weights::Store;
 
-use crate::{Joined, LayerNorm, Linear};
+use crate::{FusedLinear, LayerNorm, Linear};
 
 /// An approximation of GELU, or GELU itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub struct LayerSize {
 /// Attention of all rows to all, and two feed-forward layers, each behind a norm and beside an identity.
 pub struct Layer {
     norm1: LayerNorm,
-    query_key_value: Joined,
+    query_key_value: FusedLinear,
     out: Linear,
     norm2: LayerNorm,
     fc1: Linear,
@@ -51,7 +51,7 @@ impl Layer {
         Ok(Self {
             norm1: LayerNorm::take(store, &part("layer_norm1"), width, eps)?,
             // In this order they are one weight in the original of Janus.
-            query_key_value: Joined::new(vec![
+            query_key_value: FusedLinear::new(vec![
                 Linear::take(store, &part("self_attn.q_proj"), width, width)?,
                 Linear::take(store, &part("self_attn.k_proj"), width, width)?,
                 Linear::take(store, &part("self_attn.v_proj"), width, width)?,

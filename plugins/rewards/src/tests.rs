@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use unirl::judge::answer_is_right;
+use unirl::prompts::rng::Rng;
+use unirl::prompts::{Category, ObjectList, PromptSpec, PromptTemplates, Split, Task, sample};
 use unirl::reward::{Normalize, Reward, RewardFunction, Sample, ShippedOptions};
-use unirl::scene::rng::Rng;
-use unirl::scene::{Category, Facts, ObjectList, Split, Task, Wording, sample};
-use unirl::tiles::{self, Scene, truth};
+use unirl::tiles::{self, TileGrid, reference_answer};
 
 use super::{BOUND, EXACT, PAPER, rules};
 
@@ -48,11 +48,11 @@ fn table(category: Category, rows: &[(&str, &[&str])]) {
         all.entry(task.prompt.clone()).or_default().insert(answer.into(), rules.iter().map(says).collect());
     };
     for (prompt, answers) in rows {
-        let task = Wording::paper().task(Facts::parse(category, prompt).unwrap());
+        let task = PromptTemplates::paper().task(PromptSpec::parse(category, prompt).unwrap());
         answers.iter().for_each(|answer| add(&task, answer));
     }
     for (task, answer, _) in labelled("answers_by_style.jsonl") {
-        if task.facts.category == category {
+        if task.spec.category == category {
             add(&task, &answer);
         }
     }
@@ -325,7 +325,7 @@ fn labelled(file: &str) -> Vec<(Task, String, bool)> {
         let json: serde_json::Value = serde_json::from_str(line).unwrap();
         let field = |name: &str| json[name].as_str().unwrap().to_string();
         let category = Category::from_name(&field("category")).unwrap();
-        let task = Wording::paper().task(Facts::parse(category, &field("prompt")).unwrap());
+        let task = PromptTemplates::paper().task(PromptSpec::parse(category, &field("prompt")).unwrap());
         (task, field("answer"), json["want"] == 1)
     };
     text.lines().map(case).collect()
@@ -460,7 +460,8 @@ fn no_constant_answer_earns_full_points_in_a_category() {
     let list = ObjectList::everyday();
     let tasks: Vec<Task> = (0..200)
         .map(|index| {
-            Wording::paper().task(sample(&list, Category::ALL[index % 6], Split::All, &mut rng).unwrap())
+            PromptTemplates::paper()
+                .task(sample(&list, Category::ALL[index % 6], Split::All, &mut rng).unwrap())
         })
         .collect();
     let answers: Vec<String> = (0..10_000).map(|_| constant(&mut rng, &list.nouns)).collect();
@@ -471,11 +472,11 @@ fn no_constant_answer_earns_full_points_in_a_category() {
             let samples: Vec<Sample> = answers.iter().map(|answer| Sample::new(task, &**answer)).collect();
             let rewards = rule.score(&samples, None).unwrap();
             for (full, reward) in full.iter_mut().zip(rewards) {
-                full[task.facts.category as usize] += usize::from(reward.passes());
+                full[task.spec.category as usize] += usize::from(reward.passes());
             }
         }
         for category in Category::ALL {
-            let all = tasks.iter().filter(|task| task.facts.category == category).count();
+            let all = tasks.iter().filter(|task| task.spec.category == category).count();
             let (answer, most) =
                 answers.iter().zip(&full).max_by_key(|(_, full)| full[category as usize]).unwrap();
             let most = most[category as usize];
@@ -487,8 +488,8 @@ fn no_constant_answer_earns_full_points_in_a_category() {
 #[test]
 fn normalised_rewards_are_shares() {
     let bound = rules(BOUND, ShippedOptions { normalize: Normalize::Max }).unwrap();
-    let facts = Facts::parse(Category::Position, "a photo of a dog left of a bench").unwrap();
-    let reward = score(&*bound, &Wording::paper().task(facts), "the dog is right of the bench");
+    let spec = PromptSpec::parse(Category::Position, "a photo of a dog left of a bench").unwrap();
+    let reward = score(&*bound, &PromptTemplates::paper().task(spec), "the dog is right of the bench");
     assert_eq!(
         line(&reward),
         "0.6667 of 1: has `dog`, `bench`; lacks `left of` from `dog` to `bench` [noun 0.6667, relation 0]"
@@ -502,16 +503,17 @@ fn the_truth_has_full_marks_and_its_words_in_another_order_never_more() {
     let rules = shipped();
     for list in [ObjectList::everyday(), tiles::object_list()] {
         for (category, wording) in Category::ALL.into_iter().flat_map(|category| {
-            ["paper", "evaluation", "tiles"].map(|wording| (category, Wording::find(wording).unwrap()))
+            ["paper", "evaluation", "tiles"]
+                .map(|wording| (category, PromptTemplates::find(wording).unwrap()))
         }) {
             for _ in 0..500 {
                 let task = wording.task(sample(&list, category, Split::All, &mut rng).unwrap());
-                assert!(answer_is_right(&task.facts, &task.truth), "{task:?}");
-                let words: Vec<&str> = task.truth.split(' ').collect();
+                assert!(answer_is_right(&task.spec, &task.reference_answer), "{task:?}");
+                let words: Vec<&str> = task.reference_answer.split(' ').collect();
                 let order = rng.distinct(words.len(), words.len());
                 let shuffled = order.iter().map(|at| words[*at]).collect::<Vec<_>>().join(" ");
                 for (name, rule) in &rules {
-                    let reward = score(&**rule, &task, &task.truth);
+                    let reward = score(&**rule, &task, &task.reference_answer);
                     assert!(reward.passes(), "{name}: {} {task:?}", reward.why);
                     let other = score(&**rule, &task, &shuffled);
                     assert!(other.score <= reward.score, "{name}: `{shuffled}`");
@@ -528,9 +530,9 @@ fn a_truthful_reader_of_the_drawn_world_passes_right_drawings_alone() {
     for category in Category::ALL {
         for _ in 0..2000 {
             let task = tiles::sample(category, Split::All, &mut rng).unwrap();
-            let right = truth(category, &Scene::draw(&task.facts, &mut rng).unwrap());
+            let right = reference_answer(category, &TileGrid::draw(&task.spec, &mut rng).unwrap());
             assert!(score(&*bound, &task, &right).passes(), "{}: {right}", task.prompt);
-            let wrong = truth(category, &Scene::with_mistake(&task.facts, &mut rng).unwrap());
+            let wrong = reference_answer(category, &TileGrid::with_mistake(&task.spec, &mut rng).unwrap());
             assert!(!score(&*bound, &task, &wrong).passes(), "{}: {wrong}", task.prompt);
         }
     }

@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::model::{Checkpoint, ModelSource};
 use unirl::weights::{self, Store, Weights, read_json};
-use unirl::{Error, Result, json, whole};
+use unirl::{Error, Result, atomic_fs, json};
 use unirl_layers::lora::LoraConfig;
 use unirl_text::Text;
 
@@ -47,7 +47,7 @@ const PUBLISHED_SYSTEM: usize = 28;
 const BUILTIN: &[u8] = include_bytes!("../builtin/tiles.safetensors");
 
 /// What a model is put together from.
-pub struct Parts {
+pub struct LoadedCheckpoint {
     /// Sizes and special tokens.
     pub config: CheckpointConfig,
     /// Sizes of the image tokenizer.
@@ -84,7 +84,7 @@ pub struct Files {
 }
 
 /// The parts that `source` names.
-pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
         return Err(Error::usage(
             "`model.options.architecture`: expected none, a checkpoint brings its own sizes",
@@ -119,7 +119,7 @@ pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
     Ok(parts)
 }
 
-fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let architecture = options.architecture.clone().unwrap_or_default();
     architecture.magvit.check()?;
     let words =
@@ -143,7 +143,7 @@ fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
 }
 
 /// A checkpoint folder. Every name and shape is checked before a weight is read.
-fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let path = folder.join(CONFIG);
     let json: Value = read_json(&path)?;
     if let Some(class) = json.get("_class_name").and_then(Value::as_str).filter(|class| *class != "Showo") {
@@ -170,7 +170,7 @@ fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Pa
     let clip = if config.w_clip_vit { Some(vision_tower(folder, options, &config, source)?) } else { None };
     let weights = Some([weights, magvit_weights]);
     let parts = assemble(Contents { config, magvit_config, files, text, weights }, options, source)?;
-    Ok(Parts { clip, ..parts })
+    Ok(LoadedCheckpoint { clip, ..parts })
 }
 
 fn vision_tower(
@@ -205,7 +205,7 @@ fn vision_tower(
 }
 
 /// The embedded checkpoint, or another one that [`pack`] made.
-pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     const LABEL: &str = "the embedded checkpoint";
     let (mut weights, texts) = Weights::embedded(LABEL, bytes)?;
     let (mut magvit_weights, _) = Weights::embedded(LABEL, bytes)?;
@@ -238,7 +238,7 @@ struct Contents {
     weights: Option<[Weights; 2]>,
 }
 
-fn assemble(contents: Contents, options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+fn assemble(contents: Contents, options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let Contents { config, magvit_config, files, text, weights } = contents;
     let precision = options.precision.kind(source.device);
     let [weights, magvit_weights] = match weights {
@@ -249,7 +249,7 @@ fn assemble(contents: Contents, options: &ShowoConfig, source: &ModelSource) -> 
         }
         None => [None, None],
     };
-    Ok(Parts {
+    Ok(LoadedCheckpoint {
         config,
         magvit_config,
         files,
@@ -265,7 +265,7 @@ fn assemble(contents: Contents, options: &ShowoConfig, source: &ModelSource) -> 
 }
 
 /// A folder of adapters, and the checkpoint that they name.
-fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Parts> {
+fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let path = folder.join(ADAPTER_CONFIG);
     let json = fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()))?;
     let unusable = || format!("cannot use `{}`", path.display());
@@ -338,7 +338,7 @@ fn places(folder: &Path, (option, named): (&str, Option<&str>), name: &str) -> R
             Err(Error::usage(format!("`model.options.{option}`: no folder at `{path}`")))
         }
         Some(path) => Ok(vec![path.into()]),
-        None => Ok(vec![whole::follow(&folder.join(name)), folder.join("..").join(name)]),
+        None => Ok(vec![atomic_fs::follow(&folder.join(name)), folder.join("..").join(name)]),
     }
 }
 
@@ -424,7 +424,7 @@ pub fn save(
     write(&magvit_folder.join(CONFIG), pretty(&files.magvit))?;
     write(&folder.join(TOKENIZER), text.json())?;
     if let Some(clip) = clip {
-        whole::link(clip, &folder.join(CLIP))?;
+        atomic_fs::link(clip, &folder.join(CLIP))?;
     }
     weights::write(&folder.join(WEIGHTS), phi, &[])?;
     weights::write(&magvit_folder.join(WEIGHTS), magvit, &[])

@@ -3,8 +3,8 @@
 
 use tch::{Kind, Tensor};
 use unirl::Result;
+use unirl::algorithms::objective::gumbel;
 use unirl::error::unknown_name;
-use unirl::optimizer::objective::gumbel;
 use unirl::sampling::below;
 
 /// A token that is not known yet.
@@ -125,17 +125,17 @@ pub fn step(
     codes: &Tensor,
     (at, steps): (i64, i64),
     temperature: f64,
-    draws: &Tensor,
+    uniforms: &Tensor,
     noise: &Tensor,
 ) -> Step {
     let tokens = codes.size()[1];
     let probabilities = logits.softmax(-1, Kind::Float);
     let cumulative = probabilities.cumsum(-1, Kind::Float); // [B,m,K]
-    let drawn = below(&cumulative, &draws.gather(1, places, false).unsqueeze(-1)); // [B,m,1]
+    let drawn = below(&cumulative, &uniforms.gather(1, places, false).unsqueeze(-1)); // [B,m,1]
     let confidence = probabilities.gather(-1, &drawn, false).squeeze_dim(-1);
     let unknown = codes.eq(UNKNOWN);
     let sampled = codes.scatter(1, places, &drawn.squeeze_dim(-1)).where_self(&unknown, codes);
-    let known = Tensor::full_like(draws, f64::from(f32::MAX));
+    let known = Tensor::full_like(uniforms, f64::from(f32::MAX));
     let confidence = known.scatter(1, places, &confidence).where_self(&unknown, &known);
 
     let unknown_count = unknown.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64); // [B,1]

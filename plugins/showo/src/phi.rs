@@ -5,10 +5,10 @@
 use tch::{IndexOp, Kind, Tensor};
 use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{self, Context, Past, Stack};
+use unirl_layers::decoder::{self, KvPast, LayerContext, Stack};
 use unirl_layers::language::LanguageModel;
 use unirl_layers::lora::{Adapter, LoraConfig};
-use unirl_layers::{Joined, LayerNorm, Linear};
+use unirl_layers::{FusedLinear, LayerNorm, Linear};
 
 use crate::clip::Projector;
 use crate::config::{CheckpointConfig, PhiConfig};
@@ -19,7 +19,7 @@ pub const TARGETS: [&str; 6] = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "f
 /// A layer.
 pub struct Layer {
     norm: LayerNorm,
-    query_key_value: Joined,
+    query_key_value: FusedLinear,
     dense: Linear,
     query_norm: LayerNorm,
     key_norm: LayerNorm,
@@ -38,7 +38,7 @@ impl Layer {
             .map(|part| linear(&format!("self_attn.{part}"), width, width))
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            query_key_value: Joined::new(query_key_value),
+            query_key_value: FusedLinear::new(query_key_value),
             dense: linear("self_attn.dense", width, width)?,
             query_norm: LayerNorm::take(store, &name("self_attn.q_layernorm"), config.head_dim(), eps)?,
             key_norm: LayerNorm::take(store, &name("self_attn.k_layernorm"), config.head_dim(), eps)?,
@@ -60,7 +60,7 @@ impl Layer {
 }
 
 impl decoder::Layer for Layer {
-    fn run(&self, x: &Tensor, past: Past<'_>, context: &Context) -> (Tensor, [Tensor; 2]) {
+    fn run(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]) {
         let heads = |t: &Tensor| t.unflatten(2, [self.heads, -1]);
         let h = self.norm.apply(x);
         let [q, k, v] = context.project(&self.query_key_value, &h);

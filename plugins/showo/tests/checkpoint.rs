@@ -11,10 +11,10 @@ use std::path::Path;
 use common::{GREEDY, alone, architecture, close, fresh, images, open, open_with, source, strings, sure};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
-use unirl::model::{Answers, Checkpoint, ImageSampling, Images, Policy, Replay, UnifiedModel};
+use unirl::model::{Answers, Checkpoint, ImageSampling, Images, Masking, Policy, UnifiedModel};
 use unirl::weights::{self, Expected, Store, Weights, read_json};
 use unirl_layers::Precision;
-use unirl_layers::decoder::{self, Rows, Sees};
+use unirl_layers::decoder::{self, AttnMask, StackInput};
 use unirl_layers::lora::{LoraConfig, Targets};
 use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::clip::{Clip, ClipConfig};
@@ -31,7 +31,7 @@ const WEIGHTS: &str = "pytorch_model.safetensors";
 /// What is asked of a model before and after.
 fn logits(showo: &Showo) -> Tensor {
     let prompts = strings(["a red car", "what is the blue"]);
-    let replay = Replay::remask(3, None);
+    let replay = Masking::remask(3, None);
     tch::no_grad(|| showo.image_logits(&prompts, &images(showo, 2), Policy::Current, &replay)).unwrap().logits
 }
 
@@ -464,7 +464,7 @@ fn adapters_start_as_nothing_learn_alone_and_come_back() {
     let moved = logits(&adapted);
     assert!(!moved.equal(&logits(&plain)));
     let prompts = strings(["a red car", "what is the blue"]);
-    let replay = Replay::remask(3, None);
+    let replay = Masking::remask(3, None);
     let reference = adapted.image_logits(&prompts, &images(&adapted, 2), Policy::Reference, &replay).unwrap();
     assert!(reference.logits.equal(&logits(&plain)), "the reference policy stays");
 
@@ -728,7 +728,7 @@ fn understanding_reads_pictures_where_the_checkpoint_has_a_vision_tower() {
     let dir = with_eyes();
     let mut showo = open(dir.path()).unwrap();
     let card = showo.card().clone();
-    assert_eq!((card.resolution, card.reads_at), (8, Some(28)), "drawn at one size, read at another");
+    assert_eq!((card.resolution, card.input_resolution), (8, Some(28)), "drawn at one size, read at another");
     let questions = strings(["what is the red", "how many"]);
 
     // A picture that was read is looked at itself, not through the tokens that it would be drawn with.
@@ -811,7 +811,7 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let visible = columns.unsqueeze(0).le_tensor(&columns.unsqueeze(1)).logical_or(&image).unsqueeze(0);
     let mask = decoder::additive(&visible);
     let positions = columns.unsqueeze(0);
-    let rows = Rows { x, positions: &positions, sees: Sees::Mask(&mask), past: None, read: None };
+    let rows = StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
     let hidden = phi.language.hidden(rows).unwrap();
     close(&asked, &phi.language.logits(&hidden.select(1, -1)), common::SAME);
 }

@@ -10,13 +10,13 @@ use std::sync::MutexGuard;
 use common::{GREEDY, SAME, alone, close, fresh, open, source, strings, sure};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
-    Answers, Checkpoint, ImageSampling, Images, ParameterGroup, Part, Policy, Replay, Scoring, TextSampling,
-    UnifiedModel,
+    Answers, BatchSlice, Checkpoint, ImageSampling, Images, Masking, ParameterGroup, Policy, Scoring,
+    TextSampling, UnifiedModel,
 };
-use unirl::sampling::choose_by;
-use unirl_layers::decoder::{self, Rows, Sees};
-use unirl_layers::decoding::Written;
-use unirl_plugin_showo::checkpoint::{self, Parts};
+use unirl::sampling::sample_tokens_with;
+use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::decoding::GeneratedText;
+use unirl_plugin_showo::checkpoint::{self, LoadedCheckpoint};
 use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
 use unirl_plugin_showo::mask;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
@@ -30,7 +30,7 @@ struct Tiny {
     _random: MutexGuard<'static, ()>,
 }
 
-fn parts(seed: u64) -> Parts {
+fn parts(seed: u64) -> LoadedCheckpoint {
     fresh(ShowoConfig::default(), seed)
 }
 
@@ -68,10 +68,10 @@ fn images_behind_cached_text_are_as_in_the_whole_sequence() {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
     let visible = decoder::additive(&mask::t2i(&ids, &special, true));
     let language = &showo.phi().language;
-    let rows = Rows {
+    let rows = StackInput {
         x: language.embed(&ids),
         positions: &positions,
-        sees: Sees::Mask(&visible),
+        sees: AttnMask::Mask(&visible),
         past: None,
         read: None,
     };
@@ -117,21 +117,22 @@ fn answers_written_with_a_cache_are_those_written_without_one() {
     let (showo, images) = (&tiny.showo, tiny.images(3));
     let questions = [vec![4, 5, 3], vec![6, 7, 8, 1, 3], vec![2]];
     for (temperature, top_k, part) in
-        [(0.0, 0, None), (1.0, 0, None), (0.8, 3, Some(Part { first: 1, of: 5 }))]
+        [(0.0, 0, None), (1.0, 0, None), (0.8, 3, Some(BatchSlice { first: 1, of: 5 }))]
     {
         let sampling = TextSampling { temperature, top_k, part, max_tokens: 6, seed: 9 };
         tch::manual_seed(9);
         let written = showo.write(&images, &questions, &sampling, -1).unwrap();
 
         tch::manual_seed(9);
-        let draws = Tensor::rand([6, part.map_or(3, |part| part.of)], (Kind::Float, Device::Cpu));
-        let draws = draws.narrow(1, part.map_or(0, |part| part.first), 3);
+        let uniforms = Tensor::rand([6, part.map_or(3, |part| part.of)], (Kind::Float, Device::Cpu));
+        let uniforms = uniforms.narrow(1, part.map_or(0, |part| part.first), 3);
         let mut read = questions.clone();
         for at in 0..6 {
             let logits = tch::no_grad(|| showo.ask(showo.phi(), &images, &read, 0).unwrap().logits());
-            let draws = (temperature > 0.0).then(|| draws.get(at).unsqueeze(1));
+            let uniforms = (temperature > 0.0).then(|| uniforms.get(at).unsqueeze(1));
             let tokens =
-                Vec::<i64>::try_from(choose_by(&logits, temperature, top_k, draws.as_ref())).unwrap();
+                Vec::<i64>::try_from(sample_tokens_with(&logits, temperature, top_k, uniforms.as_ref()))
+                    .unwrap();
             read.iter_mut().zip(tokens).for_each(|(row, token)| row.push(token));
         }
         let said =
@@ -165,10 +166,11 @@ fn images_drawn_on_a_canvas_are_those_drawn_from_whole_logits() {
                 scored.unwrap().logits(showo.phi(), &shape)
             });
             temperature = maskgit::cool(temperature, at, 5);
-            let (draws, noise) = given(at);
+            let (uniforms, noise) = given(at);
             let places = maskgit::all_places(&codes);
             let logits = (&logits, &places);
-            let step = maskgit::step(Schedule::Cosine, logits, &codes, (at, 5), temperature, &draws, &noise);
+            let step =
+                maskgit::step(Schedule::Cosine, logits, &codes, (at, 5), temperature, &uniforms, &noise);
             (codes, tokens) = (step.codes, step.sampled);
         }
         assert_eq!(drawn.tokens, tokens);
@@ -217,7 +219,7 @@ fn an_answer_ends_with_its_end_token() {
     let images = tiny.images(1);
     let question = [vec![4, 5]];
     let written = |stop| -> Vec<i64> {
-        let Written { tokens, mask, .. } = tiny.showo.write(&images, &question, &GREEDY, stop).unwrap();
+        let GeneratedText { tokens, mask, .. } = tiny.showo.write(&images, &question, &GREEDY, stop).unwrap();
         tokens.masked_select(&mask).try_into().unwrap()
     };
     let endless = written(-1);
@@ -305,7 +307,7 @@ fn re_masking_follows_from_the_seed_with_one_ratio_for_all() {
     let images = tiny.images(3);
     let prompts = strings(["a", "red", "blue car"]);
     let targets = |seed| {
-        let replay = Replay::remask(seed, None);
+        let replay = Masking::remask(seed, None);
         tiny.showo.image_logits(&prompts, &images, Policy::Current, &replay).unwrap().targets
     };
     assert!(targets(7).equal(&targets(7)) && !targets(7).equal(&targets(8)));
@@ -329,7 +331,7 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
     let drawn = showo.draw(&[vec![0, 1, 3], vec![2]], unknown.shallow_clone(), &sampling, given).unwrap();
 
     let replay = |steps: Vec<i64>| {
-        let replay = Replay::Reveal { steps, scoring: Scoring::Guided, guidance: sampling.guidance };
+        let replay = Masking::Reveal { steps, scoring: Scoring::Guided, guidance: sampling.guidance };
         tch::no_grad(|| showo.image_logits(&prompts, &drawn, Policy::Current, &replay)).unwrap()
     };
     let all = replay((0..sampling.steps).collect());
@@ -341,10 +343,10 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
         let here = one.targets.unsqueeze(-1);
         close(&one.logits.masked_select(&here), &all.logits.masked_select(&here), SAME);
         // The recorded draws choose the same tokens again.
-        let (draws, noise) = given(at);
+        let (uniforms, noise) = given(at);
         let logits = (&one.logits, &maskgit::all_places(&unknown));
         let step =
-            maskgit::step(Schedule::Cosine, logits, &unknown, (at, sampling.steps), 0.0, &draws, &noise);
+            maskgit::step(Schedule::Cosine, logits, &unknown, (at, sampling.steps), 0.0, &uniforms, &noise);
         assert!(
             step.sampled.masked_select(&one.targets).equal(&drawn.tokens.masked_select(&one.targets)),
             "{at}"
@@ -363,7 +365,7 @@ fn a_saved_model_opens_as_it_was() {
     let images = tiny.images(2);
     let prompts = strings(["a red car", "what is the blue"]);
     let logits = |showo: &Showo| {
-        showo.image_logits(&prompts, &images, Policy::Current, &Replay::remask(3, None)).unwrap().logits
+        showo.image_logits(&prompts, &images, Policy::Current, &Masking::remask(3, None)).unwrap().logits
     };
     assert!(logits(&opened).equal(&logits(&tiny.showo)));
     assert!(opened.pixels(&images).unwrap().equal(&tiny.showo.pixels(&images).unwrap()));
@@ -408,7 +410,7 @@ fn requests_that_make_no_sense_are_refused() {
     assert!(
         tiny.showo.answer(&images.narrow(0, 1), &one, &TextSampling { max_tokens: 0, ..GREEDY }).is_err()
     );
-    let reveal = Replay::Reveal { steps: vec![0], scoring: Scoring::Conditional, guidance: 0.0 };
+    let reveal = Masking::Reveal { steps: vec![0], scoring: Scoring::Conditional, guidance: 0.0 };
     let refused = tiny.showo.image_logits(&one, &images.narrow(0, 1), Policy::Current, &reveal);
     assert!(refused.is_err(), "these images do not know their steps");
 }

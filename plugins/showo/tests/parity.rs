@@ -14,11 +14,11 @@ use fixture::{
 };
 use serde_json::Value;
 use tch::{Device, IndexOp, Kind, Reduction, Tensor};
+use unirl::algorithms::objective::{self, Weighting};
 use unirl::model::{ImageSampling, Images, Scoring, TextSampling, UnifiedModel};
-use unirl::optimizer::objective::{self, Weighting};
-use unirl::sampling::chosen_logp;
-use unirl_layers::decoder::{self, Rows, Sees};
-use unirl_layers::decoding::Written;
+use unirl::sampling::gather_logp;
+use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::decoding::GeneratedText;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::{mask, prompt};
@@ -31,10 +31,10 @@ const PLAIN: (Scoring, f64) = (Scoring::Conditional, 0.0);
 fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
     let (language, mask) = (&showo.phi().language, decoder::additive(visible));
-    let rows = Rows {
+    let rows = StackInput {
         x: language.embed(ids),
         positions: &positions,
-        sees: Sees::Mask(&mask),
+        sees: AttnMask::Mask(&mask),
         past: None,
         read: None,
     };
@@ -163,7 +163,7 @@ fn parity_4_maskgit() {
                 &Value::from(temperature),
                 PROBABILITIES,
             );
-            let [draws, noise] = ["cat_uniforms", "gumbel_uniforms"].map(|name| case.tensor(name).get(at));
+            let [uniforms, noise] = ["cat_uniforms", "gumbel_uniforms"].map(|name| case.tensor(name).get(at));
             let everywhere = maskgit::all_places(&codes);
             let step = maskgit::step(
                 Schedule::Cosine,
@@ -171,7 +171,7 @@ fn parity_4_maskgit() {
                 &codes,
                 (at, steps),
                 temperature,
-                &draws,
+                &uniforms,
                 &noise,
             );
             let expected = |name: &str| case.tensor(name).get(at);
@@ -239,7 +239,7 @@ fn parity_5_greedy_answers() {
     for (stop, expected) in
         [(-1, tokens), (case.number("stop_token") as i64, case.tensor("tokens_with_stop"))]
     {
-        let Written { tokens, mask, .. } = showo.write(&image, &questions, &sampling, stop).unwrap();
+        let GeneratedText { tokens, mask, .. } = showo.write(&image, &questions, &sampling, stop).unwrap();
         same(&format!("tokens, stopping at {stop}"), &tokens.masked_select(&mask), &expected);
     }
 }
@@ -493,7 +493,7 @@ fn parity_10_split_losses() {
     let prompts = f.prompts(&drawing.tensor("t2i_ids"));
 
     let masked = |showo: &Showo| {
-        chosen_logp(&masked_logits(showo, &prompts, &codes, &targets), &codes) * targets.to_kind(Kind::Float)
+        gather_logp(&masked_logits(showo, &prompts, &codes, &targets), &codes) * targets.to_kind(Kind::Float)
     };
     let logp = masked(&showo);
     let known = tch::no_grad(|| masked(&reference));
@@ -502,7 +502,7 @@ fn parity_10_split_losses() {
     let ids = drawing.tensor("t2i_ids");
     let full =
         full_logits(&showo, &ids, &mask::t2i(&ids, &f.special, true)).narrow(1, f.start() + 1, f.tokens());
-    let full = chosen_logp(&full, &(&codes + f.special.image)) * targets.to_kind(Kind::Float);
+    let full = gather_logp(&full, &(&codes + f.special.image)) * targets.to_kind(Kind::Float);
     close("image logp over the vocabulary", &full, &case.tensor("t2i_logp_full"), VALUES);
 
     let (questions, answers) = f.dialogue(&case.tensor("mmu_ids"), &case.tensor("mmu_answer_mask"));

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 
 use common::{alone, architecture, images, source, strings, sure};
 use tch::{Kind, Tensor};
+use unirl::algorithms::{self, Iteration, Phases};
 use unirl::config::Rollout;
-use unirl::model::{Checkpoint, ImageSampling, Part, Policy, Replay, TextSampling, UnifiedModel};
-use unirl::optimizer::{self, Iteration, Phases};
-use unirl::reward::{Reward, RewardFunction, RuleSet, Sample, WeightedRule};
+use unirl::model::{BatchSlice, Checkpoint, ImageSampling, Masking, Policy, TextSampling, UnifiedModel};
+use unirl::reward::{Reward, RewardFunction, RewardSet, Sample, WeightedReward};
 use unirl::{Result, eval};
 use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::config::{Architecture, ShowoConfig};
@@ -53,8 +53,8 @@ fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: b
     for mut parameter in model.parameters().unwrap() {
         tch::no_grad(|| parameter.tensor += parameter.tensor.randn_like() * 1e-3); // a KL that is not 0
     }
-    let rule = WeightedRule::named("long");
-    let rules = RuleSet::new(vec![(rule, Box::new(Long))]).unwrap();
+    let rule = WeightedReward::named("long");
+    let rules = RewardSet::new(vec![(rule, Box::new(Long))]).unwrap();
     let tasks: Vec<_> = eval::tasks(1, 3).unwrap()[..2]
         .iter()
         .flat_map(|task| std::iter::repeat_n(task.clone(), 3))
@@ -77,7 +77,7 @@ fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: b
         shuffle_rewards: false,
         phases: Phases::default(),
     };
-    let optimizer = (optimizer::find(name).unwrap().build)(options.parse().unwrap()).unwrap();
+    let optimizer = (algorithms::find(name).unwrap().build)(options.parse().unwrap()).unwrap();
     let outcome = optimizer.accumulate(&mut iteration).unwrap();
     let gradients = model
         .parameters()
@@ -138,7 +138,7 @@ fn a_batch_in_parts_is_drawn_and_answered_as_in_one() {
     let answers = showo.answer(&whole, &prompts, &spoken).unwrap();
     for first in 0..prompts.len() {
         let one = &prompts[first..=first];
-        let part = Some(Part { first: first as i64, of: 4 });
+        let part = Some(BatchSlice { first: first as i64, of: 4 });
         let image = showo.generate(one, &ImageSampling { part, ..sampling.clone() }).unwrap();
         assert!(image.tokens.equal(&whole.narrow(first as i64, 1).tokens));
         let answer = showo.answer(&image, one, &TextSampling { part, ..spoken.clone() }).unwrap();
@@ -198,13 +198,13 @@ fn a_replay_in_parts_hides_the_same_tokens() {
     let prompts = vec!["a star".to_string(); 5];
     let targets = |rows: std::ops::Range<i64>, part| {
         let (first, len) = (rows.start, rows.end - rows.start);
-        let replay = Replay::remask(8, part);
+        let replay = Masking::remask(8, part);
         let prompts = &prompts[first as usize..rows.end as usize];
         showo.image_logits(prompts, &drawn.narrow(first, len), Policy::Current, &replay).unwrap().targets
     };
     let whole = targets(0..5, None);
     for rows in [0..2, 2..3, 3..5] {
-        let part = Some(Part { first: rows.start, of: 5 });
+        let part = Some(BatchSlice { first: rows.start, of: 5 });
         let expected = whole.narrow(0, rows.start, rows.end - rows.start);
         assert!(targets(rows, part).equal(&expected));
     }

@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 use unirl::detector::{Detection, Detector};
-use unirl::judge::tiles::{self, TileReading};
+use unirl::judge::tiles::{self, RecognizedTile};
 use unirl::model::{
-    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard, ModelSource,
-    Parameter, ParameterGroup, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode, ModelCard,
+    ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
 };
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl::tiles::{GRID, TILE};
@@ -73,8 +73,8 @@ impl Echo {
                 image_tokens: N,
                 codebook_size: K,
                 resolution: SIDE,
-                reads_at: None,
-                pads_with: None,
+                input_resolution: None,
+                pad_value: None,
                 sampling: ImageSampling::default(),
             },
             embed: weight(K, config.width),
@@ -147,7 +147,7 @@ impl UnifiedModel for Echo {
         Ok(Answers::new(texts.to_vec(), tokens, mask))
     }
 
-    fn image_logits(&self, _: &[String], images: &Images, _: Policy, _: &Replay) -> Result<ImageLogits> {
+    fn image_logits(&self, _: &[String], images: &Images, _: Policy, _: &Masking) -> Result<ImageLogits> {
         let logits = self.embedded(images).matmul(&self.embed.tr()); // [B,N,K]
         Ok(ImageLogits { logits, targets: images.tokens.ones_like().to_kind(Kind::Bool) })
     }
@@ -230,7 +230,7 @@ impl Detector for TilesConfig {
         for reading in tiles::read(pixels)? {
             let mut found = Vec::new();
             for (place, tile) in reading.tiles.iter().enumerate() {
-                let TileReading::Object(tile) = tile else { continue };
+                let RecognizedTile::Object(tile) = tile else { continue };
                 if !classes.iter().any(|class| class == tile.noun()) {
                     continue;
                 }

@@ -12,7 +12,7 @@ use super::{Metadata, Seen, Thresholds, Vocabulary, judge, read_metadata};
 use crate::detector::Detector;
 use crate::error::{Context as _, Error, Result};
 use crate::judge::{ImageJudge, Verdict};
-use crate::scene::Task;
+use crate::prompts::Task;
 use crate::{hash, input, json, seed};
 
 /// How a model reads a picture: `[3,H,W]` in `0..=1`.

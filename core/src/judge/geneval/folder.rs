@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::{Metadata, Vocabulary};
 use crate::detector::Detection;
 use crate::error::{Context as _, Error, Result};
-use crate::scene::Category;
+use crate::prompts::Category;
 use crate::{input, json};
 
 /// A prompt and its images.

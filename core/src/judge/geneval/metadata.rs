@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::detector::Detection;
 use crate::error::{Context as _, Error, Result, nearest};
-use crate::scene::{Category, ObjectList, Relation, synonyms};
+use crate::prompts::{Category, ObjectList, Relation, synonyms};
 use crate::{input, json};
 
 /// Classes of `GenEval`: the first of [`ObjectList::everyday`].

@@ -9,7 +9,7 @@ use super::rules::{Judgement, Thresholds, judge};
 use super::{Metadata, Prompt, Subset};
 use crate::detector::Detection;
 use crate::error::{Context as _, Error, Result};
-use crate::scene::Category;
+use crate::prompts::Category;
 
 /// An image in `GenEval`'s file of results.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Include, Metadata};
 use crate::detector::Detection;
 use crate::error::{Error, Result};
-use crate::scene::{Category, Relation};
+use crate::prompts::{Category, Relation};
 
 /// A detection counts if its score is above this: `threshold` of `evaluate_images.py`.
 pub const THRESHOLD: f32 = 0.3;

@@ -13,7 +13,7 @@ pub(crate) use compare::{
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Store, Weights};
-use unirl_layers::decoding::{Choice, Chosen};
+use unirl_layers::decoding::{SampledTokens, SamplingChoice};
 use unirl_plugin_janus::config::JanusConfig;
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::network::{self, Network};
@@ -142,7 +142,7 @@ impl Model {
     pub(crate) fn asked(&self, fixture: &Fixture) -> Tensor {
         let aligned = self.network.align(&fixture.tensor("vision.pixel_values")).unwrap();
         let ids = fixture.tensor("und.input_ids");
-        self.network.embed_pictures(&ids, &ids.eq(fixture.id("image")), &aligned).unwrap()
+        self.network.embed_images_at(&ids, &ids.eq(fixture.id("image")), &aligned).unwrap()
     }
 
     /// Teacher-forced rows of `codes` behind the recorded prompts, and behind the empty ones.
@@ -158,8 +158,8 @@ impl Model {
         let (batch, length) = (prompts.size()[0], prompts.size()[1]);
         let present = network::present(batch, length, Device::Cpu);
         let index = Tensor::arange(batch, (Kind::Int64, Device::Cpu));
-        let greedy = Choice { temperature: 0.0, top_k: 0, part: None };
-        let mut chosen = Chosen::new(batch / 2, n, greedy, Device::Cpu);
+        let greedy = SamplingChoice { temperature: 0.0, top_k: 0, part: None };
+        let mut chosen = SampledTokens::new(batch / 2, n, greedy, Device::Cpu);
         let mut logits = Vec::new();
         let draw = |step: &Tensor| {
             let codes = choose(logits.len() as i64, step);

@@ -1,24 +1,24 @@
 //! Show-o behind the framework's trait.
 
-mod drawing;
-mod reading;
-mod scoring;
+mod generate;
+mod score;
+mod understand;
 
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
-    Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Mode, ModelCard,
-    ModelSource, Parameter, ParameterGroup, Part, Policy, Replay, TextSampling, TokenLogp, UnifiedModel,
+    Answers, BatchSlice, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
+    Mode, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
     Workload,
 };
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoding::Written;
+use unirl_layers::decoding::GeneratedText;
 use unirl_layers::lora::LoraConfig;
 use unirl_text::{Text, padded, warn_too_long};
 
-use crate::checkpoint::{self, Files, Parts};
+use crate::checkpoint::{self, Files, LoadedCheckpoint};
 use crate::clip::{self, Clip};
 use crate::config::{CheckpointConfig, MagvitConfig, ShowoConfig, Special};
 use crate::footprint::Sizes;
@@ -27,8 +27,8 @@ use crate::maskgit::{Schedule, UNKNOWN};
 use crate::phi::Phi;
 use crate::prompt::Prompting;
 
-pub use drawing::TextBlocks;
-pub use reading::Answering;
+pub use generate::TextBlocks;
+pub use understand::TextDecoding;
 
 /// What stands before the picture where understanding reads CLIP features.
 pub(crate) const SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
@@ -49,7 +49,7 @@ pub struct Showo {
     precision: Kind,
     magvit_config: MagvitConfig,
     /// Reads pictures for understanding; without it, understanding reads image tokens.
-    eyes: Option<Eyes>,
+    vision: Option<VisionEncoder>,
     phi_weights: Vec<(String, Tensor)>,
     magvit_weights: Vec<(String, Tensor)>,
     adapters: Option<Adapters>,
@@ -57,7 +57,7 @@ pub struct Showo {
 }
 
 /// The vision tower, and what stands between it and the text.
-struct Eyes {
+struct VisionEncoder {
     tower: Clip,
     folder: PathBuf,
     /// The system prompt, as ids.
@@ -82,11 +82,19 @@ impl Showo {
     }
 
     /// Puts a model together from the parts of a checkpoint.
-    pub fn from_parts(parts: Parts, device: Device) -> Result<Self> {
+    pub fn from_parts(parts: LoadedCheckpoint, device: Device) -> Result<Self> {
         let (gradient_checkpointing, schedule, precision) =
             (parts.gradient_checkpointing, parts.schedule, parts.precision);
-        let Parts {
-            config, magvit_config, files, text, mut phi_store, mut magvit_store, clip, adapters, ..
+        let LoadedCheckpoint {
+            config,
+            magvit_config,
+            files,
+            text,
+            mut phi_store,
+            mut magvit_store,
+            clip,
+            adapters,
+            ..
         } = parts;
         let mut phi = Phi::take(&mut phi_store, &config)?;
         phi.language.stack.checkpointing = gradient_checkpointing;
@@ -104,9 +112,9 @@ impl Showo {
                 Ok::<_, Error>(Adapters { config, weights: store.finish() })
             })
             .transpose()?;
-        let eyes = clip
+        let vision = clip
             .map(|(sizes, mut store, folder)| {
-                Ok::<_, Error>(Eyes {
+                Ok::<_, Error>(VisionEncoder {
                     tower: Clip::take(&mut store, sizes)?,
                     folder,
                     system: text.encode(SYSTEM)?,
@@ -121,8 +129,8 @@ impl Showo {
             image_tokens: config.num_vq_tokens,
             codebook_size: config.codebook_size,
             resolution: rows * magvit_config.factor(),
-            reads_at: eyes.as_ref().map(|eyes| eyes.tower.config().image_size),
-            pads_with: None,
+            input_resolution: vision.as_ref().map(|vision| vision.tower.config().image_size),
+            pad_value: None,
             sampling: config.sampling.clone().unwrap_or_default(),
         };
         Ok(Self {
@@ -136,7 +144,7 @@ impl Showo {
             schedule,
             precision,
             magvit_config,
-            eyes,
+            vision,
             phi_weights: phi_store.finish(),
             magvit_weights: magvit_store.finish(),
             adapters,
@@ -226,8 +234,8 @@ impl UnifiedModel for Showo {
             Some(adapters) => Some(Phi::expected_adapters(&self.config, &adapters.config)?),
             None => None,
         };
-        let tower = match &self.eyes {
-            Some(eyes) => values(&Clip::expected(eyes.tower.config())?),
+        let tower = match &self.vision {
+            Some(vision) => values(&Clip::expected(vision.tower.config())?),
             None => 0,
         };
         let others = values(&Magvit::expected(&self.magvit_config)?) + tower; // always in f32
@@ -253,7 +261,7 @@ impl UnifiedModel for Showo {
         tch::manual_seed(sampling.seed as i64);
         let shape = [prompts.len() as i64, self.card.image_tokens];
         let codes = Tensor::full(shape, UNKNOWN, (Kind::Int64, self.device));
-        let uniform = || Part::rows(sampling.part, shape[0], |of| self.uniform(&[of, shape[1]]));
+        let uniform = || BatchSlice::rows(sampling.part, shape[0], |of| self.uniform(&[of, shape[1]]));
         let uniforms = |_| (uniform(), uniform());
         self.draw(&self.prompt_ids(prompts)?, codes, sampling, uniforms)
     }
@@ -262,7 +270,7 @@ impl UnifiedModel for Showo {
         images.check(&self.card, "questions", questions.len())?;
         sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
-        let Written { tokens, mask, logp } =
+        let GeneratedText { tokens, mask, logp } =
             self.write(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
         Ok(Answers { logp: Some(logp), ..self.text.answers(tokens, mask, self.special.eos)? })
     }
@@ -285,7 +293,7 @@ impl UnifiedModel for Showo {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<ImageLogits> {
         self.rescored(prompts, images, policy, replay, |phi, scored, targets| {
             Ok(ImageLogits { logits: scored.logits(phi, &targets.size()), targets })
@@ -297,7 +305,7 @@ impl UnifiedModel for Showo {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Replay,
+        replay: &Masking,
     ) -> Result<TokenLogp> {
         self.rescored(prompts, images, policy, replay, |phi, scored, mask| {
             Ok(TokenLogp { logp: scored.logp(phi, &images.tokens)?, mask })
@@ -326,15 +334,15 @@ impl UnifiedModel for Showo {
             let pixels = pixels.to_device(self.device);
             let (rows, columns) = self.config.grid();
             let size = pixels.size();
-            if size[2..] != [self.card.resolution; 2] && size.get(2).copied() != self.card.reads_at {
-                let expected = self.card.reads_at.unwrap_or(self.card.resolution);
+            if size[2..] != [self.card.resolution; 2] && size.get(2).copied() != self.card.input_resolution {
+                let expected = self.card.input_resolution.unwrap_or(self.card.resolution);
                 return Err(Error::usage(format!(
                     "pictures: expected [B,3,{expected},{expected}] for {rows}x{columns} tokens, got {size:?}"
                 )));
             }
             let fitting = clip::resize(&pixels, self.card.resolution);
             let tokens = self.magvit.codes(&self.magvit.latents(&(fitting * 2.0 - 1.0)));
-            Ok(Images { pixels: self.eyes.is_some().then_some(pixels), ..Images::from_tokens(tokens) })
+            Ok(Images { pixels: self.vision.is_some().then_some(pixels), ..Images::from_tokens(tokens) })
         })
     }
 
@@ -358,8 +366,8 @@ impl UnifiedModel for Showo {
                 }
             });
         }
-        let eyes = self.eyes.as_ref().map(|eyes| eyes.folder.as_path());
-        checkpoint::save(dir, &self.files, &self.text, &phi, &magvit, eyes)
+        let vision = self.vision.as_ref().map(|vision| vision.folder.as_path());
+        checkpoint::save(dir, &self.files, &self.text, &phi, &magvit, vision)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor};
 use unirl::Result;
 use unirl::model::{Checkpoint, Images, ModelSource, ParameterGroup, TextSampling, UnifiedModel};
-use unirl_plugin_showo::checkpoint::{self, Parts};
+use unirl_plugin_showo::checkpoint::{self, LoadedCheckpoint};
 use unirl_plugin_showo::config::{Architecture, MagvitConfig, Pyramid, ShowoConfig};
 use unirl_plugin_showo::model::Showo;
 
@@ -55,13 +55,13 @@ pub(crate) fn architecture() -> Architecture {
 }
 
 /// Fresh weights of the small sizes, with further options.
-pub(crate) fn fresh(options: ShowoConfig, seed: u64) -> Parts {
+pub(crate) fn fresh(options: ShowoConfig, seed: u64) -> LoadedCheckpoint {
     let options = ShowoConfig { architecture: Some(architecture()), ..options };
     checkpoint::parts(&options, &source(Checkpoint::Fresh, seed)).unwrap()
 }
 
 /// A model that is sure enough of itself for differences to show: fresh weights, enlarged.
-pub(crate) fn sure(parts: Parts) -> Showo {
+pub(crate) fn sure(parts: LoadedCheckpoint) -> Showo {
     let showo = Showo::from_parts(parts, Device::Cpu).unwrap();
     for mut parameter in showo.parameters().unwrap() {
         if parameter.group == ParameterGroup::Shared && parameter.tensor.dim() == 2 {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Images, ParameterGroup, UnifiedModel};
 use unirl::weights::{Store, Weights, read_json};
-use unirl_plugin_showo::checkpoint::{Files, Parts};
+use unirl_plugin_showo::checkpoint::{Files, LoadedCheckpoint};
 use unirl_plugin_showo::config::{CheckpointConfig, MagvitConfig, Special};
 use unirl_plugin_showo::maskgit::Schedule;
 use unirl_plugin_showo::model::Showo;
@@ -65,7 +65,7 @@ impl Fixture {
         let store = |name: &str| {
             Store::open(Weights::open(&self.folder.join(name)).unwrap(), Device::Cpu, Kind::Float)
         };
-        let parts = Parts {
+        let parts = LoadedCheckpoint {
             config: self.config.clone(),
             magvit_config: self.magvit.clone(),
             files: Files { config: Value::Null, magvit: Value::Null, origin: String::new() },

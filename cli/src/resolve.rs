@@ -1,0 +1,30 @@
+//! The configuration of a run with every default written out, so that a later change of a default changes no recorded run.
+
+use std::path::Path;
+
+use unirl::config::RunConfig;
+use unirl::error::Result;
+use unirl::plugin::Plugins;
+use unirl::reward::{PROCESS, ProcessOptions, WeightedReward};
+use unirl::settings;
+
+/// Writes out the defaults of the algorithm, of the model plugin and of each reward. An option whose default is "absent"
+/// stays absent.
+pub(crate) fn resolve(config: &mut RunConfig, plugins: &mut Plugins) -> Result<()> {
+    config.optimizer.resolve()?;
+    settings::fill_defaults(plugins.model_schema(&config.model.plugin)?, &mut config.model.options);
+    let reward = &mut config.reward;
+    for rule in reward.rules.iter_mut().chain(reward.answer_rules.iter_mut().flatten()) {
+        resolve_reward(rule, plugins)?;
+    }
+    Ok(())
+}
+
+fn resolve_reward(rule: &mut WeightedReward, plugins: &mut Plugins) -> Result<()> {
+    if rule.name.starts_with(PROCESS) {
+        settings::fill_defaults(&settings::schema::<ProcessOptions>(), &mut rule.options);
+    } else if Path::new(&rule.name).extension().is_none_or(|end| end != "toml") {
+        settings::fill_defaults(plugins.reward_schema(&rule.name)?, &mut rule.options);
+    }
+    Ok(())
+}

@@ -1,0 +1,287 @@
+//! Tasks in files, one JSON object a line: our own, `GenEval`'s metadata, or as little as a category and a prompt.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::ser::SerializeStruct as _;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::{Category, Object, PromptSpec, PromptTemplates, Relation, Task};
+use crate::error::{Context as _, Error, Result};
+use crate::{input, json};
+
+impl PromptSpec {
+    /// Refuses facts that their category does not allow: the wrong number of objects, a missing colour or relation.
+    pub fn check(&self) -> Result<()> {
+        let name = self.category.name();
+        if self.objects.len() != self.category.objects() {
+            return Err(Error::usage(format!(
+                "`facts.objects`: expected {} for `{name}`, got {}",
+                self.category.objects(),
+                self.objects.len()
+            )));
+        }
+        if self.relation.is_some() != (self.category == Category::Position) {
+            return Err(Error::usage(format!(
+                "`facts.relation`: only `position` has one, and always has one; this is `{name}`"
+            )));
+        }
+        for (index, object) in self.objects.iter().enumerate() {
+            let place = format!("facts.objects[{index}]");
+            if object.noun.is_empty() {
+                return Err(Error::usage(format!("`{place}.noun` is empty")));
+            }
+            if object.color.is_some() != self.category.names_colors() {
+                let wants = if self.category.names_colors() { "a" } else { "no" };
+                return Err(Error::usage(format!("`{place}.color`: `{name}` has {wants} colour")));
+            }
+            let counting = self.category == Category::Counting;
+            if !(if counting { object.count > 0 } else { object.count == 1 }) {
+                return Err(Error::usage(format!(
+                    "`{place}.count` of {} does not fit `{name}`",
+                    object.count
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A line of a file, as far as it is known: what else stands there is left alone.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Record {
+    /// The category; `tag` in `GenEval`'s files. `facts` may hold it, too.
+    #[serde(alias = "tag")]
+    category: Option<Category>,
+    prompt: String,
+    #[serde(rename = "facts")]
+    spec: Option<SpecRecord>,
+    /// `GenEval`'s facts.
+    include: Option<Vec<Included>>,
+    question: Option<String>,
+    #[serde(rename = "truth")]
+    reference_answer: Option<String>,
+    /// The right answer beside `GenEval`'s facts; a model's answer in samples.
+    answer: Option<String>,
+    keywords: Option<Vec<String>>,
+    reward: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct SpecRecord {
+    category: Option<Category>,
+    objects: Vec<Object>,
+    relation: Option<Relation>,
+}
+
+/// An object that must be there; `position` is where it lies, seen from the object of that index.
+#[derive(Debug, Clone, Deserialize)]
+struct Included {
+    class: String,
+    count: u32,
+    color: Option<String>,
+    position: Option<(String, usize)>,
+}
+
+impl Record {
+    /// The task of the line. Facts that are not there are read from the prompt; question and truth that are not there are
+    /// worded as in the paper, or, beside `GenEval`'s facts, as in its evaluation.
+    pub fn task(&self) -> Result<Task> {
+        let spec = self.spec()?;
+        let wording = match &self.include {
+            Some(_) => PromptTemplates::evaluation(),
+            None => PromptTemplates::paper(),
+        };
+        let worded = wording.task(spec);
+        let reference_answer =
+            self.reference_answer.clone().or_else(|| self.answer.clone().filter(|_| self.include.is_some()));
+        Ok(Task {
+            prompt: self.prompt.clone(),
+            question: self.question.clone().unwrap_or(worded.question),
+            reference_answer: reference_answer.unwrap_or(worded.reference_answer),
+            keywords: self.keywords.clone().unwrap_or(worded.keywords),
+            spec: worded.spec,
+        })
+    }
+
+    /// What a model answered; `None` beside `GenEval`'s facts, where `answer` is the truth.
+    pub fn answer(&self) -> Option<&str> {
+        self.answer.as_deref().filter(|_| self.include.is_none())
+    }
+
+    /// What a run gave the answer, as it stands there.
+    pub fn reward(&self) -> Option<&serde_json::Value> {
+        self.reward.as_ref()
+    }
+
+    fn spec(&self) -> Result<PromptSpec> {
+        let inner = self.spec.as_ref().and_then(|spec| spec.category);
+        let category = match (self.category, inner) {
+            (Some(outer), Some(inner)) if outer != inner => {
+                return Err(Error::usage(format!(
+                    "`category` is `{}`, `facts.category` is `{}`",
+                    outer.name(),
+                    inner.name()
+                )));
+            }
+            (outer, inner) => outer.or(inner).ok_or_else(|| Error::usage("`category`: missing"))?,
+        };
+        let spec = match (&self.spec, &self.include) {
+            (Some(spec), _) => {
+                PromptSpec { category, objects: spec.objects.clone(), relation: spec.relation }
+            }
+            (None, Some(include)) => included(category, include)?,
+            (None, None) => return PromptSpec::parse(category, &self.prompt),
+        };
+        spec.check()?;
+        Ok(spec)
+    }
+}
+
+/// `GenEval`'s facts: of a position, the object that has it stands second in the file and first in the prompt.
+fn included(category: Category, include: &[Included]) -> Result<PromptSpec> {
+    let mut relation = None;
+    let mut objects: Vec<Object> = Vec::new();
+    for (index, object) in include.iter().enumerate() {
+        objects.push(Object { noun: object.class.clone(), count: object.count, color: object.color.clone() });
+        if let Some((words, target)) = &object.position {
+            let known = Relation::ALL.into_iter().find(|relation| relation.words() == words);
+            if index != 1 || *target != 0 || known.is_none() {
+                return Err(Error::usage(format!(
+                    "`include[{index}].position`: expected `[RELATION, 0]` at the second object, got `[\"{words}\", {target}]`"
+                ))
+                .hint("relations: left of, right of, above, below"));
+            }
+            relation = known;
+        }
+    }
+    if relation.is_some() {
+        objects.reverse();
+    }
+    Ok(PromptSpec { category, objects, relation })
+}
+
+impl Serialize for Task {
+    /// `category`, `prompt`, `facts` (objects and relation), `question`, `truth`, `keywords`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Inner<'a> {
+            objects: &'a [Object],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            relation: Option<Relation>,
+        }
+        let mut line = serializer.serialize_struct("Task", 6)?;
+        line.serialize_field("category", &self.spec.category)?;
+        line.serialize_field("prompt", &self.prompt)?;
+        let inner = Inner { objects: &self.spec.objects, relation: self.spec.relation };
+        line.serialize_field("facts", &inner)?;
+        line.serialize_field("question", &self.question)?;
+        line.serialize_field("truth", &self.reference_answer)?;
+        line.serialize_field("keywords", &self.keywords)?;
+        line.end()
+    }
+}
+
+/// Reads the lines of a text called `name`, skipping empty ones: what `read` makes of each. An error names file, line and
+/// field.
+pub fn read_records<T>(name: &str, text: &str, read: impl Fn(&Record) -> Result<T>) -> Result<Vec<T>> {
+    json::lines(text)
+        .map(|(number, line)| {
+            let record = json::parse_line::<Record>(line);
+            record.and_then(|record| read(&record)).context(|| format!("`{name}`, line {number}"))
+        })
+        .collect()
+}
+
+/// Reads the tasks of a file, which has at least one.
+pub fn read_jsonl(path: &Path) -> Result<Vec<Task>> {
+    let tasks = read_records(&path.display().to_string(), &input::read_text(path)?, Record::task)?;
+    if tasks.is_empty() {
+        return Err(Error::usage(format!("`{}` holds no task", path.display())).hint(
+            "a task is a line such as `{\"category\": \"counting\", \"prompt\": \"a photo of two dogs\"}`",
+        ));
+    }
+    Ok(tasks)
+}
+
+/// The tasks as lines.
+pub fn write_jsonl(tasks: &[Task]) -> Result<String> {
+    let mut text = String::new();
+    for task in tasks {
+        let line = serde_json::to_string(task).context(|| "cannot write a task as JSON")?;
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{line}");
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Exclusion, Mix, ObjectList, Split, generate};
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<Task>> {
+        read_records("tasks.jsonl", text, Record::task)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for wording in [PromptTemplates::paper(), PromptTemplates::evaluation(), PromptTemplates::tiles()] {
+            let list = ObjectList::everyday();
+            let tasks = generate(&list, wording, Mix::default(), (Split::All, &Exclusion::default()), 60, 5)
+                .unwrap()
+                .tasks;
+            assert_eq!(read(&write_jsonl(&tasks).unwrap()).unwrap(), tasks);
+        }
+    }
+
+    #[test]
+    fn geneval_is_read() {
+        let lines = [
+            r#"{"tag": "position", "include": [{"class": "teddy bear", "count": 1}, {"class": "dog", "count": 1, "position": ["right of", 0]}], "prompt": "a photo of a dog right of a teddy bear"}"#,
+            r#"{"tag": "counting", "include": [{"class": "bench", "count": 4}], "exclude": [{"class": "bench", "count": 5}], "prompt": "a photo of four benchs", "question": "How many?", "answer": "four of them"}"#,
+        ];
+        let tasks = read(&lines.join("\n")).unwrap();
+        assert_eq!(tasks[0].spec, PromptSpec::parse(Category::Position, &tasks[0].prompt).unwrap());
+        assert_eq!(tasks[0].spec.objects[0].noun, "dog");
+        assert_eq!(tasks[0].reference_answer, "The dog is right of the teddy bear");
+        assert_eq!([&*tasks[1].question, &*tasks[1].reference_answer], ["How many?", "four of them"]);
+    }
+
+    #[test]
+    fn a_category_and_a_prompt_are_enough() {
+        let tasks = read(r#"{"category": "colors", "prompt": "a photo of a green fork"}"#).unwrap();
+        assert_eq!(
+            [&*tasks[0].question, &*tasks[0].reference_answer],
+            ["What is the color of the object?", "Green"]
+        );
+    }
+
+    #[test]
+    fn a_bad_line_is_named_with_its_field() {
+        for (line, words) in [
+            (r#"{"category":"position","prompt":"","facts":{"objects":[]}}"#, "`facts.objects`: expected 2"),
+            (
+                r#"{"category":"counting","prompt":"","facts":{"objects":[{"noun":"a","count":"3"}]}}"#,
+                "`facts.objects[0].count`: expected a whole number of at least 0, got the string",
+            ),
+            (r#"{"category":"count","prompt":""}"#, "`category`: expected one of `single_object`"),
+            (r#"{"prompt":"a photo of a dog"}"#, "`category`: missing"),
+            (
+                r#"{"category":"colors","prompt":"a photo of a green fork","facts":{"category":"counting","objects":[]}}"#,
+                "`facts.category` is `counting`",
+            ),
+            (r#"{"category":"colors"}"#, "`prompt`: missing"),
+            (
+                r#"{"tag":"position","prompt":"","include":[{"class":"a","count":1},{"class":"b","count":1,"position":["near",0]}]}"#,
+                "`include[1].position`",
+            ),
+            ("nonsense", "expected one JSON object per line, got `nonsense`"),
+            (r#"{"category":"colors""#, "does not end on its line"),
+        ] {
+            let error = read(&format!("\n{line}\n")).unwrap_err();
+            assert_eq!(error.message(), "`tasks.jsonl`, line 2", "{line}");
+            assert!(error.causes()[0].contains(words), "{error}");
+        }
+    }
+}
