@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checks the relative links of README.md, CONTRIBUTING.md, SECURITY.md and docs/: files exist, headings exist, pages are in SUMMARY.md.
+"""Checks the relative links of README.md, CONTRIBUTING.md, SECURITY.md and docs/: files exist, headings exist, pages are in SUMMARY.md,
+and so are the source files and directories that the text names.
 
 With `--book DIR`, checks the pages that mdBook wrote there instead: files exist, headings exist, images are there.
 """
@@ -26,11 +27,26 @@ def anchors(path):
     return {slug(title) for title in re.findall(r"^#+ (.+)$", prose(path), re.M)}
 
 
+# A source file, or a path that begins with a directory of the repository: `grpo.rs`, `train/tasks.rs`, `core/presets/`.
+SOURCE = re.compile(r"[a-z0-9_/.-]+\.rs|(?:core|cli|plugins|tests|schemas|fuzz|docs|examples)/[\w/.-]*")
+SOURCE_ROOTS = [ROOT, ROOT / "core" / "src", ROOT / "core"]
+
+
+def missing_sources(page):
+    """Names of source files in the text that do not exist. A bare file name may be in any directory of core/src."""
+    for span in re.findall(r"`([^`\n]+)`", prose(page)):
+        if not SOURCE.fullmatch(span) or any((root / span).exists() for root in SOURCE_ROOTS):
+            continue
+        if "/" in span or not any((ROOT / "core" / "src").rglob(span)):
+            yield span
+
+
 def sources():
     docs = sorted((ROOT / "docs").rglob("*.md"))
     pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + docs
     faults, count = [], 0
     for page in pages:
+        faults.extend(f"{page.relative_to(ROOT)}: no source `{span}`" for span in missing_sources(page))
         for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
             if re.match(r"[a-z]+:", target):
                 continue
