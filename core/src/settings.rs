@@ -214,7 +214,9 @@ impl<'s> Checker<'s> {
         let mut keys = Vec::new();
         self.keys(self.root, self.place, DEEPEST, &mut keys);
         let wrong = join(&join(path, key), &inner);
-        let sibling = nearest(key, known.keys().map(String::as_str)).map(|near| {
+        let names: Vec<(&str, &str)> = known.iter().flat_map(|(key, schema)| names(key, schema)).collect();
+        let sibling = nearest(key, names.iter().map(|(name, _)| *name)).map(|near| {
+            let near = names.iter().find(|(name, _)| *name == near).map_or(near, |(_, current)| *current);
             let whole = join(&join(path, near), &inner);
             if keys.contains(&whole) { whole } else { join(path, near) }
         });
@@ -247,6 +249,12 @@ impl<'s> Checker<'s> {
 
 fn branches(schema: &Value) -> Option<&Vec<Value>> {
     ["oneOf", "anyOf"].iter().find_map(|key| schema.get(key)).and_then(Value::as_array)
+}
+
+/// The names under which a property may be written, each with its current name.
+fn names<'s>(key: &'s str, schema: &'s Value) -> impl Iterator<Item = (&'s str, &'s str)> {
+    let former = schema.get(FORMER).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    std::iter::once(key).chain(former).map(move |name| (name, key))
 }
 
 fn is_table(schema: &Value) -> bool {
@@ -410,7 +418,7 @@ mod tests {
         assert_eq!(error.hints(), ["keep `update.max_grad_norm`"]);
     }
 
-    fn said(text: &str) -> String {
+    fn outcome(text: &str) -> String {
         read::<Outer>("", text.parse().unwrap())
             .map_or_else(|error| error.to_string(), |outer| format!("{outer:?}"))
     }
@@ -434,10 +442,10 @@ mod tests {
             ),
             ("list = []", "`list`: expected a list of at least 1, got 0"),
         ] {
-            assert_eq!(said(text), expected, "{text}");
+            assert_eq!(outcome(text), expected, "{text}");
         }
         assert!(
-            said("decay = 0\nrate = 1\nlist = [{ size = 9 }]\nweights = { a = 1.5 }").starts_with("Outer")
+            outcome("decay = 0\nrate = 1\nlist = [{ size = 9 }]\nweights = { a = 1.5 }").starts_with("Outer")
         );
     }
 
@@ -449,13 +457,13 @@ mod tests {
             ("list = [{ size = \"x\" }]", "`list[0].size`: expected a whole number, got the string \"x\""),
             ("weights = { a = [] }", "`weights.a`: expected a number, got a list"),
         ] {
-            assert_eq!(said(text), expected, "{text}");
+            assert_eq!(outcome(text), expected, "{text}");
         }
     }
 
     #[test]
     fn unknown_keys_name_the_nearest_full_key() {
-        let near = |text: &str| said(text).lines().map(String::from).collect::<Vec<_>>();
+        let near = |text: &str| outcome(text).lines().map(String::from).collect::<Vec<_>>();
         assert_eq!(near("decya = 1")[0], "unknown key `decya`");
         assert_eq!(near("decya = 1")[2], "hint: did you mean `decay`?");
         // Not denied by the type itself.

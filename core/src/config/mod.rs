@@ -1,6 +1,6 @@
-//! The configuration of a run: a TOML table of sections, each with defaults and no unknown keys.
+//! The configuration of a run: TOML sections with defaults. Unknown keys are errors.
 //!
-//! Later sources win: the defaults, a preset, `--config FILE`, `--set key=value`, the flags of the command line.
+//! Later sources override earlier ones: defaults, preset, `--config FILE`, `--set key=value`, command-line flags.
 
 pub mod layers;
 
@@ -17,39 +17,39 @@ use crate::optim::UpdateOptions;
 use crate::reward::WeightedReward;
 use crate::settings;
 
-/// Everything that decides a post-training run.
+/// The configuration of a post-training run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
-    /// Which model, from where.
+    /// The model.
     pub model: ModelOptions,
-    /// How the run goes.
+    /// The training loop.
     pub train: TrainOptions,
-    /// How images and answers are drawn.
+    /// Generation of images and answers.
     pub rollout: Rollout,
-    /// What answers are worth.
+    /// The reward of an answer.
     pub reward: RewardOptions,
-    /// The algorithm, and a table of options for each by name.
+    /// The algorithm and its options.
     pub optimizer: OptimizerOptions,
-    /// The weight update.
+    /// AdamW, learning rate and gradient clipping.
     pub update: UpdateOptions,
-    /// How the model is evaluated before and after.
+    /// Evaluation before, during and after training.
     pub eval: EvalOptions,
-    /// When weights are written.
+    /// When checkpoints are saved.
     pub checkpoint: CheckpointOptions,
 }
 
-/// Which model, from where.
+/// The model and where it comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelOptions {
-    /// The plugin's name, or the path of its file.
+    /// The name of a plugin, or the path of its file.
     pub plugin: String,
-    /// `builtin` or a folder in the family's own layout.
+    /// `builtin`, a directory in the checkpoint layout of the family, or a run directory.
     pub checkpoint: String,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
-    /// Options of the plugin; `unirl schema --plugin NAME` shows them.
+    /// Options of the plugin; `unirl schema --plugin NAME` lists them.
     #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
     pub options: toml::Table,
 }
@@ -65,24 +65,25 @@ impl Default for ModelOptions {
     }
 }
 
-/// How the run goes.
+/// The training loop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainOptions {
-    /// Updates of the weights.
+    /// Training steps; each is one rollout and one update of the weights.
     #[schemars(range(min = 1))]
     pub steps: u64,
-    /// The seed of everything random.
+    /// The seed of every random number of the run.
     pub seed: u64,
-    /// A JSONL file of tasks (`facts` a line) instead of generated ones.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// A JSONL file of prompts. Without it, prompts of the tiles benchmark are generated.
+    #[serde(rename = "prompts_file", alias = "tasks", skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-former-names" = ["tasks"]))]
     pub tasks: Option<String>,
-    /// Permutes the rewards over the batch: the control run that must learn nothing.
+    /// Assigns rewards to random samples of the batch: a control run that must not learn.
     pub shuffle_rewards: bool,
-    /// Draws the pictures of `eval.pictures` every so many steps, by the settings of the evaluation; 0 never does.
+    /// Saves sample images every this many steps, generated as in the evaluation; 0 disables it.
     pub sample_every: u64,
-    /// Only operations of libtorch that answer the same each time. On a CPU they do so in any case, and with the same number
-    /// of threads.
+    /// Uses only deterministic algorithms of libtorch (slower on a GPU). On a CPU, results are reproducible for a fixed number of
+    /// threads without it.
     pub deterministic: bool,
 }
 
@@ -99,27 +100,29 @@ impl Default for TrainOptions {
     }
 }
 
-/// How images and answers are drawn in training and evaluation.
+/// Generation of images and answers, in training and evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rollout {
-    /// Prompts an iteration.
-    #[schemars(range(min = 1))]
+    /// Prompts per training step.
+    #[serde(rename = "prompts_per_step", alias = "prompts")]
+    #[schemars(range(min = 1), extend("x-former-names" = ["prompts"]))]
     pub prompts: usize,
-    /// `G`, images a prompt.
-    #[schemars(range(min = 1))]
+    /// `G`, images per prompt.
+    #[serde(rename = "group_size", alias = "group")]
+    #[schemars(range(min = 1), extend("x-former-names" = ["group"]))]
     pub group: usize,
-    /// Images that go through the model at once; 0 for all of an iteration. Fewer take less memory, and, where the
-    /// gradient passes through images (`sft`, `grpo`), one more forward pass; the result is the same.
+    /// Images that pass through the model at once; 0 for every image of a step. A smaller value takes less memory and, if the
+    /// gradient flows through images (`sft`, `grpo`), one more forward pass; the result is the same.
     pub micro_batch: usize,
-    /// How images are drawn.
+    /// Sampling of images.
     pub images: ImageSampling,
-    /// How answers are drawn.
+    /// Sampling of answers.
     pub answers: TextSampling,
 }
 
 impl Rollout {
-    /// The rows of a batch that go through the model at once, part by part.
+    /// Splits a batch into micro-batches, as row ranges.
     pub fn parts(&self, batch: usize) -> Vec<Range<usize>> {
         let size = if self.micro_batch == 0 { batch } else { self.micro_batch };
         (0..batch).step_by(size.max(1)).map(|first| first..(first + size).min(batch)).collect()
@@ -138,13 +141,13 @@ impl Default for Rollout {
     }
 }
 
-/// What answers are worth.
+/// The reward of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardOptions {
-    /// Rules with their weights; their scores are added.
+    /// Rewards with their weights; the weighted scores are added.
     pub rules: Vec<WeightedReward>,
-    /// Rules of the answer objective of `grpo-split`, where they are not `rules`.
+    /// Rewards of the answer term of `grpo-split`, if they differ from `rules`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer_rules: Option<Vec<WeightedReward>>,
 }
@@ -161,7 +164,7 @@ impl Default for RewardOptions {
 pub struct OptimizerOptions {
     /// `sft`, `grpo` or `grpo-split`.
     pub name: String,
-    /// A table of options for each algorithm by name.
+    /// Options of each algorithm, in a table of its name.
     #[serde(flatten)]
     #[schemars(schema_with = "algorithm_tables")]
     pub options: toml::Table,
@@ -173,12 +176,12 @@ impl Default for OptimizerOptions {
     }
 }
 
-/// A table of options for each algorithm.
+/// The schema of the option tables.
 fn algorithm_tables(generator: &mut SchemaGenerator) -> Schema {
     let mut tables = serde_json::Map::new();
     for entry in algorithms::all() {
         let mut schema = (entry.schema)(generator);
-        // The generator keeps the definitions, and the whole has them.
+        // The root schema has the definitions.
         for of_the_root in ["$schema", "$defs", "title"] {
             schema.remove(of_the_root);
         }
@@ -210,7 +213,7 @@ impl OptimizerOptions {
         }
     }
 
-    /// Reads the options of every algorithm, of those that are not chosen, too.
+    /// Checks the options of every algorithm, not only of the chosen one.
     fn check(&self) -> Result<()> {
         algorithms::all()
             .into_iter()
@@ -218,43 +221,48 @@ impl OptimizerOptions {
     }
 }
 
-/// The figures that a checkpoint can be chosen by.
+/// The figures by which the best checkpoint can be chosen.
 pub(crate) const DRIFT_FIGURES: [&str; 4] = ["t2i", "mmu", "t2i_to_mmu", "mmu_to_t2i"];
 
-/// What happens when a category falls by more than its interval.
+/// The reaction of the drift monitor to a regression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RegressionAction {
-    /// The log says so.
+    /// Log a warning.
     #[default]
     Warn,
-    /// The run ends there.
+    /// End the run.
     Stop,
-    /// The weights of the best step come back and the moments of the update are forgotten; after three times the run ends.
+    /// Restore the weights of the best step and reset the moments of AdamW; end the run after three rollbacks.
     Rollback,
 }
 
-/// How the model is evaluated before and after training.
+/// Evaluation before, during and after training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalOptions {
-    /// Prompts a category; 0 does not evaluate.
+    /// Prompts per category, before and after training; 0 disables the evaluation.
     pub prompts: usize,
-    /// Prompts at once.
+    /// Prompts per batch.
     #[schemars(range(min = 1))]
     pub batch: usize,
-    /// The seed of the evaluation, independent of the run's.
+    /// The seed of the evaluation, independent of `train.seed`.
     pub seed: u64,
-    /// In training, how often a prompt of each category is drawn for the pictures in `samples/`; 0 draws none.
+    /// Images per prompt in the sample images of a run (`samples/`); 0 disables them.
+    #[serde(rename = "samples_per_prompt", alias = "pictures")]
+    #[schemars(extend("x-former-names" = ["pictures"]))]
     pub pictures: usize,
-    /// In training, every so many steps a small fixed set of training tasks is judged; 0 never does.
+    /// The drift monitor evaluates a small fixed set of training prompts every this many steps; 0 disables it.
     pub every: u64,
-    /// How many tasks a category that set has.
-    #[schemars(range(min = 1))]
+    /// Prompts per category of the drift monitor.
+    #[serde(rename = "monitor_prompts", alias = "every_prompts")]
+    #[schemars(range(min = 1), extend("x-former-names" = ["every_prompts"]))]
     pub every_prompts: usize,
-    /// By which figure of that set the best checkpoint is kept: `t2i`, `mmu`, `t2i_to_mmu` or `mmu_to_t2i`.
+    /// The figure of the drift monitor by which the best checkpoint is kept: `t2i`, `mmu`, `t2i_to_mmu` or `mmu_to_t2i`.
     pub best: String,
-    /// What happens when drawing or reading of a category falls below the base's interval there.
+    /// The reaction to a category whose T2I or MMU drops below the confidence interval of the base model.
+    #[serde(rename = "on_regression", alias = "guard")]
+    #[schemars(extend("x-former-names" = ["guard"]))]
     pub guard: RegressionAction,
 }
 
@@ -273,13 +281,13 @@ impl Default for EvalOptions {
     }
 }
 
-/// When weights are written.
+/// When checkpoints are saved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointOptions {
-    /// Every so many steps; 0 writes only the last. What a run was killed before costs at most so many steps.
+    /// Save a checkpoint every this many steps; 0 saves only the last. A killed run loses at most this many steps.
     pub every: u64,
-    /// How many of the last are kept, beside the best; 0 keeps all.
+    /// How many of the latest checkpoints are kept, in addition to the best; 0 keeps every one.
     pub keep: usize,
 }
 
@@ -295,7 +303,7 @@ const PRESETS: [(&str, &str); 3] = [
     ("paper", include_str!("../../presets/paper.toml")),
 ];
 
-/// The table of a shipped preset.
+/// The settings of a preset. Errors name the nearest known preset.
 pub fn preset(name: &str) -> Result<toml::Table> {
     let (_, text) = PRESETS
         .iter()
@@ -305,7 +313,12 @@ pub fn preset(name: &str) -> Result<toml::Table> {
 }
 
 impl RunConfig {
-    /// Reads a merged table.
+    /// Replaces former names of settings by their current ones: each source of settings, before they are merged.
+    pub fn rename_former(table: &mut toml::Table) -> Result<()> {
+        settings::rename_former(&settings::schema::<Self>(), table)
+    }
+
+    /// Reads the merged settings.
     pub fn from_table(mut table: toml::Table) -> Result<Self> {
         home::expand_table(&mut table);
         let config: Self = settings::read("", table)?;
@@ -316,7 +329,7 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// The settings as [`Self::from_table`] reads them.
+    /// The settings as a table that [`Self::from_table`] reads.
     pub fn to_table(&self) -> Result<toml::Table> {
         toml::Table::try_from(self).context(|| "cannot write the configuration")
     }
@@ -339,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn every_preset_is_a_valid_configuration() {
+    fn presets_are_valid() {
         for (name, _) in PRESETS {
             let config = RunConfig::from_table(preset(name).unwrap()).unwrap();
             let entry = crate::algorithms::find(&config.optimizer.name).unwrap();
@@ -348,7 +361,26 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_names_the_nearest_full_key() {
+    fn former_keys_are_read_and_written_under_their_current_names() {
+        let former = "[train]\ntasks = 'a.jsonl'\n[rollout]\nprompts = 2\ngroup = 5\n[eval]\npictures = 3\nevery_prompts = 4\n\
+                      guard = 'stop'";
+        let config = RunConfig::from_table(former.parse().unwrap()).unwrap();
+        let table = layers::flat(&config.to_table().unwrap());
+        for (key, value) in [
+            ("train.prompts_file", "\"a.jsonl\""),
+            ("rollout.prompts_per_step", "2"),
+            ("rollout.group_size", "5"),
+            ("eval.samples_per_prompt", "3"),
+            ("eval.monitor_prompts", "4"),
+            ("eval.on_regression", "\"stop\""),
+        ] {
+            assert_eq!(table[key].to_string(), value, "{key}");
+        }
+        assert!(refused("[rollout]\ngruop = 2").contains("did you mean `rollout.group_size`?"));
+    }
+
+    #[test]
+    fn unknown_key_hint_is_nearest_full_key() {
         let table = "[train]\nstpes = 3".parse().unwrap();
         let error = RunConfig::from_table(table).unwrap_err();
         assert_eq!(error.message(), "unknown key `train.stpes`");
@@ -360,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn options_of_every_algorithm_are_checked() {
+    fn options_of_unchosen_algorithms_are_checked() {
         for (text, expected) in [
             ("name = \"grpo\"\nbeta = 99", "did you mean `optimizer.grpo.beta`?"),
             ("name = \"grpo-split\"\nbeta = 99", "did you mean `optimizer.grpo-split.beta`?"),
@@ -371,18 +403,18 @@ mod tests {
             ("name = \"sft\"\ngrpo.image.beta = \"x\"", "`optimizer.grpo.image.beta`: expected a number"),
             ("name = \"sft\"\ngrpo.weighting = \"sum\"", "expected one of `softmax`, `advantage`, got `sum`"),
         ] {
-            let said = refused(&format!("[optimizer]\n{text}"));
-            assert!(said.contains(expected), "{text}: {said}");
+            let message = refused(&format!("[optimizer]\n{text}"));
+            assert!(message.contains(expected), "{text}: {message}");
         }
     }
 
-    /// Every setting of which a wrong value would train, with values just outside of its range.
+    /// Values just outside the range of every numeric setting that affects training.
     #[test]
-    fn ranges_hold_for_every_setting() {
+    fn value_out_of_range_is_refused() {
         for (key, values) in [
             ("train.steps", &["0", "-1"][..]),
-            ("rollout.prompts", &["0"]),
-            ("rollout.group", &["0"]),
+            ("rollout.prompts_per_step", &["0"]),
+            ("rollout.group_size", &["0"]),
             ("rollout.micro_batch", &["-1"]),
             ("rollout.images.guidance", &["-0.1", "nan"]),
             ("rollout.images.steps", &["0"]),
@@ -410,7 +442,7 @@ mod tests {
             ("optimizer.sft.gumbel_temperature", &["0"]),
             ("eval.prompts", &["-1"]),
             ("eval.batch", &["0"]),
-            ("eval.every_prompts", &["0"]),
+            ("eval.monitor_prompts", &["0"]),
             ("checkpoint.keep", &["-1"]),
         ] {
             for value in values {

@@ -1,7 +1,7 @@
-//! Evaluation: drawing, answering, and the balance of the two (§3.6, eq. 6), with a receipt that can be checked.
+//! Evaluation of generation, understanding and their balance (§3.6, eq. 6), with a receipt that can be verified.
 //!
-//! A task is drawn and judged, and the model is asked about its drawing; it is also asked about a reference image, which
-//! shows what the task asks for. From these come T2I, MMU and the two chains.
+//! For each prompt, the model generates an image, which is judged, and answers the question about it. It also answers the
+//! question about a reference image of the same specification. T2I, MMU, T2I→MMU and MMU→T2I follow from these verdicts.
 
 mod figures;
 mod folder;
@@ -23,30 +23,30 @@ pub use figures::{Interval, Report, Score, comparison, table};
 pub use folder::{EvalFolder, Shard};
 pub use receipt::{ModelFingerprint, Receipt};
 
-/// What was found about one task.
+/// The verdicts on one prompt.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Item {
-    /// The drawing shows exactly what was asked for.
+    /// The generated image shows exactly the specification.
     pub strict: bool,
-    /// What was asked for is there, whatever else is.
+    /// The generated image shows the specification, perhaps among other things.
     pub lenient: bool,
-    /// Why the drawing is not strictly right; empty if it is.
+    /// Why the image is not strictly correct; empty if it is.
     pub reason: String,
-    /// What the model says of its drawing.
+    /// The answer about the generated image.
     pub answer: String,
-    /// That answer is right.
+    /// Whether `answer` is correct.
     pub passed: bool,
-    /// What the model says of the reference image, where there is one.
+    /// The answer about the reference image, if there is one.
     #[serde(rename = "reference_answer")]
     pub mmu_answer: Option<String>,
-    /// That answer is right.
+    /// Whether `mmu_answer` is correct.
     #[serde(rename = "understood")]
     pub mmu_correct: Option<bool>,
-    /// How many of the two answers the judge gave no verdict on; they count as wrong.
+    /// How many of the two answers got no verdict from the judge; they count as wrong.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub not_judged: u64,
-    /// The SHA-256 of the drawing, 8 bits a channel, in the order `[3,H,W]`.
+    /// The SHA-256 of the generated image, 8 bits per channel, in the order `[3,H,W]`.
     #[serde(rename = "drawing")]
     pub image_sha256: String,
 }
@@ -56,24 +56,25 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// An answer and whether it is right, where the judge gave a verdict.
+/// An answer with its verdict, if the judge gave one.
 type Judged = (String, Option<bool>);
 
-/// Fails for a model whose images the tiles judge cannot read.
+/// Errors if a model does not generate images of the tiles benchmark.
 pub fn check_tiles(card: &ModelCard) -> Result<()> {
     if card.resolution == tiles::SIDE as i64 {
         return Ok(());
     }
     Err(Error::usage(format!(
-        "model `{}` draws {1}×{1} pixels, the drawn world has {2}×{2}",
+        "model `{}` generates images of {1}×{1} pixels, the tiles benchmark has {2}×{2}",
         card.name,
         card.resolution,
         tiles::SIDE
     ))
-    .hint("evaluate with `--model builtin`, or train without evaluation: `--set eval.prompts=0`"))
+    .hint("evaluate with `--model builtin`, or train without an evaluation: `--set eval.prompts=0`"))
 }
 
-/// `per_category` tasks of every category, held out from training where the category has enough of them.
+/// `per_category` prompts of every category of the tiles benchmark. They are held out from training, except in the two categories
+/// that have too few prompts.
 pub fn tasks(per_category: usize, seed: u64) -> Result<Vec<Task>> {
     let mut rng = Rng::new(seed);
     Category::ALL
@@ -83,24 +84,24 @@ pub fn tasks(per_category: usize, seed: u64) -> Result<Vec<Task>> {
         .collect()
 }
 
-/// What is evaluated, and by whom.
+/// An evaluation: prompts, judges and sampling.
 pub struct Evaluation<'a> {
-    /// The tasks.
+    /// The prompts.
     pub tasks: &'a [Task],
-    /// Judges drawings.
+    /// The judge of generated images.
     pub images: &'a dyn ImageJudge,
-    /// Judges answers.
+    /// The judge of answers.
     pub answers: &'a dyn AnswerJudge,
-    /// How images and answers are drawn; answers are greedy, whatever the temperature.
+    /// Sampling. Answers are greedy, whatever the temperature.
     pub rollout: &'a Rollout,
-    /// Tasks a part.
+    /// Prompts per part; the images of a part share their random numbers.
     pub batch: usize,
-    /// The seed of drawings and reference images.
+    /// The seed of generated images and reference images.
     pub seed: u64,
 }
 
 impl<'a> Evaluation<'a> {
-    /// The evaluation of a model of the drawn world: by its exact judge, and by the answer rules of `exact`.
+    /// An evaluation on the tiles benchmark with its exact judges of images and answers.
     pub fn of_tiles(
         card: &ModelCard,
         tasks: &'a [Task],
@@ -112,23 +113,23 @@ impl<'a> Evaluation<'a> {
         Ok(Self { tasks, images: &TilesJudge, answers: &Exact, rollout, batch, seed })
     }
 
-    /// How many parts there are.
+    /// The number of parts.
     pub fn parts(&self) -> usize {
         self.tasks.len().div_ceil(self.batch)
     }
 
-    /// The tasks of a part.
+    /// The prompts of a part.
     pub fn part_tasks(&self, index: usize) -> &[Task] {
         let first = (index * self.batch).min(self.tasks.len());
         &self.tasks[first..(first + self.batch).min(self.tasks.len())]
     }
 
-    /// How answers are drawn.
+    /// The sampling of answers.
     pub fn answering(&self) -> TextSampling {
         TextSampling { temperature: 0.0, ..self.rollout.answers.clone() }
     }
 
-    /// Evaluates one part. It does not depend on the others.
+    /// Evaluates one part, independently of the others.
     pub fn part(&self, model: &mut dyn UnifiedModel, index: usize) -> Result<Vec<Item>> {
         let tasks = self.part_tasks(index);
         let prompts: Vec<String> = tasks.iter().map(|task| task.prompt.clone()).collect();
@@ -168,7 +169,7 @@ impl<'a> Evaluation<'a> {
         Ok(items)
     }
 
-    /// What the model says of the reference images of a part, where there are such, and whether that is right.
+    /// The answers about the reference images of a part, with their verdicts; `None` for a prompt without a reference image.
     fn about_references(&self, model: &mut dyn UnifiedModel, index: usize) -> Result<Vec<Option<Judged>>> {
         let tasks = self.part_tasks(index);
         let references = self.images.references(tasks, seed::derive(self.seed, &[index as u64, 1]))?;
@@ -181,15 +182,15 @@ impl<'a> Evaluation<'a> {
         let shown = tch::no_grad(|| model.encode(&Tensor::stack(&shown, 0)))?;
         let asked: Vec<Task> = there.iter().map(|row| tasks[*row].clone()).collect();
         let questions: Vec<String> = asked.iter().map(|task| task.question.clone()).collect();
-        let said = tch::no_grad(|| model.answer(&shown, &questions, &self.answering()))?.text;
-        let right = self.answers.judge(&asked, &said)?;
-        for (row, verdict) in there.into_iter().zip(said.into_iter().zip(right)) {
+        let answers = tch::no_grad(|| model.answer(&shown, &questions, &self.answering()))?.text;
+        let right = self.answers.judge(&asked, &answers)?;
+        for (row, verdict) in there.into_iter().zip(answers.into_iter().zip(right)) {
             about[row] = Some(verdict);
         }
         Ok(about)
     }
 
-    /// Evaluates everything; `progress` is told how many tasks are done, and may end it.
+    /// Evaluates every part. `progress` gets the number of prompts done since its last call; its error ends the evaluation.
     pub fn run(
         &self,
         model: &mut dyn UnifiedModel,

@@ -1,4 +1,4 @@
-//! From a name to a file.
+//! Finds the file of a plugin by its name.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::home;
 const PREFIX: &str = "libunirl_plugin_";
 const SUFFIX: &str = ".so";
 
-/// The folders in which names are looked up, in order, each once.
+/// The directories to search, in order and without duplicates.
 pub(super) fn dirs(extra: &[PathBuf]) -> Vec<PathBuf> {
     let mut all = extra.to_vec();
     if let Some(path) = env::var_os("UNIRL_PLUGIN_PATH") {
@@ -32,17 +32,17 @@ pub(super) fn dirs(extra: &[PathBuf]) -> Vec<PathBuf> {
     all
 }
 
-/// Whether a value is a path and no name.
+/// Whether a value is a path rather than a name.
 pub(super) fn is_path(value: &str) -> bool {
     value.contains('/') || is_library(value)
 }
 
-/// Whether a value ends as the file of a library does.
+/// Whether a value has the extension of a shared library.
 pub(super) fn is_library(value: &str) -> bool {
     value.ends_with(SUFFIX)
 }
 
-/// The file of a name or path.
+/// Resolves a name or a path to a plugin file.
 pub(super) fn resolve(value: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
     if is_path(value) {
         let path = PathBuf::from(value);
@@ -68,7 +68,7 @@ pub(super) fn resolve(value: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
     Err(error.hint(format!("searched for `{file}` in {}", list(dirs))))
 }
 
-/// Every plugin file with its name, by name and then by rank of its folder.
+/// Every plugin file with its name, sorted by name, then by the order of the directories.
 pub(super) fn candidates(dirs: &[PathBuf]) -> Vec<(String, PathBuf)> {
     let mut all = Vec::new();
     for dir in dirs {
@@ -80,11 +80,11 @@ pub(super) fn candidates(dirs: &[PathBuf]) -> Vec<(String, PathBuf)> {
             }
         }
     }
-    all.sort_by(|a, b| a.0.cmp(&b.0)); // stable: the first folder stays first
+    all.sort_by(|a, b| a.0.cmp(&b.0)); // stable: keeps the order of the directories
     all
 }
 
-/// The folders in words.
+/// The directories as a list for messages.
 pub(super) fn list(dirs: &[PathBuf]) -> String {
     dirs.iter().map(|dir| format!("`{}`", dir.display())).collect::<Vec<_>>().join(", ")
 }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_folder_wins_and_a_typo_is_told() {
+    fn resolve_prefers_first_directory_and_hints_at_nearest_name() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for dir in [&a, &b] {
             fs::write(dir.path().join("libunirl_plugin_showo.so"), "").unwrap();
