@@ -12,16 +12,16 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::atomic_fs;
+use crate::checksum;
 use crate::config::RunConfig;
 use crate::drift::DriftState;
 use crate::error::{Context, Error, Result};
-use crate::eval::ModelFingerprint;
-use crate::hash;
 use crate::memory::{self, MemoryPlan};
 use crate::model::UnifiedModel;
 use crate::optim::SlotState;
 use crate::plugin::mapped_version;
-use crate::weights::{self, Weights};
+use crate::sealed;
+use crate::weights::{self, ModelFingerprint, Weights};
 
 /// The form of `state.json`; one of another form is refused.
 const FORM: u32 = 1;
@@ -101,7 +101,7 @@ impl TrainingState {
             inputs: self.inputs.clone(),
             files: hashes(folder)?,
         };
-        let json = hash::seal(serde_json::to_value(&body).context(place)?);
+        let json = sealed::seal(serde_json::to_value(&body).context(place)?);
         atomic_fs::write(&folder.join(STATE), &format!("{json:#}\n"))
     }
 
@@ -129,8 +129,9 @@ impl TrainingState {
                 .hint("name a checkpoint of a run: `RUN/checkpoints/step-NNNNNN`"));
         }
         let text = fs::read_to_string(&path).context(|| format!("cannot read `{STATE}`")).context(damaged)?;
-        let json =
-            hash::unseal("training state", FORM, &text).context(|| format!("`{STATE}`")).context(damaged)?;
+        let json = sealed::unseal("training state", FORM, &text)
+            .context(|| format!("`{STATE}`"))
+            .context(damaged)?;
         let body: Body = serde_json::from_value(json).context(|| format!("`{STATE}`")).context(damaged)?;
         check_files(folder, &body.files).context(damaged)?;
 
@@ -259,7 +260,7 @@ fn relative(folder: &Path, file: &Path) -> String {
 
 fn hashes(folder: &Path) -> Result<BTreeMap<String, String>> {
     let files = atomic_fs::files(folder).context(|| format!("cannot list `{}`", folder.display()))?;
-    files.iter().map(|file| Ok((relative(folder, file), hash::file(file)?))).collect()
+    files.iter().map(|file| Ok((relative(folder, file), checksum::file(file)?))).collect()
 }
 
 fn check_files(folder: &Path, known: &BTreeMap<String, String>) -> Result<()> {
@@ -268,7 +269,7 @@ fn check_files(folder: &Path, known: &BTreeMap<String, String>) -> Result<()> {
         if !file.is_file() {
             return Err(Error::failure(format!("`{name}` is missing")));
         }
-        if hash::file(&file)? != *expected {
+        if checksum::file(&file)? != *expected {
             return Err(Error::failure(format!("`{name}` is not what was written")));
         }
     }

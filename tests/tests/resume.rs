@@ -415,7 +415,7 @@ rules = [
     let text = fs::read_to_string(&state).unwrap();
     let mut json: Value = serde_json::from_str(&text).unwrap();
     json.as_object_mut().unwrap().retain(|key, _| key != "inputs" && key != "seal");
-    let seal = unirl::hash::text(&json.to_string());
+    let seal = unirl::checksum::text(&json.to_string());
     json["seal"] = seal.into();
     fs::write(&state, format!("{json:#}\n")).unwrap();
     fs::write(home.join("words.txt"), "sun\n").unwrap();

@@ -17,11 +17,12 @@ use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
 use crate::drift::{DriftCheck, DriftMonitor};
 use crate::error::{Code, Error, Result};
-use crate::eval::{self, Evaluation, ModelFingerprint, Receipt, Report};
+use crate::eval::{self, Evaluation, Receipt, Report};
 use crate::metrics::{Line, MetricsLog};
 use crate::model::{Mode, ModelCard, UnifiedModel};
 use crate::reward::RewardSet;
 use crate::run_dir::RunDir;
+use crate::weights::ModelFingerprint;
 
 use step::Trainer;
 use tasks::TaskSource;

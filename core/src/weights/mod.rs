@@ -4,6 +4,7 @@
 //! A plugin writes its constructor once over a [`Store`]: with [`Store::plan`] it tells which weights it wants, with
 //! [`Store::open`] it gets them, with [`Store::fresh`] it draws new ones.
 
+mod fingerprint;
 mod map;
 mod pickle;
 mod store;
@@ -22,6 +23,8 @@ use crate::error::{Context, Error, Result};
 use map::Bytes;
 
 pub use crate::json::read as read_json;
+pub use fingerprint::ModelFingerprint;
+pub(crate) use fingerprint::checksum;
 pub use store::{Init, Store};
 
 /// What weight files are called, before `.safetensors`, `.safetensors.index.json`, `.bin`, `.bin.index.json` or `.pt`.
