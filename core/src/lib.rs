@@ -31,6 +31,7 @@ pub mod pretrain;
 pub mod prompts;
 pub mod reward;
 pub mod run_dir;
+mod sample_grid;
 pub mod sampling;
 mod sealed;
 pub mod seed;

@@ -27,11 +27,11 @@ use crate::atomic_fs;
 use crate::checkpoint::{self, TrainingState};
 use crate::config::RunConfig;
 use crate::error::{Context, Error, Result};
-use crate::image_io::{self, Caption};
 use crate::judge::Verdict;
 use crate::model::UnifiedModel;
 use crate::prompts::Task;
 use crate::reward::Reward;
+use crate::sample_grid::{self, Caption};
 
 const FOLDERS: [&str; 4] = ["samples", "eval", "checkpoints", "tensorboard"];
 
@@ -221,7 +221,7 @@ impl RunDir {
         let name = format!("samples/{name}");
         let captions: Vec<Caption> = samples.rows().map(Line::caption).collect();
         let path = self.root.join(format!("{name}.png"));
-        image_io::write_captioned(samples.pixels, samples.columns, &captions, &path)?;
+        sample_grid::write(samples.pixels, samples.columns, &captions, &path)?;
         let lines: Vec<String> = samples
             .rows()
             .map(|line| serde_json::to_string(&line))
