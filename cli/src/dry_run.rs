@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use unirl::algorithms;
-use unirl::checkpoint::DiskPlan;
+use unirl::disk_plan::DiskPlan;
 use unirl::config::RunConfig;
 use unirl::error::{Error, Result};
 use unirl::memory::MemoryPlan;

@@ -12,6 +12,7 @@ pub mod config;
 pub mod conformance;
 pub mod cuda_graph;
 pub mod detector;
+pub mod disk_plan;
 mod drift;
 pub mod error;
 pub mod eval;
