@@ -40,6 +40,7 @@ pub mod settings;
 
 pub mod atomic_fs;
 pub mod optim;
+mod panic;
 mod tensorboard;
 pub mod tiles;
 pub mod train;

@@ -10,11 +10,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::component::{ComponentBox, FfiEntry, FfiError, HostApi, PluginModule, PluginModule_Ref};
-use super::panic::{catch_unwind_to_ffi_error, install_hook};
+use super::panic::catch_unwind_to_ffi_error;
 use super::{adapt, log, stamp, wire};
 use crate::detector::Detector;
 use crate::error::{Code, Error, Result};
 use crate::model::{ModelSource, UnifiedModel};
+use crate::panic::install_hook;
 use crate::reward::RewardFunction;
 use crate::settings;
 

@@ -286,9 +286,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_a_panic_with_the_words_of_libtorch() {
         let [x, w] = [[2, 3], [4, 5]].map(|shape| leaf(&shape, Kind::Float));
-        let error =
-            crate::abi::panic::catch_unwind_to_error(|| Ok(linear(&x, (&w.detach(), None), &[&w], &[])))
-                .unwrap_err();
+        let error = crate::panic::catch_unwind_to_error(|| Ok(linear(&x, (&w.detach(), None), &[&w], &[])))
+            .unwrap_err();
         assert!(error.to_string().contains('3'), "{error}");
         assert!(!error.to_string().contains("Exception raised from"), "no C++ stack: {error}");
     }
