@@ -174,7 +174,7 @@ pub(crate) fn save(path: &Path, model: Option<&dyn UnifiedModel>, state: &Traini
     let rest = 1 << 20; // tables, tokenizers, configurations
     atomic_fs::check_space(path.parent().unwrap_or(path), state.bytes() + model_bytes + rest)
         .context(place)?;
-    atomic_fs::folder(path, |partial| {
+    atomic_fs::create_dir(path, |partial| {
         if let Some(model) = model {
             model.save(partial)?;
         }

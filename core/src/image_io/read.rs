@@ -5,10 +5,7 @@ use std::io::{Cursor, Read as _};
 use std::path::Path;
 
 use image::imageops::replace;
-use image::{
-    DynamicImage, GenericImageView as _, ImageDecoder as _, ImageError, ImageFormat, ImageReader, Limits,
-    Rgb, RgbImage,
-};
+use image::{DynamicImage, ImageDecoder as _, ImageError, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
 use tch::{Kind, Tensor};
 
 use super::resize::{Window, middle, resize};

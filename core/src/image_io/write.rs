@@ -49,7 +49,7 @@ pub(crate) fn enlarged(pixels: &Tensor, scale: i64) -> Result<Vec<RgbImage>> {
 
 /// Writes a picture. The file appears under its name only when it is complete.
 pub(crate) fn write_png(path: &Path, picture: &RgbImage, texts: &[(&str, String)]) -> Result<()> {
-    atomic_fs::file(path, |file| {
+    atomic_fs::write_with(path, |file| {
         let place = || "cannot encode the picture";
         let mut file = BufWriter::new(file);
         let mut encoder = png::Encoder::new(&mut file, picture.width(), picture.height());

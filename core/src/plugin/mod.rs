@@ -17,11 +17,10 @@ use serde_json::Value;
 
 use crate::abi::component::PluginModule_Ref;
 use crate::abi::wire;
-#[cfg(doc)]
-use crate::detector::Detector;
 use crate::error::{Error, Result, unknown_name};
-use crate::model::{ModelSource, UnifiedModel};
-use crate::reward::RewardFunction;
+use crate::model::ModelSource;
+#[cfg(doc)]
+use crate::{detector::Detector, model::UnifiedModel, reward::RewardFunction};
 
 pub use libtorch::{cuda_memory, has_cuda_driver, load_cuda, mapped_version};
 pub use registry::{Built, PluginReport, PluginState, Plugins};
