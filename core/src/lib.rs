@@ -1,7 +1,7 @@
 //! Post-training of unified multimodal models on their own images: the UniRL method (arXiv 2505.23380) on libtorch.
 //!
-//! The [`guide`] says what is done, and how to add a model or a reward of your own. A plugin author reads [`model`], [`reward`] or
-//! [`detector`]; a reader of the method starts at [`train`] and [`optimizer`].
+//! The [`guide`] explains the method and how to add a model or a reward. Plugin authors start at [`model`], [`reward`] or
+//! [`detector`]; readers of the method start at [`train`] and [`algorithms`].
 
 mod abi;
 pub mod algorithms;
@@ -47,11 +47,10 @@ pub mod train;
 pub mod weights;
 
 pub use error::{Error, Result};
-/// The bindings to the one libtorch of the process: a plugin uses these, and no other version.
+/// The libtorch bindings. A plugin must use these, because host and plugins share one libtorch.
 pub use tch;
-/// Their tensor.
 pub use tch::Tensor;
 
-/// What the exported macros expand to; not for direct use.
+/// For the exported macros only.
 #[doc(hidden)]
 pub use abi::export::private as __private;

@@ -24,7 +24,10 @@ pub const METRICS: &[(&str, &str)] = &[
     ("reward/abstained", "share of images for which every reward function abstained; absent if 0"),
     ("reward/informative", "share of samples whose group has unequal rewards"),
     ("judge/right", "share of images that the exact judge accepts; never used for training"),
-    ("judge/wrong_passed", "false-positive rate: of the incorrect images, the share whose answer got the maximum reward"),
+    (
+        "judge/wrong_passed",
+        "false-positive rate: of the incorrect images, the share whose answer got the maximum reward",
+    ),
     ("judge/wrong_passed/CATEGORY", "false-positive rate of a category"),
     (
         "eval/t2i",
@@ -38,8 +41,14 @@ pub const METRICS: &[(&str, &str)] = &[
     ("eval/rollback", "1 at a step at which the drift monitor rolled back"),
     ("loss/answer", "answer term of the loss"),
     ("loss/image", "image term of the loss"),
-    ("kl/answer", "k3 estimate of the KL divergence of the answers from the reference policy, in nats per token"),
-    ("kl/image", "k3 estimate of the KL divergence of the image tokens from the reference policy, in nats per token"),
+    (
+        "kl/answer",
+        "k3 estimate of the KL divergence of the answers from the reference policy, in nats per token",
+    ),
+    (
+        "kl/image",
+        "k3 estimate of the KL divergence of the image tokens from the reference policy, in nats per token",
+    ),
     ("kl/answer_clamped", "share of answer tokens whose log-ratio was clamped"),
     ("kl/image_clamped", "share of image tokens whose log-ratio was clamped"),
     ("update/gradient_norm", "global gradient norm before clipping"),
@@ -47,7 +56,10 @@ pub const METRICS: &[(&str, &str)] = &[
     ("time/draw", "seconds spent generating images"),
     ("time/answer", "seconds spent sampling answers"),
     ("time/score", "seconds spent scoring answers"),
-    ("time/update", "seconds spent on the forward and backward passes with gradient and on the weight update"),
+    (
+        "time/update",
+        "seconds spent on the forward and backward passes with gradient and on the weight update",
+    ),
 ];
 
 /// Returns the JSON Schema of a line.

@@ -1,4 +1,4 @@
-//! Turns panics into errors.
+//! Converts panics into errors.
 #![allow(unsafe_code, reason = "tch has no function that reads or restores the grad mode")]
 
 use std::any::Any;
@@ -10,30 +10,30 @@ use std::sync::Once;
 use crate::error::{Code, Error, Result};
 
 thread_local! {
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+    static LOCATION: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Replaces the hook of this image by one that prints nothing inside of [`catch_unwind_to_error`] and keeps the place
-/// instead.
+/// Installs a panic hook that, within [`catch_unwind_to_error`], records the location instead of printing. The host and every
+/// plugin have separate hooks.
 pub(crate) fn install_hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
+            if !CATCHING.get() {
                 return before(info);
             }
-            let place = info.location().map(|at| {
+            let location = info.location().map(|at| {
                 let raised = format!("{}:{}", at.file(), at.line());
                 if is_foreign(at.file()) { caller().unwrap_or(raised) } else { raised }
             });
-            PLACE.replace(place);
+            LOCATION.replace(location);
         }));
     });
 }
 
-/// The operators of tch panic inside of tch: the author wants to know which line called them.
+/// Returns the innermost caller outside of dependencies: operators of tch panic within tch.
 fn caller() -> Option<String> {
     let trace = Backtrace::force_capture().to_string();
     let frames = trace.lines().filter_map(|line| line.trim_start().strip_prefix("at "));
@@ -47,17 +47,17 @@ fn is_foreign(path: &str) -> bool {
     path.contains("/registry/") || path.contains("/rustc/")
 }
 
-/// Runs a body: a panic becomes an error, and grad mode is as it was.
+/// Runs `body`, converts a panic into an error and restores the grad mode.
 pub(crate) fn catch_unwind_to_error<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     install_hook();
     let grad = grad_mode();
-    let outer = GUARDED.replace(true);
+    let outer = CATCHING.replace(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(body));
-    GUARDED.set(outer);
+    CATCHING.set(outer);
     outcome.unwrap_or_else(|payload| {
         set_grad_mode(grad); // `tch::no_grad` does not restore it when its closure unwinds
-        let place = PLACE.take().unwrap_or_else(|| "an unknown place".into());
-        Err(Error::new(Code::Panic, format!("panicked at {place}: {}", text(&*payload))))
+        let location = LOCATION.take().unwrap_or_else(|| "an unknown location".into());
+        Err(Error::new(Code::Panic, format!("panicked at {location}: {}", text(&*payload))))
     })
 }
 
@@ -65,8 +65,7 @@ fn text(payload: &(dyn Any + Send)) -> String {
     let text =
         payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or("no message");
-    // A refused tch operation: the reason stands before the C++ backtrace, which is escaped in the Debug
-    // form.
+    // The Debug form of a tch error: the message, then the C++ backtrace, escaped.
     let end = text.find("\\nException raised from").unwrap_or(text.len());
     text[..end].to_owned()
 }
@@ -78,7 +77,7 @@ fn grad_mode() -> i32 {
 }
 
 fn set_grad_mode(mode: i32) -> i32 {
-    // SAFETY: sets a thread-local flag of libtorch and returns its last value.
+    // SAFETY: sets a thread-local flag of libtorch and returns its previous value.
     unsafe { torch_sys::at_grad_set_enabled(mode) }
 }
 
@@ -87,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_becomes_an_error_and_grad_mode_survives() {
+    fn panic_becomes_error_and_grad_mode_is_restored() {
         let result: Result<()> = catch_unwind_to_error(|| tch::no_grad(|| panic!("kaboom {}", 7)));
         let error = result.expect_err("it panicked");
         assert_eq!(error.code(), Code::Panic);

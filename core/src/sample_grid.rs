@@ -1,4 +1,4 @@
-//! Grids of generated pictures with captions.
+//! Grids of generated images with captions.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -16,43 +16,43 @@ use tch::Tensor;
 use crate::error::{Context, Result};
 use crate::image_io::{enlarged, write_png};
 
-/// What stands beside a picture of a grid.
+/// The caption of an image.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Caption {
-    /// Above it: only that of the first picture of a row is shown.
+    /// Shown above the row, for its first image only.
     pub(crate) above: String,
-    /// Below it.
+    /// Shown below the image.
     pub(crate) below: String,
 }
 
-/// Writes `[B,3,H,W]` pixels in `0..=1` as one PNG: a grid, `columns` a row, with a caption for each.
+/// Writes `[B,3,H,W]` pixels in `0..=1` as a PNG grid with `columns` columns and a caption for each image.
 pub(crate) fn write(pixels: &Tensor, columns: i64, captions: &[Caption], path: &Path) -> Result<()> {
     const GAP: u32 = 6;
-    let (batch, _, height, _) = pixels.size4().context(|| "pictures to save")?;
-    let pictures = enlarged(pixels, (128 / height.max(1)).max(1))?;
+    let (batch, _, height, _) = pixels.size4().context(|| "images to save")?;
+    let images = enlarged(pixels, (128 / height.max(1)).max(1))?;
     let columns = columns.clamp(1, batch.max(1)) as usize;
-    let (width, height) = pictures.first().map_or((0, 0), RgbImage::dimensions);
-    let across = columns as u32 * (width + GAP) + GAP;
+    let (width, height) = images.first().map_or((0, 0), RgbImage::dimensions);
+    let grid_width = columns as u32 * (width + GAP) + GAP;
 
-    let rows: Vec<(Lines, Vec<Lines>)> = captions
+    let rows: Vec<(WrappedText, Vec<WrappedText>)> = captions
         .chunks(columns)
         .map(|row| {
-            let below = row.iter().map(|caption| Lines::new(&caption.below, width)).collect();
-            (Lines::new(&row[0].above, across - 2 * GAP), below)
+            let below = row.iter().map(|caption| WrappedText::new(&caption.below, width)).collect();
+            (WrappedText::new(&row[0].above, grid_width - 2 * GAP), below)
         })
         .collect();
-    let row_height = |(above, below): &(Lines, Vec<Lines>)| {
-        above.height() + height + below.iter().map(Lines::height).max().unwrap_or(0) + 3 * GAP
+    let row_height = |(above, below): &(WrappedText, Vec<WrappedText>)| {
+        above.height() + height + below.iter().map(WrappedText::height).max().unwrap_or(0) + 3 * GAP
     };
-    let mut canvas = Canvas(RgbImage::from_pixel(across, rows.iter().map(row_height).sum(), Rgb([255; 3])));
+    let mut canvas = Canvas(RgbImage::from_pixel(grid_width, rows.iter().map(row_height).sum(), Rgb([255; 3])));
     let mut top = 0;
-    for (row, pictures) in rows.iter().zip(pictures.chunks(columns)) {
+    for (row, images) in rows.iter().zip(images.chunks(columns)) {
         let (above, below) = row;
         above.draw(&mut canvas, GAP, top + GAP);
         let middle = top + GAP + above.height();
-        for (index, (picture, below)) in pictures.iter().zip(below).enumerate() {
+        for (index, (image, below)) in images.iter().zip(below).enumerate() {
             let left = GAP + index as u32 * (width + GAP);
-            replace(&mut canvas.0, picture, left.into(), middle.into());
+            replace(&mut canvas.0, image, left.into(), middle.into());
             below.draw(&mut canvas, left, middle + height + 2);
         }
         top += row_height(row);
@@ -62,10 +62,10 @@ pub(crate) fn write(pixels: &Tensor, columns: i64, captions: &[Caption], path: &
 
 const FONT: MonoFont<'_> = FONT_6X10;
 
-/// A text in lines that fit a width.
-struct Lines(Vec<String>);
+/// A text, wrapped to a width in pixels.
+struct WrappedText(Vec<String>);
 
-impl Lines {
+impl WrappedText {
     fn new(text: &str, width: u32) -> Self {
         let most = (width / FONT.character_size.width).max(1) as usize;
         Self(textwrap::wrap(text, most).into_iter().map(Cow::into_owned).collect())
@@ -84,7 +84,7 @@ impl Lines {
     }
 }
 
-/// A picture to write text on.
+/// An image as a target of `embedded_graphics`.
 struct Canvas(RgbImage);
 
 impl OriginDimensions for Canvas {

@@ -1,4 +1,4 @@
-//! Panics end here, on the plugin's side: only the copy of std that raised a panic can catch it.
+//! Stops panics at the plugin boundary, on the side of the plugin: only the copy of std that raised a panic can catch it.
 
 use abi_stable::std_types::{RErr, ROk, RResult};
 
@@ -6,8 +6,7 @@ use super::component::FfiError;
 use crate::error::Result;
 use crate::panic::catch_unwind_to_error;
 
-/// Runs a body of a boundary function: an error or a panic becomes an [`FfiError`], and grad mode is as it
-/// was.
+/// Runs the body of a boundary function and converts an error or a panic into an [`FfiError`].
 pub(super) fn catch_unwind_to_ffi_error<T>(body: impl FnOnce() -> Result<T>) -> RResult<T, FfiError> {
     match catch_unwind_to_error(body) {
         Ok(value) => ROk(value),

@@ -1,10 +1,10 @@
-//! Pictures from and to files.
+//! Reads and writes image files.
 
 mod read;
 mod resize;
 mod write;
 
-pub use read::{read, read_as_it_is, read_padded};
+pub use read::{read, read_padded, read_unscaled};
 pub use write::write_grid;
 pub(crate) use write::{enlarged, write_png};
 

@@ -1,4 +1,4 @@
-//! Reads pictures as Pillow does.
+//! Reads image files as Pillow does.
 
 use std::fs::File;
 use std::io::{Cursor, Read as _};
@@ -8,102 +8,98 @@ use image::imageops::replace;
 use image::{DynamicImage, ImageDecoder as _, ImageError, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
 use tch::{Kind, Tensor};
 
-use super::resize::{Window, middle, resize};
+use super::resize::{Window, centre_crop, resize};
 use crate::error::{Context, Error, Result};
 use crate::input;
 
-/// Pixels that [`read_padded`] leaves of the shorter edge of a thin picture.
-const SHORTEST: u32 = 14;
+/// The minimum length of the shorter edge in [`read_padded`].
+const MIN_EDGE: u32 = 14;
 
-/// The most pixels of a picture that is read: Pillow's limit, above which it speaks of a decompression bomb.
-const MOST_PIXELS: u64 = 2 * (1 << 30) / 4 / 3;
+/// The maximum number of pixels: Pillow's limit against decompression bombs.
+const MAX_PIXELS: u64 = 2 * (1 << 30) / 4 / 3;
 
-/// The most bytes of a picture file.
-const MOST_BYTES: u64 = 1 << 29;
+/// The maximum size of an image file.
+const MAX_BYTES: u64 = 1 << 29;
 
-/// Reads a picture as `[1,3,R,R]` f32 in `0..=1`: its shorter edge becomes `resolution` (bicubic, unless it already
-/// is), the middle is kept.
+/// Reads an image as `[1,3,R,R]` f32 in `0..=1`: its shorter edge is resized to `resolution` (bicubic) and the centre cropped.
 ///
-/// From a PNG the bytes are those of Pillow 13 with torchvision's `Resize` and `CenterCrop`, give or take one: the crate
-/// `fast_image_resize` computes each pass in f32, and it is rounded as Pillow's is. Alpha is dropped and EXIF
-/// orientation ignored, as by Pillow's `convert("RGB")`; 16 bits are cut to their upper 8, in grey pictures too, which
-/// Pillow makes white.
+/// For a PNG the bytes differ by at most one from those of Pillow 13 with torchvision's `Resize` and `CenterCrop`. As with
+/// Pillow's `convert("RGB")`, alpha is dropped and the EXIF orientation ignored. 16-bit channels are cut to the upper 8 bits,
+/// in grey images as well, which Pillow makes white.
 pub fn read(path: &Path, resolution: i64) -> Result<Tensor> {
-    middle(&open(path)?, resolution as u32).map(|picture| to_tensor(&picture)).context(|| wrong(path))
+    centre_crop(&open(path)?, resolution as u32).map(|image| to_tensor(&image)).context(|| cannot_read(path))
 }
 
-/// Reads a picture as `[1,3,R,R]` f32 in `0..=1`: its longer edge becomes `resolution`, the shorter one at least 14
-/// pixels, and it lies in the middle of a square of the grey `fill`. Bytes are Pillow's as those of [`read`] are.
+/// Reads an image as `[1,3,R,R]` f32 in `0..=1`: its longer edge is resized to `resolution`, the shorter one to at least 14
+/// pixels, and it is padded to a centred square with the grey `fill`. As exact as [`read()`].
 pub fn read_padded(path: &Path, resolution: i64, fill: u8) -> Result<Tensor> {
     let side = resolution as u32;
-    let picture = open(path)?;
-    let (width, height) = picture.dimensions();
+    let image = open(path)?;
+    let (width, height) = image.dimensions();
     let longer = f64::from(width.max(height));
-    // In this order, so that the cut to a whole number is that of Python's floats.
-    let scaled = |edge: u32| ((f64::from(edge) / longer * f64::from(side)) as u32).max(SHORTEST).min(side);
-    let (width, height) = (scaled(width), scaled(height));
-    let whole = |length: u32, resized: u32| Window::new(length, resized.into(), 0, resized);
-    let (old_width, old_height) = picture.dimensions();
-    let picture =
-        resize(&picture, [whole(old_width, width), whole(old_height, height)]).context(|| wrong(path))?;
+    // In the order of the Python code, so that it is rounded down in the same cases.
+    let scaled = |edge: u32| ((f64::from(edge) / longer * f64::from(side)) as u32).max(MIN_EDGE).min(side);
+    let (new_width, new_height) = (scaled(width), scaled(height));
+    let uncropped = |length: u32, resized: u32| Window::new(length, resized.into(), 0, resized);
+    let image = resize(&image, [uncropped(width, new_width), uncropped(height, new_height)])
+        .context(|| cannot_read(path))?;
     let mut square = RgbImage::from_pixel(side, side, Rgb([fill; 3]));
-    let (left, top) = ((side - width) / 2, (side - height) / 2);
-    replace(&mut square, &picture, left.into(), top.into());
+    let (left, top) = ((side - new_width) / 2, (side - new_height) / 2);
+    replace(&mut square, &image, left.into(), top.into());
     Ok(to_tensor(&square))
 }
 
-/// Reads a picture as `[1,3,H,W]` f32 in `0..=1`, in its own size.
-pub fn read_as_it_is(path: &Path) -> Result<Tensor> {
+/// Reads an image as `[1,3,H,W]` f32 in `0..=1` without resizing it.
+pub fn read_unscaled(path: &Path) -> Result<Tensor> {
     Ok(to_tensor(&open(path)?))
 }
 
-fn wrong(path: &Path) -> String {
-    format!("cannot read the picture `{}`", path.display())
+fn cannot_read(path: &Path) -> String {
+    format!("cannot read image `{}`", path.display())
 }
 
 fn open(path: &Path) -> Result<RgbImage> {
-    let failed = |cause: &dyn std::fmt::Display| Error::usage(wrong(path)).cause(cause);
+    let failed = |cause: &dyn std::fmt::Display| Error::usage(cannot_read(path)).cause(cause);
     let mut bytes = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
         .map_err(|error| failed(&error))?;
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(failed(&format!("the file has more than {MOST_BYTES} bytes")));
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(failed(&format!("the file has more than {MAX_BYTES} bytes")));
     }
     input::check_content(&path.display().to_string(), &bytes)?;
     if bytes.is_empty() {
         return Err(failed(&"the file is empty"));
     }
     let truncated = || failed(&"the file is truncated").hint("copy or download it again");
-    let too_large = |what: &str| {
-        failed(&format!("{what}, at most {MOST_PIXELS} pixels are read")).hint("make it smaller first")
-    };
-    let undecoded = |error: ImageError| match &error {
+    let too_large =
+        |what: &str| failed(&format!("{what}, expected at most {MAX_PIXELS} pixels")).hint("reduce its size");
+    let decode_error = |error: ImageError| match &error {
         ImageError::Limits(_) => too_large("it does not fit into memory"),
         ImageError::IoError(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => truncated(),
         _ => failed(&error),
     };
     let reader =
         ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(|error| failed(&error))?;
-    // The decoder fills what is missing of a JPEG with grey.
-    if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_ends(&bytes) {
+    // The decoder fills the missing part of a truncated JPEG with grey.
+    if reader.format() == Some(ImageFormat::Jpeg) && !has_jpeg_end(&bytes) {
         return Err(truncated());
     }
-    let mut decoder = reader.into_decoder().map_err(undecoded)?;
+    let mut decoder = reader.into_decoder().map_err(decode_error)?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
         return Err(too_large(&format!("it has {width}×{height} pixels")));
     }
     let mut limits = Limits::default();
-    limits.reserve(decoder.total_bytes()).and_then(|()| decoder.set_limits(limits)).map_err(undecoded)?;
-    DynamicImage::from_decoder(decoder).map(to_bytes).map_err(undecoded)
+    limits.reserve(decoder.total_bytes()).and_then(|()| decoder.set_limits(limits)).map_err(decode_error)?;
+    DynamicImage::from_decoder(decoder).map(to_rgb8).map_err(decode_error)
 }
 
-/// Whether a JPEG has the marker of its end, outside of the segments that may hold another picture.
-fn jpeg_ends(bytes: &[u8]) -> bool {
+/// Whether a JPEG has an end-of-image marker outside of segments, which may hold a thumbnail.
+fn has_jpeg_end(bytes: &[u8]) -> bool {
     const SEGMENTS_WITHOUT_LENGTH: [u8; 10] = [0x01, 0xd0, 0xd1, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8];
     let mut rest = bytes;
-    // Anything up to a marker is compressed data, in which 0xff is followed by 0.
+    // Compressed data precede a marker; in them 0xff is followed by 0.
     while let Some(at) =
         rest.array_windows().position(|[first, second]| *first == 0xff && !matches!(second, 0 | 0xff))
     {
@@ -121,23 +117,23 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
     false
 }
 
-/// Bytes to `[1,3,H,W]` in `0..=1`.
-fn to_tensor(picture: &RgbImage) -> Tensor {
-    let (width, height) = picture.dimensions();
-    let bytes = Tensor::from_slice(picture.as_raw()).view([1, height.into(), width.into(), 3]);
+/// Converts an image to `[1,3,H,W]` in `0..=1`.
+fn to_tensor(image: &RgbImage) -> Tensor {
+    let (width, height) = image.dimensions();
+    let bytes = Tensor::from_slice(image.as_raw()).view([1, height.into(), width.into(), 3]);
     bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0
 }
 
-fn to_bytes(picture: DynamicImage) -> RgbImage {
+fn to_rgb8(image: DynamicImage) -> RgbImage {
     use DynamicImage::{ImageLuma16, ImageLumaA16, ImageRgb16, ImageRgba16};
-    match picture {
+    match image {
         ImageLuma16(_) | ImageLumaA16(_) | ImageRgb16(_) | ImageRgba16(_) => {
-            let wide = picture.into_rgb16();
+            let wide = image.into_rgb16();
             RgbImage::from_fn(wide.width(), wide.height(), |x, y| {
                 Rgb(wide.get_pixel(x, y).0.map(|value| (value >> 8) as u8))
             })
         }
-        _ => picture.into_rgb8(),
+        _ => image.into_rgb8(),
     }
 }
 
@@ -148,11 +144,11 @@ mod tests {
     use super::*;
     use crate::image_io::{noise, write_grid};
 
-    /// Of 255: the two decoders enlarge subsampled colours differently, seen as 3; 1 in the pictures without such.
-    const JPEG: i64 = 3;
+    /// The tolerance for JPEGs, of 255: the decoders upsample subsampled colours differently, by up to 3.
+    const JPEG_TOLERANCE: i64 = 3;
 
     #[test]
-    fn a_single_picture_is_read_as_it_was_written() {
+    fn read_returns_the_written_image() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("one.png");
         let pixels =
@@ -160,11 +156,11 @@ mod tests {
         let pixels = pixels.to_kind(Kind::Float) / 255.0;
         write_grid(&pixels, 1, &path, &[]).unwrap();
         let off = (read(&path, 32).unwrap() - pixels).abs().max().double_value(&[]);
-        assert!(off <= 1.0 / 255.0 + 1e-6, "off by {off}"); // bytes are cut, not rounded: at most one step
+        assert!(off <= 1.0 / 255.0 + 1e-6, "off by {off}"); // writing rounds down
     }
 
     #[test]
-    fn a_wide_picture_loses_its_sides() {
+    fn wide_image_is_centre_cropped() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("wide.png");
         let column = |x: u32, _| image::Rgb(if (32..64).contains(&x) { [255, 0, 0] } else { [0, 0, 255] });
@@ -175,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_very_thin_picture_is_read_in_little_memory() {
+    fn very_thin_images_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("thin.png");
         for (width, height) in [(1, 500_000), (500_000, 1), (3, 2_000_000)] {
@@ -186,7 +182,7 @@ mod tests {
             .unwrap();
             let pixels = read(&path, 336).unwrap();
             assert_eq!(pixels.size(), [1, 3, 336, 336]);
-            // The middle lies between the two halves.
+            // The centre spans both halves.
             let value = |tensor: Tensor| (tensor * 255.0).round().int64_value(&[]);
             assert_eq!(
                 (value(pixels.get(0).get(0).get(0).get(0)), value(pixels.get(0).get(0).get(335).get(335))),
@@ -197,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_does_not_fit_is_refused() {
+    fn decompression_bombs_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bomb.png");
         RgbImage::new(8, 8).save(&path).unwrap();
@@ -209,7 +205,7 @@ mod tests {
             bytes[29..33].copy_from_slice(&sum.to_be_bytes());
             std::fs::write(&path, &bytes).unwrap();
             let error = read(&path, 32).unwrap_err();
-            let cause = format!("it has {width}×{height} pixels, at most 178956970 pixels are read");
+            let cause = format!("it has {width}×{height} pixels, expected at most 178956970 pixels");
             assert_eq!(error.causes(), [cause], "{error}");
         }
     }
@@ -223,7 +219,7 @@ mod tests {
             .collect();
         assert_eq!(all.len(), 9);
         let plain = all[0].1.clone();
-        // A thumbnail in a segment of its own has an end marker, too.
+        // The thumbnail in a segment also has an end marker.
         let mut thumbnail = vec![0xff, 0xd8, 0xff, 0xe1];
         thumbnail.extend(((plain.len() + 2) as u16).to_be_bytes());
         thumbnail.extend_from_slice(&plain);
@@ -233,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn intact_jpegs_of_every_kind_are_read() {
+    fn intact_jpegs_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("odd.jpg");
         for (name, bytes) in odd_jpegs() {
@@ -245,12 +241,12 @@ mod tests {
     }
 
     #[test]
-    fn a_jpeg_that_is_cut_anywhere_is_refused() {
+    fn truncated_jpegs_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cut.jpg");
         for (name, bytes) in odd_jpegs() {
             for length in (4..bytes.len() - 1).step_by(41).chain([bytes.len() - 2, bytes.len() - 1]) {
-                // Missing, or never written, as after an interrupted copy.
+                // The rest is missing, or zero as after an interrupted copy.
                 for filling in [0, bytes.len() - length] {
                     std::fs::write(&path, [&bytes[..length], &vec![0; filling]].concat()).unwrap();
                     let error = read(&path, 32).expect_err(&format!("{name} cut at {length}"));
@@ -263,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_png_that_is_cut_is_refused() {
+    fn truncated_pngs_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cut.png");
         noise(40, 30, 1).save(&path).unwrap();
@@ -276,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_are_read_as_pillow_reads_them() {
+    fn read_matches_pillow() {
         let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/pictures"));
         let cases = std::fs::read_to_string(folder.join("cases.json")).unwrap();
         let cases: Vec<(String, i64)> = serde_json::from_str(&cases).unwrap();
@@ -289,7 +285,7 @@ mod tests {
             let got = (read(&folder.join(&name), resolution).unwrap() * 255.0).round().squeeze_dim(0);
             let off = (got.permute([1, 2, 0]) - expected).abs().max().double_value(&[]) as i64;
             println!("{name} to {resolution}: off by {off}");
-            let allowed = if name.contains(".jpg") { JPEG } else { 1 };
+            let allowed = if name.contains(".jpg") { JPEG_TOLERANCE } else { 1 };
             assert!(off <= allowed, "{name} to {resolution}: off by {off} of 255");
             worst = worst.max(off);
         }
@@ -297,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn padded_pictures_are_those_of_janus() {
+    fn read_padded_matches_janus() {
         let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/janus_dev"));
         let recorded = Tensor::read_safetensors(path.join("fixture.safetensors")).unwrap();
         let get = |name: &str| recorded.iter().find(|(known, _)| known == name).unwrap().1.shallow_clone();
@@ -320,13 +316,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thin_picture_keeps_a_few_pixels_between_the_margins() {
+    fn read_padded_keeps_the_minimum_edge_of_thin_images() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("thin.png");
         RgbImage::from_pixel(400, 4, image::Rgb([255; 3])).save(&path).unwrap();
         let pixels = (read_padded(&path, 33, 127).unwrap() * 255.0).round().select(1, 0).squeeze(); // [33,33]
         let column = Vec::<f32>::try_from(pixels.select(1, 0)).unwrap();
         let expected = [vec![127.0; 9], vec![255.0; 14], vec![127.0; 10]].concat();
-        assert_eq!(column, expected, "the odd row of the margin is below");
+        assert_eq!(column, expected, "the extra row of padding is at the bottom");
     }
 }

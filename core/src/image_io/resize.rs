@@ -1,4 +1,5 @@
-//! Resizes pictures as Pillow does.
+//! Resizes images as Pillow 13 does, to within one of 255: `fast_image_resize` computes each of the two passes in f32, and the
+//! result is rounded to bytes as in Pillow.
 
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::F32x3;
@@ -8,49 +9,49 @@ use image::{GenericImageView as _, RgbImage};
 
 use crate::error::{Error, Result};
 
-/// Pixels that are resized at once: they are held as f32.
+/// The number of pixels that are resized at once, as f32.
 const BAND: u32 = 1 << 22;
 
-/// The middle square of the picture that is resized so that its shorter edge is `side`; the longer one is cut to a whole
-/// number. What is not in the square is never computed, since the resized picture of a thin one is very long.
-pub(super) fn middle(picture: &RgbImage, side: u32) -> Result<RgbImage> {
-    let (width, height) = picture.dimensions();
+/// Resizes the shorter edge to `side`, the longer one in proportion, rounded down, and crops the centre square. Pixels outside of
+/// the square are not computed, because a thin image would become very long.
+pub(super) fn centre_crop(image: &RgbImage, side: u32) -> Result<RgbImage> {
+    let (width, height) = image.dimensions();
     let short = u64::from(width.min(height));
     let window = |length: u32| {
         let resized = u64::from(length) * u64::from(side) / short;
         Window::new(length, resized, margin(resized - u64::from(side)), side)
     };
-    resize(picture, [window(width), window(height)])
+    resize(image, [window(width), window(height)])
 }
 
-/// One axis of a resized picture: what is kept of it, and what that is made of.
+/// The crop of a resized image along one axis, and the source pixels that it depends on.
 pub(super) struct Window {
-    /// The pixels of the original.
+    /// Source pixels.
     length: u32,
-    /// The pixels of the resized picture.
+    /// Pixels of the resized image.
     resized: u64,
-    /// The first one that is kept.
+    /// The first pixel of the crop.
     first: u64,
-    /// How many are kept.
+    /// The number of pixels of the crop.
     kept: u32,
-    /// The first pixel of the original that is needed.
+    /// The first source pixel that the crop depends on.
     start: u32,
-    /// How many are needed.
+    /// The number of source pixels that the crop depends on.
     needed: u32,
 }
 
 impl Window {
     pub(super) fn new(length: u32, resized: u64, first: u64, kept: u32) -> Self {
         let scale = f64::from(length) / resized as f64;
-        // A cubic reaches two pixels, of the resized picture where that is the coarser one.
+        // The cubic kernel reaches two pixels, of the coarser image.
         let reach = 2.0 * scale.max(1.0) + 1.0;
         let start = (first as f64 * scale - reach).max(0.0) as u32;
         let end = ((first as f64 + f64::from(kept)) * scale + reach).ceil().min(f64::from(length)) as u32;
         Self { length, resized, first, kept, start, needed: end - start }
     }
 
-    /// Where the window lies among the pixels that are needed: beginning and length.
-    fn place(&self) -> (f64, f64) {
+    /// Returns start and length of the crop within the needed source pixels.
+    fn source_range(&self) -> (f64, f64) {
         if u64::from(self.kept) == self.resized {
             return (0.0, self.needed.into());
         }
@@ -59,63 +60,63 @@ impl Window {
         (left, (f64::from(self.kept) * scale).min(f64::from(self.needed) - left))
     }
 
-    /// How many pixels resizing removes.
+    /// The number of pixels that resizing removes.
     fn removed(&self) -> i128 {
         i128::from(self.length) - i128::from(self.resized)
     }
 }
 
-/// An axis of a picture.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Axis {
-    Across,
-    Down,
+    Horizontal,
+    Vertical,
 }
 
 /// Resizes in two passes, to the windows of both axes.
-pub(super) fn resize(picture: &RgbImage, [across, down]: [Window; 2]) -> Result<RgbImage> {
-    let picture = crop_imm(picture, across.start, down.start, across.needed, down.needed).to_image();
-    // Pillow 13 begins with the height when that removes more than twice as many rows as columns go afterwards;
-    // earlier ones never do, which for such pictures gives other roundings.
-    if down.removed() > 0 && down.removed() > 2 * across.removed() {
-        one_pass(&one_pass(&picture, Axis::Down, &down)?, Axis::Across, &across)
+pub(super) fn resize(image: &RgbImage, [horizontal, vertical]: [Window; 2]) -> Result<RgbImage> {
+    let image =
+        crop_imm(image, horizontal.start, vertical.start, horizontal.needed, vertical.needed).to_image();
+    // Pillow 13 starts with the height if that removes more than twice as many rows as the width removes columns; earlier
+    // versions never do, and round such images differently.
+    if vertical.removed() > 0 && vertical.removed() > 2 * horizontal.removed() {
+        resize_axis(&resize_axis(&image, Axis::Vertical, &vertical)?, Axis::Horizontal, &horizontal)
     } else {
-        one_pass(&one_pass(&picture, Axis::Across, &across)?, Axis::Down, &down)
+        resize_axis(&resize_axis(&image, Axis::Horizontal, &horizontal)?, Axis::Vertical, &vertical)
     }
 }
 
-/// Resizes one axis and rounds to bytes, as Pillow does after each of its two passes. With bytes in place of f32 the
-/// crate's weights are too coarse: off by 2 at times.
-fn one_pass(picture: &RgbImage, axis: Axis, window: &Window) -> Result<RgbImage> {
-    let (left, length) = window.place();
+/// Resizes one axis and rounds to bytes, as Pillow does after each pass. On bytes instead of f32 the weights of the crate are
+/// too coarse: errors of 2 occur.
+fn resize_axis(image: &RgbImage, axis: Axis, window: &Window) -> Result<RgbImage> {
+    let (left, length) = window.source_range();
     if u64::from(window.length) == window.resized {
         let (left, kept) = (left as u32, window.kept);
         return Ok(match axis {
-            Axis::Across => crop_imm(picture, left, 0, kept, picture.height()).to_image(),
-            Axis::Down => crop_imm(picture, 0, left, picture.width(), kept).to_image(),
+            Axis::Horizontal => crop_imm(image, left, 0, kept, image.height()).to_image(),
+            Axis::Vertical => crop_imm(image, 0, left, image.width(), kept).to_image(),
         });
     }
-    let failed = |error: &dyn std::fmt::Display| Error::failure("cannot resize it").cause(error);
-    // Catmull-Rom is the cubic with a = -0.5, Pillow's.
+    let failed = |error: &dyn std::fmt::Display| Error::failure("cannot resize the image").cause(error);
+    // Pillow's cubic, with a = -0.5.
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-    let (width, height) = picture.dimensions();
+    let (width, height) = image.dimensions();
     let (lines, size) = match axis {
-        Axis::Across => (height, (window.kept, height)),
-        Axis::Down => (width, (width, window.kept)),
+        Axis::Horizontal => (height, (window.kept, height)),
+        Axis::Vertical => (width, (width, window.kept)),
     };
     let mut resized = RgbImage::new(size.0, size.1);
     let at_once = (BAND / window.needed.max(window.kept)).max(1);
     for first in (0..lines).step_by(at_once as usize) {
         let count = at_once.min(lines - first);
         let (band, size, place, options) = match axis {
-            Axis::Across => (
-                crop_imm(picture, 0, first, width, count),
+            Axis::Horizontal => (
+                crop_imm(image, 0, first, width, count),
                 (window.kept, count),
                 (0, first),
                 options.crop(left, 0.0, length, count.into()),
             ),
-            Axis::Down => (
-                crop_imm(picture, first, 0, count, height),
+            Axis::Vertical => (
+                crop_imm(image, first, 0, count, height),
                 (count, window.kept),
                 (first, 0),
                 options.crop(0.0, left, count.into(), length),
@@ -126,16 +127,16 @@ fn one_pass(picture: &RgbImage, axis: Axis, window: &Window) -> Result<RgbImage>
         let source = TypedImageRef::new(band.width(), band.height(), &pixels).map_err(|e| failed(&e))?;
         let mut target = TypedImage::new(size.0, size.1);
         Resizer::new().resize_typed(&source, &mut target, &options).map_err(|e| failed(&e))?;
-        let rounded = |value: f32| (value + 0.5).floor() as u8; // `as` cuts at 0 and 255
+        let rounded = |value: f32| (value + 0.5).floor() as u8; // `as` saturates at 0 and 255
         let bytes = target.pixels().iter().flat_map(|pixel| pixel.0.map(rounded)).collect();
         let band = RgbImage::from_raw(size.0, size.1, bytes)
-            .ok_or_else(|| Error::failure("a picture of the wrong size"))?;
+            .ok_or_else(|| Error::failure("the image has the wrong size"))?;
         replace(&mut resized, &band, place.0.into(), place.1.into());
     }
     Ok(resized)
 }
 
-/// What is cut off before the middle: half of the rest, and of two equally near the even one, as Python rounds.
+/// Returns half of the pixels that a centre crop removes, rounded half to even as in Python.
 fn margin(rest: u64) -> u64 {
     (rest as f64 / 2.0).round_ties_even() as u64
 }
@@ -145,9 +146,8 @@ mod tests {
     use super::*;
     use crate::image_io::noise;
 
-    /// Cutting first gives what cutting last gives, to the byte.
     #[test]
-    fn the_middle_is_that_of_the_whole_resized_picture() {
+    fn centre_crop_equals_crop_of_the_resized_image() {
         let mut rng = crate::prompts::rng::Rng::new(5);
         let sizes =
             [(64, 48), (48, 64), (33, 32), (32, 35), (97, 71), (16, 200), (300, 7), (500, 31), (256, 256)];
@@ -155,14 +155,14 @@ mod tests {
             (0..120).map(|_| (1 + rng.below(200) as u32, 1 + rng.below(200) as u32)).collect::<Vec<_>>();
         for (width, height) in sizes.into_iter().chain(random) {
             for side in [32, 48] {
-                let picture = noise(width, height, u64::from(width * height));
+                let image = noise(width, height, u64::from(width * height));
                 let short = width.min(height);
-                let [across, down] = [width, height].map(|length| length * side / short);
+                let [new_width, new_height] = [width, height].map(|length| length * side / short);
                 let whole = |length, resized: u32| Window::new(length, resized.into(), 0, resized);
-                let whole = resize(&picture, [whole(width, across), whole(height, down)]).unwrap();
-                let [left, top] = [across, down].map(|length| margin((length - side).into()) as u32);
+                let whole = resize(&image, [whole(width, new_width), whole(height, new_height)]).unwrap();
+                let [left, top] = [new_width, new_height].map(|length| margin((length - side).into()) as u32);
                 let expected = crop_imm(&whole, left, top, side, side).to_image();
-                let got = middle(&picture, side).unwrap();
+                let got = centre_crop(&image, side).unwrap();
                 assert!(got == expected, "{width}×{height} to {side}");
             }
         }

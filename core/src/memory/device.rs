@@ -1,4 +1,4 @@
-//! The memory of a device, and the settings of the allocator.
+//! The memory of a device, and tuning of the CPU allocator.
 #![allow(unsafe_code, reason = "a setting of the allocator")]
 
 use tch::Device;
@@ -6,7 +6,7 @@ use tch::Device;
 use crate::model::{ImageSampling, TextSampling, UnifiedModel, Workload};
 use crate::plugin::cuda_memory;
 
-/// The memory of a device in bytes: all of a GPU's, what is free of the machine's.
+/// Returns the memory of a device in bytes: the total of a GPU, the available memory of the machine for the CPU.
 pub fn available(device: Device) -> Option<i64> {
     if let Device::Cuda(index) = device {
         return cuda_memory(index);
@@ -15,17 +15,16 @@ pub fn available(device: Device) -> Option<i64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kilobytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     let free = kilobytes * 1024;
-    // A container may be given less than the machine has.
+    // The limit of a container may be lower.
     let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
     Some(limit.and_then(|text| text.trim().parse().ok()).map_or(free, |limit: i64| limit.min(free)))
 }
 
-/// Weights from which [`tune_malloc`] pays.
+/// Bytes of weights from which [`tune_malloc`] pays off.
 const LARGE: i64 = 1 << 30;
 
-/// Gives large tensors of a large model memory of their own on the CPU, which goes back when they are gone. By itself
-/// glibc raises the size from which it does so to 32 MiB as the program runs, and activations of less then leave holes
-/// that cost a third of the peak; a small model is faster on the heap.
+/// Makes `malloc` map the tensors of a large model separately, so that freed memory returns to the system. By default glibc
+/// raises its threshold for this to 32 MiB, and the heap fragments by a third of the peak. A small model is faster on the heap.
 pub fn tune_malloc(model: &dyn UnifiedModel) {
     let workload = Workload { images: ImageSampling::default(), answers: TextSampling::default(), states: 1 };
     if model.footprint(&workload).is_ok_and(|footprint| footprint.weights >= LARGE) {
@@ -39,10 +38,10 @@ fn set_mmap_threshold(bytes: i32) {
     unsafe extern "C" {
         fn mallopt(parameter: i32, value: i32) -> i32;
     }
-    // SAFETY: glibc takes the setting at any time and from any thread.
+    // SAFETY: glibc allows the call at any time and from any thread.
     let set = unsafe { mallopt(M_MMAP_THRESHOLD, bytes) };
     if set == 0 {
-        tracing::debug!("the allocator keeps its own settings");
+        tracing::debug!("mallopt refused M_MMAP_THRESHOLD");
     }
 }
 
@@ -54,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_machine_tells_its_memory() {
+    fn cpu_memory_is_known() {
         assert!(available(Device::Cpu).unwrap() > 1 << 28);
     }
 }
