@@ -44,7 +44,8 @@ pub(crate) fn write(pixels: &Tensor, columns: i64, captions: &[Caption], path: &
     let row_height = |(above, below): &(WrappedText, Vec<WrappedText>)| {
         above.height() + height + below.iter().map(WrappedText::height).max().unwrap_or(0) + 3 * GAP
     };
-    let mut canvas = Canvas(RgbImage::from_pixel(grid_width, rows.iter().map(row_height).sum(), Rgb([255; 3])));
+    let mut canvas =
+        Canvas(RgbImage::from_pixel(grid_width, rows.iter().map(row_height).sum(), Rgb([255; 3])));
     let mut top = 0;
     for (row, images) in rows.iter().zip(images.chunks(columns)) {
         let (above, below) = row;

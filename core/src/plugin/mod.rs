@@ -1,7 +1,6 @@
-//! Plugins from the host's side: found by name, checked before they are opened, asked for models, reward
-//! rules and detectors.
+//! Finds, checks and loads plugins, and creates their models, rewards and detectors.
 //!
-//! A plugin stays in the process until it ends: there is no unloading, and a rebuilt one needs a new process.
+//! A plugin is never unloaded; a rebuilt one needs a new process.
 
 mod libtorch;
 mod load;
@@ -25,7 +24,7 @@ use crate::{detector::Detector, model::UnifiedModel, reward::RewardFunction};
 pub use libtorch::{cuda_memory, has_cuda_driver, load_cuda, mapped_version};
 pub use registry::{Built, PluginReport, PluginState, Plugins};
 
-/// What this program was built with, by name: a plugin has to fit it.
+/// Returns the build information of the host, by name. Plugins must match it.
 pub fn built_with() -> [(&'static str, String); 5] {
     use crate::abi::stamp;
     [
@@ -37,7 +36,7 @@ pub fn built_with() -> [(&'static str, String); 5] {
     ]
 }
 
-/// What an entry of a plugin makes.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryKind {
     /// A [`UnifiedModel`].
@@ -58,10 +57,10 @@ impl fmt::Display for EntryKind {
     }
 }
 
-/// Something that a plugin can make.
+/// A model, reward or detector that a plugin provides.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// What it is.
+    /// Its kind.
     pub kind: EntryKind,
     /// Its name, unique among the loaded entries of its kind.
     pub name: String,
@@ -71,13 +70,13 @@ pub struct Entry {
 
 /// A loaded plugin.
 pub struct Plugin {
-    /// Its name: that of its crate without `unirl-plugin-`.
+    /// Its name: the name of its crate without `unirl-plugin-`.
     pub name: String,
     /// The version of its crate.
     pub version: String,
     /// Its file.
     pub path: PathBuf,
-    /// What it can make, by kind and name.
+    /// Its entries, sorted by kind and name.
     pub entries: Vec<Entry>,
     module: PluginModule_Ref,
 }
@@ -89,20 +88,20 @@ impl fmt::Debug for Plugin {
 }
 
 impl Plugin {
-    /// The entry of the wanted name; without one the only entry, or the one that is named like the plugin.
+    /// Returns the entry `wanted`; without a name the only entry, or the one with the name of the plugin.
     fn pick(&self, kind: EntryKind, wanted: Option<&str>) -> Result<&Entry> {
         let entries: Vec<&Entry> = self.entries.iter().filter(|entry| entry.kind == kind).collect();
         let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
         let find = |name: &str| entries.iter().copied().find(|entry| entry.name == name);
         match (wanted, &entries[..]) {
-            (_, []) => Err(Error::usage(format!("plugin `{}` offers no {kind}", self.name))),
+            (_, []) => Err(Error::usage(format!("plugin `{}` has no {kind}", self.name))),
             (Some(wanted), _) => find(wanted)
                 .ok_or_else(|| unknown_name(&format!("{kind} of plugin `{}`:", self.name), wanted, &names)),
             (None, [only]) => Ok(only),
             (None, _) => find(&self.name).ok_or_else(|| {
                 let join = if kind == EntryKind::Model { format!("{}/", self.name) } else { "PATH#".into() };
                 let choices: Vec<String> = names.iter().map(|name| format!("`{join}{name}`")).collect();
-                Error::usage(format!("plugin `{}` offers several entries of kind `{kind}`", self.name))
+                Error::usage(format!("plugin `{}` has several {kind}s", self.name))
                     .hint(format!("name one: {}", choices.join(", ")))
             }),
         }
@@ -125,7 +124,7 @@ impl Plugin {
             json.as_str().into(),
         );
         made.into_result().map_err(|error| {
-            let message = format!("plugin `{}` could not make {} `{}`", self.name, entry.kind, entry.name);
+            let message = format!("plugin `{}` failed to create {} `{}`", self.name, entry.kind, entry.name);
             Error::from(error).context(message)
         })
     }

@@ -1,4 +1,4 @@
-//! The plugins of a process: found by name, loaded once, asked for models, reward rules and detectors.
+//! The plugins of a process.
 
 use std::path::{Path, PathBuf};
 
@@ -13,12 +13,12 @@ use crate::error::{Error, Result, nearest};
 use crate::model::{ModelSource, UnifiedModel};
 use crate::reward::RewardFunction;
 
-/// What became of a file on the search path.
+/// Whether a file on the search path was loaded.
 #[derive(Debug, Clone)]
 pub enum PluginState {
-    /// It is loaded; [`Plugins::loaded`] has it.
+    /// It is in [`Plugins::loaded`].
     Loaded,
-    /// It was refused, and why.
+    /// It was refused, with the reason.
     Refused(Error),
 }
 
@@ -29,18 +29,18 @@ pub struct PluginReport {
     pub name: String,
     /// The file.
     pub path: PathBuf,
-    /// What its stamp says, where it has one.
+    /// Its build information, if it has a stamp.
     pub built: Option<Built>,
-    /// Whether it could be loaded.
+    /// Whether it was loaded.
     pub state: PluginState,
 }
 
-/// What a plugin was built with.
+/// The build information of a plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Built {
     /// The version of its crate.
     pub version: String,
-    /// The number of its interface.
+    /// Its ABI number.
     pub abi: String,
     /// The version of its libtorch.
     pub libtorch: String,
@@ -55,25 +55,24 @@ pub struct Plugins {
 }
 
 impl Plugins {
-    /// Nothing is loaded yet. Names are looked up in `extra_dirs`, `UNIRL_PLUGIN_PATH`, the folder `plugins`
-    /// beside the executable, the executable's own, and `unirl/plugins` in the user's data folder, in this
-    /// order.
+    /// Creates an empty registry. The search path is, in this order, `extra_dirs`, `UNIRL_PLUGIN_PATH`, the directory `plugins` next to
+    /// the executable, the directory of the executable, and `unirl/plugins` in the data directory of the user.
     pub fn new(extra_dirs: &[PathBuf]) -> Self {
         Self { dirs: search::dirs(extra_dirs), loaded: Vec::new(), reports: Vec::new() }
     }
 
-    /// Where names are looked up.
+    /// Returns the search path.
     pub fn search_path(&self) -> &[PathBuf] {
         &self.dirs
     }
 
-    /// The plugins that were loaded so far.
+    /// Returns the loaded plugins.
     pub fn loaded(&self) -> &[Plugin] {
         &self.loaded
     }
 
-    /// Loads a plugin by its name, or by its path if the value has a `/` or ends in `.so`; which of its entries is meant
-    /// (`PATH#NAME`) may follow. Loading twice is loading once.
+    /// Loads a plugin by name, or by path if the value contains `/` or ends in `.so`. The name of an entry (`PATH#NAME`) is ignored.
+    /// A loaded plugin is not loaded again.
     pub fn load(&mut self, name_or_path: &str) -> Result<&Plugin> {
         let index = self.open(split(name_or_path).0)?;
         Ok(&self.loaded[index])
@@ -98,26 +97,26 @@ impl Plugins {
 
     fn open_stamped(&mut self, path: &Path, stamp: &Stamp) -> Result<usize> {
         if let Some(other) = self.loaded.iter().find(|other| other.name == stamp.plugin) {
-            return Err(twice(&format!("plugin `{}`", stamp.plugin), &other.path, path));
+            return Err(duplicate(&format!("plugin `{}`", stamp.plugin), &other.path, path));
         }
         let plugin = load::load(path, stamp)?;
         for entry in &plugin.entries {
             let same = |other: &Entry| other.kind == entry.kind && other.name == entry.name;
             if let Some(other) = self.loaded.iter().find(|other| other.entries.iter().any(same)) {
-                return Err(twice(&format!("{} `{}`", entry.kind, entry.name), &other.path, path));
+                return Err(duplicate(&format!("{} `{}`", entry.kind, entry.name), &other.path, path));
             }
         }
         self.loaded.push(plugin);
         Ok(self.loaded.len() - 1)
     }
 
-    /// Tries every plugin on the search path; of two of a name the first counts.
+    /// Tries to load every plugin on the search path; of two with the same name only the first.
     pub fn discover(&mut self) -> &[PluginReport] {
         self.discover_if(&mut |_| Ok(()))
     }
 
-    /// The same, but opens only what `safe` says nothing against: a library can end the process that opens it. It is asked
-    /// about files whose stamp fits.
+    /// Like [`Self::discover`], but opens a file only if `safe` succeeds, because opening a library can crash the process. `safe` is
+    /// called for files with a matching stamp.
     pub fn discover_if(&mut self, safe: &mut dyn FnMut(&Path) -> Result<()>) -> &[PluginReport] {
         for (name, path) in search::candidates(&self.dirs) {
             if self.reports.iter().any(|report| report.name == name) {
@@ -147,8 +146,8 @@ impl Plugins {
         &self.reports
     }
 
-    /// Makes a model. `plugin` is `NAME`, `NAME/ENTRY`, a path or `PATH#ENTRY`; without an entry it is the
-    /// plugin's only model or the one of its own name.
+    /// Creates a model. `plugin` is `NAME`, `NAME/ENTRY`, a path or `PATH#ENTRY`. Without an entry it is the only model of the plugin or
+    /// the one with the name of the plugin.
     pub fn model(
         &mut self,
         plugin: &str,
@@ -163,20 +162,20 @@ impl Plugins {
         Ok(Box::new(ForeignModel::new(plugin.label(entry), component)?))
     }
 
-    /// Makes a reward rule: `name` is looked up in all plugins on the search path; a path names a plugin file
-    /// with one rule, `PATH#NAME` one of several.
+    /// Creates a reward function. `name` is looked up in all plugins on the search path; a path names a plugin file with one reward,
+    /// `PATH#NAME` one of several.
     pub fn reward(&mut self, name: &str, config: &Value) -> Result<Box<dyn RewardFunction>> {
         let (plugin, entry) = self.find(EntryKind::Reward, name)?;
         Ok(Box::new(ForeignReward::new(plugin.label(entry), plugin.make(entry, config, None)?)?))
     }
 
-    /// Makes a detector; `name` is as in [`Plugins::reward`].
+    /// Creates a detector; `name` is as in [`Plugins::reward`].
     pub fn detector(&mut self, name: &str, config: &Value) -> Result<Box<dyn Detector>> {
         let (plugin, entry) = self.find(EntryKind::Detector, name)?;
         Ok(Box::new(ForeignDetector::new(plugin.label(entry), plugin.make(entry, config, None)?)))
     }
 
-    /// The file of the plugin that offers a reward rule; `name` is as in [`Plugins::reward`].
+    /// Returns the file of the plugin of a reward function; `name` is as in [`Plugins::reward`].
     pub fn reward_file(&mut self, name: &str) -> Result<&Path> {
         Ok(&self.find(EntryKind::Reward, name)?.0.path)
     }
@@ -191,18 +190,18 @@ impl Plugins {
     }
 
     fn find_by_name(&mut self, kind: EntryKind, name: &str) -> Result<usize> {
-        let offers = |plugin: &Plugin| plugin.entries.iter().any(|e| e.kind == kind && e.name == name);
-        if let Some(index) = self.loaded.iter().position(offers) {
+        let has_entry = |plugin: &Plugin| plugin.entries.iter().any(|e| e.kind == kind && e.name == name);
+        if let Some(index) = self.loaded.iter().position(has_entry) {
             return Ok(index);
         }
-        // The likeliest first, and no more than it takes: a plugin that nobody needs is not opened.
+        // Opens the most likely plugins first, and no more than necessary.
         let mut candidates = search::candidates(&self.dirs);
         candidates.dedup_by(|later, first| later.0 == first.0);
         let namesake = name.replace('-', "_");
         candidates.sort_by_key(|(plugin, _)| (*plugin != namesake, plugin != "rewards"));
         for (_, path) in candidates {
             if let Ok(index) = self.open_file(&path)
-                && offers(&self.loaded[index])
+                && has_entry(&self.loaded[index])
             {
                 return Ok(index);
             }
@@ -211,25 +210,24 @@ impl Plugins {
         Err(self.unknown_entry(kind, name))
     }
 
-    /// No plugin offers the entry `name`.
+    /// Returns the error for an entry that no plugin has.
     fn unknown_entry(&self, kind: EntryKind, name: &str) -> Error {
-        let mut offered: Vec<(&str, &str)> = self
+        let mut known: Vec<(&str, &str)> = self
             .loaded
             .iter()
             .flat_map(|plugin| plugin.entries.iter().map(move |entry| (plugin, entry)))
             .filter(|(_, entry)| entry.kind == kind)
             .map(|(plugin, entry)| (entry.name.as_str(), plugin.name.as_str()))
             .collect();
-        offered.sort_by_key(|(entry, plugin)| (*plugin, *entry));
-        let what = if kind == EntryKind::Reward { "reward rule".into() } else { kind.to_string() };
-        let mut error = Error::usage(format!("unknown {what} `{name}`"));
-        if let Some(near) = nearest(name, offered.iter().map(|(entry, _)| *entry)) {
+        known.sort_by_key(|(entry, plugin)| (*plugin, *entry));
+        let mut error = Error::usage(format!("unknown {kind} `{name}`"));
+        if let Some(near) = nearest(name, known.iter().map(|(entry, _)| *entry)) {
             error = error.hint(format!("did you mean `{near}`?"));
         }
         let known: Vec<String> =
-            offered.iter().map(|(entry, plugin)| format!("`{entry}` (plugin `{plugin}`)")).collect();
+            known.iter().map(|(entry, plugin)| format!("`{entry}` (plugin `{plugin}`)")).collect();
         error = error.hint(match &known[..] {
-            [] => format!("no plugin with {what}s was found in {}", search::list(&self.dirs)),
+            [] => format!("no plugin with a {kind} found in {}", search::list(&self.dirs)),
             known => format!("known: {}", known.join(", ")),
         });
         for report in &self.reports {
@@ -249,11 +247,11 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-fn twice(what: &str, first: &Path, second: &Path) -> Error {
+fn duplicate(what: &str, first: &Path, second: &Path) -> Error {
     let message = format!(
-        "{what} comes from two plugins\n  first:  {}\n  second: {}",
+        "two plugin files provide {what}\n  first:  {}\n  second: {}",
         first.display(),
         second.display()
     );
-    Error::failure(message).hint("remove one of the files, or take its folder off the search path")
+    Error::failure(message).hint("remove one of the files, or its directory from the search path")
 }

@@ -1,10 +1,10 @@
-//! How a plugin and one of its entries are named.
+//! The syntax of plugin specs: a plugin and optionally one of its entries.
 
 use std::path::Path;
 
 use super::search;
 
-/// `PATH#ENTRY` or `NAME/ENTRY`; a value that is the path of a file is that file.
+/// Splits `PATH#ENTRY` or `NAME/ENTRY`. The path of an existing file is never split at `/`.
 pub(super) fn split(value: &str) -> (&str, Option<&str>) {
     if let Some((path, entry)) = value.rsplit_once('#') {
         return (path, Some(entry));
@@ -28,7 +28,7 @@ mod tests {
     use super::split;
 
     #[test]
-    fn a_value_names_a_plugin_and_perhaps_an_entry() {
+    fn split_separates_plugin_and_entry() {
         assert_eq!(split("showo"), ("showo", None));
         assert_eq!(split("showo/small"), ("showo", Some("small")));
         assert_eq!(split("./libx.so"), ("./libx.so", None));
