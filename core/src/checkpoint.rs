@@ -45,7 +45,7 @@ pub struct TrainingState {
     /// The trainable weights and their moments.
     pub(crate) slots: Vec<SlotState>,
     /// The state of the drift monitor.
-    pub(crate) guard: Option<DriftState>,
+    pub(crate) drift: Option<DriftState>,
     /// The weights of the best step, to which the drift monitor may roll back, in the order of `slots`.
     pub(crate) best: Vec<Tensor>,
 }
@@ -64,7 +64,8 @@ struct Body {
     config: RunConfig,
     /// The trainable weights, in the order of the model, and the number of updates of each.
     updates: Vec<(String, u64)>,
-    guard: Option<DriftState>,
+    #[serde(rename = "guard")]
+    drift: Option<DriftState>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     inputs: BTreeMap<String, String>,
     /// The SHA-256 of every other file of the checkpoint.
@@ -96,7 +97,7 @@ impl TrainingState {
             base: self.base.clone(),
             config: self.config.clone(),
             updates: self.slots.iter().map(|slot| (slot.name.clone(), slot.steps)).collect(),
-            guard: self.guard.clone(),
+            drift: self.drift.clone(),
             inputs: self.inputs.clone(),
             files: hashes(folder)?,
         };
@@ -153,7 +154,7 @@ impl TrainingState {
             stopped: body.stopped,
             inputs: body.inputs,
             slots,
-            guard: body.guard,
+            drift: body.drift,
             best,
         })
     }

@@ -153,7 +153,7 @@ mod tests {
         Hard,
     }
 
-    fn said<T: DeserializeOwned + std::fmt::Debug>(json: &str) -> String {
+    fn explained<T: DeserializeOwned + std::fmt::Debug>(json: &str) -> String {
         let message = serde_json::from_str::<T>(json).unwrap_err().to_string();
         let message = message.split(" at line").next().unwrap_or_default().to_string();
         explain(Format::Json, "a.b", &message).to_string()
@@ -161,25 +161,25 @@ mod tests {
 
     #[test]
     fn messages_name_types_of_the_format_not_of_rust() {
-        assert_eq!(said::<f64>("\"x\""), "`a.b`: expected a number, got the string \"x\"");
-        assert_eq!(said::<f64>("[1]"), "`a.b`: expected a number, got an array");
-        assert_eq!(said::<u32>("-1"), "`a.b`: expected a whole number of at least 0, got `-1`");
-        assert_eq!(said::<i64>("1.5"), "`a.b`: expected a whole number, got `1.5`");
-        assert_eq!(said::<bool>("1"), "`a.b`: expected `true` or `false`, got `1`");
-        assert_eq!(said::<String>("null"), "`a.b`: expected a string, got `null`");
-        assert_eq!(said::<Vec<i64>>("{}"), "`a.b`: expected an array, got an object");
-        assert_eq!(said::<BTreeMap<String, i64>>("true"), "`a.b`: expected an object, got `true`");
-        assert_eq!(said::<(String, usize)>("[\"x\"]"), "`a.b`: expected an array of 2 values, got 1");
-        assert_eq!(said::<[f64; 3]>("7"), "`a.b`: expected an array of 3 values, got `7`");
-        assert_eq!(said::<TrainSession>("7"), "`a.b`: expected an object, got `7`");
-        assert_eq!(said::<TrainSession>("{}"), "`a.b.number`: missing");
+        assert_eq!(explained::<f64>("\"x\""), "`a.b`: expected a number, got the string \"x\"");
+        assert_eq!(explained::<f64>("[1]"), "`a.b`: expected a number, got an array");
+        assert_eq!(explained::<u32>("-1"), "`a.b`: expected a whole number of at least 0, got `-1`");
+        assert_eq!(explained::<i64>("1.5"), "`a.b`: expected a whole number, got `1.5`");
+        assert_eq!(explained::<bool>("1"), "`a.b`: expected `true` or `false`, got `1`");
+        assert_eq!(explained::<String>("null"), "`a.b`: expected a string, got `null`");
+        assert_eq!(explained::<Vec<i64>>("{}"), "`a.b`: expected an array, got an object");
+        assert_eq!(explained::<BTreeMap<String, i64>>("true"), "`a.b`: expected an object, got `true`");
+        assert_eq!(explained::<(String, usize)>("[\"x\"]"), "`a.b`: expected an array of 2 values, got 1");
+        assert_eq!(explained::<[f64; 3]>("7"), "`a.b`: expected an array of 3 values, got `7`");
+        assert_eq!(explained::<TrainSession>("7"), "`a.b`: expected an object, got `7`");
+        assert_eq!(explained::<TrainSession>("{}"), "`a.b.number`: missing");
         assert_eq!(
-            said::<TrainSession>("{\"number\": 1, \"number\": 2}").lines().next(),
+            explained::<TrainSession>("{\"number\": 1, \"number\": 2}").lines().next(),
             Some("`a.b.number`: given twice")
         );
-        assert!(said::<TrainSession>("{\"nmber\": 1}").contains("did you mean `a.b.number`?"));
-        assert!(said::<Kind>("\"sfot\"").starts_with("`a.b`: expected one of `soft`, `hard`, got `sfot`"));
-        assert!(said::<Kind>("\"sfot\"").contains("did you mean `soft`?"));
+        assert!(explained::<TrainSession>("{\"nmber\": 1}").contains("did you mean `a.b.number`?"));
+        assert!(explained::<Kind>("\"sfot\"").starts_with("`a.b`: expected one of `soft`, `hard`, got `sfot`"));
+        assert!(explained::<Kind>("\"sfot\"").contains("did you mean `soft`?"));
         let number = toml::Value::Integer(3).try_into::<Kind>().unwrap_err();
         let number = explain(Format::Toml, "a.b", number.message());
         assert_eq!(number.to_string(), "`a.b`: expected a string, got a value of another type");

@@ -134,7 +134,7 @@ mod tests {
         count: Option<u32>,
     }
 
-    fn said(text: &str) -> String {
+    fn outcome(text: &str) -> String {
         parse_line::<Line>(text).map_or_else(|error| error.to_string(), |line| format!("{line:?}"))
     }
 
@@ -168,7 +168,7 @@ mod tests {
             ("{", "expected one JSON object per line, but the object does not end on its line"),
             (r#"  {"category": "#, "the object does not end on its line"),
         ] {
-            assert!(said(line).contains(expected), "{line}: {}", said(line));
+            assert!(outcome(line).contains(expected), "{line}: {}", outcome(line));
         }
     }
 

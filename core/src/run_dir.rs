@@ -48,7 +48,8 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Creates the run directory `root`, which must be empty or absent, or else the first free `runs/NAME-001`. Writes the settings.
+    /// Creates the run directory `root`, which must be empty or absent, or else the first free `runs/NAME-001`. Writes the
+    /// settings.
     pub fn create(root: Option<PathBuf>, name: &str, config: &RunConfig) -> Result<Self> {
         let root = match root {
             Some(root) => {
@@ -187,7 +188,7 @@ impl RunDir {
         if !path.exists() {
             checkpoint::save(&path, Some(model), state)?;
         }
-        let best = state.guard.as_ref().and_then(|guard| guard.best_step);
+        let best = state.drift.as_ref().and_then(|drift| drift.best_step);
         self.point(state.step, best)?;
         let steps = self.checkpoints()?;
         let old = steps.len().saturating_sub(if keep == 0 { steps.len() } else { keep });

@@ -33,7 +33,7 @@ pub(super) struct Window {
     /// The first pixel of the crop.
     first: u64,
     /// The number of pixels of the crop.
-    kept: u32,
+    size: u32,
     /// The first source pixel that the crop depends on.
     start: u32,
     /// The number of source pixels that the crop depends on.
@@ -41,23 +41,23 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub(super) fn new(length: u32, resized: u64, first: u64, kept: u32) -> Self {
+    pub(super) fn new(length: u32, resized: u64, first: u64, size: u32) -> Self {
         let scale = f64::from(length) / resized as f64;
         // The cubic kernel reaches two pixels, of the coarser image.
         let reach = 2.0 * scale.max(1.0) + 1.0;
         let start = (first as f64 * scale - reach).max(0.0) as u32;
-        let end = ((first as f64 + f64::from(kept)) * scale + reach).ceil().min(f64::from(length)) as u32;
-        Self { length, resized, first, kept, start, needed: end - start }
+        let end = ((first as f64 + f64::from(size)) * scale + reach).ceil().min(f64::from(length)) as u32;
+        Self { length, resized, first, size, start, needed: end - start }
     }
 
     /// Returns start and length of the crop within the needed source pixels.
     fn source_range(&self) -> (f64, f64) {
-        if u64::from(self.kept) == self.resized {
+        if u64::from(self.size) == self.resized {
             return (0.0, self.needed.into());
         }
         let scale = f64::from(self.length) / self.resized as f64;
         let left = (self.first as f64 * scale - f64::from(self.start)).max(0.0);
-        (left, (f64::from(self.kept) * scale).min(f64::from(self.needed) - left))
+        (left, (f64::from(self.size) * scale).min(f64::from(self.needed) - left))
     }
 
     /// The number of pixels that resizing removes.
@@ -90,10 +90,10 @@ pub(super) fn resize(image: &RgbImage, [horizontal, vertical]: [Window; 2]) -> R
 fn resize_axis(image: &RgbImage, axis: Axis, window: &Window) -> Result<RgbImage> {
     let (left, length) = window.source_range();
     if u64::from(window.length) == window.resized {
-        let (left, kept) = (left as u32, window.kept);
+        let (left, size) = (left as u32, window.size);
         return Ok(match axis {
-            Axis::Horizontal => crop_imm(image, left, 0, kept, image.height()).to_image(),
-            Axis::Vertical => crop_imm(image, 0, left, image.width(), kept).to_image(),
+            Axis::Horizontal => crop_imm(image, left, 0, size, image.height()).to_image(),
+            Axis::Vertical => crop_imm(image, 0, left, image.width(), size).to_image(),
         });
     }
     let failed = |error: &dyn std::fmt::Display| Error::failure("cannot resize the image").cause(error);
@@ -101,23 +101,23 @@ fn resize_axis(image: &RgbImage, axis: Axis, window: &Window) -> Result<RgbImage
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
     let (width, height) = image.dimensions();
     let (lines, size) = match axis {
-        Axis::Horizontal => (height, (window.kept, height)),
-        Axis::Vertical => (width, (width, window.kept)),
+        Axis::Horizontal => (height, (window.size, height)),
+        Axis::Vertical => (width, (width, window.size)),
     };
     let mut resized = RgbImage::new(size.0, size.1);
-    let at_once = (BAND / window.needed.max(window.kept)).max(1);
+    let at_once = (BAND / window.needed.max(window.size)).max(1);
     for first in (0..lines).step_by(at_once as usize) {
         let count = at_once.min(lines - first);
         let (band, size, place, options) = match axis {
             Axis::Horizontal => (
                 crop_imm(image, 0, first, width, count),
-                (window.kept, count),
+                (window.size, count),
                 (0, first),
                 options.crop(left, 0.0, length, count.into()),
             ),
             Axis::Vertical => (
                 crop_imm(image, first, 0, count, height),
-                (count, window.kept),
+                (count, window.size),
                 (first, 0),
                 options.crop(0.0, left, count.into(), length),
             ),

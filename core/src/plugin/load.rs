@@ -83,11 +83,8 @@ fn layout_error(path: &Path, stamp: &Stamp, error: &LibraryError) -> Error {
     tracing::debug!("abi_stable: {text}");
     let reason =
         text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given").to_owned();
-    let message = format!(
-        "plugin `{}` has a different binary layout than the host ({})",
-        stamp.plugin,
-        path.display()
-    );
+    let message =
+        format!("plugin `{}` has a different binary layout than the host ({})", stamp.plugin, path.display());
     Error::failure(message).cause(reason).hint("rebuild it with the unirl release of the host")
 }
 

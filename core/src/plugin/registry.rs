@@ -55,8 +55,8 @@ pub struct Plugins {
 }
 
 impl Plugins {
-    /// Creates an empty registry. The search path is, in this order, `extra_dirs`, `UNIRL_PLUGIN_PATH`, the directory `plugins` next to
-    /// the executable, the directory of the executable, and `unirl/plugins` in the data directory of the user.
+    /// Creates an empty registry. The search path is, in this order, `extra_dirs`, `UNIRL_PLUGIN_PATH`, the directory `plugins`
+    /// next to the executable, the directory of the executable, and `unirl/plugins` in the data directory of the user.
     pub fn new(extra_dirs: &[PathBuf]) -> Self {
         Self { dirs: search::dirs(extra_dirs), loaded: Vec::new(), reports: Vec::new() }
     }
@@ -71,8 +71,8 @@ impl Plugins {
         &self.loaded
     }
 
-    /// Loads a plugin by name, or by path if the value contains `/` or ends in `.so`. The name of an entry (`PATH#NAME`) is ignored.
-    /// A loaded plugin is not loaded again.
+    /// Loads a plugin by name, or by path if the value contains `/` or ends in `.so`. The name of an entry (`PATH#NAME`) is
+    /// ignored. A loaded plugin is not loaded again.
     pub fn load(&mut self, name_or_path: &str) -> Result<&Plugin> {
         let index = self.open(split(name_or_path).0)?;
         Ok(&self.loaded[index])
@@ -115,8 +115,8 @@ impl Plugins {
         self.discover_if(&mut |_| Ok(()))
     }
 
-    /// Like [`Self::discover`], but opens a file only if `safe` succeeds, because opening a library can crash the process. `safe` is
-    /// called for files with a matching stamp.
+    /// Like [`Self::discover`], but opens a file only if `safe` succeeds, because opening a library can crash the process.
+    /// `safe` is called for files with a matching stamp.
     pub fn discover_if(&mut self, safe: &mut dyn FnMut(&Path) -> Result<()>) -> &[PluginReport] {
         for (name, path) in search::candidates(&self.dirs) {
             if self.reports.iter().any(|report| report.name == name) {
@@ -146,8 +146,8 @@ impl Plugins {
         &self.reports
     }
 
-    /// Creates a model. `plugin` is `NAME`, `NAME/ENTRY`, a path or `PATH#ENTRY`. Without an entry it is the only model of the plugin or
-    /// the one with the name of the plugin.
+    /// Creates a model. `plugin` is `NAME`, `NAME/ENTRY`, a path or `PATH#ENTRY`. Without an entry it is the only model of the
+    /// plugin or the one with the name of the plugin.
     pub fn model(
         &mut self,
         plugin: &str,
@@ -162,8 +162,8 @@ impl Plugins {
         Ok(Box::new(ForeignModel::new(plugin.label(entry), component)?))
     }
 
-    /// Creates a reward function. `name` is looked up in all plugins on the search path; a path names a plugin file with one reward,
-    /// `PATH#NAME` one of several.
+    /// Creates a reward function. `name` is looked up in all plugins on the search path; a path names a plugin file with one
+    /// reward, `PATH#NAME` one of several.
     pub fn reward(&mut self, name: &str, config: &Value) -> Result<Box<dyn RewardFunction>> {
         let (plugin, entry) = self.find(EntryKind::Reward, name)?;
         Ok(Box::new(ForeignReward::new(plugin.label(entry), plugin.make(entry, config, None)?)?))

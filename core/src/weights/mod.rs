@@ -27,7 +27,8 @@ pub use fingerprint::ModelFingerprint;
 pub(crate) use fingerprint::checksum;
 pub use store::{Init, Store};
 
-/// The names of weight files, without the extension `.safetensors`, `.safetensors.index.json`, `.bin`, `.bin.index.json` or `.pt`.
+/// The names of weight files, without the extension `.safetensors`, `.safetensors.index.json`, `.bin`, `.bin.index.json` or
+/// `.pt`.
 const STEMS: [&str; 3] = ["model", "pytorch_model", "diffusion_pytorch_model"];
 
 /// The maximum number of names that an error lists per kind.

@@ -62,8 +62,8 @@ impl Store {
         Ok(plan.expected())
     }
 
-    /// Creates the store for `source`: the weights of its checkpoint, if any, otherwise fresh ones, on its device as `kind`; a plan
-    /// if the source is dry.
+    /// Creates the store for `source`: the weights of its checkpoint, if any, otherwise fresh ones, on its device as `kind`; a
+    /// plan if the source is dry.
     pub fn of_source(source: &ModelSource, weights: Option<Weights>, kind: Kind) -> Self {
         match weights {
             _ if source.dry => Self::plan(),

@@ -9,7 +9,7 @@ use super::quoted;
 /// Limits far above those of any checkpoint, which keep a malicious file from exhausting memory.
 const MAX_STACK: usize = 1 << 20;
 const MAX_MARKS: usize = 1 << 10;
-const MAX_KEPT: usize = 1 << 22;
+const MAX_VALUES: usize = 1 << 22;
 
 /// The dtypes, which may occur as plain values.
 const DTYPES: [&str; 10] =
@@ -66,7 +66,7 @@ pub(super) struct Machine<'a> {
     memo: HashMap<usize, Value<'a>>,
     items: Vec<Value<'a>>,
     dicts: Vec<Dict<'a>>,
-    kept: usize,
+    allocated: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -87,9 +87,9 @@ impl<'a> Machine<'a> {
                 break;
             }
             self.step(code)?;
-            if self.stack.len() > MAX_STACK || self.marks.len() > MAX_MARKS || self.kept > MAX_KEPT {
+            if self.stack.len() > MAX_STACK || self.marks.len() > MAX_MARKS || self.allocated > MAX_VALUES {
                 return Err(format!(
-                    "expected at most {MAX_STACK} values on the stack, {MAX_MARKS} levels of nesting and {MAX_KEPT} \
+                    "expected at most {MAX_STACK} values on the stack, {MAX_MARKS} levels of nesting and {MAX_VALUES} \
                      values in total, found more"
                 ));
             }
@@ -253,12 +253,12 @@ impl<'a> Machine<'a> {
 
     fn dict(&mut self) -> Value<'a> {
         self.dicts.push(Dict::default());
-        self.kept += 1;
+        self.allocated += 1;
         Value::Dict(self.dicts.len() - 1)
     }
 
     fn tuple(&mut self, items: &[Value<'a>]) -> Value<'a> {
-        self.kept += items.len();
+        self.allocated += items.len();
         self.items.extend_from_slice(items);
         Value::Tuple(self.items.len() - items.len(), self.items.len())
     }
@@ -278,7 +278,7 @@ impl<'a> Machine<'a> {
         let (pairs, []) = items.as_chunks::<2>() else {
             return Err(format!("expected pairs of keys and values, found {} items", items.len()));
         };
-        self.kept += items.len();
+        self.allocated += items.len();
         if let Some(dict) = dict {
             dict.holds_tensors |= pairs.iter().any(|[_, value]| matches!(value, Value::Tensor(..)));
             dict.pairs.extend(pairs.iter().map(|[key, value]| (*key, *value)));
@@ -288,7 +288,7 @@ impl<'a> Machine<'a> {
 
     fn memoize(&mut self, key: usize) -> Result<(), String> {
         let value = self.peek()?;
-        self.kept += 1;
+        self.allocated += 1;
         self.memo.insert(key, value);
         Ok(())
     }
