@@ -1,5 +1,5 @@
-//! Makes what the plugin stamp states about this build known to the compiler: libtorch, rustc and target. Compiles
-//! what there is of C++: what is needed of libtorch beside tch, and CUDA graphs, where there are CUDA's headers.
+//! Sets the environment variables of the plugin stamp (libtorch, rustc, target) and compiles the C++ sources: functions of
+//! libtorch that tch lacks and, if the CUDA headers are found, CUDA graphs.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, process::Command};
@@ -20,14 +20,14 @@ fn main() {
     }
 }
 
-/// Where the libraries lie that torch-sys links to.
+/// Returns the directory of the libraries that torch-sys links to.
 fn libtorch() -> PathBuf {
     env::var_os("DEP_TCH_LIBTORCH_LIB")
-        .unwrap_or_else(|| panic!("torch-sys did not say where libtorch lies"))
+        .unwrap_or_else(|| panic!("torch-sys did not set DEP_TCH_LIBTORCH_LIB"))
         .into()
 }
 
-/// How sources that include libtorch are compiled.
+/// Configures the compiler for sources that include libtorch.
 fn cpp(sources: &[&str]) -> cc::Build {
     for source in sources.iter().chain(&["src/ffi_error.h"]) {
         println!("cargo:rerun-if-changed={source}");
@@ -37,7 +37,7 @@ fn cpp(sources: &[&str]) -> cc::Build {
     build
         .cpp(true)
         .pic(true)
-        .warnings(false) // of libtorch's headers
+        .warnings(false) // the headers of libtorch cause many
         .std("c++17")
         .define("_GLIBCXX_USE_CXX11_ABI", env::var("LIBTORCH_CXX11_ABI").as_deref().unwrap_or("1"))
         .include(include.join("torch/csrc/api/include"))
@@ -46,41 +46,41 @@ fn cpp(sources: &[&str]) -> cc::Build {
     build
 }
 
-/// Compiles a source into a library of its own. Symbols of CUDA and libtorch stay open: the process has them, or does not
-/// open the library.
+/// Compiles a source into a separate shared library. Symbols of CUDA and libtorch stay undefined: the process has them when it
+/// opens the library.
 fn shared_object(source: &str, include: &Path, name: &str) {
-    let out =
-        PathBuf::from(env::var_os("OUT_DIR").unwrap_or_else(|| panic!("cargo gave no OUT_DIR"))).join(name);
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_else(|| panic!("cargo did not set OUT_DIR")))
+        .join(name);
     let compiler = cpp(&[source]).include(include).debug(false).get_compiler();
     let mut command = compiler.to_command();
     command.args(["-shared", "-Wl,--strip-all", "-o"]).arg(&out).arg(source);
     let status = command.status().unwrap_or_else(|error| panic!("{}: {error}", compiler.path().display()));
-    assert!(status.success(), "{source} does not compile with the headers in {}", include.display());
+    assert!(status.success(), "failed to compile {source} with the headers in {}", include.display());
 }
 
-/// The folder of CUDA's headers, or what is missing for CUDA graphs.
+/// Returns the directory of the CUDA headers, or the reason why CUDA graphs cannot be compiled.
 fn cuda_headers() -> Result<PathBuf, String> {
     const NEEDED: [&str; 2] = ["cuda_runtime_api.h", "crt/host_config.h"];
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
     if !libtorch().join("libtorch_cuda.so").is_file() {
-        return Err("this libtorch is the one without CUDA".into());
+        return Err("libtorch was built without CUDA".into());
     }
     let mut folders = vec![libtorch().join("../../nvidia/cu13/include")];
     folders.extend(env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("include")));
     folders.push("/usr/local/cuda/include".into());
     let mut found = 0;
     for folder in folders.into_iter().filter(|folder| folder.is_dir()) {
-        // What is added later changes the folder; a path that does not exist would have everything built again each time.
+        // Headers added later change the directory. A path that does not exist would cause a rebuild every time.
         println!("cargo:rerun-if-changed={}", folder.display());
         match NEEDED.iter().position(|header| !folder.join(header).is_file()) {
             None => return Ok(folder),
             Some(missing) => found = found.max(missing),
         }
     }
-    Err(format!("unirl was built without `{}`, a header of CUDA", NEEDED[found]))
+    Err(format!("unirl was built without the CUDA header `{}`", NEEDED[found]))
 }
 
-/// The version in the headers beside the libtorch that torch-sys links to.
+/// Returns the version in the headers of the libtorch that torch-sys links to.
 fn torch_version() -> String {
     let header = libtorch().join("../include/torch/headeronly/version.h");
     println!("cargo:rerun-if-changed={}", header.display());

@@ -14,7 +14,7 @@ use unirl::memory;
 use unirl::model::{Checkpoint, ImageSpace, ModelCard, ModelSource, UnifiedModel};
 use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
 use unirl::reward::{PROCESS, ProcessReward, RewardFunction, RewardSet, RuleFile, WeightedReward, command};
-use unirl::{config::layers, hash, run_dir, settings};
+use unirl::{checksum, config::layers, run_dir, settings};
 
 use crate::args::{GenerationArgs, ModelArgs};
 use crate::progress;
@@ -238,7 +238,7 @@ pub(crate) fn inputs(plugins: &mut Plugins, config: &RunConfig) -> Result<BTreeM
             files.push((format!("plugin of reward rule `{}`", rule.name), file));
         }
     }
-    files.into_iter().map(|(name, path)| Ok((name, hash::file(&path)?))).collect()
+    files.into_iter().map(|(name, path)| Ok((name, checksum::file(&path)?))).collect()
 }
 
 /// The device of a name.

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use unirl::algorithms;
-use unirl::checkpoint::DiskPlan;
 use unirl::config::RunConfig;
+use unirl::disk_plan::DiskPlan;
 use unirl::error::{Error, Result};
 use unirl::memory::MemoryPlan;
 use unirl::model::ModelSource;

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use unirl::checksum;
 use unirl::error::{Context, Error, Result, unknown_name};
-use unirl::hash;
 use unirl::judge::AnswerJudge;
 use unirl::prompts::Task;
 
@@ -111,7 +111,7 @@ impl Endpoint {
     /// The verdict on one answer; `None` if no reply holds one.
     fn ask(&self, message: &str) -> Result<Option<bool>> {
         let sampled = self.sampled().map(|temperature| format!("\n{temperature}")).unwrap_or_default();
-        let key = hash::text(&format!("{}\n{}\n{message}{sampled}", self.url, self.model));
+        let key = checksum::text(&format!("{}\n{}\n{message}{sampled}", self.url, self.model));
         if let Some(verdict) = self.cache.borrow().known.get(&key) {
             return Ok(Some(*verdict));
         }
@@ -207,7 +207,12 @@ impl Endpoint {
 impl AnswerJudge for Endpoint {
     fn name(&self) -> String {
         let temperature = self.sampled().map(|value| format!(", temperature {value}")).unwrap_or_default();
-        format!("{} at {}, question {}{temperature}", self.model, self.url, &hash::text(&self.question)[..12])
+        format!(
+            "{} at {}, question {}{temperature}",
+            self.model,
+            self.url,
+            &checksum::text(&self.question)[..12]
+        )
     }
 
     fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<Option<bool>>> {

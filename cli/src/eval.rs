@@ -4,12 +4,13 @@ use std::path::Path;
 
 use unirl::config::ModelOptions;
 use unirl::error::{Context, Error, Result};
-use unirl::eval::{self, EvalFolder, Evaluation, ModelFingerprint, Receipt, Report, Shard};
+use unirl::eval::{self, EvalFolder, Evaluation, Receipt, Report, Shard};
 use unirl::judge::geneval::{GenevalJudge, Thresholds};
 use unirl::judge::{AnswerJudge, Exact};
 use unirl::model::ModelCard;
 use unirl::plugin::Plugins;
 use unirl::prompts;
+use unirl::weights::ModelFingerprint;
 
 use crate::args::{EvalArgs, EvalCommand, GenevalEvalArgs, VerifyArgs};
 use crate::build::{self, Settings};

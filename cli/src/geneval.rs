@@ -256,7 +256,7 @@ fn detect(
         let pictures: Vec<Tensor> = prompt
             .images
             .iter()
-            .map(|image| image_io::read_as_it_is(&args.images.join(image)))
+            .map(|image| image_io::read_unscaled(&args.images.join(image)))
             .collect::<Result<_>>()?;
         let mut found = Vec::new();
         for run in pictures.chunk_by(|one, other| one.size() == other.size()) {

@@ -53,7 +53,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     })?;
     bar.finish_and_clear();
     let recipe = toml::to_string(&config).context(|| "cannot write the recipe")?;
-    atomic_fs::folder(&args.out, |partial| {
+    atomic_fs::create_dir(&args.out, |partial| {
         model.save(partial)?;
         atomic_fs::write(&partial.join("pretrain.toml"), &recipe)
     })?;

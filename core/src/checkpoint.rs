@@ -1,57 +1,56 @@
-//! A checkpoint: a model in its family's own layout, and beside it, in the folder `training/`, what a run needs to go on to
-//! the same result. `state.safetensors` holds the weights that learn, in the precision in which they are updated, and their
-//! moments; `state.json` the rest, with the SHA-256 of every file, sealed.
+//! A checkpoint: a model in the layout of its family and, in `training/`, the state from which a run resumes bit-equally.
+//! `training/state.safetensors` holds the trainable weights, in the precision in which they are updated, and their moments;
+//! `training/state.json` is sealed and holds the rest, with the SHA-256 of every file.
 //!
-//! Nothing random is kept: every stream of random numbers follows from the seed and the step, and so do the tasks of a step.
+//! No random state is saved: every random stream and the tasks of a step follow from the seed and the step.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::atomic_fs;
+use crate::checksum;
 use crate::config::RunConfig;
 use crate::drift::DriftState;
 use crate::error::{Context, Error, Result};
-use crate::eval::ModelFingerprint;
-use crate::hash;
-use crate::memory::{self, MemoryPlan};
 use crate::model::UnifiedModel;
 use crate::optim::SlotState;
 use crate::plugin::mapped_version;
-use crate::weights::{self, Weights};
+use crate::sealed;
+use crate::weights::{self, ModelFingerprint, Weights};
 
-/// The form of `state.json`; one of another form is refused.
+/// The format version of `state.json`.
 const FORM: u32 = 1;
 const STATE: &str = "training/state.json";
 const TENSORS: &str = "training/state.safetensors";
 
-/// Everything that decides how a run goes on.
+/// The state from which a run resumes.
 #[derive(Debug)]
 pub struct TrainingState {
-    /// Steps done.
+    /// The number of completed steps.
     pub step: u64,
     /// The settings of the run.
     pub config: RunConfig,
-    /// The model that the run began with: the reference policy.
+    /// The model at the start of the run, which is the reference policy.
     pub base: ModelFingerprint,
-    /// Images that go through the model at once; fewer than the settings say after memory ran out.
+    /// The micro-batch size; smaller than in the settings if memory ran out.
     pub micro_batch: usize,
-    /// Why the run ended early, if it did.
+    /// Why the run stopped early, if it did.
     pub stopped: Option<String>,
-    /// The files that the run reads, by what they are to it, and the SHA-256 of each; empty in older checkpoints.
+    /// The SHA-256 of every input file of the run by its role; empty in older checkpoints.
     pub inputs: BTreeMap<String, String>,
-    /// The weights that learn and their moments.
+    /// The trainable weights and their moments.
     pub(crate) slots: Vec<SlotState>,
-    /// The drift guard.
-    pub(crate) guard: Option<DriftState>,
-    /// Where the guard may go back: the weights of the best step, in the order of `slots`.
+    /// The state of the drift monitor.
+    pub(crate) drift: Option<DriftState>,
+    /// The weights of the best step, to which the drift monitor may roll back, in the order of `slots`.
     pub(crate) best: Vec<Tensor>,
 }
 
-/// `state.json`, but for the seal.
+/// `state.json` without the seal.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
@@ -63,9 +62,10 @@ struct Body {
     stopped: Option<String>,
     base: ModelFingerprint,
     config: RunConfig,
-    /// The weights that learn, in the model's order, and how many updates each has had.
+    /// The trainable weights, in the order of the model, and the number of updates of each.
     updates: Vec<(String, u64)>,
-    guard: Option<DriftState>,
+    #[serde(rename = "guard")]
+    drift: Option<DriftState>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     inputs: BTreeMap<String, String>,
     /// The SHA-256 of every other file of the checkpoint.
@@ -73,7 +73,7 @@ struct Body {
 }
 
 impl TrainingState {
-    /// Writes the state into the folder of a checkpoint, beside the files that are there.
+    /// Writes the state into the directory of a checkpoint, which already holds the other files.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let place = || "cannot write the training state";
         fs::create_dir_all(folder.join("training")).context(place)?;
@@ -97,40 +97,41 @@ impl TrainingState {
             base: self.base.clone(),
             config: self.config.clone(),
             updates: self.slots.iter().map(|slot| (slot.name.clone(), slot.steps)).collect(),
-            guard: self.guard.clone(),
+            drift: self.drift.clone(),
             inputs: self.inputs.clone(),
             files: hashes(folder)?,
         };
-        let json = hash::seal(serde_json::to_value(&body).context(place)?);
+        let json = sealed::seal(serde_json::to_value(&body).context(place)?);
         atomic_fs::write(&folder.join(STATE), &format!("{json:#}\n"))
     }
 
-    /// The inputs that are no longer what they were when the state was written, each with both hashes. A state of an earlier
-    /// release knows none.
+    /// Describes the inputs that changed since the state was written, each with both checksums. States of earlier releases
+    /// record no inputs.
     pub fn changed_inputs(&self, inputs: &BTreeMap<String, String>) -> Vec<String> {
         let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_string();
         let changed = self.inputs.iter().filter(|(name, hash)| inputs.get(*name) != Some(*hash));
         changed
             .map(|(name, hash)| {
-                let now = inputs.get(name).map_or_else(|| "nothing".into(), |hash| short(hash));
+                let now = inputs.get(name).map_or_else(|| "absent".into(), |hash| short(hash));
                 format!("{name}: {} -> {now}", short(hash))
             })
             .collect()
     }
 
-    /// Reads the state of a checkpoint; refuses one of which any file is missing or is not what was written.
+    /// Reads the state of a checkpoint. Errors if any of its files is missing or was modified.
     pub fn read(folder: &Path) -> Result<Self> {
         let folder = &atomic_fs::follow(folder);
         let damaged = || format!("checkpoint `{}` is damaged", folder.display());
         let path = folder.join(STATE);
         if !path.is_file() && !folder.join(TENSORS).is_file() {
-            return Err(Error::usage(format!("`{}` holds no training state", folder.display()))
+            return Err(Error::usage(format!("`{}` has no training state", folder.display()))
                 .cause(format!("no `{STATE}`"))
                 .hint("name a checkpoint of a run: `RUN/checkpoints/step-NNNNNN`"));
         }
         let text = fs::read_to_string(&path).context(|| format!("cannot read `{STATE}`")).context(damaged)?;
-        let json =
-            hash::unseal("training state", FORM, &text).context(|| format!("`{STATE}`")).context(damaged)?;
+        let json = sealed::unseal("training state", FORM, &text)
+            .context(|| format!("`{STATE}`"))
+            .context(damaged)?;
         let body: Body = serde_json::from_value(json).context(|| format!("`{STATE}`")).context(damaged)?;
         check_files(folder, &body.files).context(damaged)?;
 
@@ -153,12 +154,12 @@ impl TrainingState {
             stopped: body.stopped,
             inputs: body.inputs,
             slots,
-            guard: body.guard,
+            drift: body.drift,
             best,
         })
     }
 
-    /// What the state takes on disk.
+    /// The size of the state on disk.
     fn bytes(&self) -> u64 {
         let of = |tensor: &Tensor| tensor.numel() as u64 * tensor.kind().elt_size_in_bytes() as u64;
         let slots = self.slots.iter().flat_map(SlotState::parts).map(|(_, tensor)| of(tensor)).sum::<u64>();
@@ -166,15 +167,14 @@ impl TrainingState {
     }
 }
 
-/// Saves a checkpoint of `model` as `path`; `state` alone where there is no `model` to save. Refuses to begin where the disk
-/// has no room for it.
+/// Saves a checkpoint to `path`; without `model`, only the training state. Errors if the disk has too little space.
 pub(crate) fn save(path: &Path, model: Option<&dyn UnifiedModel>, state: &TrainingState) -> Result<()> {
     let place = || format!("cannot save a checkpoint to `{}`", path.display());
     let model_bytes = model.map(model_bytes).transpose()?.unwrap_or(0);
     let rest = 1 << 20; // tables, tokenizers, configurations
     atomic_fs::check_space(path.parent().unwrap_or(path), state.bytes() + model_bytes + rest)
         .context(place)?;
-    atomic_fs::folder(path, |partial| {
+    atomic_fs::create_dir(path, |partial| {
         if let Some(model) = model {
             model.save(partial)?;
         }
@@ -183,62 +183,13 @@ pub(crate) fn save(path: &Path, model: Option<&dyn UnifiedModel>, state: &Traini
     .context(place)
 }
 
-/// What the weights of a model take on disk.
+/// The size of a model's weights on disk.
 fn model_bytes(model: &dyn UnifiedModel) -> Result<u64> {
     let bytes = |tensor: &Tensor| tensor.numel() as u64 * tensor.kind().elt_size_in_bytes() as u64;
     Ok(model.parameters()?.iter().map(|parameter| bytes(&parameter.tensor)).sum())
 }
 
-/// What the checkpoints of a run take on disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskPlan {
-    /// Bytes of one: the model, and f32 weights with two moments of each that learns.
-    pub checkpoint: u64,
-    /// How many there are at most at a time: those that are kept, and the one that is being written.
-    pub most: u64,
-    /// The folder that they lie in.
-    pub folder: PathBuf,
-    /// Free bytes there, where that can be told.
-    pub free: Option<u64>,
-}
-
-impl DiskPlan {
-    /// The plan of a run in `folder`, or in one that will be there.
-    pub fn new(memory: &MemoryPlan, config: &RunConfig, folder: &Path) -> Self {
-        let (_, learning) = memory.values;
-        let weights: i64 =
-            memory.held.iter().filter(|(name, _)| *name == "weights").map(|(_, bytes)| bytes).sum();
-        let options = &config.checkpoint;
-        let written = if options.every == 0 { 1 } else { config.train.steps.div_ceil(options.every) };
-        let kept = if options.keep == 0 { written } else { written.min(options.keep as u64 + 1) };
-        Self {
-            checkpoint: (weights + learning * 3 * 4) as u64,
-            most: kept + u64::from(config.eval.every > 0),
-            folder: folder.into(),
-            free: atomic_fs::free_space(folder),
-        }
-    }
-
-    /// The plan as a table for people.
-    pub fn table(&self) -> String {
-        let size = |bytes: u64| memory::size(bytes as i64);
-        let mut text = format!("{:<20}{:>16}\n", "a checkpoint", size(self.checkpoint));
-        text += &format!("{:<20}{:>16}\n", "of these at most", self.most);
-        if let Some(free) = self.free {
-            text += &format!("{:<20}{:>16}\n", "the disk has", size(free));
-        }
-        text
-    }
-
-    /// Refuses a disk that they do not fit.
-    pub fn check(&self) -> Result<()> {
-        atomic_fs::check_space(&self.folder, self.checkpoint * self.most).map_err(|error| {
-            error.hint("keep fewer (`--set checkpoint.keep=1`), or write to another disk: `--out DIR`")
-        })
-    }
-}
-
-/// After how many steps a checkpoint was written.
+/// Returns the step of a checkpoint.
 pub(crate) fn step(folder: &Path) -> Result<u64> {
     #[derive(Deserialize)]
     struct Step {
@@ -247,7 +198,7 @@ pub(crate) fn step(folder: &Path) -> Result<u64> {
     weights::read_json::<Step>(&folder.join(STATE)).map(|Step { step }| step)
 }
 
-/// Whether two folders are the same checkpoint: the state holds the hashes of all other files.
+/// Whether two directories hold the same checkpoint: the state includes the checksums of all other files.
 pub(crate) fn same(one: &Path, other: &Path) -> bool {
     let state = |folder: &Path| fs::read(folder.join(STATE)).ok();
     state(one).is_some() && state(one) == state(other)
@@ -259,7 +210,7 @@ fn relative(folder: &Path, file: &Path) -> String {
 
 fn hashes(folder: &Path) -> Result<BTreeMap<String, String>> {
     let files = atomic_fs::files(folder).context(|| format!("cannot list `{}`", folder.display()))?;
-    files.iter().map(|file| Ok((relative(folder, file), hash::file(file)?))).collect()
+    files.iter().map(|file| Ok((relative(folder, file), checksum::file(file)?))).collect()
 }
 
 fn check_files(folder: &Path, known: &BTreeMap<String, String>) -> Result<()> {
@@ -268,8 +219,8 @@ fn check_files(folder: &Path, known: &BTreeMap<String, String>) -> Result<()> {
         if !file.is_file() {
             return Err(Error::failure(format!("`{name}` is missing")));
         }
-        if hash::file(&file)? != *expected {
-            return Err(Error::failure(format!("`{name}` is not what was written")));
+        if checksum::file(&file)? != *expected {
+            return Err(Error::failure(format!("`{name}` was modified")));
         }
     }
     Ok(())

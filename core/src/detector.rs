@@ -1,27 +1,27 @@
-//! Detectors: what is where in a picture. A plugin's object, for judges that need eyes.
+//! Object detectors, which plugins provide and judges use.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::{Error, Result};
 
-/// An object that a detector found. Numbers are f32, as networks give them.
+/// A detected object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Detection {
-    /// Its class, by name.
+    /// The name of its class.
     pub class: String,
-    /// How sure the detector is, in `0..=1`.
+    /// The confidence, in `0..=1`.
     pub score: f32,
-    /// The edges `[x0, y0, x1, y1]` in pixels; x to the right, y down.
+    /// The box `[x0, y0, x1, y1]` in pixels; x to the right, y down.
     #[serde(rename = "box")]
     pub bounds: [f32; 4],
-    /// What a colour classifier says of it, where one was asked.
+    /// The result of a colour classifier, if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub color: Option<String>,
 }
 
 impl Detection {
-    /// Refuses an empty class, a score outside of `0..=1`, and a box that is not finite or has its edges swapped.
+    /// Errors if the class is empty, the score is outside `0..=1`, or the box is not finite or has swapped edges.
     pub fn check(&self) -> Result<()> {
         if self.class.is_empty() {
             return Err(Error::usage("`class` is empty"));
@@ -40,12 +40,12 @@ impl Detection {
     }
 }
 
-/// Finds objects in pictures: the same picture always gives the same detections.
+/// Detects objects in images. Must be deterministic: the same image gives the same detections.
 pub trait Detector: Send {
-    /// For every picture of `pixels [B,3,H,W]`, f32 in `0..=1`, what is there, in any order.
+    /// Returns the objects in each image of `pixels [B,3,H,W]`, f32 in `0..=1`, in any order.
     ///
-    /// `classes` are the names that are asked for; others may be given, too. `colors` are the colours to choose from for
-    /// [`Detection::color`]; where there are none no verdict is needed.
+    /// `classes` are the names of the requested classes; the result may contain others. [`Detection::color`] is one of `colors`;
+    /// if `colors` is empty, no colour is needed.
     fn detect(&self, pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Vec<Vec<Detection>>>;
 }
 
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unfit_detections_are_refused() {
+    fn invalid_detections_are_refused() {
         let good = Detection { class: "dog".into(), score: 1.0, bounds: [0.0, 1.0, 0.0, 2.0], color: None };
         assert!(good.check().is_ok());
         for (bad, words) in [

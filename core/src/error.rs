@@ -1,29 +1,29 @@
-//! The one error type: a message, what caused it, and hints on what to do.
+//! The error type: a message, its causes and hints.
 //!
-//! Messages are lower-case, without a full stop, with literals in backticks. A usage error (exit status 2) is one that
-//! another command line or configuration would not have; everything else is a failure (exit status 1).
+//! Messages are lower-case, have no full stop and put literals in backticks. A usage error (exit status 2) can be fixed by
+//! changing the command line or the configuration; every other error is a failure (exit status 1).
 
 use std::fmt;
 
-/// What kind of mistake an [`Error`] is, which decides the exit status of the command.
+/// The kind of an [`Error`]; it determines the exit status of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// A wrong argument, option, name or configuration value: exit status 2.
     Usage,
-    /// The operation is not known to the other side of the plugin boundary.
+    /// The other side of the plugin boundary does not know the operation.
     Unsupported,
     /// A plugin panicked.
     Panic,
-    /// A tensor holds NaN or an infinity.
+    /// A value is NaN or infinite.
     NonFinite,
-    /// The user asked for an end: exit status 130.
+    /// The user interrupted the command: exit status 130.
     Interrupted,
     /// Anything else: exit status 1.
     Failure,
 }
 
 impl Code {
-    /// The name that crosses the plugin boundary.
+    /// Returns the name that crosses the plugin boundary.
     pub fn name(self) -> &'static str {
         match self {
             Code::Usage => "usage",
@@ -35,7 +35,7 @@ impl Code {
         }
     }
 
-    /// The inverse of [`Code::name`]; a name of a later version reads as [`Code::Failure`].
+    /// The inverse of [`Code::name`]; unknown names, from later versions, become [`Code::Failure`].
     pub fn from_name(name: &str) -> Self {
         [Code::Usage, Code::Unsupported, Code::Panic, Code::NonFinite, Code::Interrupted]
             .into_iter()
@@ -57,22 +57,22 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error of the given kind.
+    /// Creates an error of the given kind.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), causes: Vec::new(), hints: Vec::new() }
     }
 
-    /// A mistake in what the user asked for.
+    /// Creates a usage error.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Code::Usage, message)
     }
 
-    /// Something that went wrong while doing what the user asked for.
+    /// Creates a failure.
     pub fn failure(message: impl Into<String>) -> Self {
         Self::new(Code::Failure, message)
     }
 
-    /// Adds a way out, shown behind `hint:`. The same hint is kept once.
+    /// Adds a hint, shown after `hint:`. A duplicate is dropped.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         let hint = hint.into();
@@ -82,14 +82,14 @@ impl Error {
         self
     }
 
-    /// Adds a cause below those already there.
+    /// Appends a cause.
     #[must_use]
     pub fn cause(mut self, cause: impl fmt::Display) -> Self {
         self.causes.push(cause.to_string());
         self
     }
 
-    /// Puts `message` on top; what was the message becomes the first cause.
+    /// Makes `message` the message; the old message becomes the first cause.
     #[must_use]
     pub fn context(mut self, message: impl Into<String>) -> Self {
         let inner = std::mem::replace(&mut self.message, message.into());
@@ -97,28 +97,28 @@ impl Error {
         self
     }
 
-    /// The same error as a failure: what was asked for is right, and what was found is not.
+    /// Turns the error into a failure: the request is valid, but what was found is not.
     #[must_use]
     pub fn into_failure(self) -> Self {
         Self { code: Code::Failure, ..self }
     }
 
-    /// The kind of mistake.
+    /// Returns the kind of the error.
     pub fn code(&self) -> Code {
         self.code
     }
 
-    /// The first line, without its causes.
+    /// Returns the message without causes and hints.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// The causes, outermost first.
+    /// Returns the causes, outermost first.
     pub fn causes(&self) -> &[String] {
         &self.causes
     }
 
-    /// The ways out.
+    /// Returns the hints.
     pub fn hints(&self) -> &[String] {
         &self.hints
     }
@@ -143,7 +143,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl From<tch::TchError> for Error {
-    /// libtorch appends a C++ backtrace to its messages: the user gets the first line, the log the rest.
+    /// Keeps the message for the user and logs the C++ backtrace that libtorch appends.
     fn from(error: tch::TchError) -> Self {
         let text = match &error {
             tch::TchError::Torch(text) => text.clone(),
@@ -157,9 +157,9 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// Puts a message on top of any error, and turns foreign errors into [`Error`].
+/// Adds a message to any error, and converts foreign errors into [`Error`].
 pub trait Context<T> {
-    /// Adds what was being done; evaluated only when there is an error.
+    /// Adds a message that says what failed; evaluated only on an error.
     fn context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T>;
 }
 
@@ -186,7 +186,7 @@ impl<T> Context<T> for std::result::Result<T, tch::TchError> {
     }
 }
 
-/// The name of `known` that `wrong` most likely meant, if any is near.
+/// Returns the name of `known` that is nearest to `wrong`, if any is near enough to be a typo.
 pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
@@ -196,7 +196,7 @@ pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, name)| name)
 }
 
-/// The error for a name that is none of `known`: what kind of thing, the wrong name, the nearest one, all of them.
+/// Returns the usage error for a `kind` named `wrong` that is not among `known`, with hints.
 pub fn unknown_name(kind: &str, wrong: &str, known: &[&str]) -> Error {
     let error = Error::usage(format!("unknown {kind} `{wrong}`"));
     let error = match nearest(wrong, known.iter().copied()) {
@@ -211,19 +211,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn display_puts_causes_and_hints_below_the_message() {
+    fn display_prints_causes_and_hints_below_the_message() {
         let error = Error::failure("inner").hint("try again").hint("try again").context("outer");
         assert_eq!(error.to_string(), "outer\n  caused by: inner\n\nhint: try again");
     }
 
     #[test]
-    fn a_backtrace_of_libtorch_stays_out_of_the_message() {
+    fn libtorch_backtrace_is_not_in_the_message() {
         let error = Error::from(tch::TchError::Torch("bad shape\nException raised from f at g.cpp:1".into()));
         assert_eq!(error.message(), "libtorch: bad shape");
     }
 
     #[test]
-    fn nearest_finds_a_typo_and_nothing_far() {
+    fn nearest_matches_typos_only() {
         assert_eq!(nearest("gpro", ["sft", "grpo"]), Some("grpo"));
         assert_eq!(nearest("adam", ["sft", "grpo"]), None);
     }

@@ -1,15 +1,15 @@
-//! What serde has to say about a value, in the words of the file's format, with the field's full path.
+//! Translates serde's messages into the terms of the file's format, with the full path of the field.
 
 use crate::error::{Error, nearest};
 
-/// The format of a file, which decides what its values are called.
+/// The format of a file; it determines the names of its types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Toml,
     Json,
 }
 
-/// The path of `inner` (`a.b`, `[2].c`, or nothing for the value itself) below `outer`.
+/// Joins the paths `outer` and `inner` (`a.b`, `[2].c`, or empty for the value itself).
 pub(crate) fn join(outer: &str, inner: &str) -> String {
     match (outer, inner) {
         (outer, "") => outer.into(),
@@ -19,19 +19,19 @@ pub(crate) fn join(outer: &str, inner: &str) -> String {
     }
 }
 
-/// Where serde was when it failed; empty for the value itself.
+/// Returns the path at which serde failed; empty for the value itself.
 pub(crate) fn path<E>(error: &serde_path_to_error::Error<E>) -> String {
     let path = error.path().to_string();
     let known = path.trim_end_matches(['?', '.']); // `?` is a key that could not be read
     known.into()
 }
 
-/// An error about the value at `path`.
+/// Returns a usage error about the value at `path`.
 pub(crate) fn wrong(path: &str, why: &str) -> Error {
     Error::usage(if path.is_empty() { why.into() } else { format!("`{path}`: {why}") })
 }
 
-/// Turns serde's message about the value at `path` into an error for a user.
+/// Turns serde's message about the value at `path` into a usage error.
 pub(crate) fn explain(format: Format, path: &str, message: &str) -> Error {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let first = quoted.next().unwrap_or_default();
@@ -87,7 +87,7 @@ impl Format {
         }
     }
 
-    /// serde's name of what it expected.
+    /// Translates serde's name of the expected type.
     fn expected(self, what: &str) -> String {
         let first = what.split(' ').next().unwrap_or_default();
         let count = || what.rsplit(' ').find(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
@@ -106,14 +106,14 @@ impl Format {
                 "a map" => self.table().into(),
                 "string or map" | "string only" | "a borrowed string" => "a string".into(),
                 what if what.starts_with("a tuple of size") || what.starts_with("an array of length") => {
-                    format!("{} of {} values", self.list(), count().unwrap_or("other"))
+                    format!("{} of {} values", self.list(), count().unwrap_or("a different number of"))
                 }
                 what => what.into(),
             },
         }
     }
 
-    /// serde's name of what it found.
+    /// Translates serde's name of the value that was found.
     fn got(self, what: &str) -> String {
         let literal = ["integer `", "floating point `", "boolean `", "character `"];
         if let Some(value) = literal.iter().find_map(|start| what.strip_prefix(start)) {
@@ -153,34 +153,33 @@ mod tests {
         Hard,
     }
 
-    fn said<T: DeserializeOwned + std::fmt::Debug>(json: &str) -> String {
+    fn explained<T: DeserializeOwned + std::fmt::Debug>(json: &str) -> String {
         let message = serde_json::from_str::<T>(json).unwrap_err().to_string();
         let message = message.split(" at line").next().unwrap_or_default().to_string();
         explain(Format::Json, "a.b", &message).to_string()
     }
 
-    /// No message holds the name of a Rust type.
     #[test]
-    fn types_are_told_in_the_words_of_the_format() {
-        assert_eq!(said::<f64>("\"x\""), "`a.b`: expected a number, got the string \"x\"");
-        assert_eq!(said::<f64>("[1]"), "`a.b`: expected a number, got an array");
-        assert_eq!(said::<u32>("-1"), "`a.b`: expected a whole number of at least 0, got `-1`");
-        assert_eq!(said::<i64>("1.5"), "`a.b`: expected a whole number, got `1.5`");
-        assert_eq!(said::<bool>("1"), "`a.b`: expected `true` or `false`, got `1`");
-        assert_eq!(said::<String>("null"), "`a.b`: expected a string, got `null`");
-        assert_eq!(said::<Vec<i64>>("{}"), "`a.b`: expected an array, got an object");
-        assert_eq!(said::<BTreeMap<String, i64>>("true"), "`a.b`: expected an object, got `true`");
-        assert_eq!(said::<(String, usize)>("[\"x\"]"), "`a.b`: expected an array of 2 values, got 1");
-        assert_eq!(said::<[f64; 3]>("7"), "`a.b`: expected an array of 3 values, got `7`");
-        assert_eq!(said::<TrainSession>("7"), "`a.b`: expected an object, got `7`");
-        assert_eq!(said::<TrainSession>("{}"), "`a.b.number`: missing");
+    fn messages_name_types_of_the_format_not_of_rust() {
+        assert_eq!(explained::<f64>("\"x\""), "`a.b`: expected a number, got the string \"x\"");
+        assert_eq!(explained::<f64>("[1]"), "`a.b`: expected a number, got an array");
+        assert_eq!(explained::<u32>("-1"), "`a.b`: expected a whole number of at least 0, got `-1`");
+        assert_eq!(explained::<i64>("1.5"), "`a.b`: expected a whole number, got `1.5`");
+        assert_eq!(explained::<bool>("1"), "`a.b`: expected `true` or `false`, got `1`");
+        assert_eq!(explained::<String>("null"), "`a.b`: expected a string, got `null`");
+        assert_eq!(explained::<Vec<i64>>("{}"), "`a.b`: expected an array, got an object");
+        assert_eq!(explained::<BTreeMap<String, i64>>("true"), "`a.b`: expected an object, got `true`");
+        assert_eq!(explained::<(String, usize)>("[\"x\"]"), "`a.b`: expected an array of 2 values, got 1");
+        assert_eq!(explained::<[f64; 3]>("7"), "`a.b`: expected an array of 3 values, got `7`");
+        assert_eq!(explained::<TrainSession>("7"), "`a.b`: expected an object, got `7`");
+        assert_eq!(explained::<TrainSession>("{}"), "`a.b.number`: missing");
         assert_eq!(
-            said::<TrainSession>("{\"number\": 1, \"number\": 2}").lines().next(),
+            explained::<TrainSession>("{\"number\": 1, \"number\": 2}").lines().next(),
             Some("`a.b.number`: given twice")
         );
-        assert!(said::<TrainSession>("{\"nmber\": 1}").contains("did you mean `a.b.number`?"));
-        assert!(said::<Kind>("\"sfot\"").starts_with("`a.b`: expected one of `soft`, `hard`, got `sfot`"));
-        assert!(said::<Kind>("\"sfot\"").contains("did you mean `soft`?"));
+        assert!(explained::<TrainSession>("{\"nmber\": 1}").contains("did you mean `a.b.number`?"));
+        assert!(explained::<Kind>("\"sfot\"").starts_with("`a.b`: expected one of `soft`, `hard`, got `sfot`"));
+        assert!(explained::<Kind>("\"sfot\"").contains("did you mean `soft`?"));
         let number = toml::Value::Integer(3).try_into::<Kind>().unwrap_err();
         let number = explain(Format::Toml, "a.b", number.message());
         assert_eq!(number.to_string(), "`a.b`: expected a string, got a value of another type");

@@ -1,10 +1,10 @@
-// Turns a C++ exception into an error message for Rust. `autograd::take_error` reads it.
+// Converts a C++ exception into an error message for `autograd::take_error`.
 #pragma once
 
 #include <cstring>
 #include <exception>
 
-// Null, or the text of what `function` threw, to be freed: no exception goes further.
+// Returns null, or the message of the exception that `function` threw, which the caller frees.
 template <typename F>
 char* catch_to_cstr(F function) noexcept {
     try {
@@ -13,6 +13,6 @@ char* catch_to_cstr(F function) noexcept {
     } catch (const std::exception& error) {
         return strdup(error.what());
     } catch (...) {
-        return strdup("an exception that is no std::exception");
+        return strdup("unknown exception");
     }
 }

@@ -1,9 +1,9 @@
-//! `~` at the beginning of a path: the user's home folder. Shells replace it where it stands alone before a blank; a
-//! configuration file, `--model=~/…` and quotes are left to us.
+//! Expands a leading `~` of a path to the home directory. Shells do not expand it in configuration files, in `--model=~/…`
+//! and within quotes.
 
 use std::borrow::Cow;
 
-/// A leading `~/`, or `~` alone, as the home folder. `~user` stays as it is, as does everything where there is no home.
+/// Expands `~` or a leading `~/` to the home directory. `~user` is unchanged, as is every path if there is no home directory.
 pub fn expand(text: &str) -> Cow<'_, str> {
     let rest = text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
     let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
@@ -13,7 +13,7 @@ pub fn expand(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The same for every text of a configuration: one that begins with `~/` is a path.
+/// Applies [`expand`] to every string of a configuration.
 pub fn expand_table(table: &mut toml::Table) {
     table.iter_mut().for_each(|(_, value)| expand_value(value));
 }
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tilde_is_the_home_folder_only_at_the_beginning_and_alone() {
+    fn only_a_leading_tilde_is_expanded() {
         let home = std::env::home_dir().unwrap();
         let home = home.to_str().unwrap().trim_end_matches('/');
         assert_eq!(expand("~"), home);
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn every_text_of_a_table_is_expanded_at_any_depth() {
+    fn nested_strings_of_a_table_are_expanded() {
         let mut table: toml::Table = "a = \"~/a\"\n[b]\nc = [{ d = \"~\" }, 3]\ne = \"~me\"".parse().unwrap();
         expand_table(&mut table);
         let home = expand("~").into_owned();

@@ -1,6 +1,6 @@
-//! Files that a user brings: their bytes, and their text without a byte order mark.
+//! Reads files that the user provides, as bytes or as text without a byte order mark.
 //!
-//! A download may leave something else under a file's name: [`check_content`] recognizes what that usually is.
+//! [`check_content`] detects files that a failed download left in place of the real ones.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -8,13 +8,13 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Bytes that are enough to recognize what a file is.
+/// The number of bytes that suffice to recognize the content of a file.
 const HEAD: u64 = 1024;
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 const HTML: [&[u8]; 2] = [b"<!doctype html", b"<html"];
 
-/// Refuses the contents of a file that are a Git LFS pointer or a web page; `label` is what errors call the file.
+/// Errors if the content of a file is a Git LFS pointer or a web page; errors call the file `label`.
 pub fn check_content(label: &str, bytes: &[u8]) -> Result<()> {
     if bytes.starts_with(LFS_POINTER) {
         return Err(Error::failure(format!("`{label}` is a Git LFS pointer, not the file itself"))
@@ -32,7 +32,7 @@ pub fn check_content(label: &str, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// [`check_content`] of a file whose beginning can be read; any other is left to whoever reads it.
+/// Applies [`check_content`] to a file. A file that cannot be read passes: reading it fails later.
 pub fn check_file(path: &Path) -> Result<()> {
     let mut start = Vec::new();
     let read = File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut start));
@@ -52,7 +52,7 @@ pub fn read_text(path: &Path) -> Result<String> {
     text(&path.display().to_string(), read(path)?)
 }
 
-/// The text of a file's bytes, without a byte order mark; `label` is what errors call the file.
+/// Decodes the bytes of a text file, without a byte order mark; errors call the file `label`.
 pub fn text(label: &str, bytes: Vec<u8>) -> Result<String> {
     check_content(label, &bytes)?;
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stand_ins_are_named() {
+    fn lfs_pointers_and_web_pages_are_refused() {
         let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n";
         assert!(check_content("x", pointer).unwrap_err().message().contains("Git LFS pointer"));
         for page in ["<!DOCTYPE html><p>", "\n  <html lang=\"en\">", "\u{feff}<HTML>", "<!doctype HTML>"] {
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_utf8_without_a_mark() {
+    fn text_is_utf8_without_byte_order_mark() {
         assert_eq!(text("x", b"\xef\xbb\xbfa = 1".to_vec()).unwrap(), "a = 1");
         assert_eq!(text("x", "größe".into()).unwrap(), "größe");
         let latin = text("x", b"one\ntwo\nb\xe4r".to_vec()).unwrap_err();

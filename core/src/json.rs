@@ -1,4 +1,4 @@
-//! JSON of a user: errors name line, column and field, and what to write instead.
+//! Parses JSON that the user provides: errors name line, column and field, and what to write instead.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::explain::{Format, explain, path, wrong};
 use crate::input;
 
-/// What Python and JavaScript write that JSON does not have, and what stands for it there.
+/// Literals of Python and JavaScript that JSON does not have, and their replacements.
 const FOREIGN: [(&str, &str); 9] = [
     ("NaN", "a number or `null`"),
     ("nan", "a number or `null`"),
@@ -21,14 +21,14 @@ const FOREIGN: [(&str, &str); 9] = [
     ("False", "`false`"),
 ];
 
-/// Reads a file that is one JSON value.
+/// Reads a file that holds one JSON value.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let place = || format!("cannot read `{}`", path.display());
     let read = input::read_text(path).and_then(|text| parse(&text).context(place));
     read.map_err(Error::into_failure)
 }
 
-/// Reads a text that is one JSON value.
+/// Parses a text that holds one JSON value.
 pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json)
@@ -37,13 +37,13 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
     Ok(value)
 }
 
-/// Reads a value that was JSON.
+/// Converts a parsed JSON value.
 pub fn from_value<T: DeserializeOwned>(value: &serde_json::Value) -> Result<T> {
     serde_path_to_error::deserialize(value)
         .map_err(|error| explain(Format::Json, &path(&error), &error.inner().to_string()))
 }
 
-/// Reads a line of a file that has one JSON object in each.
+/// Parses one line of a JSONL file, which holds one JSON object.
 pub fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T> {
     let hint = |filter: &str| format!("`jq -c '{filter}' FILE.json > FILE.jsonl` writes one per line");
     let line = line.trim_end();
@@ -59,7 +59,7 @@ pub fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T> {
         let cut = serde_json::from_str::<serde::de::IgnoredAny>(line).is_err_and(|error| error.is_eof());
         if cut {
             return Err(Error::usage(
-                "expected one JSON object per line, the object does not end on its line",
+                "expected one JSON object per line, but the object does not end on its line",
             )
             .hint(hint(".")));
         }
@@ -67,7 +67,7 @@ pub fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T> {
     parse(line)
 }
 
-/// The lines of a text that are not blank, with their numbers.
+/// Returns the non-blank lines of a text with their numbers, from 1.
 pub fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines()
         .enumerate()
@@ -80,8 +80,8 @@ fn fault(text: &str, path: &str, error: &serde_json::Error) -> Error {
     let message = whole.rsplit_once(" at line ").map_or(whole.as_str(), |(message, _)| message);
     let line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
     let explained = if error.is_data() {
-        match other_name(line, error.column(), message) {
-            Some((name, field)) => wrong(name, &format!("another name of `{field}`, which is given, too"))
+        match alias_of_duplicate(line, error.column(), message) {
+            Some((name, field)) => wrong(name, &format!("alias of `{field}`, which is also given"))
                 .hint(format!("keep one of `{name}` and `{field}`")),
             None => explain(Format::Json, path, message),
         }
@@ -95,8 +95,8 @@ fn fault(text: &str, path: &str, error: &serde_json::Error) -> Error {
     explained.hints().iter().fold(located, Error::hint)
 }
 
-/// Of a field that is given under two names: the second one, and the field.
-fn other_name<'t>(line: &'t str, column: usize, message: &'t str) -> Option<(&'t str, &'t str)> {
+/// If a field is given a second time under an alias: the alias and the field.
+fn alias_of_duplicate<'t>(line: &'t str, column: usize, message: &'t str) -> Option<(&'t str, &'t str)> {
     let field = message.strip_prefix("duplicate field `")?.trim_end_matches('`');
     let before = line.get(..column.min(line.len()))?.trim_end_matches(['"', ':', ' ']);
     let name = before.rsplit('"').next()?;
@@ -115,7 +115,7 @@ fn syntax(line: &str, column: usize, path: &str, message: &str) -> Error {
     }
     let error = wrong(path, &format!("not JSON: {message}"));
     if bytes.get(at) == Some(&b'\'') {
-        return error.hint("keys and strings stand in double quotes");
+        return error.hint("write keys and strings in double quotes");
     }
     error
 }
@@ -134,12 +134,12 @@ mod tests {
         count: Option<u32>,
     }
 
-    fn said(text: &str) -> String {
+    fn outcome(text: &str) -> String {
         parse_line::<Line>(text).map_or_else(|error| error.to_string(), |line| format!("{line:?}"))
     }
 
     #[test]
-    fn faults_are_told_with_column_field_and_remedy() {
+    fn errors_name_column_field_and_replacement() {
         for (line, expected) in [
             (
                 r#"{"category": "a", "count": "3"}"#,
@@ -154,26 +154,26 @@ mod tests {
             (r#"{"category": "a", "x": False}"#, "`False` is not JSON\n\nhint: write `false` instead"),
             (
                 r#"{"category": "a", "tag": "a"}"#,
-                "`tag`: another name of `category`, which is given, too\n\nhint: keep one of `tag` and `category`",
+                "`tag`: alias of `category`, which is also given\n\nhint: keep one of `tag` and `category`",
             ),
             (r#"{"category": "a", "category": "a"}"#, "`category`: given twice"),
             (
                 "{'category': 'a'}",
-                "column 2: not JSON: key must be a string\n\nhint: keys and strings stand in double quotes",
+                "column 2: not JSON: key must be a string\n\nhint: write keys and strings in double quotes",
             ),
             (r#"{"count": 3}"#, "column 12: `category`: missing"),
             (r#"{"category": "a"} x"#, "column 19: not JSON: trailing characters"),
             ("[{", "expected one JSON object per line, got an array"),
             ("a photo of a dog", "expected one JSON object per line, got `a photo of a dog`"),
-            ("{", "expected one JSON object per line, the object does not end on its line"),
+            ("{", "expected one JSON object per line, but the object does not end on its line"),
             (r#"  {"category": "#, "the object does not end on its line"),
         ] {
-            assert!(said(line).contains(expected), "{line}: {}", said(line));
+            assert!(outcome(line).contains(expected), "{line}: {}", outcome(line));
         }
     }
 
     #[test]
-    fn several_lines_are_counted() {
+    fn errors_in_multi_line_json_name_the_line() {
         let error = parse::<Line>("{\n  \"category\": \"a\",\n  \"count\": 1.5\n}").unwrap_err();
         assert_eq!(
             error.message(),

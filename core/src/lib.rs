@@ -7,10 +7,12 @@ mod abi;
 pub mod algorithms;
 pub mod autograd;
 pub mod checkpoint;
+pub mod checksum;
 pub mod config;
 pub mod conformance;
 pub mod cuda_graph;
 pub mod detector;
+pub mod disk_plan;
 mod drift;
 pub mod error;
 pub mod eval;
@@ -32,24 +34,26 @@ pub mod pretrain;
 pub mod prompts;
 pub mod reward;
 pub mod run_dir;
+mod sample_grid;
 pub mod sampling;
+mod sealed;
 pub mod seed;
 pub mod settings;
 
 pub mod atomic_fs;
 pub mod optim;
+mod panic;
 mod tensorboard;
 pub mod tiles;
 pub mod train;
 pub mod weights;
 
 pub use error::{Error, Result};
-/// The bindings to the one libtorch of the process: a plugin uses these, and no other version.
+/// The libtorch bindings. A plugin must use these, because host and plugins share one libtorch.
 pub use tch;
-/// Their tensor.
 pub use tch::Tensor;
 
-/// What the exported macros expand to; not for direct use.
+/// For the exported macros only.
 #[doc(hidden)]
 pub use abi::export::private as __private;
 

@@ -1,4 +1,4 @@
-//! Metrics: one JSON object a line in `metrics.jsonl`, under stable names, and the same for TensorBoard.
+//! Metrics of a run under stable names: `metrics.jsonl`, one JSON object per line, and TensorBoard.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,45 +12,57 @@ use crate::error::{Context, Error, Result};
 use crate::json::parse;
 use crate::tensorboard::EventFile;
 
-/// Every metric: its name, in which capitals stand for any text, and its meaning.
+/// Every metric: its name, in which capitals are placeholders, and its description.
 pub const METRICS: &[(&str, &str)] = &[
-    ("reward/mean", "mean reward of the drawings, as a share of its maximum"),
-    ("reward/answer_mean", "the same by the rules of the answer objective, where it has its own"),
-    ("reward/pass", "share of drawings whose answer got every point"),
+    ("reward/mean", "mean reward of the generated images, as a share of its maximum"),
+    ("reward/answer_mean", "mean reward of the answer objective, if it has separate rewards"),
+    ("reward/pass", "share of images whose answer got the maximum reward"),
     (
         "reward/part/PART",
-        "mean points of a part of the reward, over the samples that have it; of several rule sets, `SET` and `SET/PART`",
+        "mean score of a reward component, over the samples that have it; with several rewards, `REWARD` and `REWARD/PART`",
+    ),
+    ("reward/abstained", "share of images for which every reward function abstained; absent if 0"),
+    ("reward/informative", "share of samples whose group has unequal rewards"),
+    ("judge/right", "share of images that the exact judge accepts; never used for training"),
+    (
+        "judge/wrong_passed",
+        "false-positive rate: of the incorrect images, the share whose answer got the maximum reward",
+    ),
+    ("judge/wrong_passed/CATEGORY", "false-positive rate of a category"),
+    (
+        "eval/t2i",
+        "generation accuracy on the set of the drift monitor, averaged over the categories, at its steps (`eval.every`)",
+    ),
+    ("eval/mmu", "understanding accuracy of the drift monitor"),
+    ("eval/t2i_to_mmu", "share of the correctly generated tasks that are also understood correctly (eq. 6)"),
+    ("eval/mmu_to_t2i", "share of the correctly understood tasks that are also generated correctly (eq. 6)"),
+    ("eval/FIGURE_low", "lower end of the 95 % confidence interval of a figure"),
+    ("eval/FIGURE_high", "upper end of the 95 % confidence interval of a figure"),
+    ("eval/rollback", "1 at a step at which the drift monitor rolled back"),
+    ("loss/answer", "answer term of the loss"),
+    ("loss/image", "image term of the loss"),
+    (
+        "kl/answer",
+        "k3 estimate of the KL divergence of the answers from the reference policy, in nats per token",
     ),
     (
-        "reward/abstained",
-        "share of drawings about which no rule had anything to say; only where there are such",
+        "kl/image",
+        "k3 estimate of the KL divergence of the image tokens from the reference policy, in nats per token",
     ),
-    ("reward/informative", "share of samples whose group has unequal rewards"),
-    ("judge/right", "share of drawings that the exact judge calls right; never used to learn"),
-    ("judge/wrong_passed", "of the wrong drawings, the share whose answer got every point"),
-    ("judge/wrong_passed/CATEGORY", "the same by category"),
-    ("eval/t2i", "drawing on the drift guard's set, the mean of the categories, at its steps (`eval.every`)"),
-    ("eval/mmu", "reading, likewise"),
-    ("eval/t2i_to_mmu", "of the right drawings, those read right, likewise (eq. 6)"),
-    ("eval/mmu_to_t2i", "of the tasks read right, those drawn right, likewise (eq. 6)"),
-    ("eval/FIGURE_low", "the lower end of the 95 % interval of such a figure"),
-    ("eval/FIGURE_high", "the upper end"),
-    ("eval/rollback", "1 at a step at which the guard went back"),
-    ("loss/answer", "the answer term of the objective"),
-    ("loss/image", "the image term of the objective"),
-    ("kl/answer", "k3 divergence of the answers from the reference policy, nats a token"),
-    ("kl/image", "the same of the image tokens"),
     ("kl/answer_clamped", "share of answer tokens whose log-ratio was clamped"),
     ("kl/image_clamped", "share of image tokens whose log-ratio was clamped"),
-    ("update/gradient_norm", "global norm of the gradient before clipping"),
-    ("update/learning_rate", "the learning rate of the step"),
-    ("time/draw", "seconds of drawing"),
-    ("time/answer", "seconds of answering"),
-    ("time/score", "seconds of scoring answers"),
-    ("time/update", "seconds of everything with gradient, and of the weight update"),
+    ("update/gradient_norm", "global gradient norm before clipping"),
+    ("update/learning_rate", "learning rate of the step"),
+    ("time/draw", "seconds spent generating images"),
+    ("time/answer", "seconds spent sampling answers"),
+    ("time/score", "seconds spent scoring answers"),
+    (
+        "time/update",
+        "seconds spent on the forward and backward passes with gradient and on the weight update",
+    ),
 ];
 
-/// The JSON Schema of a line.
+/// Returns the JSON Schema of a line.
 pub fn schema() -> Value {
     let (mut named, mut patterns) = (Map::new(), Map::new());
     let step = json!({ "type": "integer", "minimum": 1, "description": "the step, from 1" });
@@ -74,7 +86,7 @@ pub fn schema() -> Value {
     })
 }
 
-/// A regular expression for a name: any text where it has capitals.
+/// Turns a metric name into a regular expression: capitals match any text.
 fn pattern(name: &str) -> String {
     let mut text = String::from("^");
     for letter in name.chars() {
@@ -96,7 +108,7 @@ pub struct Line {
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// Reads the whole lines of a `metrics.jsonl`; the last one of an interrupted run may be torn.
+/// Reads the complete lines of a `metrics.jsonl`; an interrupted run may leave an incomplete last line.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
     let text = fs::read_to_string(path).context(|| format!("cannot read `{}`", path.display()))?;
     let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
@@ -109,15 +121,15 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
     whole.lines().enumerate().map(read).collect()
 }
 
-/// The metrics of a run as they are written.
+/// Writes the metrics of a run.
 pub(crate) struct MetricsLog {
     file: File,
     events: EventFile,
 }
 
 impl MetricsLog {
-    /// Opens the files of the run in `root` to go on after `step`, 0 for a new run; lines of later steps are removed. Answers
-    /// the lines that stay, too.
+    /// Opens the metrics of the run in `root` to resume after `step`, or with 0 to start. Removes the lines of later steps and
+    /// returns the remaining ones.
     pub(crate) fn open(root: &Path, step: u64) -> Result<(Self, Vec<Line>)> {
         let path = root.join("metrics.jsonl");
         let mut kept = Vec::new();
@@ -139,7 +151,7 @@ impl MetricsLog {
         Ok((Self { file, events: EventFile::open(&root.join("tensorboard"), step)? }, kept))
     }
 
-    /// Adds the line of a step.
+    /// Appends the line of a step.
     pub(crate) fn append(&mut self, line: &Line) -> Result<()> {
         let text = text(line)? + "\n";
         self.file.write_all(text.as_bytes()).context(|| "cannot write `metrics.jsonl`")?;
@@ -163,13 +175,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capitals_stand_for_any_text() {
+    fn pattern_matches_any_text_for_capitals() {
         assert_eq!(pattern("judge/wrong_passed/CATEGORY"), "^judge/wrong_passed/.+$");
         assert_eq!(pattern("eval/FIGURE_low"), "^eval/.+_low$");
     }
 
     #[test]
-    fn going_on_drops_later_and_torn_lines_and_keeps_the_rest_to_the_byte() {
+    fn resume_drops_later_and_incomplete_lines_and_keeps_the_rest_byte_equal() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("tensorboard")).unwrap();
         let path = dir.path().join("metrics.jsonl");

@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::autograd::forget_gradient;
+use crate::autograd::clear_gradient;
 use crate::error::{Code, Error, Result};
 use crate::model::Parameter;
-use crate::ops::{self, AdamWRates, Learning};
+use crate::ops::{self, AdamWRates, AdamWTensors};
 
 /// Values that are updated at once, 256 MiB in f32; a larger weight is updated alone.
 pub(crate) const VALUES_AT_ONCE: usize = 1 << 26;
@@ -205,7 +205,7 @@ impl AdamW {
     /// Forgets all gradients.
     pub fn zero_grad(&mut self) {
         for slot in &mut self.slots {
-            forget_gradient(&mut slot.weight);
+            clear_gradient(&mut slot.weight);
         }
     }
 
@@ -288,7 +288,7 @@ fn update(slots: &mut [&mut Slot], rates: AdamWRates, scale: f64) {
     let counts: Vec<f32> = slots.iter().map(|slot| slot.steps as f32).collect();
     let steps = Tensor::from_slice(&counts).to_device(device).unbind(0);
     let gradients: Vec<Tensor> = slots.iter().map(|slot| slot.weight.grad().to_kind(Kind::Float)).collect();
-    let learning = Learning {
+    let learning = AdamWTensors {
         weights: slots.iter().map(|slot| slot.master.as_ref().unwrap_or(&slot.weight)).collect(),
         gradients: gradients.iter().collect(),
         means: slots.iter().map(|slot| &slot.mean).collect(),

@@ -1,18 +1,18 @@
-//! The folder of a run:
+//! The run directory:
 //!
-//! | entry | what it is |
+//! | entry | content |
 //! |---|---|
-//! | `config.toml` | the settings, whole |
-//! | `run.lock` | held by the one process that writes here |
-//! | `metrics.jsonl` | a line a step, see [`crate::metrics`] |
-//! | `tensorboard/` | the same for TensorBoard |
-//! | `samples/` | the same prompts from the same seeds: `base`, `step-000020` and so on, `trained`; a picture and its lines |
-//! | `checkpoints/step-000100/` | a model and the state of its training, see [`crate::checkpoint`] |
-//! | `checkpoints/latest` | the last of them: a link, or a file with its name where the file system has no links |
-//! | `checkpoints/best` | the best of them, where the drift guard looks (`eval.every`) |
-//! | `eval/base.json`, `eval/trained.json` | the receipts of the evaluations before and after |
-//! | `failed-step-000012/` | the state before a step that could not be done, for `unirl replay-step`, and its tasks |
-//! | `report.json` | at the end: the figures of both evaluations |
+//! | `config.toml` | the complete settings |
+//! | `run.lock` | locked by the one process that writes to the directory |
+//! | `metrics.jsonl` | one line per step, see [`crate::metrics`] |
+//! | `tensorboard/` | the same metrics for TensorBoard |
+//! | `samples/` | images of fixed prompts and seeds: `base`, `step-000020`, …, `trained`, each a grid and its lines |
+//! | `checkpoints/step-000100/` | a model and its training state, see [`crate::checkpoint`] |
+//! | `checkpoints/latest` | the newest checkpoint: a link, or a file with its name if the file system has no links |
+//! | `checkpoints/best` | the best checkpoint, if the drift monitor runs (`eval.every`) |
+//! | `eval/base.json`, `eval/trained.json` | the receipts of the evaluations before and after training |
+//! | `failed-step-000012/` | the state before a step that failed and its tasks, for `unirl replay-step` |
+//! | `report.json` | at the end of the run: the figures of both evaluations |
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -27,28 +27,29 @@ use crate::atomic_fs;
 use crate::checkpoint::{self, TrainingState};
 use crate::config::RunConfig;
 use crate::error::{Context, Error, Result};
-use crate::image_io::{self, Caption};
 use crate::judge::Verdict;
 use crate::model::UnifiedModel;
 use crate::prompts::Task;
 use crate::reward::Reward;
+use crate::sample_grid::{self, Caption};
 
 const FOLDERS: [&str; 4] = ["samples", "eval", "checkpoints", "tensorboard"];
 
-/// What names a checkpoint in `checkpoints/` beside its own name.
+/// The links to checkpoints in `checkpoints/`.
 const POINTERS: [&str; 2] = ["latest", "best"];
 
-/// The folder of one run, which no other process writes to as long as this one is there.
+/// A run directory, locked against other processes while this value exists.
 #[derive(Debug)]
 pub struct RunDir {
     root: PathBuf,
-    /// The files that the run reads, by what they are to it, and the SHA-256 of each; every checkpoint holds them.
+    /// The SHA-256 of every input file of the run by its role; saved in every checkpoint.
     pub inputs: BTreeMap<String, String>,
     _lock: File,
 }
 
 impl RunDir {
-    /// Takes `root`, which must be empty or absent; without one, the first free `runs/NAME-001`. Writes the settings.
+    /// Creates the run directory `root`, which must be empty or absent, or else the first free `runs/NAME-001`. Writes the
+    /// settings.
     pub fn create(root: Option<PathBuf>, name: &str, config: &RunConfig) -> Result<Self> {
         let root = match root {
             Some(root) => {
@@ -56,53 +57,57 @@ impl RunDir {
                 make(&root)?;
                 root
             }
-            None => first_free(name)?,
+            None => create_numbered(name)?,
         };
         let run = Self { _lock: lock(&root)?, inputs: BTreeMap::new(), root };
         run.write_settings(config)?;
         run.make_folders()?;
-        run.try_out()?;
+        run.check_file_system()?;
         Ok(run)
     }
 
-    /// Opens the folder of a run to go on with it, and tidies up after the process that was interrupted.
+    /// Opens a run directory to resume the run, and removes the temporary files of an interrupted process.
     pub fn open(root: &Path) -> Result<Self> {
         if !root.join("config.toml").is_file() {
-            return Err(Error::usage(format!("`{}` holds no run: it has no `config.toml`", root.display()))
-                .hint("name the folder of a run, e.g. `--resume runs/showo-grpo-001`"));
+            return Err(Error::usage(format!(
+                "`{}` is not a run directory: it has no `config.toml`",
+                root.display()
+            ))
+            .hint("name a run directory, for example `--resume runs/showo-grpo-001`"));
         }
         let run = Self { _lock: lock(root)?, inputs: BTreeMap::new(), root: root.into() };
         run.make_folders()?;
         for folder in FOLDERS.map(|name| run.root.join(name)).iter().chain([&run.root]) {
-            atomic_fs::clean(folder)?;
+            atomic_fs::clean_temp_files(folder)?;
         }
         for name in POINTERS {
-            run.settle(&run.root.join("checkpoints").join(name))?;
+            run.repair_pointer(&run.root.join("checkpoints").join(name))?;
         }
-        run.try_out()?;
+        run.check_file_system()?;
         Ok(run)
     }
 
-    /// Does what saving a checkpoint does, with small files: what this file system cannot do shows before the first step.
-    fn try_out(&self) -> Result<()> {
+    /// Performs the operations of saving a checkpoint with small files, so that an unsuitable file system fails before the
+    /// first step.
+    fn check_file_system(&self) -> Result<()> {
         let folder = self.root.join("checkpoints/.partial-try");
-        let place = || format!("cannot keep checkpoints in `{}`", self.root.display());
+        let place = || format!("cannot save checkpoints in `{}`", self.root.display());
         let saved = |step: u64| {
             let name = checkpoint_name(step);
-            atomic_fs::folder(&folder.join(&name), |partial| {
+            atomic_fs::create_dir(&folder.join(&name), |partial| {
                 make(&partial.join("training"))?;
                 atomic_fs::write(&partial.join("training/state.json"), "{}\n")
             })?;
             atomic_fs::link(Path::new(&name), &folder.join("latest"))
         };
         saved(1).and_then(|()| saved(2)).context(place)?;
-        atomic_fs::remove_folder(&folder.join(checkpoint_name(1))).context(place)?;
+        atomic_fs::remove_dir(&folder.join(checkpoint_name(1))).context(place)?;
         fs::remove_dir_all(&folder).context(place)
     }
 
-    /// A pointer that became a folder, as in a copy of a run with its links followed, holds a checkpoint: it takes the name
-    /// of its step, or goes where that is there.
-    fn settle(&self, pointer: &Path) -> Result<()> {
+    /// Repairs a pointer that became a directory because the run was copied with links followed: renames it to the checkpoint
+    /// of its step, or removes it if that exists.
+    fn repair_pointer(&self, pointer: &Path) -> Result<()> {
         if pointer.is_symlink() || !pointer.is_dir() {
             return Ok(());
         }
@@ -118,20 +123,21 @@ impl RunDir {
                 format!("`{}` and `{}` are different checkpoints", pointer.display(), of_step.display());
             return Err(Error::failure(error).hint(hint()));
         }
-        atomic_fs::remove_folder(pointer)
+        atomic_fs::remove_dir(pointer)
     }
 
-    /// Refuses a folder that holds something: a run never writes over another.
+    /// Errors if `root` exists and is not an empty directory: a run never overwrites another.
     pub fn check_free(root: &Path) -> Result<()> {
         let used = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
         if used || root.is_file() {
-            let error = Error::usage(format!("`{}` exists and is not an empty folder", root.display()));
+            let error =
+                Error::usage(format!("`{}` already exists and is not an empty directory", root.display()));
             return Err(if root.join("config.toml").is_file() {
-                error.hint(format!("go on with the run there: `--resume {}`", root.display()))
+                error.hint(format!("resume that run: `--resume {}`", root.display()))
             } else {
                 error
             }
-            .hint("name another one: `--out DIR`"));
+            .hint("name another directory: `--out DIR`"));
         }
         Ok(())
     }
@@ -140,12 +146,12 @@ impl RunDir {
         FOLDERS.iter().try_for_each(|name| make(&self.root.join(name)))
     }
 
-    /// The folder itself.
+    /// Returns the path of the directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Writes a file of the run's folder.
+    /// Writes a file into the directory.
     pub fn write(&self, name: &str, contents: &str) -> Result<()> {
         atomic_fs::write(&self.root.join(name), contents)
     }
@@ -155,23 +161,23 @@ impl RunDir {
         self.write("config.toml", &config.to_toml()?)
     }
 
-    /// The state of the newest checkpoint; none where the run has none yet. A damaged one is an error: nobody is to find
-    /// out later that a run went on from somewhere else.
+    /// Returns the state of the newest checkpoint, if the run has one. Errors if it is damaged, rather than silently resuming
+    /// from an older one.
     pub fn newest(&self) -> Result<Option<TrainingState>> {
         let steps = self.checkpoints()?;
         let Some(newest) = steps.last() else { return Ok(None) };
         let path = self.checkpoint(*newest);
         TrainingState::read(&path).map(Some).map_err(|error| {
-            let before = match steps.iter().rev().nth(1) {
-                Some(before) => format!("from step {before}"),
-                None => "from the beginning".into(),
+            let previous = match steps.iter().rev().nth(1) {
+                Some(step) => format!("resume from step {step}"),
+                None => "start from the beginning".into(),
             };
-            error.hint(format!("remove `{}` to go on {before}", path.display()))
+            error.hint(format!("remove `{}` to {previous}", path.display()))
         })
     }
 
-    /// Saves a checkpoint and points `checkpoints/latest` at it, and `checkpoints/best` at the best; then removes all but
-    /// the last `keep` and the best, unless `keep` is 0.
+    /// Saves a checkpoint, updates `checkpoints/latest` and `checkpoints/best`, and removes all checkpoints but the last `keep`
+    /// and the best. With `keep` 0 none is removed.
     pub(crate) fn save(
         &self,
         model: &dyn UnifiedModel,
@@ -182,19 +188,19 @@ impl RunDir {
         if !path.exists() {
             checkpoint::save(&path, Some(model), state)?;
         }
-        let best = state.guard.as_ref().and_then(|guard| guard.best_step);
+        let best = state.drift.as_ref().and_then(|drift| drift.best_step);
         self.point(state.step, best)?;
         let steps = self.checkpoints()?;
         let old = steps.len().saturating_sub(if keep == 0 { steps.len() } else { keep });
         for step in &steps[..old] {
             if Some(*step) != best {
-                atomic_fs::remove_folder(&self.checkpoint(*step))?;
+                atomic_fs::remove_dir(&self.checkpoint(*step))?;
             }
         }
         Ok(path)
     }
 
-    /// Points `latest` and `best` at checkpoints.
+    /// Links `latest` and `best` to checkpoints.
     pub(crate) fn point(&self, latest: u64, best: Option<u64>) -> Result<()> {
         for (name, step) in POINTERS.into_iter().zip([Some(latest), best]) {
             if let Some(step) = step {
@@ -211,17 +217,17 @@ impl RunDir {
         self.root.join("checkpoints").join(checkpoint_name(step))
     }
 
-    /// The steps of the checkpoints that are there, in order.
+    /// Returns the steps of the existing checkpoints, in order.
     fn checkpoints(&self) -> Result<Vec<u64>> {
         steps(&self.root.join("checkpoints"))
     }
 
-    /// Writes drawings, and what was asked, answered, rewarded and judged, as `samples/NAME.png` and `.jsonl`.
+    /// Writes generated images as `samples/NAME.png`, and their tasks, answers, rewards and verdicts as `samples/NAME.jsonl`.
     pub fn save_samples(&self, name: &str, samples: &Samples<'_>) -> Result<()> {
         let name = format!("samples/{name}");
         let captions: Vec<Caption> = samples.rows().map(Line::caption).collect();
         let path = self.root.join(format!("{name}.png"));
-        image_io::write_captioned(samples.pixels, samples.columns, &captions, &path)?;
+        sample_grid::write(samples.pixels, samples.columns, &captions, &path)?;
         let lines: Vec<String> = samples
             .rows()
             .map(|line| serde_json::to_string(&line))
@@ -230,11 +236,11 @@ impl RunDir {
         self.write(&format!("{name}.jsonl"), &(lines.join("\n") + "\n"))
     }
 
-    /// Keeps the state before a step that failed, and its tasks; where the disk has no room for the state, the tasks.
+    /// Saves the state before a failed step and its tasks; if the disk has no space for the state, only the tasks.
     pub(crate) fn save_failure(&self, state: &TrainingState, tasks: &[Task]) -> Result<PathBuf> {
         let path = self.root.join(format!("failed-{}", checkpoint_name(state.step + 1)));
         if path.exists() {
-            atomic_fs::remove_folder(&path)?;
+            atomic_fs::remove_dir(&path)?;
         }
         if let Err(error) = checkpoint::save(&path, None, state) {
             tracing::warn!("{error}");
@@ -245,7 +251,7 @@ impl RunDir {
     }
 }
 
-/// The steps of the checkpoints in a folder, in order.
+/// Returns the steps of the checkpoints in a directory, in order.
 fn steps(folder: &Path) -> Result<Vec<u64>> {
     let place = || format!("cannot list `{}`", folder.display());
     let mut steps = Vec::new();
@@ -257,8 +263,8 @@ fn steps(folder: &Path) -> Result<Vec<u64>> {
     Ok(steps)
 }
 
-/// The folder of a model that a path means: the newest checkpoint for the folder of a run, the checkpoint that `latest` or
-/// `best` name where they are files, else the path itself.
+/// Resolves a path to the directory of a model: a run directory to its newest checkpoint, a `latest` or `best` that is a file to
+/// the checkpoint it names, any other path to itself.
 pub fn model_folder(path: &Path) -> Result<PathBuf> {
     let checkpoints = path.join("checkpoints");
     if !checkpoints.is_dir() {
@@ -273,7 +279,7 @@ pub fn model_folder(path: &Path) -> Result<PathBuf> {
     }
     if path.join("config.toml").is_file() {
         return Err(Error::usage(format!("the run in `{}` has no checkpoint yet", path.display()))
-            .hint(format!("go on with it: `unirl --resume {}`", path.display())));
+            .hint(format!("resume the run: `unirl --resume {}`", path.display())));
     }
     Ok(path.to_owned())
 }
@@ -286,8 +292,8 @@ fn make(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).context(|| format!("cannot create `{}`", folder.display()))
 }
 
-/// Takes the first `runs/NAME-001` that nobody has.
-fn first_free(name: &str) -> Result<PathBuf> {
+/// Creates the first free directory of `runs/NAME-001`, `runs/NAME-002`, …
+fn create_numbered(name: &str) -> Result<PathBuf> {
     make(Path::new("runs"))?;
     for number in 1..=u32::MAX {
         let path = PathBuf::from(format!("runs/{name}-{number:03}"));
@@ -297,10 +303,10 @@ fn first_free(name: &str) -> Result<PathBuf> {
             Err(error) => return Err(error).context(|| format!("cannot create `{}`", path.display())),
         }
     }
-    Err(Error::failure(format!("every `runs/{name}-…` is taken")))
+    Err(Error::failure(format!("every `runs/{name}-…` already exists")))
 }
 
-/// Keeps other processes out of a folder until this one ends.
+/// Locks a run directory against other processes until the file is closed.
 fn lock(root: &Path) -> Result<File> {
     let path = root.join("run.lock");
     let place = || format!("cannot lock `{}`", path.display());
@@ -308,12 +314,12 @@ fn lock(root: &Path) -> Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            Err(Error::usage(format!("another process writes to `{}`", root.display()))
-                .hint("wait until it ends, or give this run a folder of its own: `--out DIR`"))
+            Err(Error::usage(format!("another process is writing to `{}`", root.display()))
+                .hint("wait until it ends, or use another directory: `--out DIR`"))
         }
-        Err(TryLockError::Error(error)) if cannot_lock(&error) => {
+        Err(TryLockError::Error(error)) if locks_are_unsupported(&error) => {
             tracing::warn!(
-                "no file can be locked here: see to it that no other process writes to `{}` ({error})",
+                "the file system does not support locks: make sure that no other process writes to `{}` ({error})",
                 root.display()
             );
             Ok(file)
@@ -322,24 +328,24 @@ fn lock(root: &Path) -> Result<File> {
     }
 }
 
-/// Whether the file system has no locks; one that is mounted from a server may say that it has none left.
-fn cannot_lock(error: &std::io::Error) -> bool {
+/// Whether the file system does not support locks; a network file system may report `ENOLCK`.
+fn locks_are_unsupported(error: &std::io::Error) -> bool {
     atomic_fs::is_unsupported(error) || Errno::from_io_error(error) == Some(Errno::NOLCK)
 }
 
-/// Drawings with what was asked, answered and rewarded, row by row.
+/// Generated images with their tasks, answers and rewards, row by row.
 pub struct Samples<'a> {
     /// `[B,3,H,W]` in `0..=1`.
     pub pixels: &'a Tensor,
-    /// Pictures a row of the grid.
+    /// The number of columns of the grid.
     pub columns: i64,
-    /// What was to be drawn.
+    /// The tasks.
     pub tasks: &'a [Task],
-    /// What the model said of it.
+    /// The model's answers about the images.
     pub answers: &'a [String],
-    /// What that was worth.
+    /// The rewards of the answers.
     pub rewards: &'a [Reward],
-    /// What the judge says of the drawings, where there is one.
+    /// The verdicts of the image judge, if any.
     pub verdicts: Option<&'a [Verdict]>,
 }
 
@@ -373,7 +379,7 @@ impl Line<'_> {
             below += &format!(" {:.2}/{:.2}", self.reward.score, self.reward.max);
         }
         if let Some(verdict) = self.verdict {
-            below += if verdict.strict { " right" } else { " wrong" };
+            below += if verdict.strict { " correct" } else { " wrong" };
         }
         Caption { above: self.task.prompt.clone(), below }
     }
@@ -388,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_used_folder_is_refused() {
+    fn create_in_used_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("notes"), "mine").unwrap();
         assert!(create(dir.path()).is_err());
@@ -396,17 +402,17 @@ mod tests {
     }
 
     #[test]
-    fn one_process_at_a_time() {
+    fn open_of_locked_run_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let run = create(dir.path()).unwrap();
         let error = RunDir::open(dir.path()).unwrap_err();
-        assert!(error.message().starts_with("another process writes to"), "{error}");
+        assert!(error.message().starts_with("another process is writing to"), "{error}");
         drop(run);
         RunDir::open(dir.path()).unwrap();
     }
 
     #[test]
-    fn a_run_stands_for_its_newest_checkpoint() {
+    fn model_folder_of_run_is_its_newest_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let of = |path: &str| model_folder(&dir.path().join(path));
         assert_eq!(of("").unwrap(), dir.path());
@@ -427,7 +433,7 @@ mod tests {
         assert_eq!(of("run/checkpoints/best").unwrap(), checkpoints.join("step-000002"));
         assert_eq!(of("run/checkpoints/step-000009").unwrap(), checkpoints.join("step-000009"));
 
-        // `checkpoints/` alone, as when nothing else was copied; a model that happens to have such a folder is itself.
+        // `checkpoints/` alone, if nothing else was copied. A model that happens to have such a directory resolves to itself.
         fs::remove_file(dir.path().join("run/config.toml")).unwrap();
         assert_eq!(of("run").unwrap(), checkpoints.join("step-000010"));
         fs::create_dir_all(dir.path().join("model/checkpoints")).unwrap();
@@ -435,14 +441,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_tried_out_leaves_nothing() {
+    fn check_file_system_leaves_no_files() {
         let dir = tempfile::tempdir().unwrap();
         let run = create(dir.path()).unwrap();
         assert_eq!(fs::read_dir(run.root().join("checkpoints")).unwrap().count(), 0);
     }
 
     #[test]
-    fn what_is_no_run_is_not_opened() {
+    fn open_of_other_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         assert!(RunDir::open(dir.path()).is_err());
         assert!(RunDir::open(&dir.path().join("nowhere")).is_err());

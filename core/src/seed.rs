@@ -1,6 +1,6 @@
-//! Seeds: every random stream of a run is derived from the one seed that the user gives.
+//! Seeds: every random stream of a run is derived from the seed of the user.
 
-/// A seed for the stream that `path` names, e.g. `[step, purpose]`: the SplitMix64 finaliser over seed and path.
+/// Derives the seed of the stream `path`, for example `[step, purpose]`, with the SplitMix64 finaliser over seed and path.
 pub fn derive(seed: u64, path: &[u64]) -> u64 {
     path.iter().fold(mix(seed), |state, part| mix(state ^ mix(*part)))
 }
@@ -17,7 +17,7 @@ mod tests {
     use super::derive;
 
     #[test]
-    fn streams_differ_by_seed_by_part_and_by_order() {
+    fn derived_seeds_depend_on_seed_path_and_order() {
         let seeds = [derive(1, &[]), derive(2, &[]), derive(1, &[1]), derive(1, &[1, 2]), derive(1, &[2, 1])];
         for (i, a) in seeds.iter().enumerate() {
             assert!(!seeds[..i].contains(a));
@@ -25,7 +25,7 @@ mod tests {
     }
 
     #[test]
-    fn the_finaliser_is_splitmix64() {
+    fn derive_matches_splitmix64() {
         // The first output of SplitMix64 seeded with 0.
         assert_eq!(derive(0, &[]), 0xE220_A839_7B1D_CDAF);
     }

@@ -1,7 +1,7 @@
-//! TensorBoard's event files: records of protocol buffers, each between checksums.
+//! TensorBoard event files: records of protocol buffers with checksums.
 //!
-//! A record is the length of its data (8 bytes, little-endian), the masked CRC-32C of those bytes, the data, and its masked
-//! CRC-32C; the data is an `Event`, of which a scalar needs four fields.
+//! A record is the length of its data (8 bytes, little-endian), the masked CRC-32C of the length, the data, and their masked
+//! CRC-32C. The data are an `Event`, here with the four fields that scalars need.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use prost::Message;
 use crate::atomic_fs;
 use crate::error::{Context, Result};
 
-/// TensorBoard looks for `tfevents` in the name.
+/// TensorBoard finds event files by `tfevents` in the name.
 const NAME: &str = "events.out.tfevents.unirl";
 const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
@@ -26,7 +26,7 @@ struct Event {
     wall_time: f64,
     #[prost(int64, tag = "2")]
     step: i64,
-    /// The first event says `brain.Event:2`.
+    /// `brain.Event:2` in the first event.
     #[prost(string, optional, tag = "3")]
     file_version: Option<String>,
     #[prost(message, optional, tag = "5")]
@@ -54,7 +54,7 @@ pub(crate) struct EventFile {
 }
 
 impl EventFile {
-    /// Opens the file in `folder`, and leaves in it what is of no step after `step`.
+    /// Opens the file in `folder` and removes the events after `step`.
     pub(crate) fn open(folder: &Path, step: u64) -> Result<Self> {
         let path = folder.join(NAME);
         let known = if path.is_file() {
@@ -67,13 +67,13 @@ impl EventFile {
             let version = Some("brain.Event:2".into());
             kept = record(&Event { wall_time: now(), file_version: version, ..Event::default() });
         }
-        atomic_fs::file(&path, |file| file.write_all(&kept).context(|| "no event was written"))?;
+        atomic_fs::write_with(&path, |file| file.write_all(&kept).context(|| "no event was written"))?;
         let file = File::options().append(true).open(&path);
         let file = file.context(|| format!("cannot open `{}`", path.display()))?;
         Ok(Self { file, path })
     }
 
-    /// Adds the scalars of a step.
+    /// Appends the scalars of a step.
     pub(crate) fn append(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<()> {
         let value = metrics
             .iter()
@@ -100,7 +100,7 @@ fn record(event: &Event) -> Vec<u8> {
     [&length[..], &masked(&length), &data, &masked(&data)].concat()
 }
 
-/// The whole records at the beginning that are of no step after `step`.
+/// Returns the leading complete records up to `step`.
 fn kept(bytes: &[u8], step: u64) -> &[u8] {
     let mut end = 0;
     while let Some((event, length)) = read(&bytes[end..]) {
@@ -112,7 +112,7 @@ fn kept(bytes: &[u8], step: u64) -> &[u8] {
     &bytes[..end]
 }
 
-/// The first record and its length in bytes, if it is whole.
+/// Returns the first record and its length in bytes, if it is complete.
 fn read(bytes: &[u8]) -> Option<(Event, usize)> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let (check, rest) = rest.split_first_chunk::<4>()?;
@@ -128,14 +128,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checksums_are_those_of_the_format() {
+    fn masked_crc_matches_known_values() {
         assert_eq!(CRC32C.checksum(b"123456789"), 0xE306_9283);
-        // Of the first record of every event file, `brain.Event:2`: 24 bytes long, and these four follow.
+        // Every event file begins with the record `brain.Event:2`: a length of 24 bytes, followed by these four.
         assert_eq!(masked(&24u64.to_le_bytes()), [0xA3, 0x7F, 0x4B, 0x22]);
     }
 
     #[test]
-    fn an_event_is_laid_out_as_its_definition_says() {
+    fn event_encoding_matches_its_definition() {
         let value = vec![Scalar { tag: "a".into(), simple_value: 1.0 }];
         let event = Event { wall_time: 1.0, step: 2, summary: Some(Summary { value }), file_version: None };
         let expected = [
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn going_on_drops_later_steps_and_torn_records() {
+    fn resume_drops_later_steps_and_incomplete_records() {
         let dir = tempfile::tempdir().unwrap();
         let metrics = BTreeMap::from([("reward/mean".to_string(), 0.5)]);
         let mut file = EventFile::open(dir.path(), 0).unwrap();

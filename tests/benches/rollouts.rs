@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tch::{Cuda, Device, Kind, Tensor};
 use unirl::algorithms::grpo::Grpo;
 use unirl::algorithms::{Algorithm, Iteration, Phases};
-use unirl::autograd::forget_gradient;
+use unirl::autograd::clear_gradient;
 use unirl::config::Rollout;
 use unirl::error::{Code, Context};
 use unirl::model::{
@@ -363,7 +363,7 @@ fn janus(mut bench: Bench, size: Size) -> Result<()> {
     bench.time("log-probability and gradient", Work { flop: 3 * flop, ..Work::default() }, || {
         (-score(&model)?.logp.mean(Kind::Float)).f_backward()?;
         for parameter in &mut parameters {
-            forget_gradient(&mut parameter.tensor);
+            clear_gradient(&mut parameter.tensor);
         }
         Ok(())
     })?;

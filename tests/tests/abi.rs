@@ -176,7 +176,7 @@ fn a_wrong_configuration_is_a_usage_error() {
     let mut plugins = plugins();
     let key = error(plugins.model("fixture/echo", &json!({"widht": 3}), &source()));
     assert_eq!(key.code(), Code::Usage);
-    assert_eq!(key.message(), "plugin `fixture` could not make model `echo`");
+    assert_eq!(key.message(), "plugin `fixture` failed to create model `echo`");
     assert_eq!(key.causes(), ["unknown key `model.options.widht`"]);
     assert_eq!(key.hints(), ["did you mean `model.options.width`?", "known in `model.options`: width"]);
     let value = error(plugins.model("fixture/echo", &json!({"width": "wide"}), &source()));
@@ -221,7 +221,7 @@ fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
     };
     let failed = "plugin `fixture/tiles` failed in `detect`\n  caused by: ";
     for (config, why) in [
-        (json!({"forgets": true}), "`detections`: expected 2 pictures, got 1"),
+        (json!({"forgets": true}), "`detections`: expected 2 images, got 1"),
         (json!({"score": 1.5}), "`detections[0][0]`: `score`: expected a number in 0..=1, got 1.5"),
         (
             json!({"widen": -9.0}),
@@ -235,7 +235,7 @@ fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
     assert_eq!((name.code(), name.message()), (Code::Usage, "unknown detector `tyles`"));
     assert_eq!(name.hints(), ["did you mean `tiles`?", "known: `tiles` (plugin `fixture`)"]);
     let none = here().join("libunirl_plugin_other.so").display().to_string();
-    assert_eq!(error(plugins.detector(&none, &Value::Null)).message(), "plugin `other` offers no detector");
+    assert_eq!(error(plugins.detector(&none, &Value::Null)).message(), "plugin `other` has no detector");
     Ok(())
 }
 
@@ -314,20 +314,20 @@ fn what_does_not_fit_is_refused_before_it_is_opened() {
     assert_eq!(
         abi.message(),
         format!(
-            "plugin `fixture` was built for another plugin interface\n  host:   abi 1\n  plugin: abi 9 ({path})"
+            "plugin `fixture` was built for a different plugin ABI\n  host:   abi 1\n  plugin: abi 9 ({path})"
         )
     );
     let torch = refusal(dir, |bytes| patch(bytes, "\ntorch=2.11.0\n", "\ntorch=2.9.10\n"));
     assert_eq!(
         torch.message(),
         format!(
-            "plugin `fixture` was built for another libtorch\n  host:   libtorch 2.11.0\n  \
+            "plugin `fixture` was built for a different libtorch\n  host:   libtorch 2.11.0\n  \
              plugin: libtorch 2.9.10 ({path})"
         )
     );
     assert!(torch.hints()[0].starts_with("rebuild it"));
     let panic = refusal(dir, |bytes| patch(bytes, "\npanic=unwind\n", "\npanic=abort_\n"));
-    assert!(panic.message().contains("another way to panic"), "{panic}");
+    assert!(panic.message().contains("a different panic strategy"), "{panic}");
 
     let is_no_plugin = format!("`{path}` is not a unirl plugin");
     let no_stamp = refusal(dir, |bytes| patch(bytes, "unirl-plugin-stamp-1\n", "unirl-plugin-stamp-x\n"));

@@ -231,7 +231,7 @@ fn a_damaged_checkpoint_is_told_and_never_passed_over() {
             let text = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(1), "{text}");
             assert!(text.contains("is damaged") && text.contains(&format!("`{name}`")), "{name}: {text}");
-            assert!(text.contains("to go on from step 4"), "{text}");
+            assert!(text.contains("to resume from step 4"), "{text}");
         }
         fs::write(file, &bytes).unwrap();
     }
@@ -276,7 +276,7 @@ fn a_full_disk_leaves_the_checkpoint_before() {
     let arguments = begin(home.path(), &home.path().join("disk/run"));
     let mount = "mount -t tmpfs -o size=15m none disk";
     let Some(text) = on_a_mount(home.path(), mount, &arguments) else { return };
-    assert!(text.contains("no room in"), "{text}");
+    assert!(text.contains("not enough disk space in"), "{text}");
     let [whole, kept] = ["whole", "kept"].map(|name| home.path().join(name));
     done(&begin(home.path(), &whole));
     assert!(kept.join("checkpoints/step-000001").is_dir());
@@ -415,7 +415,7 @@ rules = [
     let text = fs::read_to_string(&state).unwrap();
     let mut json: Value = serde_json::from_str(&text).unwrap();
     json.as_object_mut().unwrap().retain(|key, _| key != "inputs" && key != "seal");
-    let seal = unirl::hash::text(&json.to_string());
+    let seal = unirl::checksum::text(&json.to_string());
     json["seal"] = seal.into();
     fs::write(&state, format!("{json:#}\n")).unwrap();
     fs::write(home.join("words.txt"), "sun\n").unwrap();

@@ -23,7 +23,7 @@ pub(super) fn run(args: &PluginsNewArgs) -> Result<()> {
     };
     let manifest = manifest(name, args.unirl.as_deref())?;
     let code = renamed(code, template, name);
-    atomic_fs::folder(&folder, |partial| {
+    atomic_fs::create_dir(&folder, |partial| {
         fs::create_dir(partial.join("src")).context(|| "cannot create `src`")?;
         atomic_fs::write(&partial.join("Cargo.toml"), &manifest)?;
         atomic_fs::write(&partial.join("src/lib.rs"), &code)

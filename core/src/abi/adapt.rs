@@ -1,4 +1,4 @@
-//! The plugin's side: an author's object behind [`Component`].
+//! The plugin side: implements [`Component`] for the author's object.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
@@ -14,53 +14,53 @@ use crate::error::{Code, Error, Result};
 use crate::model::{Policy, UnifiedModel};
 use crate::reward::RewardFunction;
 
-/// Answers operations.
-trait Answer: Send {
-    fn answer(&mut self, op: &str, args: Message) -> Result<Message>;
+/// Dispatches operations to the methods of a trait.
+trait Dispatch: Send {
+    fn dispatch(&mut self, op: &str, args: Message) -> Result<Message>;
 }
 
-struct Adapt<T: Answer>(Option<T>);
+struct Adapter<T: Dispatch>(Option<T>);
 
-impl<T: Answer> Component for Adapt<T> {
+impl<T: Dispatch> Component for Adapter<T> {
     fn call(&mut self, op: RStr<'_>, args: FfiRecord) -> RResult<FfiRecord, FfiError> {
         catch_unwind_to_ffi_error(|| {
-            let object = self.0.as_mut().ok_or_else(|| Error::failure("used after its end"))?;
-            Ok(object.answer(op.as_str(), Message::unpack(args)?)?.pack())
+            let object = self.0.as_mut().ok_or_else(|| Error::failure("used after it was dropped"))?;
+            Ok(object.dispatch(op.as_str(), Message::unpack(args)?)?.pack())
         })
     }
 }
 
-impl<T: Answer> Drop for Adapt<T> {
+impl<T: Dispatch> Drop for Adapter<T> {
     fn drop(&mut self) {
         let object = self.0.take();
-        // A panic in the author's destructor has nowhere to go.
+        // A panic in the author's destructor is discarded.
         let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(object)));
     }
 }
 
 /// Wraps a model.
 pub(super) fn model(model: Box<dyn UnifiedModel>) -> ComponentBox {
-    Component_TO::from_value(Adapt(Some(model)), TD_Opaque)
+    Component_TO::from_value(Adapter(Some(model)), TD_Opaque)
 }
 
-/// Wraps a reward rule.
-pub(super) fn reward(rule: Box<dyn RewardFunction>) -> ComponentBox {
-    Component_TO::from_value(Adapt(Some(rule)), TD_Opaque)
+/// Wraps a reward function.
+pub(super) fn reward(reward: Box<dyn RewardFunction>) -> ComponentBox {
+    Component_TO::from_value(Adapter(Some(reward)), TD_Opaque)
 }
 
 /// Wraps a detector.
 pub(super) fn detector(detector: Box<dyn Detector>) -> ComponentBox {
-    Component_TO::from_value(Adapt(Some(detector)), TD_Opaque)
+    Component_TO::from_value(Adapter(Some(detector)), TD_Opaque)
 }
 
 pub(super) fn unsupported(op: &str) -> Error {
-    Error::new(Code::Unsupported, format!("operation `{op}` is not known to this plugin"))
-        .hint("rebuild the plugin with the unirl of the host")
+    Error::new(Code::Unsupported, format!("the plugin does not support operation `{op}`"))
+        .hint("rebuild the plugin with the unirl release of the host")
 }
 
-impl Answer for Box<dyn UnifiedModel> {
-    fn answer(&mut self, op: &str, args: Message) -> Result<Message> {
-        // What the trait calls "without gradient" is, whatever the author wrote.
+impl Dispatch for Box<dyn UnifiedModel> {
+    fn dispatch(&mut self, op: &str, args: Message) -> Result<Message> {
+        // Enforces what the trait documents as "without gradient".
         let _no_grad = match op {
             op::PARAMETERS | op::IMAGE_LOGITS | op::IMAGE_LOGP | op::ANSWER_LOGP | op::TOKENIZER_LOSS => None,
             _ => Some(tch::no_grad_guard()),
@@ -110,8 +110,8 @@ fn done(result: Result<()>) -> Result<Message> {
     result.map(|()| Message::default())
 }
 
-impl Answer for Box<dyn RewardFunction> {
-    fn answer(&mut self, op: &str, args: Message) -> Result<Message> {
+impl Dispatch for Box<dyn RewardFunction> {
+    fn dispatch(&mut self, op: &str, args: Message) -> Result<Message> {
         match op {
             op::WANTS_PIXELS => wire::wants_pixels(self.wants_pixels()),
             op::SCORE => {
@@ -123,8 +123,8 @@ impl Answer for Box<dyn RewardFunction> {
     }
 }
 
-impl Answer for Box<dyn Detector> {
-    fn answer(&mut self, op: &str, args: Message) -> Result<Message> {
+impl Dispatch for Box<dyn Detector> {
+    fn dispatch(&mut self, op: &str, args: Message) -> Result<Message> {
         let _no_grad = tch::no_grad_guard();
         match op {
             op::DETECT => {
@@ -143,22 +143,22 @@ mod tests {
 
     use crate::reward::{Reward, Sample};
 
-    struct Nothing;
+    struct NoReward;
 
-    impl RewardFunction for Nothing {
+    impl RewardFunction for NoReward {
         fn score(&self, _: &[Sample], _: Option<&Tensor>) -> Result<Vec<Reward>> {
             Ok(Vec::new())
         }
     }
 
     #[test]
-    fn an_operation_of_a_later_host_answers_unsupported() {
-        let mut component = reward(Box::new(Nothing));
+    fn unknown_operation_returns_unsupported() {
+        let mut component = reward(Box::new(NoReward));
         let result = component.call("dance".into(), Message::default().pack()).into_result();
         let error = Error::from(result.map(|_| ()).expect_err("unknown"));
         assert_eq!(
             (error.code(), error.message()),
-            (Code::Unsupported, "operation `dance` is not known to this plugin")
+            (Code::Unsupported, "the plugin does not support operation `dance`")
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The frozen layout: what stands here may not change without a new abi number.
+//! The binary layout of the ABI. Any change requires a new ABI number.
 #![allow(
     missing_docs,
     unreachable_pub,
@@ -21,7 +21,7 @@ use abi_stable::{StableAbi, sabi_trait};
 use super::tensor::FfiTensor;
 use crate::error::{Code, Error};
 
-/// A message: an object in JSON, and the tensors that it speaks of.
+/// A message: a JSON object and named tensors.
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct FfiRecord {
@@ -29,7 +29,7 @@ pub struct FfiRecord {
     pub tensors: RVec<Tuple2<RString, FfiTensor>>,
 }
 
-/// An [`Error`] in transit.
+/// An [`Error`] that crosses the boundary.
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct FfiError {
@@ -64,12 +64,12 @@ impl From<FfiError> for Error {
     }
 }
 
-/// What a plugin makes: a model, a reward rule or a detector behind one method. One object, one thread at a time.
+/// An object of a plugin: a model, a reward function or a detector. Used by one thread at a time.
 #[sabi_trait]
 pub trait Component: Send {
-    /// An operation that is not known answers the code `unsupported`.
+    /// Executes an operation. Unknown operations return the error code `unsupported`.
     ///
-    /// The last method, for good: abi_stable refuses a plugin that has fewer methods than the host.
+    /// Must stay the last method: abi_stable refuses a plugin that has fewer methods than the host.
     #[sabi(last_prefix_field)]
     fn call(&mut self, op: RStr<'_>, args: FfiRecord) -> RResult<FfiRecord, FfiError>;
 }
@@ -77,7 +77,7 @@ pub trait Component: Send {
 /// An owned component.
 pub type ComponentBox = Component_TO<'static, RBox<()>>;
 
-/// What the host lends to a plugin. Levels: 1 error, 2 warn, 3 info, 4 debug, 5 trace.
+/// The functions of the host that a plugin calls. Levels: 1 error, 2 warn, 3 info, 4 debug, 5 trace.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
 pub struct HostApi {
@@ -85,7 +85,7 @@ pub struct HostApi {
     pub log: extern "C" fn(level: u8, target: RStr<'_>, text: RStr<'_>),
 }
 
-/// One thing that a plugin can make.
+/// A model, reward or detector that a plugin provides.
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct FfiEntry {
@@ -101,7 +101,7 @@ pub struct FfiEntry {
 pub struct PluginModule {
     pub init: extern "C" fn(HostApi),
     pub entries: extern "C" fn() -> RResult<RVec<FfiEntry>, FfiError>,
-    /// The last function, for good, as with [`Component::call`].
+    /// Must stay the last function, like [`Component::call`].
     #[sabi(last_prefix_field)]
     pub make:
         extern "C" fn(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<ComponentBox, FfiError>,

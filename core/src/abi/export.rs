@@ -1,5 +1,5 @@
-//! What a plugin author writes: `register_model!`, `register_reward!`, `register_detector!`, `export_plugin!`,
-//! and what stands behind them.
+//! The macros of plugin authors, `register_model!`, `register_reward!`, `register_detector!` and `export_plugin!`, and what they
+//! expand to.
 #![allow(unsafe_code, reason = "the header of abi_stable's root module")]
 
 use abi_stable::library::{__call_root_module_loader, CheckTypeLayout, LibHeader, RootModuleResult};
@@ -10,24 +10,23 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::component::{ComponentBox, FfiEntry, FfiError, HostApi, PluginModule, PluginModule_Ref};
-use super::panic::{catch_unwind_to_ffi_error, install_hook};
+use super::panic::catch_unwind_to_ffi_error;
 use super::{adapt, log, stamp, wire};
 use crate::detector::Detector;
 use crate::error::{Code, Error, Result};
 use crate::model::{ModelSource, UnifiedModel};
+use crate::panic::install_hook;
 use crate::reward::RewardFunction;
 use crate::settings;
 
-/// Registers a model: its name, its configuration, and how to construct it.
+/// Registers a model: its name, the type of its configuration, and its constructor.
 ///
-/// The constructor is `fn(Config, &ModelSource) -> Result<Box<dyn UnifiedModel>>`. The configuration type
-/// implements
-/// `Deserialize`, `JsonSchema` and `Default` (write `#[serde(default)]`, and let doc comments say what a key
-/// does: they become descriptions). A key that the type does not have is refused before the constructor is
-/// called.
+/// The constructor is `fn(Config, &ModelSource) -> Result<Box<dyn UnifiedModel>>`. The configuration type implements
+/// `Deserialize`, `JsonSchema` and `Default`. Write `#[serde(default)]`, and document every key: doc comments become
+/// descriptions. Unknown keys are refused before the constructor is called.
 ///
-/// May stand in any module of the plugin's own crate, once a model; [`export_plugin!`](crate::export_plugin)
-/// shows a plugin in full.
+/// Use the macro once per model, in any module of the plugin's crate. [`export_plugin!`](crate::export_plugin) shows a complete
+/// plugin.
 #[macro_export]
 macro_rules! register_model {
     ($name:expr, $config:ty, $new:expr $(,)?) => {
@@ -47,7 +46,7 @@ macro_rules! register_model {
     };
 }
 
-/// Registers a reward rule: its name, its configuration, and how to construct it.
+/// Registers a reward function: its name, the type of its configuration, and its constructor.
 ///
 /// The constructor is `fn(Config) -> Result<Box<dyn RewardFunction>>`; the rest is as in
 /// [`register_model!`](crate::register_model).
@@ -68,7 +67,7 @@ macro_rules! register_reward {
     };
 }
 
-/// Registers a detector: its name, its configuration, and how to construct it.
+/// Registers a detector: its name, the type of its configuration, and its constructor.
 ///
 /// The constructor is `fn(Config) -> Result<Box<dyn Detector>>`; the rest is as in
 /// [`register_model!`](crate::register_model).
@@ -90,13 +89,13 @@ macro_rules! register_detector {
     };
 }
 
-/// Makes the crate a plugin: one line in the `lib.rs` of a `cdylib`.
+/// Makes the crate a plugin. Use it once in the `lib.rs` of a `cdylib`.
 ///
-/// Name the crate `unirl-plugin-NAME`: its file `libunirl_plugin_NAME.so` is then found as `NAME`. A plugin
-/// is loaded once and stays until the process ends. A panic in it becomes an error of the host, its `tracing`
-/// events reach the host's log, and randomness comes from the `seed` of an argument alone.
+/// Name the crate `unirl-plugin-NAME`, so that its file `libunirl_plugin_NAME.so` is found as `NAME`. A plugin is loaded once
+/// and stays loaded until the process ends. A panic in it becomes an error of the host, and its `tracing` events go to the log
+/// of the host. Take randomness only from the `seed` arguments.
 ///
-/// A whole plugin, with `crate-type = ["cdylib"]` and the dependencies `unirl`, `serde` and `schemars`:
+/// A complete plugin, with `crate-type = ["cdylib"]` and the dependencies `unirl`, `serde` and `schemars`:
 ///
 /// ```no_run,standalone_crate
 /// use schemars::JsonSchema;
@@ -104,11 +103,11 @@ macro_rules! register_detector {
 /// use unirl::{Result, Tensor};
 /// use unirl::reward::{Reward, RewardFunction, Sample};
 ///
-/// /// Points for a short answer.
+/// /// Rewards short answers.
 /// #[derive(Deserialize, JsonSchema)]
 /// #[serde(default)]
 /// struct Brief {
-///     /// Most words that still earn the point.
+///     /// The maximum number of words that earn the point.
 ///     words: usize,
 /// }
 ///
@@ -135,18 +134,18 @@ macro_rules! register_detector {
 #[macro_export]
 macro_rules! export_plugin {
     () => {
-        /// What this plugin was built with, read by the host before the file is opened as a library.
+        /// Build information, which the host reads before it opens the library.
         #[unsafe(no_mangle)]
         pub static UNIRL_PLUGIN_STAMP: [u8; 512] =
             $crate::__private::stamp(env!("CARGO_CRATE_NAME"), env!("CARGO_PKG_VERSION"));
 
-        // The name that abi_stable looks for; its own attribute would ask the author to depend on it.
+        // The name that abi_stable looks for. Its own attribute would require a dependency of the plugin on abi_stable.
         #[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
         static UNIRL_PLUGIN_ROOT: $crate::__private::LibHeader = $crate::__private::lib_header();
     };
 }
 
-/// What the macros expand to.
+/// Items that the macros use.
 pub mod private {
     pub use super::super::stamp::stamp;
     pub use super::{DetectorEntry, ModelEntry, RewardEntry, config, lib_header, schema};
@@ -164,7 +163,7 @@ pub struct ModelEntry {
     pub new: fn(&Value, &ModelSource) -> Result<Box<dyn UnifiedModel>>,
 }
 
-/// A registered reward rule.
+/// A registered reward function.
 pub struct RewardEntry {
     /// Its name.
     pub name: &'static str,
@@ -190,7 +189,7 @@ inventory::collect!(DetectorEntry);
 
 /// The header through which `abi_stable` finds the functions of a plugin.
 pub const fn lib_header() -> LibHeader {
-    // SAFETY: `construct` makes a `PluginModule_Ref` and nothing else.
+    // SAFETY: `construct` returns a `PluginModule_Ref`.
     unsafe { LibHeader::from_constructor::<PluginModule_Ref>(construct, CheckTypeLayout::Yes) }
 }
 
@@ -200,7 +199,7 @@ extern "C" fn construct() -> RootModuleResult {
 
 extern "C" fn init(host: HostApi) {
     install_hook();
-    // Set already where a process has two registries of plugins: the host is the same.
+    // Fails if a process has two plugin registries; the host is the same.
     let _ = tracing::subscriber::set_global_default(log::Forward(host));
 }
 
@@ -244,12 +243,12 @@ extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<Co
     })
 }
 
-/// The schema of a configuration.
+/// Returns the schema of a configuration.
 pub fn schema<C: JsonSchema>() -> Value {
     settings::schema::<C>()
 }
 
-/// Reads a configuration, whose path among the settings is `place`; absent and empty are the default.
+/// Parses a configuration, whose path in the settings is `place`. An absent or empty one is the default.
 pub fn config<C: DeserializeOwned + JsonSchema + Default>(place: &str, json: &Value) -> Result<C> {
     match json {
         Value::Null => Ok(C::default()),
@@ -258,4 +257,4 @@ pub fn config<C: DeserializeOwned + JsonSchema + Default>(place: &str, json: &Va
     }
 }
 
-const _: () = assert!(stamp::ABI == 1, "write the abi number into `stamp::stamp`, too");
+const _: () = assert!(stamp::ABI == 1, "update the ABI number in `stamp::stamp`");

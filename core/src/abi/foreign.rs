@@ -1,5 +1,4 @@
-//! The host's side: a component that implements the trait again, and answers for what comes back from the
-//! plugin.
+//! The host side: implements the traits for a component and validates what the plugin returns.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -17,7 +16,7 @@ use crate::model::{
 };
 use crate::reward::{Reward, RewardFunction, Sample};
 
-/// A component and how errors name it. The cell is there because some methods of the traits take `&self`.
+/// A component and its name in errors. The cell is needed because some methods of the traits take `&self`.
 struct Remote {
     label: String,
     component: RefCell<ComponentBox>,
@@ -28,7 +27,7 @@ impl Remote {
         Self { label, component: RefCell::new(component) }
     }
 
-    /// One round trip; whatever goes wrong on the way is told with the plugin and the operation.
+    /// Calls an operation; errors name the plugin and the operation.
     fn call<T>(&self, op: &str, args: Result<Message>, read: impl FnOnce(Message) -> Result<T>) -> Result<T> {
         let reply = args.and_then(|args| {
             let reply = self.component.borrow_mut().call(op.into(), args.pack());
@@ -45,7 +44,7 @@ pub(crate) struct ForeignModel {
 }
 
 impl ForeignModel {
-    /// `label` is what errors call it: the plugin, and the entry where it has another name.
+    /// Wraps a model. Errors call it `label`: the plugin and, if its name differs, the entry.
     pub(crate) fn new(label: String, component: ComponentBox) -> Result<Self> {
         let remote = Remote::new(label, component);
         let card = remote.call(op::CARD, Ok(Message::default()), |reply| {
@@ -93,9 +92,9 @@ impl UnifiedModel for ForeignModel {
             let parameters = wire::read_parameters(reply)?;
             let mut names = HashSet::new();
             for Parameter { name, tensor, .. } in &parameters {
-                check(names.insert(name), || format!("parameter `{name}` comes twice"))?;
+                check(names.insert(name), || format!("duplicate parameter `{name}`"))?;
                 check(tensor.is_leaf(), || {
-                    format!("parameter `{name}`: expected a leaf, got a computed tensor")
+                    format!("parameter `{name}`: expected a leaf tensor, got a computed one")
                 })?;
                 let float = matches!(tensor.kind(), Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double);
                 check(float, || {
@@ -149,13 +148,13 @@ impl UnifiedModel for ForeignModel {
             let (b, n, k) = (images.len(), self.card.image_tokens, self.card.codebook_size);
             shape("logits", &reply.logits, &[b, n, k], Kind::Float)?;
             shape("targets", &reply.targets, &[b, n], Kind::Bool)?;
-            let elsewhere = reply.targets.logical_not().unsqueeze(-1);
-            finite("logits", &reply.logits.detach().masked_fill(&elsewhere, 0.0))?;
+            let not_targets = reply.targets.logical_not().unsqueeze(-1);
+            finite("logits", &reply.logits.detach().masked_fill(&not_targets, 0.0))?;
             Ok(reply)
         })
     }
 
-    /// A plugin of the time before this operation answers by logits.
+    /// Falls back to the logits for plugins from before this operation existed.
     fn image_logp(
         &self,
         prompts: &[String],
@@ -218,14 +217,14 @@ impl UnifiedModel for ForeignModel {
     }
 }
 
-/// A reward rule in a plugin.
+/// A reward function in a plugin.
 pub(crate) struct ForeignReward {
     remote: Remote,
     wants_pixels: bool,
 }
 
 impl ForeignReward {
-    /// As [`ForeignModel::new`]. A plugin of the time before rules could see drawings wants none.
+    /// Like [`ForeignModel::new`]. Plugins from before rewards could see images do not want pixels.
     pub(crate) fn new(label: String, component: ComponentBox) -> Result<Self> {
         let remote = Remote::new(label, component);
         let wants = remote.call(op::WANTS_PIXELS, Ok(Message::default()), wire::read_wants_pixels);
@@ -262,7 +261,7 @@ impl RewardFunction for ForeignReward {
 pub(crate) struct ForeignDetector(Remote);
 
 impl ForeignDetector {
-    /// As [`ForeignModel::new`].
+    /// Like [`ForeignModel::new`].
     pub(crate) fn new(label: String, component: ComponentBox) -> Self {
         Self(Remote::new(label, component))
     }
@@ -271,17 +270,17 @@ impl ForeignDetector {
 impl Detector for ForeignDetector {
     fn detect(&self, pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Vec<Vec<Detection>>> {
         self.0.call(op::DETECT, wire::detect(pixels, classes, colors), |reply| {
-            let pictures = wire::read_detections(reply)?;
-            let (expected, got) = (pixels.size().first().copied().unwrap_or(0) as usize, pictures.len());
-            check(expected == got, || format!("`detections`: expected {expected} pictures, got {got}"))?;
-            for (picture, found) in pictures.iter().enumerate() {
+            let detections = wire::read_detections(reply)?;
+            let (expected, got) = (pixels.size().first().copied().unwrap_or(0) as usize, detections.len());
+            check(expected == got, || format!("`detections`: expected {expected} images, got {got}"))?;
+            for (image, found) in detections.iter().enumerate() {
                 for (index, detection) in found.iter().enumerate() {
                     detection.check().map_err(|error| {
-                        Error::failure(format!("`detections[{picture}][{index}]`: {}", error.message()))
+                        Error::failure(format!("`detections[{image}][{index}]`: {}", error.message()))
                     })?;
                 }
             }
-            Ok(pictures)
+            Ok(detections)
         })
     }
 }
@@ -334,20 +333,20 @@ fn within(place: &str, tensor: &Tensor, low: f64, high: f64) -> Result<()> {
     if tensor.numel() == 0 {
         return Ok(());
     }
-    let least = tensor.f_min()?.f_double_value(&[])?;
-    let most = tensor.f_max()?.f_double_value(&[])?;
-    check(least >= low && most <= high, || {
-        format!("`{place}`: expected values in {low}..={high}, got {least}..={most}")
+    let min = tensor.f_min()?.f_double_value(&[])?;
+    let max = tensor.f_max()?.f_double_value(&[])?;
+    check(min >= low && max <= high, || {
+        format!("`{place}`: expected values in {low}..={high}, got {min}..={max}")
     })
 }
 
 fn finite(place: &str, tensor: &Tensor) -> Result<()> {
     let bad = tensor.detach().f_isfinite()?.f_logical_not()?.f_nonzero()?;
-    if bad.size()[0] == 0 {
+    let count = bad.size()[0];
+    if count == 0 {
         return Ok(());
     }
     let first = if tensor.dim() == 0 { Vec::new() } else { Vec::<i64>::try_from(bad.get(0))? };
-    let count = bad.size()[0];
     let message =
         format!("`{place}`: expected finite values, got {count} NaN or infinite, the first at {first:?}");
     Err(Error::new(Code::NonFinite, message))
@@ -364,10 +363,10 @@ mod tests {
     use crate::abi::panic::catch_unwind_to_ffi_error;
     use crate::model::{ImageDecoding, ImageSpace};
 
-    /// A model of the time when drawings were scored by logits alone: an image of two tokens among three codes.
-    struct Before;
+    /// A model of a plugin without the operation `image_logp`: an image of two tokens with a codebook of three.
+    struct OldModel;
 
-    impl Component for Before {
+    impl Component for OldModel {
         fn call(&mut self, op: RStr<'_>, _: FfiRecord) -> RResult<FfiRecord, FfiError> {
             catch_unwind_to_ffi_error(|| match op.as_str() {
                 op::CARD => {
@@ -386,14 +385,15 @@ mod tests {
     }
 
     #[test]
-    fn an_older_plugin_scores_drawings_by_its_logits() {
-        let model = ForeignModel::new("before".into(), Component_TO::from_value(Before, TD_Opaque)).unwrap();
+    fn image_logp_falls_back_to_logits_of_older_plugins() {
+        let model =
+            ForeignModel::new("before".into(), Component_TO::from_value(OldModel, TD_Opaque)).unwrap();
         let images = Images::from_tokens(Tensor::from_slice(&[2i64, 1]).view([1, 2]));
         let scored = model
             .image_logp(&["a".into()], &images, Policy::Current, &Masking::remask(1, None))
-            .expect("by logits");
+            .expect("computed from the logits");
         let logp: Vec<f64> = scored.logp.view([-1]).to_kind(Kind::Double).try_into().unwrap();
-        // 2 − ln(1 + 1 + e²); the second is no target.
+        // 2 − ln(1 + 1 + e²); the second token is not a target.
         assert!((logp[0] - (2.0 - (2.0 + f64::exp(2.0)).ln())).abs() < 1e-6, "{logp:?}");
         assert!(logp[1].abs() < f64::MIN_POSITIVE, "{logp:?}");
     }

@@ -1,4 +1,4 @@
-//! A plugin has a tracing dispatcher of its own: its events are forwarded to the host's.
+//! Forwards the tracing events of a plugin, which has a separate dispatcher, to the host.
 
 use std::fmt::{self, Write};
 
@@ -13,7 +13,7 @@ use super::component::HostApi;
 
 const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
 
-/// What the host lends to plugins.
+/// The functions of the host that plugins call.
 pub(crate) const HOST: HostApi = HostApi { enabled: host_enabled, log: host_log };
 
 fn level_of(number: u8) -> Level {
@@ -39,11 +39,11 @@ extern "C" fn host_log(level: u8, target: RStr<'_>, text: RStr<'_>) {
     }
 }
 
-/// The plugin's subscriber: level, target and text of every event go to the host; spans are not forwarded.
+/// The subscriber of a plugin: forwards level, target and text of every event. Spans are dropped.
 pub(super) struct Forward(pub(super) HostApi);
 
 impl Subscriber for Forward {
-    // Asked anew at each event: the host may change its level after the plugin was loaded.
+    // `sometimes`, because the host may change its level after loading the plugin.
     fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
         Interest::sometimes()
     }

@@ -1,13 +1,11 @@
-//! The only code that crosses from one library to another.
+//! The plugin ABI.
 //!
-//! A plugin implements `UnifiedModel`, `RewardFunction` or `Detector`; `adapt` wraps it as a [`component::Component`],
-//! `foreign` wraps that on the host's side and implements the same trait. `wire` writes every operation as a
-//! message of JSON and named tensors, so that the layout below never changes within an abi number and
-//! messages can.
+//! A plugin implements `UnifiedModel`, `RewardFunction` or `Detector`. `adapt` wraps the object as a [`component::Component`];
+//! on the host, `foreign` wraps the component and implements the same trait. `wire` encodes every operation as a message of
+//! JSON and named tensors, so that messages can evolve while the layout is fixed within an ABI number.
 //!
-//! Host and plugin hold one copy each of std, of the tracing dispatcher, of the panic hook and of the
-//! inventory registry; they share the one libtorch of the process, and with it autograd, grad mode and random
-//! state.
+//! Host and plugin have separate copies of std, the tracing dispatcher, the panic hook and the inventory registry. They share
+//! the libtorch of the process, and with it autograd, the grad mode and the random state.
 
 pub(crate) mod adapt;
 pub(crate) mod component;

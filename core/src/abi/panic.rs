@@ -1,107 +1,15 @@
-//! Panics end here, on the plugin's side: only the copy of std that raised a panic can catch it.
-#![allow(unsafe_code, reason = "tch has no function that reads or restores the grad mode")]
-
-use std::any::Any;
-use std::backtrace::Backtrace;
-use std::cell::{Cell, RefCell};
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
+//! Stops panics at the plugin boundary, on the side of the plugin: only the copy of std that raised a panic can catch it.
 
 use abi_stable::std_types::{RErr, ROk, RResult};
 
 use super::component::FfiError;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
+use crate::panic::catch_unwind_to_error;
 
-thread_local! {
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// Replaces the hook of this image by one that prints nothing inside of [`catch_unwind_to_ffi_error`] and keeps the place
-/// instead.
-pub(super) fn install_hook() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
-                return before(info);
-            }
-            let place = info.location().map(|at| {
-                let raised = format!("{}:{}", at.file(), at.line());
-                if is_foreign(at.file()) { caller().unwrap_or(raised) } else { raised }
-            });
-            PLACE.replace(place);
-        }));
-    });
-}
-
-/// The operators of tch panic inside of tch: the author wants to know which line called them.
-fn caller() -> Option<String> {
-    let trace = Backtrace::force_capture().to_string();
-    let frames = trace.lines().filter_map(|line| line.trim_start().strip_prefix("at "));
-    let frame = frames.into_iter().find(|path| !is_foreign(path) && !path.contains("src/abi/"))?;
-    Some(frame.rsplit_once(':').map_or(frame, |(place, _column)| place).to_owned())
-}
-
-fn is_foreign(path: &str) -> bool {
-    path.contains("/registry/") || path.contains("/rustc/")
-}
-
-/// Runs a body of a boundary function: an error or a panic becomes an [`FfiError`], and grad mode is as it
-/// was.
+/// Runs the body of a boundary function and converts an error or a panic into an [`FfiError`].
 pub(super) fn catch_unwind_to_ffi_error<T>(body: impl FnOnce() -> Result<T>) -> RResult<T, FfiError> {
     match catch_unwind_to_error(body) {
         Ok(value) => ROk(value),
         Err(error) => RErr(error.into()),
-    }
-}
-
-/// Runs a body: a panic becomes an error, and grad mode is as it was.
-pub(crate) fn catch_unwind_to_error<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    install_hook();
-    let grad = grad_mode();
-    let outer = GUARDED.replace(true);
-    let outcome = panic::catch_unwind(AssertUnwindSafe(body));
-    GUARDED.set(outer);
-    outcome.unwrap_or_else(|payload| {
-        set_grad_mode(grad); // `tch::no_grad` does not restore it when its closure unwinds
-        let place = PLACE.take().unwrap_or_else(|| "an unknown place".into());
-        Err(Error::new(Code::Panic, format!("panicked at {place}: {}", text(&*payload))))
-    })
-}
-
-fn text(payload: &(dyn Any + Send)) -> String {
-    let text =
-        payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
-    let text = text.unwrap_or("no message");
-    // A refused tch operation: the reason stands before the C++ backtrace, which is escaped in the Debug
-    // form.
-    let end = text.find("\\nException raised from").unwrap_or(text.len());
-    text[..end].to_owned()
-}
-
-fn grad_mode() -> i32 {
-    let mode = set_grad_mode(1);
-    set_grad_mode(mode);
-    mode
-}
-
-fn set_grad_mode(mode: i32) -> i32 {
-    // SAFETY: sets a thread-local flag of libtorch and returns its last value.
-    unsafe { torch_sys::at_grad_set_enabled(mode) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_becomes_an_error_and_grad_mode_survives() {
-        let result: RResult<(), _> = catch_unwind_to_ffi_error(|| tch::no_grad(|| panic!("kaboom {}", 7)));
-        let error = Error::from(result.into_result().expect_err("it panicked"));
-        assert_eq!(error.code(), Code::Panic);
-        assert!(error.message().ends_with("kaboom 7"), "{error}");
-        assert_eq!(grad_mode(), 1);
     }
 }

@@ -1,6 +1,6 @@
-//! The text in every plugin file that says what it was built with, written while compiling.
+//! The stamp: build information that is embedded in every plugin file at compile time.
 
-/// The number of the layout in `component`: plugins of another number are refused.
+/// The version of the layout in `component`; plugins with a different one are refused.
 pub(crate) const ABI: u32 = 1;
 /// The libtorch of this build.
 pub(crate) const TORCH: &str = env!("UNIRL_TORCH");
@@ -10,19 +10,19 @@ pub(crate) const UNIRL: &str = env!("CARGO_PKG_VERSION");
 pub(crate) const RUSTC: &str = env!("UNIRL_RUSTC");
 /// The platform of this build.
 pub(crate) const TARGET: &str = env!("UNIRL_TARGET");
-/// What a panic does in this build.
+/// The panic strategy of this build.
 pub(crate) const PANIC: &str = if cfg!(panic = "unwind") { "unwind" } else { "abort" };
 /// The release line of `abi_stable`.
 pub(crate) const ABI_STABLE: &str = "0.11";
 
 /// The first line of a stamp.
 pub(crate) const MAGIC: &str = "unirl-plugin-stamp-1\n";
-/// The bytes of a stamp, the unused ones zero.
+/// The size of a stamp in bytes, padded with zeros.
 pub(crate) const SIZE: usize = 512;
 
 const PREFIX: &str = "unirl_plugin_";
 
-/// The stamp of a plugin; its name is the crate's without `unirl_plugin_`.
+/// Builds the stamp of a plugin. Its name is the crate name without `unirl_plugin_`.
 pub const fn stamp(crate_name: &str, version: &str) -> [u8; SIZE] {
     let mut out = ([0; SIZE], 0);
     out = push(out, MAGIC, 0);
@@ -45,7 +45,7 @@ pub const fn stamp(crate_name: &str, version: &str) -> [u8; SIZE] {
     push(out, "\nfeatures=\n", 0).0
 }
 
-/// Appends `text[from..]`; a stamp that is too long is a compile error.
+/// Appends `text[from..]`. A stamp that is too long fails to compile.
 const fn push(mut out: ([u8; SIZE], usize), text: &str, from: usize) -> ([u8; SIZE], usize) {
     let mut index = from;
     while index < text.len() {

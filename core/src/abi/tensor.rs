@@ -1,4 +1,4 @@
-//! A tensor on its way through the boundary.
+//! A tensor that crosses the plugin boundary.
 #![allow(unsafe_code, reason = "raw tensor handles; each block says why it is sound")]
 #![allow(unreachable_pub, reason = "the derive of abi_stable needs plain `pub`")]
 
@@ -8,9 +8,8 @@ use std::mem::ManuallyDrop;
 use abi_stable::StableAbi;
 use tch::Tensor;
 
-/// A handle that its producer allocated and that its producer's `release` frees: the receiver makes a handle
-/// of its own from it and gives this one back. Both refer to the same tensor, its storage, gradient and
-/// graph.
+/// A tensor handle that the producer allocates and that the producer's `release` frees. The receiver clones it. Both handles
+/// refer to the same tensor with its storage, gradient and graph.
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct FfiTensor {
@@ -19,7 +18,7 @@ pub struct FfiTensor {
 }
 
 unsafe extern "C" fn release(ptr: *mut c_void) {
-    // SAFETY: only `Drop` below calls this, once, with the pointer that this image took out of a `Tensor`.
+    // SAFETY: only `Drop` below calls this, once, with a pointer that this library took out of a `Tensor`.
     drop(unsafe { Tensor::from_ptr(ptr.cast()) });
 }
 
@@ -39,7 +38,7 @@ impl From<FfiTensor> for Tensor {
 
 impl Drop for FfiTensor {
     fn drop(&mut self) {
-        // SAFETY: `ptr` and `release` come from the same image, and nobody else releases this handle.
+        // SAFETY: `ptr` and `release` come from the same library, and nobody else releases this handle.
         unsafe { (self.release)(self.ptr) }
     }
 }
@@ -59,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn every_handle_is_released_once_whether_taken_or_not() {
+    fn handle_is_released_exactly_once() {
         for taken in [true, false] {
             let tensor = Tensor::from_slice(&[1f32, 2.0]);
             let mut handle = FfiTensor::from(tensor.shallow_clone());

@@ -1,8 +1,7 @@
-//! The messages: a write and a read function for every operation, one below the other.
+//! The messages of the ABI: a function that writes and one that reads each message.
 //!
-//! A new option is a new JSON key with a default on the reading side. JSON has no NaN and no infinity and
-//! `serde_json` writes `null` for them: there is no `null` in any message, and one is refused where it is
-//! written.
+//! A new option is a new JSON key with a default for the reader. `serde_json` writes NaN and infinities as `null`; therefore no
+//! message contains `null`, and writing one is an error.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,23 +22,23 @@ use crate::model::{
 };
 use crate::reward::{Reward, Sample};
 
-/// A message before it is packed and after it was unpacked.
+/// An unpacked message.
 #[derive(Debug, Default)]
 pub(crate) struct Message {
-    /// JSON by key, as it crosses.
+    /// Serialized JSON values by key.
     json: Vec<(String, Box<RawValue>)>,
     tensors: Vec<(String, Tensor)>,
 }
 
 impl Message {
     pub(crate) fn with(mut self, key: &str, value: &(impl Serialize + ?Sized)) -> Result<Self> {
-        let unfit = || format!("`{key}` cannot be written as JSON");
-        let json = serde_json::value::to_raw_value(value).context(unfit)?;
-        // Where the letters do not occur, no value is `null`.
+        let place = || format!("cannot write `{key}` as JSON");
+        let json = serde_json::value::to_raw_value(value).context(place)?;
+        // Parse only if the text may contain a `null`.
         if json.get().contains("null") {
-            let value: Value = serde_json::from_str(json.get()).context(unfit)?;
+            let value: Value = serde_json::from_str(json.get()).context(place)?;
             if let Some(place) = find_null(&value) {
-                let message = format!("`{key}{place}`: expected a finite number, got NaN or an infinity");
+                let message = format!("`{key}{place}`: expected a finite number, got NaN or infinity");
                 return Err(Error::new(Code::NonFinite, message));
             }
         }
@@ -80,10 +79,10 @@ impl Message {
         let found = self.json.iter().position(|(known, _)| known == key);
         let found = found.ok_or_else(|| Error::failure(format!("`{key}` is missing")))?;
         let (_, json) = self.json.swap_remove(found);
-        serde_json::from_str(json.get()).context(|| format!("`{key}` cannot be read"))
+        serde_json::from_str(json.get()).context(|| format!("cannot read `{key}`"))
     }
 
-    /// All of the JSON as one object.
+    /// Returns the JSON as one object.
     fn text(&self) -> String {
         let length: usize = self.json.iter().map(|(key, json)| key.len() + json.get().len() + 4).sum();
         let mut text = String::with_capacity(length + 2);
@@ -97,22 +96,22 @@ impl Message {
         text
     }
 
-    fn take_if_there(&mut self, key: &str) -> Option<Tensor> {
+    fn take_optional(&mut self, key: &str) -> Option<Tensor> {
         let index = self.tensors.iter().position(|(name, _)| name == key)?;
         Some(self.tensors.swap_remove(index).1)
     }
 
     fn take(&mut self, key: &str) -> Result<Tensor> {
-        self.take_if_there(key).ok_or_else(|| Error::failure(format!("tensor `{key}` is missing")))
+        self.take_optional(key).ok_or_else(|| Error::failure(format!("tensor `{key}` is missing")))
     }
 
     fn take_images(&mut self) -> Result<Images> {
         Ok(Images {
             tokens: self.take("images.tokens")?,
-            relaxed: self.take_if_there("images.relaxed"),
-            revealed_at: self.take_if_there("images.revealed_at"),
-            pixels: self.take_if_there("images.pixels"),
-            logp: self.take_if_there("images.logp"),
+            relaxed: self.take_optional("images.relaxed"),
+            revealed_at: self.take_optional("images.revealed_at"),
+            pixels: self.take_optional("images.pixels"),
+            logp: self.take_optional("images.logp"),
         })
     }
 
@@ -122,7 +121,7 @@ impl Message {
             text,
             tokens: self.take("answers.tokens")?,
             mask: self.take("answers.mask")?,
-            logp: self.take_if_there("answers.logp"),
+            logp: self.take_optional("answers.logp"),
         })
     }
 
@@ -134,7 +133,7 @@ impl Message {
 
     pub(crate) fn unpack(record: FfiRecord) -> Result<Self> {
         let json: BTreeMap<String, Box<RawValue>> =
-            serde_json::from_str(&record.json).context(|| "a message is not a JSON object")?;
+            serde_json::from_str(&record.json).context(|| "the message is not a JSON object")?;
         let mut tensors = Vec::with_capacity(record.tensors.len());
         for Tuple2(name, handle) in record.tensors {
             let tensor = Tensor::from(handle);
@@ -147,7 +146,7 @@ impl Message {
     }
 }
 
-/// Where the first `null` is, as a path.
+/// Returns the path of the first `null`.
 fn find_null(value: &Value) -> Option<String> {
     match value {
         Value::Null => Some(String::new()),
@@ -261,7 +260,7 @@ pub(crate) fn score(samples: &[Sample], pixels: Option<&Tensor>) -> Result<Messa
 }
 
 pub(crate) fn read_score(mut message: Message) -> Result<(Vec<Sample>, Option<Tensor>)> {
-    Ok((message.get("samples")?, message.take_if_there("pixels")))
+    Ok((message.get("samples")?, message.take_optional("pixels")))
 }
 
 pub(crate) fn detect(pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Message> {
@@ -342,7 +341,7 @@ pub(crate) fn read_parameters(mut message: Message) -> Result<Vec<Parameter>> {
         let (names, tensors) = (names.len(), message.tensors.len());
         return Err(Error::failure(format!("`parameters`: expected {names} tensors, got {tensors}")));
     }
-    // In order, not by name: a model has thousands.
+    // By position instead of name, because a model has thousands.
     let pairs = names.into_iter().zip(message.tensors);
     Ok(pairs.map(|(p, (_, tensor))| Parameter { name: p.name, tensor, group: p.group }).collect())
 }
@@ -395,8 +394,8 @@ pub(crate) fn read_rewards(mut message: Message) -> Result<Vec<Reward>> {
     message.get("rewards")
 }
 
-pub(crate) fn detections(pictures: &[Vec<Detection>]) -> Result<Message> {
-    Message::default().with("detections", pictures)
+pub(crate) fn detections(images: &[Vec<Detection>]) -> Result<Message> {
+    Message::default().with("detections", images)
 }
 
 pub(crate) fn read_detections(mut message: Message) -> Result<Vec<Vec<Detection>>> {
@@ -422,7 +421,7 @@ struct WireSource {
     dry: bool,
 }
 
-/// The argument of `make`. The configuration is the user's own JSON: a `null` in it is an absent option.
+/// Writes the argument of `make`. The configuration is JSON of the user, in which `null` is an absent option.
 pub(crate) fn make(config: &Value, source: Option<&ModelSource>) -> Result<String> {
     let config = serde_json::value::to_raw_value(&config).context(|| "the configuration")?;
     let mut message = Message { json: vec![("config".into(), config)], tensors: Vec::new() };
@@ -443,13 +442,13 @@ pub(crate) fn make(config: &Value, source: Option<&ModelSource>) -> Result<Strin
     Ok(message.text())
 }
 
-/// The configuration, and for a model where its weights come from.
+/// Reads the argument of `make`: the configuration and, for a model, its source.
 pub(crate) fn read_make(json: &str) -> Result<(Value, Option<ModelSource>)> {
     let mut json: Map<String, Value> =
-        serde_json::from_str(json).context(|| "`make` was given no JSON object")?;
+        serde_json::from_str(json).context(|| "the argument of `make` is not a JSON object")?;
     let config = json.remove("config").unwrap_or_default();
     let Some(source) = json.remove("source") else { return Ok((config, None)) };
-    let source: WireSource = serde_json::from_value(source).context(|| "`source` cannot be read")?;
+    let source: WireSource = serde_json::from_value(source).context(|| "cannot read `source`")?;
     let checkpoint = match source.checkpoint {
         WireCheckpoint::Builtin => Checkpoint::Builtin,
         WireCheckpoint::Fresh => Checkpoint::Fresh,
@@ -492,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_of_every_message_is_fixed() -> Result<()> {
+    fn messages_match_the_golden_file() -> Result<()> {
         let tokens = || Tensor::zeros([1, 2], (Kind::Int64, Device::Cpu));
         let some =
             Images { relaxed: Some(tokens()), revealed_at: Some(tokens()), ..Images::from_tokens(tokens()) };
@@ -518,7 +517,7 @@ mod tests {
         };
         let leaf = Parameter { name: "w".into(), tensor: tokens(), group: ParameterGroup::Shared };
         let reward = Reward { parts: BTreeMap::from([("noun".into(), 1.0)]), ..Reward::new(0.1 + 0.2, 1.0) };
-        let told = Reward { why: "has `cat`".into(), ..reward.clone() };
+        let explained = Reward { why: "has `cat`".into(), ..reward.clone() };
         let plain =
             Detection { class: "cat".into(), score: 0.97, bounds: [0.0, 1.5, 20.0, 30.0], color: None };
         let colored = Detection { color: Some("red".into()), ..plain.clone() };
@@ -552,25 +551,25 @@ mod tests {
             ("< footprint", memory(&Footprint::default())?),
             ("< wants_pixels", wants_pixels(true)?),
             ("< score", rewards(&[reward])?),
-            ("< score", rewards(&[told, Reward::abstain("")])?),
+            ("< score", rewards(&[explained, Reward::abstain("")])?),
             ("< detect", detections(&[vec![plain, colored], Vec::new()])?),
         ];
         let mut text = String::new();
         for (title, message) in messages {
             let record = message.pack();
             let names: Vec<&str> = record.tensors.iter().map(|Tuple2(name, _)| name.as_str()).collect();
-            writeln!(text, "{title} {} {names:?}", record.json).expect("a String takes all");
+            writeln!(text, "{title} {} {names:?}", record.json).expect("writing to a String cannot fail");
         }
         let folder = Checkpoint::Folder("w".into());
         let source = ModelSource { checkpoint: folder, device: Device::Cuda(1), seed: 3, dry: false };
         let made = make(&serde_json::json!({"width": 8}), Some(&source))?;
-        writeln!(text, "> make {made}").expect("a String takes all");
-        assert_eq!(text, GOLDEN, "the wire form changed: that orphans built plugins");
+        writeln!(text, "> make {made}").expect("writing to a String cannot fail");
+        assert_eq!(text, GOLDEN, "the wire format changed, which breaks existing plugins");
         assert_eq!(read_make(&made)?.1, Some(source));
         Ok(())
     }
 
-    /// A message as it came from the other side: JSON, and tensors by name.
+    /// A received message with the given JSON and tensors.
     fn message(json: &str, tensors: &[&str]) -> Message {
         let tensor =
             |name: &&str| Tuple2((*name).into(), Tensor::zeros([1, 2], (Kind::Int64, Device::Cpu)).into());
@@ -580,7 +579,7 @@ mod tests {
 
     type Read = fn(Message) -> Result<()>;
 
-    /// Every message with the keys and tensors of the first release alone, and its reader: what was added since is optional.
+    /// Every message with only the keys and tensors of the first release, and its reader. Later additions are optional.
     const FIRST: [(&str, &[&str], Read); 22] = [
         (r#"{"mode":"train"}"#, &[], |m| read_set_mode(m).map(drop)),
         (
@@ -639,16 +638,15 @@ mod tests {
     ];
 
     #[test]
-    fn the_messages_of_the_first_release_are_read() {
+    fn messages_of_the_first_release_are_read() {
         for (json, tensors, read) in FIRST {
             read(message(json, tensors)).unwrap_or_else(|error| panic!("{json}: {error}"));
         }
     }
 
-    /// What a later release adds to a message is passed over: a key of the message, and a tensor, but in `parameters`, which has
-    /// a tensor for each.
+    /// Except for tensors of `parameters`, whose number must match.
     #[test]
-    fn keys_and_tensors_of_later_releases_are_passed_over() {
+    fn keys_and_tensors_of_later_releases_are_ignored() {
         for (json, tensors, read) in FIRST {
             let comma = if json == "{}" { "" } else { "," };
             let later = format!("{{\"of_a_later_release\":[1]{comma}{}", &json[1..]);
@@ -658,17 +656,16 @@ mod tests {
         }
     }
 
-    /// A sampling is an order: what an older plugin could not honour it refuses, and a host sends a newer key only where it is
-    /// set.
+    /// A plugin must not ignore a sampling option that it does not know. A host sends a newer key only if it is set.
     #[test]
-    fn a_sampling_of_a_later_release_is_refused_by_its_key() {
+    fn unknown_sampling_option_is_refused() {
         let json = r#"{"prompts":["a"],"sampling":{"guidance":2.0,"steps":16,"temperature":1.0,"seed":7,"top_p":0.9}}"#;
-        let error = read_generate(message(json, &[])).expect_err("an order that is not known");
+        let error = read_generate(message(json, &[])).expect_err("unknown option");
         assert!(error.to_string().contains("unknown field `top_p`"), "{error}");
     }
 
     #[test]
-    fn what_json_cannot_say_is_refused_with_its_place() {
+    fn non_finite_number_is_refused_with_its_path() {
         let bad = Reward { why: "null".into(), ..Reward::new(f64::NAN, 1.0) };
         let error = rewards(&[bad]).expect_err("NaN");
         assert_eq!(error.code(), Code::NonFinite);
@@ -676,7 +673,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reward_is_bit_equal_on_both_sides() -> Result<()> {
+    fn rewards_and_samples_round_trip_bit_equal() -> Result<()> {
         let there = vec![Reward { why: "null and \"void\"".into(), ..Reward::new(0.1 + 0.2, 1.0 / 3.0) }];
         assert_eq!(read_rewards(Message::unpack(rewards(&there)?.pack())?)?, there);
         assert_eq!(read_score(Message::unpack(score(&[sample()], None)?.pack())?)?.0, [sample()]);

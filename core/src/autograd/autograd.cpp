@@ -1,4 +1,4 @@
-// What tch has no call for. `mod.rs` holds the other side.
+// Functions for `mod.rs`.
 
 #include <ATen/Context.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -16,11 +16,11 @@ namespace {
 
 using torch::autograd::variable_list;
 
-// Reads `n` inputs, writes `m` outputs that the caller owns; not 0 when it failed.
+// Reads `n` inputs and writes `m` outputs that the caller owns. Returns 0 on success.
 using Call = int (*)(void* closure, at::Tensor** inputs, size_t n, at::Tensor** outputs, size_t m);
 using Drop = void (*)(void* closure);
 
-// Keeps its inputs and computes its function, a Rust closure behind `call`, again on the way back.
+// Stores its inputs and calls its function, a Rust closure behind `call`, again in the backward pass.
 struct Recompute : public torch::autograd::Node {
     variable_list inputs;
     std::vector<bool> wanted;
@@ -38,7 +38,7 @@ struct Recompute : public torch::autograd::Node {
     }
 
     variable_list apply(variable_list&& gradients) override {
-        TORCH_CHECK(closure != nullptr, "a checkpointed graph can be walked back once");
+        TORCH_CHECK(closure != nullptr, "a checkpointed graph supports one backward pass");
         at::AutoGradMode with_gradient(true);
         variable_list leaves;
         std::vector<at::Tensor*> pointers;
@@ -59,16 +59,16 @@ struct Recompute : public torch::autograd::Node {
         }
         if (!roots.empty()) torch::autograd::backward(roots, seeds);
 
-        variable_list answer;
-        for (size_t i = 0; i < leaves.size(); ++i) answer.push_back(wanted[i] ? leaves[i].grad() : at::Tensor());
-        return answer;
+        variable_list result;
+        for (size_t i = 0; i < leaves.size(); ++i) result.push_back(wanted[i] ? leaves[i].grad() : at::Tensor());
+        return result;
     }
 };
 
 }  // namespace
 
-// Puts `values`, computed without gradient from `inputs`, into the graph. Takes the closure in any case; answers an error
-// text to be freed, or null.
+// Adds `values`, computed without gradient from `inputs`, to the graph. Always takes ownership of the closure. Returns null or
+// an error text that the caller frees.
 extern "C" char* unirl_recompute(at::Tensor** inputs, size_t n, at::Tensor** values, size_t m, void* closure, Call call,
                                  Drop drop) {
     return catch_to_cstr([&] {
@@ -88,7 +88,7 @@ extern "C" char* unirl_recompute(at::Tensor** inputs, size_t n, at::Tensor** val
     });
 }
 
-// For the whole process. cuBLAS reads its variable when the first of its handles is made.
+// Affects the whole process. cuBLAS reads its variable when it creates its first handle.
 extern "C" void unirl_set_deterministic() {
     setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
     at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
@@ -98,6 +98,6 @@ extern "C" void unirl_set_deterministic() {
 
 extern "C" int unirl_gradient_enabled() { return at::GradMode::is_enabled() ? 1 : 0; }
 
-extern "C" void unirl_forget_gradient(at::Tensor* tensor) {
+extern "C" void unirl_clear_gradient(at::Tensor* tensor) {
     if (tensor->defined()) tensor->mutable_grad().reset();
 }

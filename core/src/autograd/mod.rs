@@ -1,5 +1,4 @@
-//! What of libtorch tch has no call for: gradient checkpointing, which is memory for arithmetic, gradients forgotten, and
-//! algorithms that repeat themselves.
+//! Autograd features of libtorch that tch lacks: gradient checkpointing, clearing gradients, and deterministic algorithms.
 #![allow(unsafe_code, reason = "calls libtorch, and a node of its graph calls back into Rust")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -10,22 +9,22 @@ use torch_sys::C_tensor;
 
 use crate::error::{Error, Result};
 
-/// Whether operations are remembered for a gradient.
+/// Whether grad mode is enabled.
 pub fn gradient_enabled() -> bool {
     // SAFETY: reads a flag of this thread.
     unsafe { unirl_gradient_enabled() != 0 }
 }
 
-/// Leaves a tensor without gradient, where [`Tensor::zero_grad`] would leave one of zeros.
-pub fn forget_gradient(tensor: &mut Tensor) {
+/// Removes the gradient of a tensor, which [`Tensor::zero_grad`] would set to zeros.
+pub fn clear_gradient(tensor: &mut Tensor) {
     // SAFETY: the pointer is that of a live tensor.
-    unsafe { unirl_forget_gradient(tensor.as_mut_ptr()) }
+    unsafe { unirl_clear_gradient(tensor.as_mut_ptr()) }
 }
 
-/// From here on, libtorch takes only algorithms that answer the same each time; an operation that has none is an error.
-/// To be called before a GPU is used.
+/// Makes libtorch use only deterministic algorithms; operations that have none become errors. Must be called before a GPU is
+/// used.
 pub fn set_deterministic() {
-    // SAFETY: sets flags of the process and a variable of its environment, before other threads are there to read it.
+    // SAFETY: sets flags of the process and an environment variable, before other threads exist that could read it.
     unsafe { unirl_set_deterministic() }
 }
 
@@ -49,16 +48,17 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn unirl_set_deterministic();
     fn unirl_gradient_enabled() -> c_int;
-    fn unirl_forget_gradient(tensor: *mut C_tensor);
+    fn unirl_clear_gradient(tensor: *mut C_tensor);
     fn free(pointer: *mut c_void);
 }
 
-/// Runs `function` on `inputs` and keeps only the inputs: what it needs for its gradient it computes again on the way
-/// back. Gradients reach the inputs and the leaves that the function holds, as without checkpointing, to the bit where
-/// the arithmetic repeats itself. The function must answer the same when it is called again, and the graph can be walked
-/// back once.
+/// Gradient checkpointing: runs `function` on `inputs` without storing activations, and runs it again in the backward pass.
 ///
-/// Without gradient mode this is the function.
+/// Gradients reach the inputs and the leaves that the function captures. They are bit-equal to those without checkpointing if
+/// the arithmetic is deterministic. The function must return the same values when called again, and the graph supports one
+/// backward pass.
+///
+/// Without grad mode this only calls the function.
 pub fn checkpoint(
     inputs: &[Tensor],
     function: impl Fn(&[Tensor]) -> Vec<Tensor> + Send + 'static,
@@ -66,7 +66,7 @@ pub fn checkpoint(
     if !gradient_enabled() {
         return Ok(function(inputs));
     }
-    // What a function passes through would be its own input, which already has its place in the graph.
+    // Detached, because a function may return an input, which already has a place in the graph.
     let values: Vec<Tensor> = tch::no_grad(|| function(inputs)).iter().map(Tensor::detach).collect();
     let pointers = |tensors: &[Tensor]| -> Vec<*mut C_tensor> {
         tensors.iter().map(|tensor| tensor.as_ptr().cast_mut()).collect()
@@ -85,22 +85,22 @@ pub fn checkpoint(
             drop_closure,
         )
     };
-    // SAFETY: what the call answered, and nobody else has it.
+    // SAFETY: the result of the call, which nobody else owns.
     unsafe { take_error(error) }.map(|()| values)
 }
 
-/// The error that C++ answered, if it did.
+/// Converts an error text that C++ returned.
 ///
 /// # Safety
 ///
-/// `error` is null or a text from `malloc`, and the caller has no other use for it.
+/// `error` is null or a text from `malloc`, of which the caller passes ownership.
 pub(crate) unsafe fn take_error(error: *mut c_char) -> Result<()> {
     if error.is_null() {
         return Ok(());
     }
-    // SAFETY: by the contract, a text that lives until it is freed below.
+    // SAFETY: by the contract, a text that is valid until it is freed below.
     let text = unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned();
-    // SAFETY: by the contract, it was allocated for us; it is not used any more.
+    // SAFETY: by the contract, we own it, and it is not used any more.
     unsafe { free(error.cast()) };
     Err(Error::failure(format!("libtorch: {}", text.lines().next().unwrap_or_default())))
 }
@@ -113,7 +113,7 @@ unsafe extern "C" fn call(
     m: usize,
 ) -> c_int {
     catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: the node passes what `checkpoint` gave it, and `n` tensors that outlive the call.
+        // SAFETY: the node passes the closure of `checkpoint` and `n` tensors that outlive the call.
         let (function, inputs): (&Function, Vec<Tensor>) = unsafe {
             let pointers = std::slice::from_raw_parts(inputs, n);
             (&*closure.cast(), pointers.iter().map(|pointer| Tensor::clone_from_ptr(*pointer)).collect())
@@ -123,7 +123,7 @@ unsafe extern "C" fn call(
             return 1;
         }
         for (at, mut value) in values.into_iter().enumerate() {
-            // SAFETY: there is room for `m` pointers, and the node takes what they point to.
+            // SAFETY: `outputs` has `m` elements, and the node takes ownership of the tensors.
             unsafe { *outputs.add(at) = value.as_mut_ptr() };
             std::mem::forget(value);
         }
@@ -133,7 +133,7 @@ unsafe extern "C" fn call(
 }
 
 unsafe extern "C" fn drop_closure(closure: *mut c_void) {
-    // SAFETY: made by `Box::into_raw` in `checkpoint`, and dropped once.
+    // SAFETY: created by `Box::into_raw` in `checkpoint`, and dropped once.
     let function: Box<Function> = unsafe { Box::from_raw(closure.cast()) };
     let _ = catch_unwind(AssertUnwindSafe(|| drop(function)));
 }
@@ -152,7 +152,7 @@ mod tests {
         }
     }
 
-    /// Gradients of a loss over two checkpointed steps, with or without checkpointing.
+    /// Returns the gradients of a loss over two functions, with or without checkpointing.
     fn gradients(checkpointed: bool) -> Vec<Tensor> {
         tch::manual_seed(3);
         let leaf = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).set_requires_grad(true);
@@ -168,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_those_of_the_plain_graph() {
+    fn checkpointing_does_not_change_gradients() {
         for (plain, checkpointed) in gradients(false).iter().zip(gradients(true)) {
             assert!(plain.equal(&checkpointed), "the same arithmetic in the same order");
         }
     }
 
     #[test]
-    fn weights_learn_behind_an_input_that_does_not() {
+    fn captured_weights_get_gradients_if_the_input_has_none() {
         let weight = Tensor::ones([2, 2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let x = Tensor::ones([1, 2], (Kind::Float, Device::Cpu));
         let held = weight.shallow_clone();
@@ -186,14 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn a_second_walk_back_and_a_panic_on_the_way_are_errors() {
+    fn second_backward_pass_and_panic_in_recomputation_are_errors() {
         let x = Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let out = checkpoint(&[x.shallow_clone()], |inputs| vec![&inputs[0] * 2.0]).unwrap().remove(0);
         out.f_backward().unwrap();
         assert!(out.f_backward().is_err());
 
         let panics = |inputs: &[Tensor]| {
-            assert!(!gradient_enabled(), "only on the way back");
+            assert!(!gradient_enabled(), "panics in the backward pass only");
             vec![&inputs[0] * 2.0]
         };
         let out = checkpoint(&[x], panics).unwrap().remove(0);
@@ -202,22 +202,22 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_without_gradient() {
+    fn checkpoint_without_grad_mode_builds_no_graph() {
         let x = Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let out = tch::no_grad(|| checkpoint(&[x], |inputs| vec![&inputs[0] * 2.0])).unwrap();
         assert!(!out[0].requires_grad());
     }
 
     #[test]
-    fn a_forgotten_gradient_is_none_until_the_next() {
+    fn clear_gradient_removes_the_gradient() {
         let weight = Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let mut shared = weight.shallow_clone();
         for _ in 0..2 {
             (&weight * 3.0).sum(Kind::Float).backward();
-            assert!(weight.grad().equal(&Tensor::from_slice(&[3.0f32])), "nothing is left of the first");
-            forget_gradient(&mut shared);
+            assert!(weight.grad().equal(&Tensor::from_slice(&[3.0f32])), "gradients do not accumulate");
+            clear_gradient(&mut shared);
             assert!(!weight.grad().defined());
         }
-        forget_gradient(&mut Tensor::new());
+        clear_gradient(&mut Tensor::new());
     }
 }

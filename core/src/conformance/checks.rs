@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::{Check, Outcome, Subject, all, fails};
 use crate::algorithms::objective;
-use crate::autograd::forget_gradient;
+use crate::autograd::clear_gradient;
 use crate::error::Result;
 use crate::model::{
     ImageDecoding, ImageSampling, ImageSpace, Images, Masking, Policy, Scoring, TextSampling,
@@ -228,7 +228,7 @@ fn moved(
 ) -> Result<BTreeMap<String, bool>> {
     let mut parameters = subject.model.parameters()?;
     for parameter in &mut parameters {
-        forget_gradient(&mut parameter.tensor);
+        clear_gradient(&mut parameter.tensor);
     }
     objective(subject)?.f_backward()?;
     let mut groups = BTreeMap::new();
@@ -236,7 +236,7 @@ fn moved(
         let gradient = parameter.tensor.grad();
         let reached = gradient.defined() && gradient.abs().max().double_value(&[]) > 0.0;
         *groups.entry(format!("{:?}", parameter.group)).or_insert(false) |= reached;
-        forget_gradient(&mut parameter.tensor);
+        clear_gradient(&mut parameter.tensor);
     }
     Ok(groups)
 }

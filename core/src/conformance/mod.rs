@@ -12,10 +12,10 @@ use std::path::Path;
 use serde::Serialize;
 use tch::Kind;
 
-use crate::abi::panic::catch_unwind_to_error;
 use crate::config::Rollout;
 use crate::error::{Error, Result};
 use crate::model::{Answers, ImageSampling, Images, Mode, TextSampling, UnifiedModel};
+use crate::panic::catch_unwind_to_error;
 use crate::prompts::Task;
 
 pub use rewards::examine_reward;

@@ -1,5 +1,5 @@
-// CUDA graphs. A library of its own, which is opened only where there is a GPU: what it wants of libtorch and of CUDA is
-// found in the process, and nothing of it is needed to build or to start. `mod.rs` holds the other side.
+// CUDA graphs for `mod.rs`. A separate library that is opened only on machines with a GPU: the symbols of libtorch and CUDA
+// are resolved in the process, so that neither building nor starting unirl needs them.
 
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
@@ -19,14 +19,14 @@ namespace {
 
 namespace allocator = c10::cuda::CUDACachingAllocator;
 
-// Other threads may go on with what they do: only calls of this one are refused while it records.
+// During a capture only unsafe calls of this thread are refused, not those of other threads.
 constexpr auto MODE = cudaStreamCaptureModeThreadLocal;
 
-// More than a recorded step of decoding makes on its way.
-constexpr size_t ROOM = size_t{1} << 30;
+// More than a captured decoding step allocates.
+constexpr size_t MIN_FREE = size_t{1} << 30;
 
-// The default stream cannot be recorded. One stream for all that a thread records, since cuBLAS keeps memory for good for
-// each pair of thread and stream.
+// The default stream cannot be captured. All captures of a thread share one stream, because cuBLAS never frees the memory that
+// it allocates for each pair of thread and stream.
 c10::cuda::CUDAStream side_stream(c10::DeviceIndex device) {
     thread_local std::map<c10::DeviceIndex, c10::cuda::CUDAStream> streams;
     auto found = streams.find(device);
@@ -46,60 +46,60 @@ bool works(F function) noexcept {
 
 struct Work {
     c10::DeviceIndex device;
-    bool recording = false;
+    bool capturing = false;
     c10::MempoolId_t pool{0, 0};
     at::cuda::CUDAGraph graph;
     std::optional<c10::cuda::CUDAStreamGuard> side;
 
     explicit Work(c10::DeviceIndex device) : device(device) {}
 
-    void begin(bool record) {
+    void begin(bool capture) {
         side.emplace(side_stream(device));
-        // What the work reads was made on another stream.
+        // The inputs were written on another stream.
         c10::cuda::device_synchronize();
-        if (!record) return;
-        // A recording that runs out of memory cannot take it back from the cache; all that is given up for nothing has to be
-        // allocated again in the rest of a step.
+        if (!capture) return;
+        // A capture cannot free cached memory. The cache is only emptied if necessary, because the rest of the step would have to
+        // allocate it again.
         size_t free = 0, total = 0;
         C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-        if (free < ROOM) allocator::emptyCache();
+        if (free < MIN_FREE) allocator::emptyCache();
         pool = at::cuda::graph_pool_handle();
-        recording = true;
+        capturing = true;
         graph.capture_begin(pool, MODE);
     }
 
     void end() {
-        if (recording) graph.capture_end();
+        if (capturing) graph.capture_end();
         else side->current_stream().synchronize();
-        recording = false;
+        capturing = false;
         side.reset();
     }
 
-    // Throws only when all has been done that could be.
-    void abandon() {
-        bool whole = true;
-        if (recording) {
+    // Ends an unfinished capture. Throws after all cleanup if the random generator is unusable.
+    void abort() {
+        bool generator_works = true;
+        if (capturing) {
             works([&] { graph.capture_end(); });
-            // With an end the graph has its pool, and gives it back itself.
-            if (!works([&] { graph.pool(); })) whole = disown();
-            recording = false;
+            // After a successful end the graph owns its pool and releases it itself.
+            if (!works([&] { graph.pool(); })) generator_works = clean_up_failed_capture();
+            capturing = false;
         } else if (side) {
             works([&] { side->current_stream().synchronize(); });
         }
         side.reset();
-        TORCH_CHECK(whole, "random numbers on the GPU are not to be had any more");
+        TORCH_CHECK(generator_works, "the random generator of the GPU is unusable after a failed capture");
     }
 
-    // libtorch leaves a recording that failed where it stands: new memory is still asked whether it belongs to this graph,
-    // its pool is kept, and the generator refuses its numbers. Answers whether the generator gives them again.
-    bool disown() {
+    // libtorch does not clean up a failed capture: new memory is still checked against the graph, its pool is kept, and the
+    // generator refuses to produce numbers. Returns whether the generator works again.
+    bool clean_up_failed_capture() {
         auto* host = at::getHostAllocator(at::kCUDA);
         works([&] { allocator::endAllocateToPool(device, pool); });
         works([&] { allocator::releasePool(device, pool); });
         works([&] { host->end_allocate_to_pool(pool); });
         works([&] { host->release_pool(pool); });
         return works([&] {
-            // The end of a recording frees the generator, of whichever recording.
+            // The end of any capture resets the generator.
             at::Tensor value = at::empty({1}, at::TensorOptions(at::Device(at::kCUDA, device)));
             at::cuda::CUDAGraph other;
             other.capture_begin({0, 0}, MODE);
@@ -111,18 +111,18 @@ struct Work {
 
 }  // namespace
 
-// From here on until `end` or `drop`, what this thread does on the device goes to a stream of its own; where `record` is
-// not 0, it is written down and not done.
-extern "C" char* unirl_graph_begin(int device, int record, Work** answer) {
+// Until `end` or `drop`, operations of this thread on the device go to a separate stream; if `capture` is not 0, they are
+// captured instead of executed.
+extern "C" char* unirl_graph_begin(int device, int capture, Work** result) {
     return catch_to_cstr([&] {
         auto work = std::make_unique<Work>(static_cast<c10::DeviceIndex>(device));
         try {
-            work->begin(record != 0);
+            work->begin(capture != 0);
         } catch (...) {
-            works([&] { work->abandon(); });
+            works([&] { work->abort(); });
             throw;
         }
-        *answer = work.release();
+        *result = work.release();
     });
 }
 
@@ -130,15 +130,15 @@ extern "C" char* unirl_graph_end(Work* work) {
     return catch_to_cstr([&] { work->end(); });
 }
 
-// Does what was recorded, on the stream of the caller.
+// Launches the graph on the stream of the caller.
 extern "C" char* unirl_graph_replay(Work* work) {
     return catch_to_cstr([&] { work->graph.replay(); });
 }
 
-// Takes the work in any case. One that did not come to its end is given up.
+// Frees the work; an unfinished capture is aborted.
 extern "C" char* unirl_graph_drop(Work* work) {
     return catch_to_cstr([&] {
         std::unique_ptr<Work> owned(work);
-        owned->abandon();
+        owned->abort();
     });
 }

@@ -1,6 +1,6 @@
-//! Work that is done many times on the same tensors, as the steps of decoding are. On a GPU, launching hundreds of small
-//! kernels takes longer than they do; a CUDA graph launches them as one.
-#![allow(unsafe_code, reason = "CUDA graphs are behind a C++ library, opened where there is a GPU")]
+//! CUDA graphs for work that is repeated on the same tensors, such as decoding steps. Launching hundreds of small kernels takes
+//! longer than running them; a CUDA graph launches them at once.
+#![allow(unsafe_code, reason = "calls a C++ library that is opened on machines with a GPU")]
 
 use std::ffi::{c_char, c_int, c_void};
 use std::fs::File;
@@ -18,28 +18,27 @@ use tch::{Cuda, Device};
 use crate::autograd;
 use crate::error::Result;
 
-/// Compiled from `graph.cpp`, or why it was not.
+/// The library compiled from `graph.cpp`, or the reason why it was not compiled.
 #[cfg(cuda_graphs)]
 const LIBRARY: Result<&[u8], &str> = Ok(include_bytes!(concat!(env!("OUT_DIR"), "/graph.so")));
 #[cfg(not(cuda_graphs))]
 const LIBRARY: Result<&[u8], &str> = Err(env!("UNIRL_NO_CUDA_GRAPHS"));
 
-/// Work that is done many times on the same tensors. On a GPU it is recorded once, as a CUDA graph, and launched as one.
+/// A function that is captured as a CUDA graph on a GPU, like PyTorch's `make_graphed_callables`.
 ///
-/// What is launched again is what was recorded: the same kernels, on the same addresses, with the same numbers from the
-/// host. So the work
+/// A replay launches the captured kernels with the same addresses and the same host values. Therefore the function must
 ///
-/// - does nothing but operations of the one device, the same ones each time, whatever the values;
-/// - reads and writes tensors that were made before, and that live as long as this: results go in place into one of them
-///   (`copy_`, `index_copy_`), and a tensor that the work makes is gone when it ends;
-/// - reads no value on the host (no `double_value`, `int64_value`, `nonzero`, mask as an index, or print) and copies
-///   nothing from the host: what changes from time to time, a position too, lies in a tensor on the device that is written
-///   before [`run`](Self::run) or by the work;
-/// - draws no random numbers: they are drawn before, into a tensor;
-/// - counts nothing on the host, since from the third time on it is not called: counters are kept outside;
-/// - is done without gradient (`tch::no_grad`).
+/// - run only operations on the device, the same ones in every call, whatever the values;
+/// - read and write tensors that exist before the first call and live as long as the graph. Write results in place (`copy_`,
+///   `index_copy_`): tensors that the function creates are freed when it returns;
+/// - not read values on the host (`double_value`, `int64_value`, `nonzero`, indexing by a mask, printing) and not copy from the
+///   host. Keep values that change, such as a position, in a tensor on the device that is written before [`run`](Self::run) or by
+///   the function;
+/// - not draw random numbers: draw them before the call, into a tensor;
+/// - not change host state: from the third call on it is not called;
+/// - run without gradient (`tch::no_grad`).
 ///
-/// Work that breaks these rules ends in an error where CUDA notices, and else in the values of the first recording.
+/// A violation is an error if CUDA detects it; otherwise replays repeat the values of the capture.
 #[derive(Debug)]
 pub struct GraphedCallable {
     state: State,
@@ -47,16 +46,16 @@ pub struct GraphedCallable {
 
 #[derive(Debug)]
 enum State {
-    /// There is nothing to record it with.
+    /// CUDA graphs are not available.
     Eager,
-    /// Not done yet on this GPU: libraries have still to make themselves ready, which cannot be recorded.
+    /// Before the first call, in which libraries initialize themselves, which cannot be captured.
     WarmUp(&'static Shim, c_int),
     Ready(&'static Shim, c_int),
     Captured(Graph),
 }
 
 impl GraphedCallable {
-    /// Nothing is done yet.
+    /// Creates a callable that has not been captured yet.
     pub fn new(device: Device) -> Self {
         let state = match device {
             Device::Cuda(index) => match shim() {
@@ -68,23 +67,22 @@ impl GraphedCallable {
         Self { state }
     }
 
-    /// Does `work`, which must be the same each time. On the CPU it is called. On a GPU the first time it is called, the
-    /// second time it is recorded and what was recorded is launched, and from then on that is launched again without a
-    /// call. A time that fails does not count.
+    /// Runs `work`, which must be the same function in every call. On a GPU the first call runs it, the second captures and
+    /// replays it, and later calls only replay the graph. A call that fails does not count.
     ///
-    /// Where there are no CUDA graphs ([`support`]), or while other work is being recorded, it is called.
+    /// On the CPU, without CUDA graphs ([`support`]) and during another capture every call runs `work`.
     pub fn run(&mut self, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        let (shim, index, record) = match &self.state {
+        let (shim, index, capture) = match &self.state {
             State::Captured(graph) => return graph.replay(),
             State::Eager => return work(),
             State::WarmUp(shim, index) => (*shim, *index, false),
             State::Ready(shim, index) => (*shim, *index, true),
         };
-        let Some(_turn) = Turn::take() else { return work() };
-        let graph = shim.begin(index, record)?;
+        let Some(_lock) = CaptureLock::try_acquire() else { return work() };
+        let graph = shim.begin(index, capture)?;
         work()?;
         graph.end()?;
-        self.state = if record {
+        self.state = if capture {
             graph.replay()?;
             State::Captured(graph)
         } else {
@@ -94,7 +92,8 @@ impl GraphedCallable {
     }
 }
 
-/// Whether repeated work can be recorded: `Err` says why it was not compiled in or, once a GPU is in use, cannot be opened.
+/// Whether CUDA graphs are supported. The error says why they were not compiled in or, if a GPU is available, why the library
+/// cannot be opened.
 pub fn support() -> Result<(), String> {
     match Cuda::is_available() {
         true => shim().map(drop),
@@ -102,20 +101,20 @@ pub fn support() -> Result<(), String> {
     }
 }
 
-/// libtorch records one piece of work at a time.
-struct Turn;
+/// Held during a capture: libtorch supports one at a time.
+struct CaptureLock;
 
-static TAKEN: AtomicBool = AtomicBool::new(false);
+static CAPTURING: AtomicBool = AtomicBool::new(false);
 
-impl Turn {
-    fn take() -> Option<Self> {
-        (!TAKEN.swap(true, Ordering::Acquire)).then_some(Self)
+impl CaptureLock {
+    fn try_acquire() -> Option<Self> {
+        (!CAPTURING.swap(true, Ordering::Acquire)).then_some(Self)
     }
 }
 
-impl Drop for Turn {
+impl Drop for CaptureLock {
     fn drop(&mut self) {
-        TAKEN.store(false, Ordering::Release);
+        CAPTURING.store(false, Ordering::Release);
     }
 }
 
@@ -131,13 +130,13 @@ struct Shim {
     drop: Call,
 }
 
-/// The opened library; why there is none is logged once.
+/// Opens the library; a failure is logged once.
 fn shim() -> Result<&'static Shim, String> {
     static SHIM: OnceLock<Result<Shim, String>> = OnceLock::new();
     let opened = SHIM.get_or_init(|| {
         let opened = LIBRARY.map_err(str::to_owned).and_then(Shim::open);
         if let Err(why) = &opened {
-            tracing::warn!("without CUDA graphs, each kernel is launched by itself: {why}");
+            tracing::warn!("CUDA graphs are not available, decoding is slower: {why}");
         }
         opened
     });
@@ -145,71 +144,71 @@ fn shim() -> Result<&'static Shim, String> {
 }
 
 impl Shim {
-    /// Opens the library from memory, as folders for temporary files may refuse to hold programs.
+    /// Opens the library from memory, because directories for temporary files may be mounted `noexec`.
     fn open(bytes: &[u8]) -> Result<Self, String> {
         let file = memfd_create("unirl-cuda-graphs", MemfdFlags::CLOEXEC);
-        let mut file = File::from(file.map_err(|error| format!("no file in memory: {error}"))?);
-        file.write_all(bytes).map_err(|error| format!("no file in memory: {error}"))?;
-        // It stays open: the linker knows libraries by their path, and another file must not come by this one.
+        let mut file = File::from(file.map_err(|error| format!("cannot create a file in memory: {error}"))?);
+        file.write_all(bytes).map_err(|error| format!("cannot write a file in memory: {error}"))?;
+        // The descriptor stays open: the linker identifies libraries by path, which must not be reused.
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.into_raw_fd()));
-        let said = |error: libloading::Error| {
+        let message = |error: libloading::Error| {
             std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
         };
-        // SAFETY: the library is our own, and its constructors are those of the C++ library and of libtorch's headers.
-        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(said)?;
-        // SAFETY: the signatures are those in `graph.cpp`, from which this library was compiled for this very build.
+        // SAFETY: the library is ours, and its constructors are those of the C++ standard library and libtorch's headers.
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(message)?;
+        // SAFETY: the signatures are those in `graph.cpp`, from which this library was compiled in the same build.
         let shim = unsafe {
             Self {
-                begin: *library.get::<Begin>("unirl_graph_begin").map_err(said)?,
-                end: *library.get::<Call>("unirl_graph_end").map_err(said)?,
-                replay: *library.get::<Call>("unirl_graph_replay").map_err(said)?,
-                drop: *library.get::<Call>("unirl_graph_drop").map_err(said)?,
+                begin: *library.get::<Begin>("unirl_graph_begin").map_err(message)?,
+                end: *library.get::<Call>("unirl_graph_end").map_err(message)?,
+                replay: *library.get::<Call>("unirl_graph_replay").map_err(message)?,
+                drop: *library.get::<Call>("unirl_graph_drop").map_err(message)?,
             }
         };
         std::mem::forget(library); // the functions are called until the process ends
         Ok(shim)
     }
 
-    /// From here on, this thread's operations on the GPU are recorded, or done apart from what was before; until the end.
-    fn begin(&'static self, index: c_int, record: bool) -> Result<Graph> {
+    /// Until `end`, captures the GPU operations of this thread, or runs them on a separate stream.
+    fn begin(&'static self, index: c_int, capture: bool) -> Result<Graph> {
         let mut work = ptr::null_mut();
-        // SAFETY: `work` outlives the call, which either fills it or answers an error text for us to free.
-        unsafe { autograd::take_error((self.begin)(index, c_int::from(record), &raw mut work)) }?;
+        // SAFETY: `work` outlives the call, which either sets it or returns an error text for us to free.
+        unsafe { autograd::take_error((self.begin)(index, c_int::from(capture), &raw mut work)) }?;
         Ok(Graph { shim: self, work })
     }
 }
 
-/// Work begun; from its end on, what was recorded. Dropped before, by an error or a panic, the recording is given up.
+/// A capture or, after its end, a graph. Dropping it before the end, on an error or a panic, aborts the capture.
 #[derive(Debug)]
 struct Graph {
     shim: &'static Shim,
     work: *mut c_void,
 }
 
-// SAFETY: only what was recorded leaves the `run` that it began in, and the other side launches and frees it on any thread.
+// SAFETY: only a captured graph leaves the `run` in which it began, and it may be replayed and freed on any thread.
 unsafe impl Send for Graph {}
 
 impl Graph {
     fn end(&self) -> Result<()> {
         // SAFETY: begun on this thread, in the same `run`, and not dropped yet.
         unsafe { autograd::take_error((self.shim.end)(self.work)) }.map_err(|error| {
-            error.context("repeated work cannot be recorded").hint(
-                "an error of the model: such work may do nothing but operations on the device, see `unirl::cuda_graph`",
+            error.context("failed to capture a CUDA graph").hint(
+                "the model must run only device operations in a graphed callable: see `unirl::cuda_graph`",
             )
         })
     }
 
     fn replay(&self) -> Result<()> {
-        // SAFETY: not dropped yet; the other side refuses work whose recording has not come to its end.
+        // SAFETY: not dropped yet; a graph whose capture has not ended returns an error.
         unsafe { autograd::take_error((self.shim.replay)(self.work)) }
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: made by `begin`, and dropped once.
+        // SAFETY: created by `begin`, and dropped once.
         if let Err(error) = unsafe { autograd::take_error((self.shim.drop)(self.work)) } {
-            tracing::warn!("repeated work that was given up: {error}");
+            tracing::warn!("aborted the capture of a CUDA graph: {error}");
         }
     }
 }
@@ -230,7 +229,7 @@ mod tests {
     use crate::plugin::{has_cuda_driver, load_cuda};
 
     #[test]
-    fn on_the_cpu_work_is_called_each_time_and_its_error_comes_back() {
+    fn on_the_cpu_every_run_calls_work_and_returns_its_error() {
         let mut value = Tensor::zeros([1], (Kind::Float, Device::Cpu));
         let mut graphed = GraphedCallable::new(Device::Cpu);
         for _ in 0..4 {
@@ -246,9 +245,9 @@ mod tests {
     }
 
     #[test]
-    fn where_the_library_cannot_be_opened_work_is_called_each_time() {
+    fn without_the_library_every_run_calls_work() {
         if Cuda::is_available() {
-            println!("skipped: here it can be opened");
+            println!("skipped: the library can be opened");
             return;
         }
         let mut calls = 0;
@@ -268,7 +267,7 @@ mod tests {
     }
 
     thread_local! {
-        /// What was asked of a stand-in for the library, and done.
+        /// The calls of the fake library and of the work.
         static LOG: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
     }
 
@@ -280,10 +279,10 @@ mod tests {
         LOG.take().join(" ")
     }
 
-    unsafe extern "C" fn begin(index: c_int, record: c_int, work: *mut *mut c_void) -> *mut c_char {
+    unsafe extern "C" fn begin(index: c_int, capture: c_int, work: *mut *mut c_void) -> *mut c_char {
         assert_eq!(index, 3);
-        log(if record == 0 { "aside" } else { "record" });
-        // SAFETY: points to the variable of `Shim::begin`; what is written is never followed.
+        log(if capture == 0 { "warm-up" } else { "capture" });
+        // SAFETY: points to the variable of `Shim::begin`; the written pointer is never dereferenced.
         unsafe { *work = ptr::dangling_mut() };
         ptr::null_mut()
     }
@@ -298,63 +297,63 @@ mod tests {
             fn strdup(text: *const c_char) -> *mut c_char;
         }
         log("fails");
-        // SAFETY: copies a text that ends with a zero.
+        // SAFETY: copies a zero-terminated text.
         unsafe { strdup(c"capture invalid\nand more".as_ptr()) }
     }
 
     unsafe extern "C" fn replay(_: *mut c_void) -> *mut c_char {
-        log("launch");
+        log("replay");
         ptr::null_mut()
     }
 
-    unsafe extern "C" fn forget(_: *mut c_void) -> *mut c_char {
+    unsafe extern "C" fn release(_: *mut c_void) -> *mut c_char {
         log("drop");
         ptr::null_mut()
     }
 
-    static STAND_IN: Shim = Shim { begin, end, replay, drop: forget };
-    static FAILS: Shim = Shim { begin, end: fails, replay, drop: forget };
+    static FAKE: Shim = Shim { begin, end, replay, drop: release };
+    static FAILS: Shim = Shim { begin, end: fails, replay, drop: release };
 
-    /// In one test, as there is one turn in the process.
+    /// One test, because the process has one capture lock.
     #[test]
-    fn work_is_called_then_recorded_then_launched_and_given_up_when_it_fails() {
+    fn work_is_called_then_captured_then_replayed_and_aborted_on_failure() {
         let work = || {
             log("work");
             Ok(())
         };
-        let mut graphed = GraphedCallable { state: State::WarmUp(&STAND_IN, 3) };
+        let mut graphed = GraphedCallable { state: State::WarmUp(&FAKE, 3) };
         graphed.run(work).unwrap();
-        assert_eq!(logged(), "aside work end drop");
+        assert_eq!(logged(), "warm-up work end drop");
 
         graphed.run(|| Err(Error::failure("out of memory"))).unwrap_err();
-        assert_eq!(logged(), "record drop", "given up");
+        assert_eq!(logged(), "capture drop", "aborted by an error");
         catch_unwind(AssertUnwindSafe(|| graphed.run(|| panic!("a wrong shape")))).unwrap_err();
-        assert_eq!(logged(), "record drop", "given up, too");
+        assert_eq!(logged(), "capture drop", "aborted by a panic");
 
         graphed.run(work).unwrap();
-        assert_eq!(logged(), "record work end launch");
+        assert_eq!(logged(), "capture work end replay");
         graphed.run(work).unwrap();
         graphed.run(work).unwrap();
-        assert_eq!(logged(), "launch launch");
+        assert_eq!(logged(), "replay replay");
         drop(graphed);
         assert_eq!(logged(), "drop");
 
-        let mut inner = GraphedCallable { state: State::Ready(&STAND_IN, 3) };
-        let mut outer = GraphedCallable { state: State::Ready(&STAND_IN, 3) };
+        let mut inner = GraphedCallable { state: State::Ready(&FAKE, 3) };
+        let mut outer = GraphedCallable { state: State::Ready(&FAKE, 3) };
         outer.run(|| inner.run(work)).unwrap();
-        assert_eq!(logged(), "record work end launch", "the outer one records the inner one's work");
+        assert_eq!(logged(), "capture work end replay", "the outer capture includes the inner work");
 
         let mut graphed = GraphedCallable { state: State::Ready(&FAILS, 3) };
         let error = graphed.run(work).unwrap_err();
-        assert_eq!(logged(), "record work fails drop");
-        assert_eq!(error.message(), "repeated work cannot be recorded");
+        assert_eq!(logged(), "capture work fails drop");
+        assert_eq!(error.message(), "failed to capture a CUDA graph");
         assert_eq!(error.causes(), ["libtorch: capture invalid"]);
     }
 
     #[test]
-    fn on_a_gpu_work_is_called_twice_and_done_each_time() {
+    fn on_a_gpu_work_is_called_twice_and_then_replayed() {
         if !has_cuda_driver() || load_cuda().is_err() || !Cuda::is_available() {
-            println!("skipped: there is no GPU that libtorch can use");
+            println!("skipped: libtorch finds no GPU");
             return;
         }
         support().unwrap();
@@ -381,15 +380,15 @@ mod tests {
         let read = || Ok(f64::try_from(&sums.sum(Kind::Float)).map(|_| ())?);
         reads.run(read).unwrap();
         reads.run(read).unwrap_err();
-        let panics = catch_unwind(AssertUnwindSafe(|| reads.run(|| panic!("on the way"))));
+        let panics = catch_unwind(AssertUnwindSafe(|| reads.run(|| panic!("during the capture"))));
         assert!(panics.is_err());
         let random = Tensor::rand([8], (Kind::Float, device)).sum(Kind::Float);
-        assert!(random.double_value(&[]) > 0.0, "nothing is left of recordings that failed");
-        graphed.run(|| panic!("it is launched")).unwrap();
+        assert!(random.double_value(&[]) > 0.0, "failed captures leave the generator usable");
+        graphed.run(|| panic!("the graph is replayed instead")).unwrap();
         assert!(sums.to_device(Device::Cpu).equal(&(&once * 6.0)));
     }
 
-    /// The libraries that this process has mapped.
+    /// Returns the libraries of the process.
     fn mapped() -> Vec<PathBuf> {
         let _ = Tensor::from_slice(&[0f32]); // keeps libtorch linked
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -405,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn with_headers_beside_libtorch_cuda_graphs_are_compiled_in() {
+    fn cuda_graphs_are_compiled_in_if_headers_exist() {
         let libtorch = libtorch();
         let headers = libtorch.join("../../nvidia/cu13/include");
         let there =
@@ -413,15 +412,15 @@ mod tests {
         if there && libtorch.join("libtorch_cuda.so").is_file() {
             assert_eq!(LIBRARY.map(|bytes| bytes.starts_with(b"\x7fELF")), Ok(true));
         } else {
-            println!("skipped: there are no such headers");
+            println!("skipped: no CUDA headers");
         }
     }
 
-    /// Symbols of one sort in the dynamic table of a library; weak ones, which may stay open, are not wanted.
+    /// Returns the symbols of one kind in the dynamic table of a library, without weak ones, which may stay undefined.
     fn symbols(library: &Path, sort: &str) -> HashSet<String> {
         let output = match Command::new("nm").args(["-D", sort]).arg(library).output() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                panic!("`nm` is not found: this test needs binutils, which come with a C++ compiler")
+                panic!("`nm` not found: this test needs binutils, which come with a C++ compiler")
             }
             output => output.unwrap(),
         };
@@ -442,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_library_wants_is_in_libtorch_and_the_runtimes() {
+    fn undefined_symbols_of_the_library_are_in_libtorch_and_the_runtimes() {
         let Ok(bytes) = LIBRARY else {
             println!("skipped: CUDA graphs are not compiled in");
             return;
@@ -450,9 +449,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("graph.so");
         fs::write(&path, bytes).unwrap();
-        let wanted = symbols(&path, "--undefined-only");
+        let undefined = symbols(&path, "--undefined-only");
         assert!(
-            wanted.contains("cudaStreamBeginCapture") || wanted.iter().any(|name| name.contains("CUDAGraph"))
+            undefined.contains("cudaStreamBeginCapture")
+                || undefined.iter().any(|name| name.contains("CUDAGraph"))
         );
 
         let runtimes = [
@@ -470,9 +470,9 @@ mod tests {
         };
         let mut libraries: Vec<PathBuf> = mapped().into_iter().filter(named).collect();
         libraries.extend(["libtorch_cuda.so", "libc10_cuda.so"].map(|name| libtorch().join(name)));
-        let offered: HashSet<String> =
+        let defined: HashSet<String> =
             libraries.iter().flat_map(|library| symbols(library, "--defined-only")).collect();
-        let open: Vec<&String> = wanted.difference(&offered).collect();
-        assert!(open.is_empty(), "in none of {libraries:?}: {open:?}");
+        let missing: Vec<&String> = undefined.difference(&defined).collect();
+        assert!(missing.is_empty(), "in none of {libraries:?}: {missing:?}");
     }
 }

@@ -9,10 +9,11 @@ use std::str::FromStr;
 use serde_json::Value;
 
 use super::receipt::Plan;
-use super::{Evaluation, Item, ModelFingerprint, Receipt};
+use super::{Evaluation, Item, Receipt};
 use crate::atomic_fs;
 use crate::error::{Context, Error, Result};
 use crate::model::UnifiedModel;
+use crate::weights::ModelFingerprint;
 
 /// Which parts one process evaluates: every `of`th, from `index`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

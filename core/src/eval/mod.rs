@@ -10,9 +10,9 @@ mod receipt;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::checksum;
 use crate::config::Rollout;
 use crate::error::{Error, Result};
-use crate::hash;
 use crate::judge::{AnswerJudge, Exact, ImageJudge, TilesJudge, Verdict};
 use crate::model::{ImageSampling, ModelCard, TextSampling, UnifiedModel};
 use crate::prompts::rng::Rng;
@@ -21,7 +21,7 @@ use crate::{seed, tiles};
 
 pub use figures::{Interval, Report, Score, comparison, table};
 pub use folder::{EvalFolder, Shard};
-pub use receipt::{ModelFingerprint, Receipt};
+pub use receipt::Receipt;
 
 /// The verdicts on one prompt.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,7 +146,7 @@ impl<'a> Evaluation<'a> {
 
         let reference_answers = self.about_references(model, index)?;
 
-        let drawings = hash::pictures(&pixels)?;
+        let drawings = checksum::images(&pixels)?;
         let mut items = Vec::with_capacity(tasks.len());
         let rows = verdicts.into_iter().zip(generated_answers).zip(passed).zip(drawings);
         for ((((verdict, answer), passed), image_sha256), shown) in rows.zip(reference_answers) {

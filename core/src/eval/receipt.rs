@@ -6,34 +6,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Evaluation, Item, Report};
+use crate::checksum;
 use crate::error::{Context, Error, Result};
-use crate::hash;
 use crate::judge::{AnswerJudge, Exact, answer_is_right};
 use crate::model::{ImageSampling, TextSampling, UnifiedModel};
 use crate::plugin::mapped_version;
 use crate::prompts::{Task, read_records, write_jsonl};
+use crate::sealed;
+use crate::weights::{self, ModelFingerprint};
 
 /// The form of a receipt; one of another form is refused.
 const FORM: u32 = 1;
-
-/// Which model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelFingerprint {
-    /// The family.
-    pub name: String,
-    /// The plugin and its version, as far as it is known.
-    pub plugin: String,
-    /// The SHA-256 of all weights.
-    pub weights: String,
-}
-
-impl ModelFingerprint {
-    /// Hashes the weights of a model.
-    pub fn new(model: &dyn UnifiedModel, plugin: impl Into<String>) -> Result<Self> {
-        Ok(Self { name: model.card().name.clone(), plugin: plugin.into(), weights: hash::weights(model)? })
-    }
-}
 
 /// Everything that decides the verdicts of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,7 +54,7 @@ impl Plan {
             answers: evaluation.answering(),
             seed: evaluation.seed,
             batch: evaluation.batch,
-            prompts: hash::text(&write_jsonl(evaluation.tasks)?),
+            prompts: checksum::text(&write_jsonl(evaluation.tasks)?),
             unirl: env!("CARGO_PKG_VERSION").into(),
             libtorch: mapped_version().unwrap_or_else(|| "unknown".into()),
         })
@@ -142,7 +125,7 @@ impl Receipt {
             verdicts: self.tasks.iter().zip(&self.items).map(line).collect::<Result<_>>()?,
         };
         let place = || "cannot write the receipt";
-        let json = hash::seal(serde_json::to_value(&body).context(place)?);
+        let json = sealed::seal(serde_json::to_value(&body).context(place)?);
         Ok(serde_json::to_string_pretty(&json).context(place)? + "\n")
     }
 
@@ -173,12 +156,12 @@ impl Receipt {
     fn check(text: &str) -> Result<Self> {
         let renew = "evaluate again: `unirl eval --out DIR` writes a new one";
         let altered = |what: &str| Error::failure(format!("the receipt was altered: {what}")).hint(renew);
-        let json = hash::unseal("receipt", FORM, text).map_err(|error| error.hint(renew))?;
+        let json = sealed::unseal("receipt", FORM, text).map_err(|error| error.hint(renew))?;
         let body: Body = serde_json::from_value(json).context(|| "not a receipt")?;
         let (lines, items): (Vec<String>, Vec<Item>) =
             body.verdicts.into_iter().map(|line| (line.task.to_string(), line.verdict)).unzip();
         let tasks = read_records("task", &lines.join("\n"), crate::prompts::Record::task)?;
-        if hash::text(&write_jsonl(&tasks)?) != body.plan.prompts {
+        if checksum::text(&write_jsonl(&tasks)?) != body.plan.prompts {
             return Err(altered("its prompts are others"));
         }
         if body.plan.answer_judge == Exact.name() {
@@ -200,7 +183,7 @@ impl Receipt {
 
     /// Refuses a model whose weights are not those of the receipt.
     pub fn check_model(&self, model: &dyn UnifiedModel) -> Result<()> {
-        let weights = hash::weights(model)?;
+        let weights = weights::checksum(model)?;
         if weights == self.plan.model.weights {
             return Ok(());
         }
@@ -238,11 +221,11 @@ mod tests {
             mmu_answer: Some("nothing".into()),
             mmu_correct: Some(false),
             not_judged: 0,
-            image_sha256: hash::text(&task.prompt),
+            image_sha256: checksum::text(&task.prompt),
         };
         let items = tasks.iter().enumerate().map(item).collect();
         let model =
-            ModelFingerprint { name: "toy".into(), plugin: "toy 0.1.0".into(), weights: hash::text("w") };
+            ModelFingerprint { name: "toy".into(), plugin: "toy 0.1.0".into(), weights: checksum::text("w") };
         Receipt::new(&evaluation, model, items).unwrap()
     }
 
@@ -282,7 +265,7 @@ mod tests {
             let mut json: Value = serde_json::from_str(&receipt().to_json().unwrap()).unwrap();
             json.as_object_mut().unwrap().remove("seal");
             change(&mut json);
-            let seal = hash::text(&json.to_string());
+            let seal = checksum::text(&json.to_string());
             json["seal"] = seal.into();
             Receipt::check(&json.to_string()).unwrap_err().message().to_string()
         };

@@ -1,5 +1,5 @@
-//! What of libtorch tch has no call for: products that share their rows, the update of many weights at once, and the count
-//! of operations. As with the operations of tch, arguments that do not fit together are a panic with libtorch's own words.
+//! Operations of libtorch that tch lacks: fused linear layers, fused AdamW, and counting of operations. As with the operations
+//! of tch, invalid arguments panic with libtorch's message.
 #![allow(unsafe_code, reason = "calls libtorch")]
 
 use std::ffi::{c_char, c_int};
@@ -52,27 +52,29 @@ fn pointers(tensors: &[&Tensor]) -> Vec<Pointer> {
     tensors.iter().map(|tensor| pointer(tensor)).collect()
 }
 
-/// Takes what the other side answered, and panics if it is an error.
-fn done(error: *mut c_char) {
-    // SAFETY: what a call answered, and nobody else has it.
+/// Panics if a call returned an error.
+fn check(error: *mut c_char) {
+    // SAFETY: the result of a call, which nobody else owns.
     if let Err(error) = unsafe { take_error(error) } {
         panic!("{}", error.message());
     }
 }
 
-/// Products of the same rows `x […,inputs]` with several `weights`, each `[outputs,inputs]`, and with as many `biases` or
-/// none: one product, and one for each gradient. `weight [Σ outputs,inputs]` and `bias [Σ outputs]` are the same values in the
-/// same memory, one behind the other, without a gradient of their own. Answers `[…,outputs]` for each.
+/// Applies several linear layers to the same input with one matrix product, and one per gradient.
+///
+/// `x` is `[…,inputs]`, each of `weights` is `[outputs,inputs]`, and `biases` has one `[outputs]` per weight or is empty.
+/// `weight [Σ outputs,inputs]` and `bias [Σ outputs]` share their memory with the concatenated weights and biases, and require no
+/// gradient. Returns `[…,outputs]` for each layer.
 pub fn linear(
     x: &Tensor,
     (weight, bias): (&Tensor, Option<&Tensor>),
     weights: &[&Tensor],
     biases: &[&Tensor],
 ) -> Vec<Tensor> {
-    assert!(bias.is_none() || biases.len() == weights.len(), "a bias for each weight");
+    assert!(bias.is_none() || biases.len() == weights.len(), "expected a bias for each weight");
     let mut outputs = vec![null_mut(); weights.len()];
-    // SAFETY: pointers of live tensors, as many as is said.
-    done(unsafe {
+    // SAFETY: pointers of live tensors, with matching counts.
+    check(unsafe {
         unirl_linear(
             pointer(x),
             pointer(weight),
@@ -83,22 +85,23 @@ pub fn linear(
             outputs.as_mut_ptr(),
         )
     });
-    // SAFETY: tensors that the other side made for us.
+    // SAFETY: tensors that the call created for us.
     outputs.into_iter().map(|output| unsafe { Tensor::from_ptr(output) }).collect()
 }
 
-/// `GELU(x·Wᵀ + b)`, GELU by tanh, in one pass and without gradient.
+/// Computes `GELU(x·Wᵀ + b)` with the tanh approximation in one pass, without gradient.
 pub fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
     let mut output = null_mut();
     // SAFETY: pointers of live tensors.
-    done(unsafe { unirl_linear_gelu(pointer(x), pointer(weight), pointer(bias), &raw mut output) });
-    // SAFETY: a tensor that the other side made for us.
+    check(unsafe { unirl_linear_gelu(pointer(x), pointer(weight), pointer(bias), &raw mut output) });
+    // SAFETY: a tensor that the call created for us.
     unsafe { Tensor::from_ptr(output) }
 }
 
-/// Weights for [`adamw`], all f32, and `steps []`, which count the one that is done, of each.
+/// The tensors of [`adamw`], all f32: for each weight its gradient, its moments and `steps []`, its update count including this
+/// one.
 #[derive(Default)]
-pub(crate) struct Learning<'a> {
+pub(crate) struct AdamWTensors<'a> {
     pub(crate) weights: Vec<&'a Tensor>,
     pub(crate) gradients: Vec<&'a Tensor>,
     pub(crate) means: Vec<&'a Tensor>,
@@ -106,7 +109,7 @@ pub(crate) struct Learning<'a> {
     pub(crate) steps: Vec<&'a Tensor>,
 }
 
-/// The numbers of an AdamW step.
+/// The hyper-parameters of AdamW.
 #[derive(Clone, Copy)]
 pub(crate) struct AdamWRates {
     pub(crate) learning_rate: f64,
@@ -116,13 +119,13 @@ pub(crate) struct AdamWRates {
     pub(crate) epsilon: f64,
 }
 
-/// A step of AdamW on all weights at once, with gradients divided by `scale []`.
-pub(crate) fn adamw(learning: &Learning<'_>, rates: AdamWRates, scale: &Tensor) {
-    let Learning { weights, gradients, means, squares, steps } = learning;
+/// Updates all weights by one AdamW step. Gradients are divided by `scale []`.
+pub(crate) fn adamw(tensors: &AdamWTensors<'_>, rates: AdamWRates, scale: &Tensor) {
+    let AdamWTensors { weights, gradients, means, squares, steps } = tensors;
     let n = weights.len();
-    assert!([gradients, means, squares, steps].iter().all(|list| list.len() == n), "as many of each");
+    assert!([gradients, means, squares, steps].iter().all(|list| list.len() == n), "lists of equal length");
     // SAFETY: pointers of live tensors, `n` in each list.
-    done(unsafe {
+    check(unsafe {
         unirl_adamw(
             pointers(weights).as_ptr(),
             pointers(gradients).as_ptr(),
@@ -140,35 +143,35 @@ pub(crate) fn adamw(learning: &Learning<'_>, rates: AdamWRates, scale: &Tensor) 
     });
 }
 
-/// The Euclidean norm of all values of `tensors`: a scalar, f32.
+/// Returns the Euclidean norm over all values of `tensors`, an f32 scalar.
 pub(crate) fn norm(tensors: &[&Tensor]) -> Tensor {
     let mut output = null_mut();
     // SAFETY: pointers of live tensors.
-    done(unsafe { unirl_norm(pointers(tensors).as_ptr(), tensors.len(), &raw mut output) });
-    // SAFETY: a tensor that the other side made for us.
+    check(unsafe { unirl_norm(pointers(tensors).as_ptr(), tensors.len(), &raw mut output) });
+    // SAFETY: a tensor that the call created for us.
     unsafe { Tensor::from_ptr(output) }
 }
 
-/// Copies the values of tensors into as many others of the same shapes.
+/// Copies the values of `from` into `to`, tensors of the same shapes.
 pub(crate) fn copy(to: &[&Tensor], from: &[&Tensor]) {
-    assert_eq!(to.len(), from.len(), "as many of each");
+    assert_eq!(to.len(), from.len(), "lists of equal length");
     // SAFETY: pointers of live tensors.
-    done(unsafe { unirl_copy(pointers(to).as_ptr(), pointers(from).as_ptr(), to.len()) });
+    check(unsafe { unirl_copy(pointers(to).as_ptr(), pointers(from).as_ptr(), to.len()) });
 }
 
-/// The most bytes of tensors that a GPU held at once since this was asked before; none on the CPU.
+/// Returns the peak bytes of tensors on a GPU since the last call; `None` on the CPU.
 pub fn peak_memory(device: Device) -> Option<i64> {
     let Device::Cuda(index) = device else { return None };
     let mut bytes = 0;
     // SAFETY: the pointer is that of a live number.
-    done(unsafe { unirl_peak_memory(index as c_int, &raw mut bytes) });
+    check(unsafe { unirl_peak_memory(index as c_int, &raw mut bytes) });
     Some(bytes)
 }
 
-/// How many operations of libtorch `work` starts from this thread; those that are part of another do not count. On a GPU each
-/// that is no view is a kernel or more.
+/// Counts the libtorch operations that `work` starts on this thread, without nested ones. On a GPU every operation except views
+/// launches at least one kernel.
 pub fn count<T>(work: impl FnOnce() -> T) -> (T, i64) {
-    // SAFETY: a callback of this thread alone, which is removed again.
+    // SAFETY: adds a callback of this thread, which is removed below.
     let handle = unsafe { unirl_count_begin() };
     let value = work();
     // SAFETY: the handle of the callback.
@@ -185,8 +188,8 @@ mod tests {
         Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).detach().set_requires_grad(true)
     }
 
-    /// `tensors` one behind the other, in one memory, which they move into.
-    fn joined(tensors: &mut [Tensor]) -> Tensor {
+    /// Concatenates `tensors` and moves them into the memory of the result.
+    fn fused(tensors: &mut [Tensor]) -> Tensor {
         let whole = Tensor::cat(&tensors.iter().map(Tensor::detach).collect::<Vec<_>>(), 0);
         let mut start = 0;
         for tensor in tensors {
@@ -197,8 +200,7 @@ mod tests {
         whole
     }
 
-    /// Values and gradients of joined products, beside those of the products one by one. `learn` says which of the rows,
-    /// weights and biases do.
+    /// Compares values and gradients of fused and separate layers. `learn` says which of input, weights and biases are trainable.
     fn compare(kind: Kind, biased: bool, learn: [bool; 3], tolerance: f64) {
         tch::manual_seed(1);
         let x = leaf(&[3, 7, 5], kind).detach().set_requires_grad(learn[0]);
@@ -210,7 +212,7 @@ mod tests {
             std::iter::once(&x).chain(weights).chain(biases).map(Tensor::shallow_clone).collect()
         };
         let learned = |outputs: Vec<Tensor>, leaves: Vec<Tensor>| -> Vec<Option<Tensor>> {
-            let terms = outputs.iter().zip(&factors).take(2); // the last has no gradient
+            let terms = outputs.iter().zip(&factors).take(2); // the last output gets no gradient
             let losses: Vec<Tensor> =
                 terms.map(|(out, factor)| (out.to_kind(Kind::Float) * factor).sum(Kind::Float)).collect();
             let loss = Tensor::stack(&losses, 0).sum(Kind::Float);
@@ -220,7 +222,7 @@ mod tests {
             let gradient = |mut leaf: Tensor| {
                 let gradient = leaf.grad();
                 let gradient = gradient.defined().then(|| gradient.copy());
-                crate::autograd::forget_gradient(&mut leaf);
+                crate::autograd::clear_gradient(&mut leaf);
                 gradient
             };
             outputs
@@ -233,7 +235,7 @@ mod tests {
         let plain: Vec<Tensor> =
             weights.iter().zip(&biases).map(|(w, b)| x.linear(w, biased.then_some(b))).collect();
         let expected = learned(plain, leaves(&weights, &biases));
-        let (weight, bias) = (joined(&mut weights), joined(&mut biases));
+        let (weight, bias) = (fused(&mut weights), fused(&mut biases));
         let refs = |of: &'_ [Tensor]| of.iter().map(Tensor::shallow_clone).collect::<Vec<_>>();
         let (held_weights, held_biases) = (refs(&weights), refs(&biases));
         let outputs = linear(
@@ -250,7 +252,7 @@ mod tests {
                     assert!(off <= tolerance, "{kind:?}, tensor {at}: off by {off}");
                 }
                 (None, None) => {}
-                // The last part is not in the loss: joined, it has a gradient of zeros.
+                // The last output is not in the loss: fused, it has a gradient of zeros.
                 (Some(got), None) => assert!(got.equal(&got.zeros_like())),
                 (None, Some(_)) => panic!("{kind:?}, tensor {at}: no gradient"),
             }
@@ -258,20 +260,20 @@ mod tests {
     }
 
     #[test]
-    fn joined_products_and_their_gradients_are_those_of_the_products_one_by_one() {
+    fn fused_linear_matches_separate_layers() {
         for biased in [false, true] {
             for learn in
                 [[true, true, true], [false, true, true], [true, false, false], [false, false, false]]
             {
                 compare(Kind::Float, biased, learn, 1e-5); // sums of 21 numbers near 1 in f32
                 compare(Kind::Double, biased, learn, 1e-12);
-                compare(Kind::BFloat16, biased, learn, 0.3); // eight bits of numbers near 10, summed in another order
+                compare(Kind::BFloat16, biased, learn, 0.3); // 8 bits of numbers near 10, summed in a different order
             }
         }
     }
 
     #[test]
-    fn gelu_behind_a_product_is_gelu_of_the_product() {
+    fn linear_gelu_matches_linear_and_gelu() {
         tch::manual_seed(2);
         for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 0.05)] {
             let [x, w, b] = [&[3, 7, 5][..], &[9, 5], &[9]].map(|shape| leaf(shape, kind));
@@ -284,17 +286,16 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_a_panic_with_the_words_of_libtorch() {
+    fn wrong_shapes_panic_with_the_message_of_libtorch() {
         let [x, w] = [[2, 3], [4, 5]].map(|shape| leaf(&shape, Kind::Float));
-        let error =
-            crate::abi::panic::catch_unwind_to_error(|| Ok(linear(&x, (&w.detach(), None), &[&w], &[])))
-                .unwrap_err();
+        let error = crate::panic::catch_unwind_to_error(|| Ok(linear(&x, (&w.detach(), None), &[&w], &[])))
+            .unwrap_err();
         assert!(error.to_string().contains('3'), "{error}");
         assert!(!error.to_string().contains("Exception raised from"), "no C++ stack: {error}");
     }
 
     #[test]
-    fn operations_are_counted_without_what_they_are_made_of() {
+    fn count_excludes_nested_operations() {
         let x = Tensor::ones([2, 2], (Kind::Float, Device::Cpu));
         let (_, counted) = count(|| (&x + &x).softmax(-1, Kind::Float));
         assert_eq!(counted, 2);

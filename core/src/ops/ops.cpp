@@ -1,4 +1,4 @@
-// What of libtorch tch has no call for. `mod.rs` holds the other side.
+// Functions for `mod.rs`.
 
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -26,14 +26,14 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// oneDNN's kernels are made for the processor at hand. Those of MKL, which libtorch takes for a product in f32, are slower
-// by half and more on processors that are not Intel's.
-bool by_onednn(const Tensor& x, const Tensor& weight) {
+// oneDNN generates kernels for the processor. MKL, which libtorch uses for f32 products, is slower by half or more on processors
+// of other vendors than Intel.
+bool use_onednn(const Tensor& x, const Tensor& weight) {
     return at::hasMKLDNN() && at::globalContext().userEnabledMkldnn() && x.device().is_cpu() && x.numel() > 0 &&
            x.size(-1) == weight.size(1) && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat;
 }
 
-// `x·weightᵀ + bias`, behind it `activation` ("none" or "gelu", by tanh).
+// `x·weightᵀ + bias`, followed by `activation`: "none" or "gelu" (tanh).
 Tensor onednn(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const char* activation) {
     using Scalars = c10::List<std::optional<at::Scalar>>;
     using Signature = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view, Scalars,
@@ -44,27 +44,28 @@ Tensor onednn(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
 }
 
 Tensor product(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-    return by_onednn(x, weight) ? onednn(x, weight, bias, "none") : at::linear(x, weight, bias);
+    return use_onednn(x, weight) ? onednn(x, weight, bias, "none") : at::linear(x, weight, bias);
 }
 
 // `left [n,k]` times `right [k,m]`.
 Tensor matrix_product(const Tensor& left, const Tensor& right) { return product(left, right.t(), std::nullopt); }
 
-// Several products of the same rows: their weights, and their biases, one behind the other in the same memory.
-struct Whole {
+// Several linear layers of the same input: their concatenated weights and biases, and the output size of each.
+struct FusedWeights {
     Tensor weight;
     std::optional<Tensor> bias;
     std::vector<int64_t> sizes;
 };
 
-// One product for the values, and one for either gradient.
-struct Joined : public torch::autograd::Function<Joined> {
-    // `parts`, weights and then biases, are there for their edges in the graph.
-    static variable_list forward(AutogradContext* context, const Whole& whole, const Tensor& x, at::TensorList parts) {
-        context->save_for_backward({x, whole.weight});
-        context->saved_data["sizes"] = whole.sizes;
-        context->saved_data["biased"] = parts.size() > whole.sizes.size();
-        return product(x, whole.weight, whole.bias).split_with_sizes(whole.sizes, -1);
+// One product for the values, and one for each gradient.
+struct FusedLinear : public torch::autograd::Function<FusedLinear> {
+    // `leaves`, weights and then biases, are arguments only for their edges in the graph.
+    static variable_list forward(AutogradContext* context, const FusedWeights& fused, const Tensor& x,
+                                 at::TensorList leaves) {
+        context->save_for_backward({x, fused.weight});
+        context->saved_data["sizes"] = fused.sizes;
+        context->saved_data["biased"] = leaves.size() > fused.sizes.size();
+        return product(x, fused.weight, fused.bias).split_with_sizes(fused.sizes, -1);
     }
 
     static variable_list backward(AutogradContext* context, const variable_list& gradients) {
@@ -72,63 +73,64 @@ struct Joined : public torch::autograd::Function<Joined> {
         const Tensor &x = saved[0], &weight = saved[1];
         const auto sizes = context->saved_data["sizes"].toIntVector();
         const size_t parts = sizes.size(), leaves = parts * (context->saved_data["biased"].toBool() ? 2 : 1);
-        const Tensor whole = parts == 1 ? gradients[0] : at::cat(gradients, -1);
-        const Tensor rows = whole.reshape({-1, weight.size(0)});
+        const Tensor joined = parts == 1 ? gradients[0] : at::cat(gradients, -1);
+        const Tensor rows = joined.reshape({-1, weight.size(0)});
 
-        // Of all arguments; the first is no tensor and has no edge.
-        variable_list answer(2 + leaves);
-        const auto learns = [&](size_t leaf) { return context->needs_input_grad(1 + leaf); };
+        // One per argument; the first is not a tensor and has no edge.
+        variable_list result(2 + leaves);
+        const auto trainable = [&](size_t leaf) { return context->needs_input_grad(1 + leaf); };
         const auto split = [&](const Tensor& gradient, size_t first) {
             const auto each = gradient.split_with_sizes(sizes, 0);
             for (size_t i = 0; i < parts; ++i) {
-                if (learns(first + i)) answer[2 + first + i] = each[i];
+                if (trainable(first + i)) result[2 + first + i] = each[i];
             }
         };
         const auto any = [&](size_t first) {
             for (size_t i = first; i < first + parts; ++i) {
-                if (learns(i)) return true;
+                if (trainable(i)) return true;
             }
             return false;
         };
-        if (context->needs_input_grad(0)) answer[1] = matrix_product(rows, weight).view_as(x);
+        if (context->needs_input_grad(0)) result[1] = matrix_product(rows, weight).view_as(x);
         if (any(0)) {
             const Tensor inputs = x.reshape({-1, weight.size(1)});
-            // The left factor is copied where it is not laid out in rows: the smaller of the two.
+            // A left factor that is not row-major is copied; choose the smaller one.
             split(rows.size(1) <= inputs.size(1) ? matrix_product(rows.t(), inputs)
                                                  : matrix_product(inputs.t(), rows).t(),
                   0);
         }
         if (leaves > parts && any(parts)) split(rows.sum(0), parts);
-        return answer;
+        return result;
     }
 };
 
 }  // namespace
 
-// `x` times `parts` weights, whose memory `weight` and `bias` join; writes as many outputs, which the caller owns. `biases`
-// and `bias` may be null. Answers an error text to be freed, or null.
+// Applies `parts` linear layers to `x`; `weight` and `bias` are the concatenated weights and biases in the same memory. Writes
+// `parts` outputs, which the caller owns. `biases` and `bias` may be null. This and the other functions return null or an error
+// text that the caller frees.
 extern "C" char* unirl_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** weights, Tensor** biases, size_t parts,
                               Tensor** outputs) {
     return catch_to_cstr([&] {
-        Whole whole{*weight, bias == nullptr ? std::nullopt : std::make_optional(*bias), {}};
+        FusedWeights fused{*weight, bias == nullptr ? std::nullopt : std::make_optional(*bias), {}};
         variable_list leaves;
         for (size_t i = 0; i < parts; ++i) {
-            whole.sizes.push_back(weights[i]->size(0));
+            fused.sizes.push_back(weights[i]->size(0));
             leaves.push_back(*weights[i]);
         }
         for (size_t i = 0; bias != nullptr && i < parts; ++i) leaves.push_back(*biases[i]);
-        const auto made = at::GradMode::is_enabled()
-                              ? Joined::apply(whole, *x, at::TensorList(leaves))
-                              : product(*x, whole.weight, whole.bias).split_with_sizes(whole.sizes, -1);
-        for (size_t i = 0; i < parts; ++i) outputs[i] = new Tensor(made[i]);
+        const auto results = at::GradMode::is_enabled()
+                                 ? FusedLinear::apply(fused, *x, at::TensorList(leaves))
+                                 : product(*x, fused.weight, fused.bias).split_with_sizes(fused.sizes, -1);
+        for (size_t i = 0; i < parts; ++i) outputs[i] = new Tensor(results[i]);
     });
 }
 
-// GELU, by tanh, of `x·weightᵀ + bias`, without gradient.
+// GELU (tanh) of `x·weightᵀ + bias`, without gradient.
 extern "C" char* unirl_linear_gelu(Tensor* x, Tensor* weight, Tensor* bias, Tensor** output) {
     return catch_to_cstr([&] {
         at::NoGradGuard no_grad;
-        if (by_onednn(*x, *weight)) {
+        if (use_onednn(*x, *weight)) {
             *output = new Tensor(onednn(*x, *weight, *bias, "gelu"));
         } else if (x->is_cuda()) {
             auto shape = x->sizes().vec();
@@ -141,7 +143,7 @@ extern "C" char* unirl_linear_gelu(Tensor* x, Tensor* weight, Tensor* bias, Tens
     });
 }
 
-// AdamW on lists of f32 tensors, of which `gradients` are scaled by 1/`scale`. `steps` count this step already.
+// AdamW on lists of f32 tensors; `gradients` are divided by `scale`, and `steps` include this step.
 extern "C" char* unirl_adamw(Tensor** weights, Tensor** gradients, Tensor** means, Tensor** squares, Tensor** steps,
                              size_t n, double rate, double beta1, double beta2, double decay, double epsilon,
                              Tensor* scale) {
@@ -157,7 +159,7 @@ extern "C" char* unirl_adamw(Tensor** weights, Tensor** gradients, Tensor** mean
     });
 }
 
-// The Euclidean norm of all values of `n` tensors, an f32 scalar that the caller owns.
+// The Euclidean norm over all values of `n` tensors, an f32 scalar that the caller owns.
 extern "C" char* unirl_norm(Tensor** tensors, size_t n, Tensor** output) {
     return catch_to_cstr([&] {
         at::NoGradGuard no_grad;
@@ -167,7 +169,7 @@ extern "C" char* unirl_norm(Tensor** tensors, size_t n, Tensor** output) {
     });
 }
 
-// Copies tensors, of another type if need be, into as many others.
+// Copies tensors into others, converting their type if necessary.
 extern "C" char* unirl_copy(Tensor** to, Tensor** from, size_t n) {
     return catch_to_cstr([&] {
         at::NoGradGuard no_grad;
@@ -181,7 +183,7 @@ extern "C" char* unirl_copy(Tensor** to, Tensor** from, size_t n) {
     });
 }
 
-// The most bytes of tensors that a GPU held at once since this was called before.
+// The peak bytes of tensors on a GPU since the last call.
 extern "C" char* unirl_peak_memory(int index, int64_t* bytes) {
     return catch_to_cstr([&] {
         auto* allocator = c10::getDeviceAllocator(at::kCUDA);
@@ -196,7 +198,7 @@ namespace {
 thread_local int64_t started = 0;
 thread_local int64_t depth = 0;
 
-// Counts operations that are not part of another.
+// Counts operations that are not nested in another.
 std::unique_ptr<at::ObserverContext> count(const at::RecordFunction&) {
     if (depth++ == 0) ++started;
     return nullptr;

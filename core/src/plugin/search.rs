@@ -1,4 +1,4 @@
-//! Finds the file of a plugin by its name.
+//! Finds the file of a plugin.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::home;
 const PREFIX: &str = "libunirl_plugin_";
 const SUFFIX: &str = ".so";
 
-/// The directories to search, in order and without duplicates.
+/// Returns the search path without duplicates.
 pub(super) fn dirs(extra: &[PathBuf]) -> Vec<PathBuf> {
     let mut all = extra.to_vec();
     if let Some(path) = env::var_os("UNIRL_PLUGIN_PATH") {
@@ -37,19 +37,19 @@ pub(super) fn is_path(value: &str) -> bool {
     value.contains('/') || is_library(value)
 }
 
-/// Whether a value has the extension of a shared library.
+/// Whether a value has the extension of a library.
 pub(super) fn is_library(value: &str) -> bool {
     value.ends_with(SUFFIX)
 }
 
-/// Resolves a name or a path to a plugin file.
+/// Resolves a name or path to a file.
 pub(super) fn resolve(value: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
     if is_path(value) {
         let path = PathBuf::from(value);
         return if path.is_file() {
             Ok(path)
         } else {
-            Err(Error::usage(format!("no plugin file at `{value}`")))
+            Err(Error::usage(format!("plugin file `{value}` not found")))
         };
     }
     let file = format!("{PREFIX}{value}{SUFFIX}");
@@ -58,17 +58,17 @@ pub(super) fn resolve(value: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
     }
     let mut found: Vec<String> = candidates(dirs).into_iter().map(|(name, _)| name).collect();
     found.dedup();
-    let mut error = Error::usage(format!("plugin `{value}` was not found"));
+    let mut error = Error::usage(format!("plugin `{value}` not found"));
     if let Some(near) = nearest(value, found.iter().map(String::as_str)) {
         error = error.hint(format!("did you mean `{near}`?"));
     }
     if !found.is_empty() {
-        error = error.hint(format!("found: {}", found.join(", ")));
+        error = error.hint(format!("available: {}", found.join(", ")));
     }
     Err(error.hint(format!("searched for `{file}` in {}", list(dirs))))
 }
 
-/// Every plugin file with its name, sorted by name, then by the order of the directories.
+/// Returns every plugin file with its name, sorted by name and then by the search path.
 pub(super) fn candidates(dirs: &[PathBuf]) -> Vec<(String, PathBuf)> {
     let mut all = Vec::new();
     for dir in dirs {
@@ -80,11 +80,11 @@ pub(super) fn candidates(dirs: &[PathBuf]) -> Vec<(String, PathBuf)> {
             }
         }
     }
-    all.sort_by(|a, b| a.0.cmp(&b.0)); // stable: keeps the order of the directories
+    all.sort_by(|a, b| a.0.cmp(&b.0)); // stable: keeps the order of the search path
     all
 }
 
-/// The directories as a list for messages.
+/// Formats directories as a list.
 pub(super) fn list(dirs: &[PathBuf]) -> String {
     dirs.iter().map(|dir| format!("`{}`", dir.display())).collect::<Vec<_>>().join(", ")
 }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn resolve_prefers_first_directory_and_hints_at_nearest_name() {
+    fn resolve_takes_the_first_match_and_suggests_names() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for dir in [&a, &b] {
             fs::write(dir.path().join("libunirl_plugin_showo.so"), "").unwrap();
@@ -104,7 +104,7 @@ mod tests {
         let dirs = [a.path().to_owned(), b.path().to_owned()];
         assert_eq!(resolve("showo", &dirs).unwrap(), a.path().join("libunirl_plugin_showo.so"));
         let error = resolve("shwo", &dirs).unwrap_err();
-        assert_eq!(error.hints()[..2], ["did you mean `showo`?", "found: showo"]);
+        assert_eq!(error.hints()[..2], ["did you mean `showo`?", "available: showo"]);
         assert!(resolve("./none.so", &dirs).unwrap_err().message().contains("./none.so"));
     }
 }

@@ -1,4 +1,4 @@
-//! What a plugin file says about itself, read without opening it as a library.
+//! Reads the stamp of a plugin file without opening it as a library.
 
 use std::fs;
 use std::path::Path;
@@ -21,29 +21,28 @@ pub(crate) struct Stamp {
     abi_stable: String,
 }
 
-/// Reads the stamp; an error says what the file is instead of a plugin.
+/// Reads the stamp. Errors if the file is not a plugin.
 pub(super) fn read(path: &Path) -> Result<Stamp> {
-    let bytes = fs::read(path).context(|| format!("plugin file `{}` cannot be read", path.display()))?;
+    let bytes = fs::read(path).context(|| format!("cannot read plugin file `{}`", path.display()))?;
     read_bytes(path, &bytes)
 }
 
-/// Reads the stamp in the contents of a file; `path` is for errors.
+/// Reads the stamp in the contents of a file; errors name `path`.
 pub(crate) fn read_bytes(path: &Path, bytes: &[u8]) -> Result<Stamp> {
-    let not =
+    let no_plugin =
         |reason: &str| Error::failure(format!("`{}` is not a unirl plugin", path.display())).cause(reason);
     if !bytes.starts_with(b"\x7fELF") {
-        return Err(not("it is not a shared library"));
+        return Err(no_plugin("it is not a shared library"));
     }
-    if !is_whole(bytes) {
-        return Err(not("the file is truncated").hint("copy or build it again"));
+    if !is_complete(bytes) {
+        return Err(no_plugin("the file is truncated").hint("copy or build it again"));
     }
     find(bytes)
-        .ok_or_else(|| not("it has no stamp").hint("write `unirl::export_plugin!();` into its `lib.rs`"))
+        .ok_or_else(|| no_plugin("it has no stamp").hint("add `unirl::export_plugin!();` to its `lib.rs`"))
 }
 
-/// Whether the section headers, which come last, are inside of the file: the linker would die on a truncated
-/// one.
-fn is_whole(bytes: &[u8]) -> bool {
+/// Whether the file contains the section headers, which come last. The linker crashes on a truncated file.
+fn is_complete(bytes: &[u8]) -> bool {
     let number = |at: usize, size: usize| -> Option<usize> {
         let raw = bytes.get(at..at + size)?;
         Some(raw.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
@@ -55,7 +54,7 @@ fn is_whole(bytes: &[u8]) -> bool {
     end().is_some_and(|end| end <= bytes.len())
 }
 
-/// The first place that reads as a stamp: the magic alone may also stand among the constants of a library.
+/// Finds the first valid stamp. The magic alone may also occur among the constants of a library.
 fn find(bytes: &[u8]) -> Option<Stamp> {
     let magic = host::MAGIC.as_bytes();
     let mut from = 0;
@@ -73,7 +72,7 @@ fn find(bytes: &[u8]) -> Option<Stamp> {
 fn find_bytes(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     let mut from = 0;
     loop {
-        // The first byte by a plain scan, which the compiler makes fast; the rest only there.
+        // The scan for the first byte is vectorized.
         let at = from + bytes[from..].iter().position(|byte| *byte == wanted[0])?;
         if bytes[at..].starts_with(wanted) {
             return Some(at);
@@ -105,44 +104,44 @@ impl Stamp {
         Built { version: self.version.clone(), abi: self.abi.clone(), libtorch: self.torch.clone() }
     }
 
-    /// Refuses a plugin that does not fit this host.
+    /// Errors if the plugin does not match the host.
     pub(crate) fn check(&self, path: &Path) -> Result<()> {
         tracing::debug!(plugin = self.plugin, rustc = self.rustc, unirl = self.unirl, "stamp");
         let abi = host::ABI.to_string();
         let differs = |what: &str, host: &str, plugin: &str| self.differs(path, what, host, plugin);
         if self.target != host::TARGET {
-            return Err(differs("another platform", host::TARGET, &self.target));
+            return Err(differs("a different platform", host::TARGET, &self.target));
         }
         if self.abi != abi {
             return Err(differs(
-                "another plugin interface",
+                "a different plugin ABI",
                 &format!("abi {abi}"),
                 &format!("abi {}", self.abi),
             ));
         }
         if release_line(&self.unirl) != release_line(host::UNIRL) {
             let (here, there) = (format!("unirl {}", host::UNIRL), format!("unirl {}", self.unirl));
-            return Err(differs("another release of unirl", &here, &there));
+            return Err(differs("a different release of unirl", &here, &there));
         }
         if self.torch != host::TORCH {
             let (here, there) = (format!("libtorch {}", host::TORCH), format!("libtorch {}", self.torch));
-            return Err(differs("another libtorch", &here, &there));
+            return Err(differs("a different libtorch", &here, &there));
         }
         if self.abi_stable != host::ABI_STABLE {
             let (here, there) = (host::ABI_STABLE, self.abi_stable.as_str());
             return Err(differs(
-                "another abi_stable",
+                "a different abi_stable",
                 &format!("abi_stable {here}"),
                 &format!("abi_stable {there}"),
             ));
         }
         if self.panic != "unwind" {
             return Err(differs(
-                "another way to panic",
+                "a different panic strategy",
                 "panic = \"unwind\"",
                 &format!("panic = \"{}\"", self.panic),
             )
-            .hint("set `panic = \"unwind\"` in the profile that builds it"));
+            .hint("set `panic = \"unwind\"` in the build profile of the plugin"));
         }
         Ok(())
     }
@@ -153,11 +152,11 @@ impl Stamp {
             self.plugin,
             path.display()
         ))
-        .hint("rebuild it with the unirl and the libtorch of the host")
+        .hint("rebuild it with the unirl release and the libtorch of the host")
     }
 }
 
-/// What `abi_stable` holds compatible: the major number, and below 1.0 the minor one, too.
+/// Returns the part of a version that decides compatibility for `abi_stable`: the major number and, below 1.0, the minor one.
 fn release_line(version: &str) -> Option<(u64, u64)> {
     let mut numbers = version.split('.').map(str::parse);
     match (numbers.next(), numbers.next()) {
@@ -172,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_macro_writes_is_read_back() {
+    fn written_stamp_is_read_back_and_checked() {
         let mut bytes = b"junk unirl-plugin-stamp-1\nmore junk ".to_vec();
         bytes.extend(host::stamp("unirl_plugin_demo", "1.2.3"));
         let stamp = find(&bytes).unwrap();
@@ -181,7 +180,7 @@ mod tests {
         let other = Stamp { torch: "2.9.1".into(), ..stamp };
         let error = other.check(Path::new("demo.so")).unwrap_err();
         let lines: Vec<&str> = error.message().lines().collect();
-        assert_eq!(lines[0], "plugin `demo` was built for another libtorch");
+        assert_eq!(lines[0], "plugin `demo` was built for a different libtorch");
         assert_eq!(lines[2], "  plugin: libtorch 2.9.1 (demo.so)");
     }
 

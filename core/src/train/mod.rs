@@ -17,11 +17,12 @@ use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
 use crate::drift::{DriftCheck, DriftMonitor};
 use crate::error::{Code, Error, Result};
-use crate::eval::{self, Evaluation, ModelFingerprint, Receipt, Report};
+use crate::eval::{self, Evaluation, Receipt, Report};
 use crate::metrics::{Line, MetricsLog};
 use crate::model::{Mode, ModelCard, UnifiedModel};
 use crate::reward::RewardSet;
 use crate::run_dir::RunDir;
+use crate::weights::ModelFingerprint;
 
 use step::Trainer;
 use tasks::TaskSource;
@@ -119,7 +120,7 @@ pub fn train(
             let fresh = if knows { None } else { DriftMonitor::new(trainer.model, config, &trainer.update)? };
             trainer.resume(&state)?;
             stopped = state.stopped;
-            match state.guard {
+            match state.drift {
                 Some(known) if knows => DriftMonitor::resume(config, known, state.best)?,
                 _ => fresh,
             }
@@ -260,7 +261,7 @@ fn state(
         stopped,
         inputs: run_dir.inputs.clone(),
         slots: trainer.update.state(),
-        guard: guard.map(|guard| guard.state.clone()),
+        drift: guard.map(|guard| guard.state.clone()),
         best: guard.iter().flat_map(|guard| &guard.weights).map(Tensor::shallow_clone).collect(),
     }
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::tasks::TaskSource;
-use crate::abi::panic::catch_unwind_to_error;
 use crate::algorithms::{self, Algorithm, Iteration, Outcome, Phases};
 use crate::checkpoint::TrainingState;
 use crate::config::{Rollout, RunConfig};
 use crate::error::{Error, Result};
 use crate::model::{Mode, Parameter, ParameterGroup, UnifiedModel};
 use crate::optim::AdamW;
+use crate::panic::catch_unwind_to_error;
 use crate::prompts::Task;
 use crate::reward::RewardSet;
 use crate::seed;

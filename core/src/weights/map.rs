@@ -1,4 +1,4 @@
-//! A file mapped into memory: pages are read when they are touched, and given back when they are no longer needed.
+//! Memory-mapped files: pages are read on access and released after use.
 #![allow(unsafe_code, reason = "memory maps")]
 
 use std::fs::File;
@@ -10,10 +10,10 @@ use memmap2::{Mmap, UncheckedAdvice};
 use crate::error::{Context, Result};
 use crate::{atomic_fs, input};
 
-/// The bytes of a file, or of the program itself.
+/// The bytes of a file, or of embedded data.
 pub(super) enum Bytes {
     Mapped(Mmap),
-    /// Of a file system that maps no files.
+    /// For file systems without memory maps.
     Read(Vec<u8>),
     Embedded(&'static [u8]),
 }
@@ -23,8 +23,8 @@ impl Bytes {
         let place = || format!("cannot read `{}`", path.display());
         input::check_file(path)?;
         let file = File::open(path).context(place)?;
-        // SAFETY: the map is only read. Another process that shortens the file while it is being loaded would end this
-        // one; checkpoints appear under their names when they are whole and do not change.
+        // SAFETY: the map is only read. If another process truncates the file during loading, this one is killed; but
+        // checkpoints are written atomically and do not change.
         match unsafe { Mmap::map(&file) } {
             Ok(map) => Ok(Self::Mapped(map)),
             Err(error) if atomic_fs::is_unsupported(&error) => {
@@ -34,10 +34,10 @@ impl Bytes {
         }
     }
 
-    /// Lets go of the memory behind a range that has been copied.
+    /// Releases the pages of a range that has been copied.
     pub(super) fn release(&self, range: &Range<usize>) {
         if let Self::Mapped(map) = self {
-            // SAFETY: the map is backed by a file and never written to, so a page that is dropped is read again.
+            // SAFETY: the map is backed by a file and never written to, so a released page is read again on access.
             let _ =
                 unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
         }

@@ -1,9 +1,10 @@
 //! The weights of a checkpoint: safetensors, in one file or in shards, and torch pickles. Files are mapped into memory and
 //! read tensor by tensor, so that loading needs little more memory than the weights themselves.
 //!
-//! A plugin writes its constructor once over a [`Store`]: with [`Store::plan`] it tells which weights it wants, with
-//! [`Store::open`] it gets them, with [`Store::fresh`] it draws new ones.
+//! A plugin writes one constructor over a [`Store`]: [`Store::plan`] records which weights it needs, [`Store::open`] loads them,
+//! [`Store::fresh`] initializes them randomly.
 
+mod fingerprint;
 mod map;
 pub(crate) mod pickle;
 mod store;
@@ -22,15 +23,18 @@ use crate::error::{Context, Error, Result};
 use map::Bytes;
 
 pub use crate::json::read as read_json;
+pub use fingerprint::ModelFingerprint;
+pub(crate) use fingerprint::checksum;
 pub use store::{Init, Store};
 
-/// What weight files are called, before `.safetensors`, `.safetensors.index.json`, `.bin`, `.bin.index.json` or `.pt`.
+/// The names of weight files, without the extension `.safetensors`, `.safetensors.index.json`, `.bin`, `.bin.index.json` or
+/// `.pt`.
 const STEMS: [&str; 3] = ["model", "pytorch_model", "diffusion_pytorch_model"];
 
-/// How many names an error lists of a kind.
+/// The maximum number of names that an error lists per kind.
 const LISTED: usize = 20;
 
-/// The types that a file can hold and their names in libtorch.
+/// The supported types and their libtorch equivalents.
 const TYPES: [(Dtype, Kind); 10] = [
     (Dtype::F32, Kind::Float),
     (Dtype::F16, Kind::Half),
@@ -44,19 +48,19 @@ const TYPES: [(Dtype, Kind); 10] = [
     (Dtype::BOOL, Kind::Bool),
 ];
 
-/// A weight that a model wants.
+/// A weight that a model needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
     /// Its name in the checkpoint.
     pub name: String,
     /// Its shape.
     pub shape: Vec<i64>,
-    /// Whether it has to be there; a buffer that the model computes itself need not.
+    /// Whether the checkpoint must have it; a buffer that the model computes is optional.
     pub required: bool,
 }
 
 impl Expected {
-    /// How many values it has.
+    /// The number of values.
     pub fn values(&self) -> i64 {
         self.shape.iter().product()
     }
@@ -69,7 +73,7 @@ struct Entry {
     data: Range<usize>,
 }
 
-/// The named weights of a file or a set of shards. Opening reads the tables alone.
+/// The named weights of a file or a set of shards. Opening reads only the headers.
 pub struct Weights {
     label: String,
     files: Vec<Bytes>,
@@ -77,7 +81,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// The weights in `folder`, under the names that the field gives them; safetensors before pickles.
+    /// Opens the weights in `folder` under their usual file names; safetensors are preferred to pickles.
     pub fn find(folder: &Path) -> Result<Self> {
         let endings = ["safetensors.index.json", "safetensors", "bin.index.json", "bin", "pt"];
         let named = |ending: &str| STEMS.map(|stem| folder.join(format!("{stem}.{ending}")));
@@ -91,7 +95,7 @@ impl Weights {
         Self::open(&path)
     }
 
-    /// The weights of one file, or of the shards that an index names.
+    /// Opens one file, or the shards of an index.
     pub fn open(path: &Path) -> Result<Self> {
         let label = path.display().to_string();
         let mut weights = Self { label, files: Vec::new(), entries: BTreeMap::new() };
@@ -104,8 +108,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Weights in safetensors form that are part of the program, and the texts beside them; `label` is what errors call
-    /// them.
+    /// Opens embedded safetensors and returns their metadata as well; errors call them `label`.
     pub fn embedded(label: &str, bytes: &'static [u8]) -> Result<(Self, HashMap<String, String>)> {
         let (table, texts) = read_table(bytes).map_err(|error| broken(label, error))?;
         let mut weights = Self { label: label.into(), files: Vec::new(), entries: BTreeMap::new() };
@@ -124,7 +127,10 @@ impl Weights {
         shards.dedup();
         for shard in shards {
             if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
-                return Err(broken(&self.label, format!("`{shard}` is not the name of a file beside it")));
+                return Err(broken(
+                    &self.label,
+                    format!("`{shard}` is not a file name in the same directory"),
+                ));
             }
             self.add_file(&index.with_file_name(shard))?;
         }
@@ -152,34 +158,33 @@ impl Weights {
         for (name, dtype, shape, data) in table {
             let shape = shape.into_iter().map(|size| size as i64).collect();
             if self.entries.insert(name.clone(), Entry { file, dtype, shape, data }).is_some() {
-                return Err(twice(&self.label, &name));
+                return Err(duplicate(&self.label, &name));
             }
         }
         Ok(())
     }
 
-    /// What errors call them.
+    /// Returns the name of the weights in errors.
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// All names, sorted.
+    /// Returns all names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// The shape of a weight, if it is there.
+    /// Returns the shape of a weight, if it exists.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Forgets the weights that `keep` does not want.
+    /// Drops the weights for which `keep` returns false.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.entries.retain(|name, _| keep(name));
     }
 
-    /// Gives a weight other names: `parts`, which follow one another in its rows, are weights of their own afterwards.
-    /// One part of as many values is a new name and shape.
+    /// Splits a weight along its rows into `parts`, names and shapes, which replace it. A single part renames and reshapes it.
     pub fn split(&mut self, name: &str, parts: &[(String, Vec<i64>)]) -> Result<()> {
         let entry = self.entries.remove(name).ok_or_else(|| no_weight(&self.label, name))?;
         let values = |shape: &[i64]| shape.iter().product::<i64>() as usize;
@@ -199,14 +204,14 @@ impl Weights {
             start = data.end;
             let entry = Entry { file: entry.file, dtype: entry.dtype, shape: shape.clone(), data };
             if self.entries.insert(part.clone(), entry).is_some() {
-                return Err(twice(&self.label, part));
+                return Err(duplicate(&self.label, part));
             }
         }
         Ok(())
     }
 
-    /// Refuses weights that are not exactly `expected`, in one error that lists what is missing, unknown, of another shape
-    /// or of a type that holds no weights. Reads no weight.
+    /// Errors if the weights are not exactly `expected`; the error lists all that are missing or unexpected or have the wrong
+    /// shape or type. Reads no data.
     pub fn check(&self, expected: &[Expected]) -> Result<()> {
         let wanted: HashMap<&str, &Expected> = expected.iter().map(|e| (e.name.as_str(), e)).collect();
         let missing: Vec<String> = expected
@@ -214,26 +219,27 @@ impl Weights {
             .filter(|e| e.required && !self.entries.contains_key(&e.name))
             .map(|e| format!("`{}`", e.name))
             .collect();
-        let mut unknown = Vec::new();
-        let mut misshapen = Vec::new();
-        let mut mistyped = Vec::new();
+        let mut unexpected = Vec::new();
+        let mut wrong_shape = Vec::new();
+        let mut wrong_type = Vec::new();
         for (name, entry) in &self.entries {
             match wanted.get(name.as_str()) {
-                None => unknown.push(format!("`{name}`")),
+                None => unexpected.push(format!("`{name}`")),
                 Some(e) if e.shape != entry.shape => {
-                    misshapen.push(format!("`{name}` expected {:?}, got {:?}", e.shape, entry.shape));
+                    wrong_shape.push(format!("`{name}` expected {:?}, got {:?}", e.shape, entry.shape));
                 }
                 Some(e) if e.required && !holds_weights(entry.dtype) => {
-                    mistyped.push(format!("`{name}` expected f32, f16, bf16 or f64, got {:?}", entry.dtype));
+                    wrong_type
+                        .push(format!("`{name}` expected f32, f16, bf16 or f64, got {:?}", entry.dtype));
                 }
                 Some(_) => {}
             }
         }
         let faults = [
             ("missing", missing),
-            ("unknown", unknown),
-            ("other shape", misshapen),
-            ("other type", mistyped),
+            ("unexpected", unexpected),
+            ("wrong shape", wrong_shape),
+            ("wrong type", wrong_type),
         ];
         let counts: Vec<String> = faults
             .iter()
@@ -244,7 +250,7 @@ impl Weights {
             return Ok(());
         }
         let error = Error::failure(format!(
-            "`{}`: these are not the model's weights: {}",
+            "`{}`: the weights do not match the model: {}",
             self.label,
             counts.join(", ")
         ));
@@ -257,10 +263,10 @@ impl Weights {
                 error.cause(format!("{fault}: {}{more}", names[..names.len().min(LISTED)].join(", ")))
             });
         Err(error
-            .hint("is it a checkpoint of this family, whole, and are its sizes those of its configuration?"))
+            .hint("check that the checkpoint is complete, of this model family, and has the sizes of its configuration"))
     }
 
-    /// Copies a weight into memory, on the CPU and of its own type.
+    /// Copies a weight into CPU memory, in the type of the file.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let fail = |cause: String| broken(&self.label, cause);
         let entry = self.entries.get(name).ok_or_else(|| no_weight(&self.label, name))?;
@@ -269,7 +275,7 @@ impl Weights {
             .into_iter()
             .find(|(dtype, _)| *dtype == entry.dtype)
             .ok_or_else(|| fail(format!("weight `{name}`: type {:?} is not supported", entry.dtype)))?;
-        let bytes = file.get(entry.data.clone()).ok_or_else(|| fail(format!("`{name}` ends early")))?;
+        let bytes = file.get(entry.data.clone()).ok_or_else(|| fail(format!("`{name}` is truncated")))?;
         let tensor = Tensor::f_from_data_size(bytes, &entry.shape, kind)?;
         file.release(&entry.data);
         Ok(tensor)
@@ -284,29 +290,29 @@ fn no_weight(label: &str, name: &str) -> Error {
     broken(label, format!("no weight `{name}`"))
 }
 
-fn twice(label: &str, name: &str) -> Error {
-    broken(label, format!("weight `{name}` comes twice"))
+fn duplicate(label: &str, name: &str) -> Error {
+    broken(label, format!("duplicate weight `{name}`"))
 }
 
 fn broken(label: &str, cause: impl std::fmt::Display) -> Error {
-    Error::failure(format!("cannot read the weights `{label}`"))
+    Error::failure(format!("cannot read weights `{label}`"))
         .cause(cause.to_string().lines().next().unwrap_or_default())
-        .hint("a file that was cut off or changed on its way has to be fetched again")
+        .hint("if the file is truncated or damaged, download it again")
 }
 
-/// Name, type, shape and place of each tensor.
+/// Name, type, shape and byte range of each tensor.
 type Table = Vec<(String, Dtype, Vec<usize>, Range<usize>)>;
 
-/// The table of a safetensors file, checked against its length, and the texts in its header.
+/// Reads the header of a safetensors file, checked against the length of the file, and its metadata.
 pub(crate) fn read_table(bytes: &[u8]) -> std::result::Result<(Table, HashMap<String, String>), String> {
     let (header, metadata): (usize, Metadata) =
         SafeTensors::read_metadata(bytes).map_err(|error| match error {
             SafeTensorError::MetadataIncompleteBuffer => {
-                "the file is not as long as its header says".to_string()
+                "the length of the file does not match its header".to_string()
             }
             other => format!("not safetensors: {other}"),
         })?;
-    let start = header + 8; // behind the length of the header, and the header
+    let start = header + 8; // the header and its length
     let table = metadata
         .tensors()
         .into_iter()
@@ -318,7 +324,7 @@ pub(crate) fn read_table(bytes: &[u8]) -> std::result::Result<(Table, HashMap<St
     Ok((table, metadata.metadata().clone().unwrap_or_default()))
 }
 
-/// Writes weights as one safetensors file, tensor by tensor, with `texts` in its header.
+/// Writes weights as one safetensors file, tensor by tensor, with `texts` as metadata.
 pub fn write(path: &Path, weights: &[(String, Tensor)], texts: &[(&str, &str)]) -> Result<()> {
     let place = || format!("cannot write `{}`", path.display());
     let views: Vec<(&str, Saved)> = weights
@@ -334,7 +340,7 @@ pub fn write(path: &Path, weights: &[(String, Tensor)], texts: &[(&str, &str)]) 
         })
         .collect::<Result<_>>()
         .context(place)?;
-    // What Python's readers ask for: whose tensors these are.
+    // Python readers check this key.
     let texts = std::iter::once(&("format", "pt"))
         .chain(texts)
         .map(|(key, text)| ((*key).to_string(), (*text).to_string()))

@@ -1,8 +1,8 @@
-//! The table of a checkpoint that `torch.save` wrote, read without running anything of it.
+//! Reads the tensors of a checkpoint written by `torch.save` without executing anything.
 //!
-//! Such a file is a zip archive with one pickle, `data.pkl`, and one record of raw bytes for every storage. A pickle is
-//! a program for a stack machine which may call any function of Python. The machine here knows what a state dict needs,
-//! and refuses everything else by its name.
+//! The file is a zip archive with one pickle, `data.pkl`, and one record of raw bytes per storage. A pickle is a program for a
+//! stack machine that may call any Python function. The machine here implements what a state dict needs and refuses
+//! everything else.
 
 mod archive;
 mod machine;
@@ -15,15 +15,15 @@ use std::ops::Range;
 use machine::{Machine, Pair, Value, kinds};
 use safetensors::tensor::Dtype;
 
-/// Limits which are far above any checkpoint, and keep a made-up one from filling the memory.
+/// Limits far above those of any checkpoint, which keep a malicious file from exhausting memory.
 const MAX_PICKLE: usize = 64 << 20;
 const MAX_RANK: usize = 32;
 const MAX_TENSORS: usize = 1 << 18;
 
-/// Where training scripts put the state dict when they save other things beside it.
+/// The keys under which training scripts save the state dict along with other data.
 const WRAPPERS: [&str; 4] = ["state_dict", "model", "module", "model_state_dict"];
 
-/// One tensor of a state dict and where its bytes lie in the file; they need not be aligned to its type.
+/// A tensor of a state dict and its byte range in the file, which may be unaligned.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) name: String,
@@ -32,8 +32,8 @@ pub(crate) struct Entry {
     pub(crate) data: Range<usize>,
 }
 
-/// Reads the table of a torch pickle; `file` is the whole file. Tied tensors come with the same range. An error is one
-/// line: what was expected and what was found.
+/// Reads the entries of a torch checkpoint from the bytes of the file. Tied tensors have the same range. An error is one line:
+/// what was expected and what was found.
 pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, String> {
     if !file.starts_with(b"PK\x03\x04") {
         return Err(not_an_archive(file));
@@ -45,7 +45,7 @@ pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, String> {
     };
     let record =
         |name: &str| records.get(&format!("{folder}/{name}")).and_then(|range| file.get(range.clone()));
-    // Archives from before torch 2.1 do not say it, and are of the machine that wrote them: little-endian.
+    // Archives from before torch 2.1 have no byte order; it is assumed to be little-endian.
     let order = record("byteorder").unwrap_or(b"little");
     if order != b"little" {
         let order = String::from_utf8_lossy(order.get(..16).unwrap_or(order));
@@ -70,7 +70,7 @@ pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, String> {
             continue;
         };
         if !names.insert(*name) {
-            return Err(format!("expected every name once, found {} twice", quoted(name)));
+            return Err(format!("expected unique names, found {} twice", quoted(name)));
         }
         if matches!(value, Value::Tensor(..)) {
             let refused = |error| format!("tensor {}: {error}", quoted(name));
@@ -85,20 +85,20 @@ pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, String> {
     Ok(entries)
 }
 
-/// What a file is instead of a zip archive.
+/// Describes a file that is not a zip archive.
 fn not_an_archive(file: &[u8]) -> String {
-    // The number that every file of the old form starts with, as a pickle of its own.
+    // A file of the legacy format starts with this number as a pickle.
     let magic = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
     if file.first() == Some(&0x80) && file.get(2..).is_some_and(|rest| rest.starts_with(magic)) {
-        return "expected the zip form of torch.save, found its form from before torch 1.6: load it with a newer torch \
-                and save it again"
+        return "expected the zip format of torch.save, found its legacy format from before torch 1.6: load it with a \
+                newer torch and save it again"
             .into();
     }
     let start = file.get(..4).unwrap_or(file);
     format!("expected the zip archive of torch.save, found a file that starts with the bytes {start:02x?}")
 }
 
-/// The dict with the tensors: one that is saved beside other things, otherwise the outermost.
+/// Returns the dict with the tensors: the value of one of [`WRAPPERS`], otherwise the outermost dict.
 fn state_dict<'m, 'a>(machine: &'m Machine<'a>, top: Value<'a>) -> Result<&'m [Pair<'a>], String> {
     let Value::Dict(_) = top else { return Err(format!("expected a state dict, found {}", top.kind())) };
     let pairs = machine.pairs(top);
@@ -123,34 +123,34 @@ fn state_dict<'m, 'a>(machine: &'m Machine<'a>, top: Value<'a>) -> Result<&'m [P
     }
 }
 
-/// Where the bytes of a tensor lie, by the arguments that torch would build it from.
+/// Computes the entry of a tensor from the arguments of `_rebuild_tensor_v2`.
 fn entry(
     machine: &Machine,
     name: &str,
     arguments: &[Value],
     record: impl Fn(&str) -> Option<Range<usize>>,
 ) -> Result<Entry, String> {
-    // What else there may be, behind the hooks, changes what the bytes mean: a sign, a conjugation.
+    // Further arguments change the meaning of the bytes: negation, conjugation.
     let [Value::Storage(dtype, key, elements), Value::Int(offset), shape, strides, _, _] = arguments else {
         return Err(format!(
-            "expected storage, offset, shape, strides, requires_grad and hooks, as of a plain tensor, found {}",
+            "expected a plain tensor of storage, offset, shape, strides, requires_grad and hooks, found {}",
             kinds(arguments)
         ));
     };
     let (Some(shape), Some(strides)) = (sizes(machine, *shape), sizes(machine, *strides)) else {
         return Err(format!(
-            "expected up to {MAX_RANK} sizes of 0 or more as shape and strides, found others"
+            "expected shape and strides of up to {MAX_RANK} non-negative integers, found other values"
         ));
     };
     let count = shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
     let count = count.ok_or_else(|| format!("expected a shape that fits in memory, found {shape:?}"))?;
     if shape.len() != strides.len() || !(count == 0 || is_contiguous(&shape, &strides)) {
         return Err(format!(
-            "expected a contiguous one, as a state dict has, found shape {shape:?} with strides {strides:?}: save it \
-             again after `.contiguous()`"
+            "expected a contiguous tensor, found shape {shape:?} with strides {strides:?}: save it again after \
+             `.contiguous()`"
         ));
     }
-    let record = record(key).ok_or_else(|| format!("expected its storage {}, found none", quoted(key)))?;
+    let record = record(key).ok_or_else(|| format!("storage {} is missing", quoted(key)))?;
     let size = dtype.bitsize() / 8;
     let bytes = usize::try_from(*elements).ok().and_then(|elements| elements.checked_mul(size));
     let bytes = bytes.filter(|bytes| *bytes <= record.len()).ok_or_else(|| {
@@ -163,7 +163,7 @@ fn entry(
     });
     let data = data.ok_or_else(|| {
         format!(
-            "expected {count} elements from {offset} on in storage {}, found {elements} in all",
+            "expected {count} elements from offset {offset} in storage {}, found {elements} in total",
             quoted(key)
         )
     })?;
@@ -188,7 +188,7 @@ fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
     })
 }
 
-/// A name of the file, fit for one line.
+/// Quotes a name of the file, shortened and escaped to fit one line.
 fn quoted(name: &str) -> String {
     let short: String = name.chars().take(80).collect();
     let dots = if short.len() < name.len() { "…" } else { "" };

@@ -1,4 +1,4 @@
-//! Where a model's constructor takes its weights from, one by one.
+//! The source from which a model's constructor takes its weights, one by one.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -9,12 +9,12 @@ use super::{Expected, Weights};
 use crate::error::{Error, Result};
 use crate::model::ModelSource;
 
-/// How a fresh weight is drawn.
+/// The initialization of a fresh weight.
 #[derive(Debug, Clone, Copy)]
 pub enum Init {
-    /// Normal, standard deviation 0.02.
+    /// Normal with standard deviation 0.02.
     Normal,
-    /// Uniform, as convolutions usually are: ± 1/√(inputs).
+    /// Uniform in ± 1/√inputs, as usual for convolutions.
     Fan(i64),
     /// All 0.
     Zeros,
@@ -29,7 +29,7 @@ enum Source {
     Tensors(String, BTreeMap<String, Tensor>),
 }
 
-/// Gives a constructor its weights and remembers them in order.
+/// Provides a constructor with its weights and records them in order.
 pub struct Store {
     source: Source,
     device: Device,
@@ -44,26 +44,26 @@ impl Store {
         Self { source, device, kind, trainable: true, taken: Vec::new(), started: Instant::now() }
     }
 
-    /// Notes what is taken and gives tensors without content: a constructor that runs over it tells its
-    /// [`Store::expected`] weights, and the model that it makes is good for nothing else.
+    /// Creates a plan, which records the requested weights as [`Store::expected`] and returns undefined tensors. A model built
+    /// from it can only be used for its sizes.
     pub fn plan() -> Self {
         Self::new(Source::Plan(Vec::new()), Device::Cpu, Kind::Float)
     }
 
-    /// Weights of a checkpoint, moved to `device` as `kind`.
+    /// Takes weights from a checkpoint, moved to `device` as `kind`.
     pub fn open(weights: Weights, device: Device, kind: Kind) -> Self {
         Self::new(Source::Files(weights), device, kind)
     }
 
-    /// What a constructor that runs over a plan takes.
+    /// Returns the weights that a constructor requests from a plan.
     pub fn planned<T>(take: impl FnOnce(&mut Self) -> Result<T>) -> Result<Vec<Expected>> {
         let mut plan = Self::plan();
         take(&mut plan)?;
         Ok(plan.expected())
     }
 
-    /// What a model's constructor is given for `source`: the weights of its checkpoint, or fresh ones where there are none,
-    /// on its device as `kind`; a plan where sizes alone are asked for.
+    /// Creates the store for `source`: the weights of its checkpoint, if any, otherwise fresh ones, on its device as `kind`; a
+    /// plan if the source is dry.
     pub fn of_source(source: &ModelSource, weights: Option<Weights>, kind: Kind) -> Self {
         match weights {
             _ if source.dry => Self::plan(),
@@ -72,25 +72,25 @@ impl Store {
         }
     }
 
-    /// Random weights on `device` as `kind`: the caller seeds libtorch.
+    /// Takes random weights on `device` as `kind`. The caller seeds libtorch.
     pub fn fresh(device: Device, kind: Kind) -> Self {
         Self::new(Source::Fresh, device, kind)
     }
 
-    /// The tensors themselves, under their names; `label` is what errors call them.
+    /// Takes the given tensors themselves; errors call them `label`.
     pub fn of_tensors(label: &str, tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
         let tensors = tensors.into_iter().collect();
         Self::new(Source::Tensors(label.into(), tensors), Device::Cpu, Kind::Float)
     }
 
-    /// What is taken from here does not learn.
+    /// Makes all weights non-trainable.
     #[must_use]
     pub fn frozen(mut self) -> Self {
         self.trainable = false;
         self
     }
 
-    /// The weight `name` of the given shape: a leaf.
+    /// Returns the weight `name`, a leaf. Errors if it is missing or has another shape.
     pub fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
         let options = (Kind::Float, Device::Cpu);
         let tensor = match &mut self.source {
@@ -124,7 +124,7 @@ impl Store {
         Ok(tensor)
     }
 
-    /// Lets `take` take weights of another type than the rest.
+    /// Runs `take` with another type of weights.
     pub fn of_kind<T>(&mut self, kind: Kind, take: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let usual = std::mem::replace(&mut self.kind, kind);
         let taken = take(self);
@@ -132,14 +132,14 @@ impl Store {
         taken
     }
 
-    /// A buffer that checkpoints may carry and that the model computes itself.
+    /// Declares a buffer that the model computes and that checkpoints may contain.
     pub fn computed(&mut self, name: &str, shape: &[i64]) {
         if let Source::Plan(expected) = &mut self.source {
             expected.push(Expected { name: name.into(), shape: shape.into(), required: false });
         }
     }
 
-    /// What a plan noted, in order.
+    /// Returns the weights that a plan recorded, in order.
     pub fn expected(self) -> Vec<Expected> {
         match self.source {
             Source::Plan(expected) => expected,
@@ -147,12 +147,16 @@ impl Store {
         }
     }
 
-    /// Everything taken, in order.
+    /// Returns the weights that were taken, in order.
     pub fn finish(self) -> Vec<(String, Tensor)> {
         if let Source::Files(weights) = &self.source {
             let values: usize = self.taken.iter().map(|(_, tensor)| tensor.numel()).sum();
             let seconds = self.started.elapsed().as_secs_f64();
-            tracing::info!("{}: {values} weights as {:?} in {seconds:.2} s", weights.label(), self.kind);
+            tracing::info!(
+                "{}: loaded {values} parameters as {:?} in {seconds:.2} s",
+                weights.label(),
+                self.kind
+            );
         }
         self.taken
     }

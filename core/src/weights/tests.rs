@@ -7,17 +7,14 @@ fn tensors() -> Vec<(String, Tensor)> {
 }
 
 #[test]
-fn what_is_written_is_read_again_with_its_texts() {
+fn written_weights_and_metadata_are_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     write(&path, &tensors(), &[("note", "größer")]).unwrap();
     let weights = Weights::find(dir.path()).unwrap();
     for (name, tensor) in tensors() {
         assert!(weights.read(&name).unwrap().equal(&tensor), "{name}");
-        assert!(
-            weights.read(&name).unwrap().equal(&tensor),
-            "{name}: once more, after its pages were let go"
-        );
+        assert!(weights.read(&name).unwrap().equal(&tensor), "{name}: again, after its pages were released");
         assert_eq!(weights.shape(&name), Some([4, 6].as_slice()));
     }
     let bytes: &'static [u8] = Box::leak(std::fs::read(&path).unwrap().into_boxed_slice());
@@ -27,7 +24,7 @@ fn what_is_written_is_read_again_with_its_texts() {
 }
 
 #[test]
-fn a_weight_can_be_split_and_renamed_without_being_read() {
+fn split_divides_and_renames_weights() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     write(&path, &tensors(), &[]).unwrap();
@@ -43,11 +40,11 @@ fn a_weight_can_be_split_and_renamed_without_being_read() {
     let error = weights.split("Float", &[part("less", &[4, 5])]).unwrap_err();
     assert_eq!(error.causes(), ["weight `Float`: expected 20 values, got 24, of shape [4, 6]"]);
     let error = weights.split("Half", &[part("last", &[4, 6])]).unwrap_err();
-    assert_eq!(error.causes(), ["weight `last` comes twice"]);
+    assert_eq!(error.causes(), ["duplicate weight `last`"]);
 }
 
 #[test]
-fn all_faults_of_a_table_are_one_error() {
+fn check_reports_all_mismatches_in_one_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     write(&path, &tensors(), &[]).unwrap();
@@ -67,29 +64,29 @@ fn all_faults_of_a_table_are_one_error() {
     expected.extend((0..30).map(|i| expect(&format!("layer.{i:02}"), &[1], true)));
     expected.iter_mut().find(|e| e.name == "Int64").unwrap().required = true;
     let error = weights.check(&expected).unwrap_err();
-    assert!(error.message().ends_with("30 missing, 1 unknown, 1 other shape, 1 other type"), "{error}");
+    assert!(error.message().ends_with("30 missing, 1 unexpected, 1 wrong shape, 1 wrong type"), "{error}");
     assert!(
         error.causes()[0].starts_with("missing: `layer.00`, ") && error.causes()[0].ends_with(" and 10 more")
     );
     assert_eq!(
         error.causes()[1..],
         [
-            "unknown: `Uint8`",
-            "other shape: `Float` expected [6, 4], got [4, 6]",
-            "other type: `Int64` expected f32, f16, bf16 or f64, got I64",
+            "unexpected: `Uint8`",
+            "wrong shape: `Float` expected [6, 4], got [4, 6]",
+            "wrong type: `Int64` expected f32, f16, bf16 or f64, got I64",
         ]
     );
 }
 
 #[test]
-fn a_folder_without_weights_says_what_was_expected() {
+fn find_without_weights_names_the_expected_files() {
     let dir = tempfile::tempdir().unwrap();
     let error = Weights::find(dir.path()).err().unwrap();
     assert!(error.hints()[0].contains("`diffusion_pytorch_model.safetensors`"), "{error}");
 }
 
 #[test]
-fn safetensors_come_before_pickles() {
+fn find_prefers_safetensors_to_pickles() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("pytorch_model.bin"), "no pickle").unwrap();
     assert!(Weights::find(dir.path()).is_err());
@@ -98,7 +95,7 @@ fn safetensors_come_before_pickles() {
 }
 
 #[test]
-fn a_plan_takes_nothing_and_notes_everything() {
+fn plan_records_weights_and_allocates_none() {
     let mut plan = Store::plan();
     assert!(!plan.take("a", &[1 << 40], Init::Normal).unwrap().defined());
     plan.computed("b", &[2]);
@@ -107,7 +104,7 @@ fn a_plan_takes_nothing_and_notes_everything() {
     assert_eq!((expected[1].name.as_str(), expected[1].required), ("b", false));
 }
 
-/// The names that are read from a file, or from shards with an index, that has `names`.
+/// Writes weights called `names` to one file or to shards with an index, and returns the names that are read back.
 fn names_read(names: &[&str], shards: usize) -> Result<Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
     let weights: Vec<(String, Tensor)> = names
@@ -134,7 +131,7 @@ fn names_read(names: &[&str], shards: usize) -> Result<Vec<String>> {
 }
 
 #[test]
-fn wrappers_of_torch_are_taken_out_of_names() {
+fn torch_wrappers_are_removed_from_names() {
     for shards in [1, 2] {
         for names in [
             ["module.a.weight", "module.b.0.bias"],
@@ -153,7 +150,7 @@ fn wrappers_of_torch_are_taken_out_of_names() {
 }
 
 #[test]
-fn wrappers_of_some_weights_alone_stay() {
+fn torch_wrappers_of_some_weights_are_kept() {
     for names in [
         ["a.weight", "module.b.weight"],
         ["_orig_mod.a.weight", "b.weight"],
@@ -166,7 +163,7 @@ fn wrappers_of_some_weights_alone_stay() {
 }
 
 #[test]
-fn a_weight_with_and_without_a_wrapper_is_refused() {
+fn weight_with_and_without_wrapper_is_refused() {
     for names in [
         ["a.weight", "module.a.weight"],
         ["_orig_mod.a.weight", "a.weight"],
@@ -174,6 +171,6 @@ fn a_weight_with_and_without_a_wrapper_is_refused() {
         ["module.a.weight", "module.module.a.weight"],
     ] {
         let error = names_read(&names, 1).unwrap_err().to_string();
-        assert!(error.contains("comes twice") && error.contains("also as `"), "{error}");
+        assert!(error.contains("duplicate weight") && error.contains("also named `"), "{error}");
     }
 }

@@ -1,23 +1,24 @@
-//! Names that training with torch leaves in a checkpoint: `DistributedDataParallel`, `torch.compile`, FSDP and activation
-//! checkpointing wrap a module, and the name of the wrapper becomes a part of the names of its weights.
+//! Removes the names of torch wrappers from weight names: `DistributedDataParallel`, `torch.compile`, FSDP and activation
+//! checkpointing wrap a module, and the names of its weights then contain the name of the wrapper.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Weights, twice};
+use super::{Weights, duplicate};
 use crate::error::Result;
 
-/// Wrappers whose names torch keeps for itself: around the model or any part of it.
+/// Wrappers with reserved names, around the model or any submodule.
 const PRIVATE: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// The wrapper of `DistributedDataParallel` and `DataParallel`: around the whole model alone, as a part may be called so.
+/// The wrapper of `DistributedDataParallel` and `DataParallel`. Removed only around the whole model, because a submodule may have
+/// this name.
 const MODULE: &str = "module";
 
 impl Weights {
-    /// Takes the names of wrappers out of the names of weights, wherever all weights of the wrapped module have them.
+    /// Removes the names of wrappers that all weights of the wrapped module have.
     pub(super) fn unwrap_names(&mut self) -> Result<()> {
         let mut removed = BTreeSet::new();
         loop {
-            // What a wrapped name begins with, the wrapper included.
+            // Prefixes of names, up to and including a wrapper.
             let wrapped: BTreeSet<String> = self
                 .names()
                 .flat_map(|name| {
@@ -38,32 +39,28 @@ impl Weights {
                 }
                 let bare = format!("{parent}{}", &name[parent.len() + wrapper.len()..]);
                 if entries.insert(bare.clone(), entry).is_some() {
-                    return Err(twice(&self.label, &bare));
+                    return Err(duplicate(&self.label, &bare));
                 }
             }
             self.entries = entries;
         }
-        // What is wrapped in part alone stays as it is, but never beside a weight of the same name.
+        // A partially wrapped module keeps its names, unless a weight exists with and without the wrapper.
         for name in self.names() {
             for (start, wrapper) in wrappers(name) {
                 let bare = format!("{}{}", &name[..start], &name[start + wrapper.len() + 1..]);
                 if self.entries.contains_key(&bare) {
-                    return Err(twice(&self.label, &bare).cause(format!("also as `{name}`")));
+                    return Err(duplicate(&self.label, &bare).cause(format!("also named `{name}`")));
                 }
             }
         }
         if !removed.is_empty() {
             let removed: Vec<String> = removed.iter().map(|wrapper| format!("`{wrapper}`")).collect();
-            tracing::warn!(
-                "`{}`: weights are read without {} in their names",
-                self.label,
-                removed.join(" and ")
-            );
+            tracing::warn!("`{}`: removed {} from the names of weights", self.label, removed.join(" and "));
         }
         Ok(())
     }
 
-    /// Whether all names that begin as `wrapped` without its wrapper begin with it.
+    /// Whether all names in the parent module of the wrapper start with `wrapped`.
     fn all_begin_with(&self, wrapped: &str) -> bool {
         let (parent, _) = split(wrapped);
         let of_parent = self.entries.range(parent.to_string()..).map(|(name, _)| name);
@@ -71,7 +68,7 @@ impl Weights {
     }
 }
 
-/// The wrappers in a name, with the place where each begins; something has to follow.
+/// Returns the wrappers in a name with their positions; the last component is never a wrapper.
 fn wrappers(name: &str) -> impl Iterator<Item = (usize, &str)> {
     let parts = name.match_indices('.').scan(0, |start, (dot, _)| {
         let part = (*start, &name[*start..dot]);
@@ -81,7 +78,7 @@ fn wrappers(name: &str) -> impl Iterator<Item = (usize, &str)> {
     parts.filter(|(start, part)| PRIVATE.contains(part) || (*start == 0 && *part == MODULE))
 }
 
-/// `a.b.wrapper.` as `a.b.` and `wrapper.`.
+/// Splits `a.b.wrapper.` into `a.b.` and `wrapper.`.
 fn split(wrapped: &str) -> (&str, &str) {
     let start = wrapped.trim_end_matches('.').rfind('.').map_or(0, |dot| dot + 1);
     wrapped.split_at(start)

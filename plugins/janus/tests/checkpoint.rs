@@ -286,8 +286,8 @@ fn faults_are_told_by_the_names_of_the_file() {
         &["gen_head.extra", "gen_embed.weight", "vision_model.vision_tower.attn_pool.latent"],
     );
     let error = Layout::Original.open(&mut weights, &Network::expected(&config).unwrap()).unwrap_err();
-    assert!(error.message().ends_with("missing, 1 unknown, 1 other shape"), "{error}");
+    assert!(error.message().ends_with("missing, 1 unexpected, 1 wrong shape"), "{error}");
     assert!(error.causes()[0].contains("`vision_model.vision_tower.blocks.0.attn.qkv.weight`"), "{error}");
-    assert_eq!(error.causes()[1], "unknown: `gen_head.extra`");
-    assert_eq!(error.causes()[2], "other shape: `gen_embed.weight` expected [16384, 8], got [1]");
+    assert_eq!(error.causes()[1], "unexpected: `gen_head.extra`");
+    assert_eq!(error.causes()[2], "wrong shape: `gen_embed.weight` expected [16384, 8], got [1]");
 }

@@ -226,7 +226,7 @@ fn every_name_and_form_of_the_weights_is_found() {
     map[&name] = "../model-00001-of-00002.safetensors".into();
     write(&map);
     let error = open(dir.path()).err().unwrap().to_string();
-    assert!(error.contains("is not the name of a file beside it"), "{error}");
+    assert!(error.contains("is not a file name in the same directory"), "{error}");
     map[&name] = "model-00003-of-00003.safetensors".into();
     write(&map);
     let error = open(dir.path()).err().unwrap().to_string();
@@ -369,9 +369,9 @@ fn a_broken_checkpoint_is_refused_by_file_and_key() {
         },
         &[
             WEIGHTS,
-            "1 missing, 1 unknown, 1 other shape",
+            "1 missing, 1 unexpected, 1 wrong shape",
             &format!("missing: `{key}`"),
-            "unknown: `showo.model.extra`",
+            "unexpected: `showo.model.extra`",
             "`showo.lm_head.bias` expected [38], got [3]",
         ],
     );

@@ -13,7 +13,7 @@ use crate::detector::Detector;
 use crate::error::{Context as _, Error, Result};
 use crate::judge::{ImageJudge, Verdict};
 use crate::prompts::Task;
-use crate::{hash, input, json, seed};
+use crate::{checksum, input, json, seed};
 
 /// How a model reads a picture: `[3,H,W]` in `0..=1`.
 pub type ReadPicture = Box<dyn Fn(&Path) -> Result<Tensor>>;
@@ -89,7 +89,7 @@ impl GenevalJudge {
                 results.display()
             )));
         }
-        self.name += &format!(", references {}", &hash::text(&text)[..12]);
+        self.name += &format!(", references {}", &checksum::text(&text)[..12]);
         self.references = Some(References { images, read });
         Ok(self)
     }

@@ -1,4 +1,4 @@
-//! The zip archive that `torch.save` writes: records stored as they are, found without reading them.
+//! Locates the records in the zip archive of `torch.save`, which are stored uncompressed.
 
 use std::collections::HashMap;
 use std::io::Cursor;
@@ -8,21 +8,21 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::quoted;
 
-/// Limits which are far above any checkpoint, and keep a made-up one from filling the memory.
+/// Limits far above those of any checkpoint, which keep a malicious file from exhausting memory.
 const MAX_DIRECTORY: u64 = 64 << 20;
 const MAX_RECORDS: u64 = 1 << 19;
 
 const SCRIPT: &str =
     "expected a state dict, found a TorchScript archive: save the `state_dict()` of the module instead";
 
-/// The bytes of every record of the archive.
+/// Returns the byte range of every record of the archive.
 pub(super) fn records(file: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
     check_end(file)?;
-    let broken = |error| format!("expected a whole zip archive, found a broken one: {error}");
+    let broken = |error| format!("expected a zip archive, found a damaged one: {error}");
     let mut archive = ZipArchive::new(Cursor::new(file)).map_err(broken)?;
     let mut records = HashMap::with_capacity(archive.len());
     for index in 0..archive.len() {
-        // Raw, as nothing of it is read here: an encrypted one is larger than its content, and refused for that.
+        // An encrypted record is larger than its content and therefore refused below.
         let record = archive.by_index_raw(index).map_err(broken)?;
         let name = record.name();
         if name.ends_with("/constants.pkl") || name.contains("/code/") {
@@ -30,7 +30,7 @@ pub(super) fn records(file: &[u8]) -> Result<HashMap<String, Range<usize>>, Stri
         }
         if record.compression() != CompressionMethod::Stored || record.size() != record.compressed_size() {
             return Err(format!(
-                "expected records that are stored as they are, found {} packed",
+                "expected uncompressed records, found {} compressed or encrypted",
                 quoted(name)
             ));
         }
@@ -41,20 +41,20 @@ pub(super) fn records(file: &[u8]) -> Result<HashMap<String, Range<usize>>, Stri
         let range =
             range.ok_or_else(|| format!("record {} reaches beyond the end of the file", quoted(name)))?;
         if records.insert(name.to_owned(), range).is_some() {
-            return Err(format!("expected every record once, found {} twice", quoted(name)));
+            return Err(format!("expected unique records, found {} twice", quoted(name)));
         }
     }
     Ok(records)
 }
 
-/// Checks the records at the end of the archive, before `zip` makes room for as many records as they claim. torch puts
-/// the directory right before them and nothing after them, so a file that fails here is truncated or was changed.
+/// Checks the end records of the archive before `zip` allocates memory for the number of records that they claim. torch writes
+/// the directory right before them and nothing after them, so a file that fails here is truncated or was modified.
 fn check_end(file: &[u8]) -> Result<(), String> {
     let number = |at: usize, size: usize| {
         let bytes = file.get(at..at.checked_add(size)?)?;
         Some(bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
     };
-    // Count, bytes and start of the directory, and where it has to end.
+    // Number of entries, size, start and expected end of the directory.
     let directory = || {
         let end = file.len().checked_sub(22).filter(|end| number(*end, 4) == Some(0x0605_4b50))?;
         let locator = end.checked_sub(20).filter(|at| number(*at, 4) == Some(0x0706_4b50));
@@ -66,13 +66,13 @@ fn check_end(file: &[u8]) -> Result<(), String> {
         Some((number(end + 32, 8)?, number(end + 40, 8)?, number(end + 48, 8)?, end))
     };
     let (count, size, start, end) = directory().ok_or(
-        "expected the end of a zip archive at the end of the file, found none: it is truncated, or was changed",
+        "the file does not end with the end record of a zip archive: it is truncated or was modified",
     )?;
-    // An entry of the directory has 46 bytes and its name.
+    // An entry of the directory takes 46 bytes and its name.
     if start.checked_add(size) != Some(end as u64) || count > size / 46 {
         return Err(format!(
-            "expected the archive's directory right before its end, found {count} records in {size} bytes at {start}: \
-             the file is truncated, or was changed"
+            "expected the zip directory right before its end record, found {count} records in {size} bytes at \
+             {start}: the file is truncated or was modified"
         ));
     }
     if size > MAX_DIRECTORY || count > MAX_RECORDS {

@@ -1,4 +1,4 @@
-//! The stack machine that a pickle is a program for.
+//! The stack machine that executes a pickle.
 
 use std::collections::HashMap;
 
@@ -6,43 +6,43 @@ use safetensors::tensor::Dtype;
 
 use super::quoted;
 
-/// Limits which are far above any checkpoint, and keep a made-up one from filling the memory.
+/// Limits far above those of any checkpoint, which keep a malicious file from exhausting memory.
 const MAX_STACK: usize = 1 << 20;
 const MAX_MARKS: usize = 1 << 10;
-const MAX_KEPT: usize = 1 << 22;
+const MAX_VALUES: usize = 1 << 22;
 
-/// The types of elements, which may stand among the plain values.
+/// The dtypes, which may occur as plain values.
 const DTYPES: [&str; 10] =
     ["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"];
 
-/// What stands on the stack. Everything is small and copied; what holds others refers to them by number, so that no
-/// depth of nesting is ever followed.
+/// A value on the stack. Values are small and copied; containers refer to their contents by index, so that nothing recurses into
+/// nested values.
 #[derive(Clone, Copy)]
 pub(super) enum Value<'a> {
     Int(i64),
     Text(&'a str),
-    /// None, bools, floats, bytes, large integers, devices, types: carried along, never looked at.
+    /// None, bools, floats, bytes, large integers, devices, dtypes: never inspected.
     Plain,
-    /// Its content is dropped.
+    /// A list; its items are dropped.
     List,
-    /// The place of its items among all items.
+    /// The range of its items in `items`.
     Tuple(usize, usize),
     Dict(usize),
     Global(Global),
-    /// The type, the record and the number of its elements.
+    /// The dtype, the name of the record and the number of elements.
     Storage(Dtype, &'a str, i64),
-    /// The place of the arguments of `_rebuild_tensor_v2`: judged once its name is known.
+    /// The range of the arguments of `_rebuild_tensor_v2` in `items`; checked once the name of the tensor is known.
     Tensor(usize, usize),
 }
 
-/// What a state dict may name.
+/// The globals that a state dict may use.
 #[derive(Clone, Copy)]
 pub(super) enum Global {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
     Storage(Dtype),
-    /// A plain value, once called.
+    /// Returns a plain value when called.
     Plain,
 }
 
@@ -51,7 +51,7 @@ pub(super) type Pair<'a> = (Value<'a>, Value<'a>);
 #[derive(Default)]
 struct Dict<'a> {
     pairs: Vec<Pair<'a>>,
-    /// Known without a search, which a pickle could ask for again and again.
+    /// Cached, because a pickle could trigger the search many times.
     holds_tensors: bool,
 }
 
@@ -59,14 +59,14 @@ struct Dict<'a> {
 pub(super) struct Machine<'a> {
     input: &'a [u8],
     at: usize,
-    /// Where the opcode of this moment stands, for errors.
+    /// The position of the current opcode, for errors.
     opcode: usize,
     stack: Vec<Value<'a>>,
     marks: Vec<usize>,
     memo: HashMap<usize, Value<'a>>,
     items: Vec<Value<'a>>,
     dicts: Vec<Dict<'a>>,
-    kept: usize,
+    allocated: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -74,7 +74,7 @@ impl<'a> Machine<'a> {
         Self { input, ..Self::default() }
     }
 
-    /// The value that the pickle describes. Every opcode takes at least one byte and there are no jumps.
+    /// Executes the pickle and returns its value. Terminates, because every opcode consumes input and there are no jumps.
     pub(super) fn run(&mut self) -> Result<Value<'a>, String> {
         self.execute().map_err(|error| format!("`data.pkl`, byte {}: {error}", self.opcode))
     }
@@ -87,23 +87,24 @@ impl<'a> Machine<'a> {
                 break;
             }
             self.step(code)?;
-            if self.stack.len() > MAX_STACK || self.marks.len() > MAX_MARKS || self.kept > MAX_KEPT {
+            if self.stack.len() > MAX_STACK || self.marks.len() > MAX_MARKS || self.allocated > MAX_VALUES {
                 return Err(format!(
-                    "expected at most {MAX_STACK} values on the stack, {MAX_MARKS} levels of nesting and {MAX_KEPT} \
-                     values in all, found more"
+                    "expected at most {MAX_STACK} values on the stack, {MAX_MARKS} levels of nesting and {MAX_VALUES} \
+                     values in total, found more"
                 ));
             }
         }
         match self.stack.as_slice() {
             [value] if self.marks.is_empty() && self.at == self.input.len() => Ok(*value),
-            _ => Err("expected the pickle to end with one value and nothing behind it, found something else"
+            _ => Err("expected the pickle to end with exactly one value, found trailing data, marks or a different \
+                      number of values"
                 .into()),
         }
     }
 
     fn step(&mut self, code: u8) -> Result<(), String> {
         let value = match code {
-            // PROTO; FRAME, which only groups what follows.
+            // PROTO; FRAME, which is skipped.
             0x80 => {
                 return match self.bytes()? {
                     [2..=5] => Ok(()),
@@ -124,11 +125,11 @@ impl<'a> Machine<'a> {
                 if digits.len() > 8 { Value::Plain } else { Value::Int(digits.iter().rev().fold(sign, join)) }
             }
             b'G' => self.bytes::<8>().map(|_| Value::Plain)?,
-            // LONG4, and the three opcodes of bytes and one of byte arrays.
+            // LONG4, and the opcodes of bytes and byte arrays.
             0x8b | b'B' => self.sized::<4>().map(|_| Value::Plain)?,
             b'C' => self.sized::<1>().map(|_| Value::Plain)?,
             0x8e | 0x96 => self.sized::<8>().map(|_| Value::Plain)?,
-            // Text, by the size of its length.
+            // Text with a length of 1, 4 or 8 bytes.
             0x8c => Value::Text(text(self.sized::<1>()?)?),
             b'X' => Value::Text(text(self.sized::<4>()?)?),
             0x8d => Value::Text(text(self.sized::<8>()?)?),
@@ -152,13 +153,13 @@ impl<'a> Machine<'a> {
             b'e' => return self.marked().and_then(|_| self.append()),
             b's' => return self.top(2).and_then(|items| self.set(&items)),
             b'u' => return self.marked().and_then(|items| self.set(&items)),
-            // BINPUT, LONG_BINPUT, MEMOIZE, which leave the value where it is.
-            b'q' => return self.number::<1>().and_then(|key| self.remember(key)),
-            b'r' => return self.number::<4>().and_then(|key| self.remember(key)),
-            0x94 => return self.remember(self.memo.len()),
+            // BINPUT, LONG_BINPUT, MEMOIZE, which do not pop the value.
+            b'q' => return self.number::<1>().and_then(|key| self.memoize(key)),
+            b'r' => return self.number::<4>().and_then(|key| self.memoize(key)),
+            0x94 => return self.memoize(self.memo.len()),
             // BINGET, LONG_BINGET.
-            b'h' => self.number::<1>().and_then(|key| self.recall(key))?,
-            b'j' => self.number::<4>().and_then(|key| self.recall(key))?,
+            b'h' => self.number::<1>().and_then(|key| self.memoized(key))?,
+            b'j' => self.number::<4>().and_then(|key| self.memoized(key))?,
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
                 global(module, name)?
@@ -170,7 +171,7 @@ impl<'a> Machine<'a> {
             },
             b'Q' => self.storage()?,
             b'R' => self.call()?,
-            // BUILD: attributes of the dict below, such as the `_metadata` of a state dict.
+            // BUILD: sets attributes of a dict, such as the `_metadata` of a state dict; ignored.
             b'b' => {
                 self.pop()?;
                 return match self.peek()? {
@@ -178,13 +179,13 @@ impl<'a> Machine<'a> {
                     other => Err(format!("expected attributes of a dict, found those of {}", other.kind())),
                 };
             }
-            _ => return Err(format!("expected what a state dict needs, found opcode {code:#04x}")),
+            _ => return Err(format!("opcode {code:#04x} is not allowed in a state dict")),
         };
         self.stack.push(value);
         Ok(())
     }
 
-    // What the opcodes read.
+    // Reading the input.
 
     fn take(&mut self, size: usize) -> Result<&'a [u8], String> {
         let end = self.at.checked_add(size);
@@ -205,10 +206,10 @@ impl<'a> Machine<'a> {
 
     fn number<const N: usize>(&mut self) -> Result<usize, String> {
         let value = self.bytes::<N>()?.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-        usize::try_from(value).map_err(|_| format!("expected a size or a place, found {value}"))
+        usize::try_from(value).map_err(|_| format!("expected a size or an index, found {value}"))
     }
 
-    /// The bytes behind their number, which takes `N` bytes itself.
+    /// Reads bytes that are preceded by their number, which takes `N` bytes.
     fn sized<const N: usize>(&mut self) -> Result<&'a [u8], String> {
         self.number::<N>().and_then(|size| self.take(size))
     }
@@ -216,18 +217,18 @@ impl<'a> Machine<'a> {
     fn line(&mut self) -> Result<&'a str, String> {
         let rest = self.input.get(self.at..).unwrap_or_default();
         let size =
-            rest.iter().position(|byte| *byte == b'\n').ok_or("expected a line, found no end of it")?;
+            rest.iter().position(|byte| *byte == b'\n').ok_or("expected a line, found no end of line")?;
         let line = text(self.take(size)?)?;
         self.at += 1;
         Ok(line)
     }
 
-    // The stack; nothing is taken from below the last mark.
+    // The stack; values below the last mark are out of reach.
 
     fn top(&mut self, count: usize) -> Result<Vec<Value<'a>>, String> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let from = self.stack.len().checked_sub(count).filter(|from| *from >= floor);
-        let from = from.ok_or_else(|| format!("expected {count} more on the stack, found fewer"))?;
+        let from = from.ok_or_else(|| format!("expected {count} values on the stack, found fewer"))?;
         Ok(self.stack.split_off(from))
     }
 
@@ -248,16 +249,16 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }
 
-    // What the opcodes build.
+    // Building values.
 
     fn dict(&mut self) -> Value<'a> {
         self.dicts.push(Dict::default());
-        self.kept += 1;
+        self.allocated += 1;
         Value::Dict(self.dicts.len() - 1)
     }
 
     fn tuple(&mut self, items: &[Value<'a>]) -> Value<'a> {
-        self.kept += items.len();
+        self.allocated += items.len();
         self.items.extend_from_slice(items);
         Value::Tuple(self.items.len() - items.len(), self.items.len())
     }
@@ -275,9 +276,9 @@ impl<'a> Machine<'a> {
             other => return Err(format!("expected a dict to fill, found {}", other.kind())),
         };
         let (pairs, []) = items.as_chunks::<2>() else {
-            return Err(format!("expected keys and values, found {} of them", items.len()));
+            return Err(format!("expected pairs of keys and values, found {} items", items.len()));
         };
-        self.kept += items.len();
+        self.allocated += items.len();
         if let Some(dict) = dict {
             dict.holds_tensors |= pairs.iter().any(|[_, value]| matches!(value, Value::Tensor(..)));
             dict.pairs.extend(pairs.iter().map(|[key, value]| (*key, *value)));
@@ -285,19 +286,19 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn remember(&mut self, key: usize) -> Result<(), String> {
+    fn memoize(&mut self, key: usize) -> Result<(), String> {
         let value = self.peek()?;
-        self.kept += 1;
+        self.allocated += 1;
         self.memo.insert(key, value);
         Ok(())
     }
 
-    fn recall(&self, key: usize) -> Result<Value<'a>, String> {
+    fn memoized(&self, key: usize) -> Result<Value<'a>, String> {
         let value = self.memo.get(&key).copied();
-        value.ok_or_else(|| format!("expected a value remembered as {key}, found none"))
+        value.ok_or_else(|| format!("memo {key} is missing"))
     }
 
-    /// BINPERSID: torch's reference to a record.
+    /// BINPERSID: the reference to a storage.
     fn storage(&mut self) -> Result<Value<'a>, String> {
         let reference = self.pop()?;
         match self.items(reference) {
@@ -308,11 +309,11 @@ impl<'a> Machine<'a> {
                 Value::Text(_),
                 Value::Int(elements),
             ] => Ok(Value::Storage(*dtype, key, *elements)),
-            other => Err(format!("expected the reference to a storage, found {}", kinds(other))),
+            other => Err(format!("expected a reference to a storage, found {}", kinds(other))),
         }
     }
 
-    /// REDUCE: the call of a global.
+    /// REDUCE: calls a global.
     fn call(&mut self) -> Result<Value<'a>, String> {
         let (arguments, callee) = (self.pop()?, self.pop()?);
         match (callee, arguments, self.items(arguments)) {
@@ -325,16 +326,16 @@ impl<'a> Machine<'a> {
             ) => Ok(*tensor),
             (Value::Global(Global::Plain), Value::Tuple(..), _) => Ok(Value::Plain),
             (callee, _, items) => Err(format!(
-                "expected a call as torch.save writes it, found {} called with {}",
+                "expected a call that torch.save writes, found {} called with {}",
                 callee.kind(),
                 kinds(items)
             )),
         }
     }
 
-    // What the values hold.
+    // Reading values.
 
-    /// The items of a tuple, or the arguments of a tensor.
+    /// Returns the items of a tuple or the arguments of a tensor.
     pub(super) fn items(&self, value: Value<'a>) -> &[Value<'a>] {
         let (Value::Tuple(from, to) | Value::Tensor(from, to)) = value else { return &[] };
         self.items.get(from..to).unwrap_or_default()
@@ -345,14 +346,14 @@ impl<'a> Machine<'a> {
         self.dicts.get(index).map(|dict| dict.pairs.as_slice()).unwrap_or_default()
     }
 
-    /// Whether it is a dict with a tensor among its values.
+    /// Whether `value` is a dict with tensors.
     pub(super) fn holds_tensors(&self, value: Value) -> bool {
         matches!(value, Value::Dict(index) if self.dicts.get(index).is_some_and(|dict| dict.holds_tensors))
     }
 }
 
 impl Value<'_> {
-    /// What errors call it.
+    /// Returns its name in errors.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Value::Int(_) => "an integer",
@@ -368,7 +369,7 @@ impl Value<'_> {
     }
 }
 
-/// The one gate between the pickle and the rest of Python.
+/// Resolves a global. This is the only access of a pickle to Python.
 fn global<'a>(module: &str, name: &str) -> Result<Value<'a>, String> {
     let global = match (module, name) {
         ("collections", "OrderedDict") => Global::OrderedDict,
@@ -388,7 +389,7 @@ fn global<'a>(module: &str, name: &str) -> Result<Value<'a>, String> {
         ("torch", name) if DTYPES.contains(&name) => return Ok(Value::Plain),
         _ => {
             return Err(format!(
-                "expected what a state dict needs, found {}: nothing of the file was run",
+                "{} is not allowed in a state dict (nothing was executed)",
                 quoted(&format!("{module}.{name}"))
             ));
         }

@@ -12,7 +12,7 @@ fn fixture(name: &str) -> Vec<u8> {
     fs::read(format!("{FIXTURES}/{name}")).unwrap()
 }
 
-/// Reads and checks what holds for every file: ranges are inside of it, and an error is one short line.
+/// Reads a file and checks that ranges are within it and that an error is one short line.
 fn checked(file: &[u8]) -> Result<Vec<Entry>, String> {
     let read = read(file);
     match &read {
@@ -27,7 +27,7 @@ fn checked(file: &[u8]) -> Result<Vec<Entry>, String> {
     read
 }
 
-/// An archive as torch writes it, around any pickle, with 40 bytes of storage `0`.
+/// An archive as torch writes it, with the given pickle and 40 bytes of storage `0`.
 fn archive(pickle: &[u8]) -> Vec<u8> {
     packed(&[("a/data.pkl", pickle), ("a/byteorder", b"little"), ("a/data/0", &[7; 40])])
 }
@@ -43,7 +43,7 @@ fn packed(records: &[(&str, &[u8])]) -> Vec<u8> {
     writer.finish().unwrap().into_inner()
 }
 
-/// Opcodes of a tensor of storage `0`; offset, shape and strides are opcodes, too.
+/// The opcodes of a tensor in storage `0`; offset, shape and strides are given as opcodes.
 fn tensor(elements: &[u8], offset: &[u8], shape: &[u8], strides: &[u8]) -> Vec<u8> {
     [
         b"ctorch._utils\n_rebuild_tensor_v2\n((\x8c\x07storagectorch\nFloatStorage\n\x8c\x010\x8c\x03cpu"
@@ -64,7 +64,7 @@ fn dict(value: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn good_files_read_byte_for_byte() {
+fn valid_files_are_read_byte_equal() {
     let mut count = 0;
     for item in fs::read_dir(FIXTURES).unwrap() {
         let name = item.unwrap().file_name().into_string().unwrap();
@@ -84,7 +84,7 @@ fn good_files_read_byte_for_byte() {
 }
 
 #[test]
-fn tensors_of_one_storage_share_their_bytes() {
+fn tensors_of_one_storage_share_a_range() {
     let file = fixture("good_nested.pt");
     let entries = read(&file).unwrap();
     let data =
@@ -95,7 +95,7 @@ fn tensors_of_one_storage_share_their_bytes() {
 }
 
 #[test]
-fn wrappers_of_torch_are_taken_out_of_names_of_shards() {
+fn torch_wrappers_are_removed_from_names_of_shards() {
     let dir = tempfile::tempdir().unwrap();
     let mut map = serde_json::Map::new();
     for name in ["module._orig_mod.a.weight", "module._orig_mod.b.0.bias"] {
@@ -114,7 +114,7 @@ fn wrappers_of_torch_are_taken_out_of_names_of_shards() {
 }
 
 #[test]
-fn bad_files_are_refused_by_what_is_bad() {
+fn bad_files_are_refused() {
     let mut names: Vec<String> = fs::read_dir(FIXTURES)
         .unwrap()
         .map(|item| item.unwrap().file_name().into_string().unwrap())
@@ -130,7 +130,7 @@ fn bad_files_are_refused_by_what_is_bad() {
 }
 
 #[test]
-fn made_up_pickles_are_refused() {
+fn crafted_pickles_are_refused() {
     let (zero, one, ten) = (b"K\x00".as_slice(), b"K\x01\x85".as_slice(), b"K\x0a\x85".as_slice());
     let small = |shape: &[u8], strides: &[u8]| dict(&tensor(b"K\x0a", zero, shape, strides));
     assert_eq!(checked(&small(ten, one)).unwrap()[0].shape, [10]);
@@ -150,7 +150,7 @@ fn made_up_pickles_are_refused() {
         ("two strides", small(ten, b"K\x0aK\x01\x86")),
         ("text for a shape", small(b"\x8c\x01a", one)),
         ("33 sizes", small(&[b"(".as_slice(), &b"K\x01".repeat(33), b"t"].concat(), one)),
-        ("behind its storage", dict(&tensor(b"K\x0a", b"K\x05", b"K\x06\x85", one))),
+        ("beyond its storage", dict(&tensor(b"K\x0a", b"K\x05", b"K\x06\x85", one))),
         ("negative offset", dict(&tensor(b"K\x0a", b"J\xff\xff\xff\xff", one, one))),
         ("offset of 2^62", dict(&tensor(b"K\x0a", huge, one, one))),
         ("storage of 2^62", dict(&tensor(huge, zero, one, one))),
@@ -160,14 +160,14 @@ fn made_up_pickles_are_refused() {
         ("no end", archive(b"\x80\x02}")),
         ("no value", archive(b"\x80\x02.")),
         ("two values", archive(b"\x80\x02}}.")),
-        ("something behind", archive(b"\x80\x02}..")),
+        ("trailing bytes", archive(b"\x80\x02}..")),
         ("open mark", archive(b"\x80\x02(}.")),
         ("below a mark", archive(b"\x80\x02}(\x85.")),
         ("no mark", archive(b"\x80\x02}u.")),
         ("odd pairs", archive(b"\x80\x02}(NNNu.")),
         ("items of a tuple", archive(b"\x80\x02)NNs.")),
         ("append to a dict", archive(b"\x80\x02}Na.")),
-        ("nothing remembered", archive(b"\x80\x02h\x07.")),
+        ("missing memo", archive(b"\x80\x02h\x07.")),
         ("long text", archive(b"\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.")),
         ("other text", archive(b"\x80\x02\x8c\x02\xff\xfe.")),
         ("protocol 0", archive(b"(dp0\n.")),
@@ -207,23 +207,23 @@ fn made_up_pickles_are_refused() {
 }
 
 #[test]
-fn an_archive_that_claims_too_many_records_is_refused_before_room_is_made() {
+fn archive_with_too_large_record_count_is_refused() {
     let mut file = fixture("good_kinds.pt");
-    // The count of the zip64 end record, which stands before its locator (20 bytes) and the end record (22).
+    // The count in the zip64 end record, which precedes its locator (20 bytes) and the end record (22).
     let at = file.len() - 42 - 56 + 32;
     file[at..at + 8].copy_from_slice(&(1_u64 << 40).to_le_bytes());
     let error = checked(&file).unwrap_err();
     assert!(
         error.starts_with(
-            "expected the archive's directory right before its end, found 1099511627776 records in"
+            "expected the zip directory right before its end record, found 1099511627776 records in"
         ),
         "{error}"
     );
 }
 
 #[test]
-fn a_bomb_of_references_ends_in_time() {
-    // One large dict without tensors, again and again as the value of a wrapper, and one large tuple as arguments.
+fn reference_bombs_are_refused_in_time() {
+    // One large dict without tensors as the value of many wrappers, and one large tuple as the arguments of many calls.
     let large = [b"}(".as_slice(), &b"NN".repeat(400_000), b"u"].concat();
     let wrapped =
         [b"\x80\x02}(\x8c\x05model\x94".as_slice(), &large, b"\x94", &b"h\x00h\x01".repeat(400_000), b"u."];
@@ -243,7 +243,7 @@ fn a_bomb_of_references_ends_in_time() {
 }
 
 #[test]
-fn a_truncated_file_is_refused_at_every_length() {
+fn truncated_file_is_refused_at_every_length() {
     let file = fixture("good_nested.pt");
     for length in 0..file.len() {
         checked(&file[..length]).unwrap_err();
