@@ -5,8 +5,8 @@ use unirl::error::{Error, Result};
 use unirl::model::{BatchSlice, TextSampling};
 
 use crate::args::AskArgs;
-use crate::build::{self, Settings};
-use crate::{batch, progress};
+use crate::settings::Settings;
+use crate::{batch, io, load, progress};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &AskArgs) -> Result<()> {
@@ -26,8 +26,8 @@ pub(crate) fn run(args: &AskArgs) -> Result<()> {
         settings.put("rollout.answers.max_tokens", max_tokens)?;
     }
     let mut plugins = args.model.search.plugins()?;
-    let (mut model, config) = build::inference(&settings, &mut plugins)?;
-    let read = build::picture_reader(model.card());
+    let (mut model, config) = load::inference(&settings, &mut plugins)?;
+    let read = io::picture_reader(model.card());
 
     let size = batch::size(&*model, &config, args.batch, |footprint| footprint.answer)?;
     let bar = progress::bar("answer", args.image.len() as u64);

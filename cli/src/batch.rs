@@ -5,7 +5,7 @@ use unirl::error::{Code, Error, Result};
 use unirl::memory;
 use unirl::model::{Cost, Footprint, UnifiedModel, Workload};
 
-use crate::build;
+use crate::load;
 
 /// Where a model does not say what it needs.
 const MODEST: usize = 8;
@@ -29,7 +29,7 @@ pub(crate) fn size(
         Err(error) if error.code() == Code::Unsupported => return Ok(MODEST),
         footprint => footprint?,
     };
-    let device = build::device(&config.model.device)?;
+    let device = load::device(&config.model.device)?;
     let Some(available) = memory::available(device) else { return Ok(MODEST) };
     // The weights are loaded: on the CPU they are no longer among what is available, on a GPU all of it is told.
     let taken = if device.is_cuda() { footprint.weights } else { 0 };

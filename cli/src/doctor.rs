@@ -8,8 +8,8 @@ use unirl::plugin::{Plugins, built_with, has_cuda_driver, load_cuda, mapped_vers
 use unirl::{cuda_graph, eval, memory};
 
 use crate::args::{DoctorArgs, ModelArgs};
-use crate::build::{self, Settings};
-use crate::plugins;
+use crate::settings::Settings;
+use crate::{io, load, plugins};
 
 pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     if args.prompts == 0 {
@@ -30,9 +30,9 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
             about.into_iter().map(|(name, value)| (name.to_string(), value.into())).collect();
         let all = json!({ "about": about, "plugins": listed, "findings": findings });
         let text = serde_json::to_string_pretty(&all).context(|| "cannot write the findings")?;
-        build::print(&(text + "\n"))?;
+        io::print(&(text + "\n"))?;
     } else {
-        build::print(&text(&about, listed.as_str().unwrap_or_default(), findings.as_deref()))?;
+        io::print(&text(&about, listed.as_str().unwrap_or_default(), findings.as_deref()))?;
     }
     let failed = failed(findings.as_deref().unwrap_or_default());
     if failed > 0 {
@@ -71,7 +71,7 @@ fn gpu(size: impl Fn(Option<i64>) -> String) -> String {
 /// Examines a model on so many prompts of each category.
 pub(crate) fn findings(args: &ModelArgs, prompts: usize, plugins: &mut Plugins) -> Result<Vec<Finding>> {
     let settings = Settings::new(args, None)?;
-    let (mut model, config) = build::inference(&settings, plugins)?;
+    let (mut model, config) = load::inference(&settings, plugins)?;
     let tasks = eval::tasks(prompts, config.eval.seed)?;
     Ok(examine(&mut *model, &tasks, &config.rollout, Extent::Training, None))
 }

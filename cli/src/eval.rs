@@ -12,9 +12,9 @@ use unirl::plugin::Plugins;
 use unirl::prompts;
 
 use crate::args::{EvalArgs, EvalCommand, GenevalEvalArgs, VerifyArgs};
-use crate::build::{self, Settings};
 use crate::endpoint::Endpoint;
-use crate::progress;
+use crate::settings::Settings;
+use crate::{io, load, progress};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         return Err(Error::usage("prompts a category: expected at least 1, got 0"));
     }
     let mut plugins = args.model.search.plugins()?;
-    let (mut model, config) = build::inference(&settings, &mut plugins)?;
+    let (mut model, config) = load::inference(&settings, &mut plugins)?;
     let plugin = plugins.load(&config.model.plugin)?;
     let plugin = format!("{} {}", plugin.name, plugin.version);
     let options = &config.eval;
@@ -104,7 +104,7 @@ fn geneval_judge(
     let thresholds = Thresholds::new(args.thresholds.threshold, args.thresholds.counting_threshold)?;
     let judge = GenevalJudge::new(metadata, (name.clone(), detector), thresholds)?;
     let (Some(images), Some(results)) = (&args.references, &args.results) else { return Ok(Some(judge)) };
-    let picture = build::picture_reader(card);
+    let picture = io::picture_reader(card);
     let read = move |path: &Path| Ok(picture(path)?.squeeze_dim(0));
     judge.with_references(images, results, Box::new(read)).map(Some)
 }
@@ -121,7 +121,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
             device: "cpu".into(),
             ..ModelOptions::default()
         };
-        let model = build::model(&mut args.search.plugins()?, &options, plan.seed)?;
+        let model = load::model(&mut args.search.plugins()?, &options, plan.seed)?;
         receipt.check_model(&*model)?;
     }
     println!(

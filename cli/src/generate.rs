@@ -9,8 +9,8 @@ use unirl::image_io;
 use unirl::model::{BatchSlice, ImageSampling};
 
 use crate::args::GenerateArgs;
-use crate::build::{self, Settings};
-use crate::{batch, progress};
+use crate::settings::Settings;
+use crate::{batch, io, load, progress};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
@@ -26,14 +26,14 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     }
     let one_file = ending.is_some();
     if one_file {
-        build::check_output(&args.out)?;
+        io::check_output(&args.out)?;
     } else if args.out.is_file() {
         return Err(Error::usage(format!("`--out`: `{}` is a file", args.out.display()))
             .hint("name a folder, or a file that ends in `.png`"));
     }
     let settings = Settings::drawing(&args.model, &args.drawing)?;
     let mut plugins = args.model.search.plugins()?;
-    let (mut model, config) = build::inference(&settings, &mut plugins)?;
+    let (mut model, config) = load::inference(&settings, &mut plugins)?;
     let prompts: Vec<String> =
         args.prompt.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.count)).collect();
 

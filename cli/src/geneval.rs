@@ -17,8 +17,8 @@ use unirl::model::{BatchSlice, ImageSampling};
 use unirl::{atomic_fs, config::layers, image_io, seed};
 
 use crate::args::{GenevalCommand, GenevalGenerateArgs, GenevalJudgeArgs};
-use crate::build::{self, Settings};
-use crate::{batch, generate, progress};
+use crate::settings::Settings;
+use crate::{batch, generate, io, load, progress};
 
 /// Prompts that share a seed: with four images each, as many as are drawn at once where all fit. An image depends on its
 /// place in this block, and on nothing before or behind it.
@@ -41,7 +41,7 @@ fn draw(args: &GenevalGenerateArgs) -> Result<()> {
     let prompts = read_metadata(&args.metadata)?;
     let settings = Settings::drawing(&args.model, &args.drawing)?;
     let mut plugins = args.model.search.plugins()?;
-    let (mut model, config) = build::inference(&settings, &mut plugins)?;
+    let (mut model, config) = load::inference(&settings, &mut plugins)?;
     let mut record = record(&config, prompts.len(), count)?;
     let before = drawn_with(out, &record)?;
     // Other batches round otherwise: a set that is gone on with keeps those that it was begun with.
@@ -202,7 +202,7 @@ fn write_metadata(out: &Path, index: usize, prompt: &Metadata) -> Result<()> {
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 fn judge(args: &GenevalJudgeArgs) -> Result<()> {
     if let Some(out) = &args.out {
-        build::check_output(out)?;
+        io::check_output(out)?;
     }
     let thresholds = Thresholds::new(args.thresholds.threshold, args.thresholds.counting_threshold)?;
     let subset: Option<Subset> = args.subset.as_deref().map(str::parse).transpose()?;
@@ -246,7 +246,7 @@ fn detect(
         Error::usage("the options of the detector cannot be written as JSON").cause(error)
     })?;
     // A GPU is opened before the first tensor.
-    let device = build::device(args.device.as_deref().unwrap_or("auto"))?;
+    let device = load::device(args.device.as_deref().unwrap_or("auto"))?;
     let detector = args.search.plugins()?.detector(name, &options)?;
     let words = Vocabulary::of(prompts.iter().map(|prompt| &prompt.metadata));
     let images: usize = prompts.iter().map(|prompt| prompt.images.len()).sum();

@@ -3,7 +3,6 @@
 mod args;
 mod ask;
 mod batch;
-mod build;
 mod doctor;
 mod dry_run;
 mod endpoint;
@@ -11,6 +10,8 @@ mod eval;
 mod generate;
 mod geneval;
 mod interrupt;
+mod io;
+mod load;
 mod logging;
 mod plugins;
 mod pretrain;
@@ -20,6 +21,7 @@ mod replay;
 mod report;
 mod reward;
 mod schema;
+mod settings;
 mod shell;
 mod train;
 

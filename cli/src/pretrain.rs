@@ -7,11 +7,11 @@ use unirl::pretrain::{Event, PretrainConfig, pretrain};
 use unirl::{atomic_fs, config::layers};
 
 use crate::args::PretrainArgs;
-use crate::{build, progress};
+use crate::{load, progress, settings};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
-    let mut table = build::own_settings(&args.model)?;
+    let mut table = settings::own_settings(&args.model)?;
     if let Some(seed) = args.model.seed {
         table.insert("seed".into(), toml::Value::Integer(seed as i64));
     }
@@ -22,12 +22,12 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         );
     }
     let mut plugins = args.model.search.plugins()?;
-    let mut source = build::source(&config.model, config.seed)?;
+    let mut source = load::source(&config.model, config.seed)?;
     if args.model.model.is_none() {
         source.checkpoint = Checkpoint::Fresh;
     }
-    let mut model = build::construct(&mut plugins, &config.model, &source)?;
-    let mut settings = build::own_sampling(model.card())?;
+    let mut model = load::construct(&mut plugins, &config.model, &source)?;
+    let mut settings = settings::own_sampling(model.card())?;
     layers::merge(&mut settings, table);
     let config = PretrainConfig::from_table(settings)?;
 

@@ -5,14 +5,14 @@ use unirl::prompts::{self, Exclusion, Mix, ObjectList, PromptTemplates, Split};
 use unirl::{atomic_fs, tiles};
 
 use crate::args::PromptsArgs;
-use crate::{build, progress};
+use crate::{io, progress};
 
 pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
     if args.count == 0 {
         return Err(Error::usage("`--count`: expected at least 1, got 0"));
     }
     if let Some(out) = &args.out {
-        build::check_output(out)?;
+        io::check_output(out)?;
     }
     let mix: Mix = args.mix.as_deref().map_or(Ok(Mix::default()), str::parse)?;
     let objects = match args.objects.as_str() {
@@ -37,6 +37,6 @@ pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
     let text = prompts::write_jsonl(&generated.tasks)?;
     match &args.out {
         Some(out) => atomic_fs::write(out, &text),
-        None => build::print(&text),
+        None => io::print(&text),
     }
 }

@@ -6,7 +6,7 @@ use unirl::error::Result;
 use unirl::{config::layers, train};
 
 use crate::args::ReplayStepArgs;
-use crate::build;
+use crate::load;
 use crate::train::{TrainSession, prepare};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &ReplayStepArgs) -> Result<()> {
     let config = RunConfig::from_table(settings)?;
     prepare(&config);
     let mut plugins = args.search.plugins()?;
-    let model = build::model(&mut plugins, &config.model, config.train.seed)?;
+    let model = load::model(&mut plugins, &config.model, config.train.seed)?;
     let mut all = TrainSession::new(model, &config, &mut plugins)?;
     let (model, answer_rules) = (&mut *all.model, all.answer_rules.as_ref());
     let step = state.step + 1;

@@ -3,12 +3,12 @@
 use unirl::error::{Context, Result, unknown_name};
 
 use crate::args::{self, CompletionsArgs, ManArgs};
-use crate::build;
+use crate::io;
 
 pub(crate) fn completions(args: CompletionsArgs) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut args::command(), "unirl", &mut script);
-    build::print(&String::from_utf8_lossy(&script))
+    io::print(&String::from_utf8_lossy(&script))
 }
 
 pub(crate) fn man(args: &ManArgs) -> Result<()> {
@@ -25,5 +25,5 @@ pub(crate) fn man(args: &ManArgs) -> Result<()> {
     }
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page).context(|| "cannot write the page")?;
-    build::print(&String::from_utf8_lossy(&page))
+    io::print(&String::from_utf8_lossy(&page))
 }

@@ -14,9 +14,9 @@ use unirl::train::{Event, RunReport};
 use unirl::{autograd, config::layers, eval, prompts, train};
 
 use crate::args::RunArgs;
-use crate::build::{self, Settings};
 use crate::progress::Watcher;
-use crate::{dry_run, interrupt};
+use crate::settings::Settings;
+use crate::{dry_run, interrupt, load};
 
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
     match &args.resume {
@@ -38,12 +38,12 @@ fn begin(args: &RunArgs) -> Result<()> {
         return dry_run::run(&settings, &early, &mut plugins, args.out.as_deref());
     }
     prepare(&early);
-    let model = build::model(&mut plugins, &early.model, early.train.seed)?;
+    let model = load::model(&mut plugins, &early.model, early.train.seed)?;
     let config = settings.config(model.card())?;
     train::check_tasks(&config, model.card())?;
     let mut all = TrainSession::new(model, &config, &mut plugins)?;
     let name = format!("{}-{}", all.model.card().name, config.optimizer.name);
-    let inputs = build::inputs(&mut plugins, &config)?;
+    let inputs = load::inputs(&mut plugins, &config)?;
     let mut run_dir = RunDir::create(args.out.clone(), &name, &config)?;
     run_dir.inputs = inputs;
     all.train(&config, &run_dir, None)
@@ -80,7 +80,7 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
     }
     let mut plugins = args.model.search.plugins()?;
     check(&config, &mut plugins)?;
-    run_dir.inputs = build::inputs(&mut plugins, &config)?;
+    run_dir.inputs = load::inputs(&mut plugins, &config)?;
     let changed = from.as_ref().map_or_else(Vec::new, |from| from.changed_inputs(&run_dir.inputs));
     if !changed.is_empty() && !args.allow_change {
         let error = Error::usage("files are not those of the run (SHA-256)");
@@ -88,7 +88,7 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
         return Err(error.hint("go on with them all the same: `--allow-change`"));
     }
     prepare(&config);
-    let model = build::model(&mut plugins, &config.model, config.train.seed)?;
+    let model = load::model(&mut plugins, &config.model, config.train.seed)?;
     let mut all = TrainSession::new(model, &config, &mut plugins)?;
     let done = from.as_ref().map_or(0, |from| from.step);
     tracing::info!("going on after step {done} of {}", config.train.steps);
@@ -111,8 +111,8 @@ impl TrainSession {
         config: &RunConfig,
         plugins: &mut Plugins,
     ) -> Result<Self> {
-        let rules = build::rules(plugins, &config.reward.rules)?;
-        let answer_rules = build::answer_rules(plugins, &config.reward)?;
+        let rules = load::rules(plugins, &config.reward.rules)?;
+        let answer_rules = load::answer_rules(plugins, &config.reward)?;
         algorithms::check_fits(algorithms::find(&config.optimizer.name)?, model.card())?;
         if config.eval.prompts > 0 || config.eval.every > 0 {
             eval::check_tiles(model.card())?;
@@ -138,8 +138,8 @@ impl TrainSession {
 /// What can be told to be wrong before the model is loaded.
 fn check(config: &RunConfig, plugins: &mut Plugins) -> Result<()> {
     algorithms::build(algorithms::find(&config.optimizer.name)?, config)?;
-    build::rules(plugins, &config.reward.rules)?;
-    build::answer_rules(plugins, &config.reward)?;
+    load::rules(plugins, &config.reward.rules)?;
+    load::answer_rules(plugins, &config.reward)?;
     if let Some(tasks) = &config.train.tasks {
         prompts::read_jsonl(tasks.as_ref())?;
     }

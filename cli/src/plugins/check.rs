@@ -10,14 +10,14 @@ use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
 use unirl::plugin::{Entry, EntryKind, Plugins};
 
 use crate::args::{ModelArgs, PluginsCheckArgs};
-use crate::build::{self, Settings};
-use crate::doctor;
+use crate::settings::Settings;
+use crate::{doctor, io, load};
 
 pub(super) fn run(args: &PluginsCheckArgs) -> Result<()> {
     let mut plugins = args.search.plugins()?;
     let plugin = plugins.load(&args.plugin)?;
     let (name, entries) = (plugin.name.clone(), plugin.entries.clone());
-    build::print(&format!("plugin {name} {}\n", plugin.version))?;
+    io::print(&format!("plugin {name} {}\n", plugin.version))?;
     let mut failed = 0;
     for entry in &entries {
         let findings = match entry.kind {
@@ -25,7 +25,7 @@ pub(super) fn run(args: &PluginsCheckArgs) -> Result<()> {
             EntryKind::Reward => reward(entry, &mut plugins)?,
             EntryKind::Detector => continue, // it promises nothing but its form, which every call checks
         };
-        build::print(&format!("\n{} `{}`\n{}", entry.kind, entry.name, doctor::listed(&findings)))?;
+        io::print(&format!("\n{} `{}`\n{}", entry.kind, entry.name, doctor::listed(&findings)))?;
         failed += doctor::failed(&findings);
     }
     if failed > 0 {
@@ -36,8 +36,8 @@ pub(super) fn run(args: &PluginsCheckArgs) -> Result<()> {
 
 fn model(args: &PluginsCheckArgs, name: &str, plugins: &mut Plugins) -> Result<Vec<Finding>> {
     let settings = Settings::new(&ModelArgs::of_entry(args, name), None)?;
-    let (mut model, config) = build::inference(&settings, plugins)?;
-    let device = build::device(&config.model.device)?;
+    let (mut model, config) = load::inference(&settings, plugins)?;
+    let device = load::device(&config.model.device)?;
     let tasks = eval::tasks(1, config.eval.seed)?;
     let dry = |plugins: &mut Plugins, options: &serde_json::Value| {
         let source = ModelSource { checkpoint: Checkpoint::Fresh, device, seed: 1, dry: true };

@@ -7,7 +7,7 @@ use unirl::atomic_fs;
 use unirl::error::{Context, Error, Result};
 
 use crate::args::{PluginKind, PluginsNewArgs};
-use crate::build;
+use crate::io;
 
 /// The crates of `examples/`, which these names stand for.
 const MODEL: (&str, &str) = ("my-model", include_str!("../../../examples/my-model/src/lib.rs"));
@@ -29,7 +29,7 @@ pub(super) fn run(args: &PluginsNewArgs) -> Result<()> {
         atomic_fs::write(&partial.join("src/lib.rs"), &code)
     })
     .map_err(|error| error.hint("name another folder: `--dir D`"))?;
-    build::print(&next(args, &folder))
+    io::print(&next(args, &folder))
 }
 
 /// A crate's name that is also a plugin's.

@@ -8,7 +8,7 @@ use unirl::error::{Error, Result};
 use unirl::{atomic_fs, config::layers};
 
 use crate::args::ReportArgs;
-use crate::build::check_output;
+use crate::io::check_output;
 use crate::progress;
 use chart::Curve;
 use run::Run;
