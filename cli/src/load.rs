@@ -16,8 +16,8 @@ use unirl::{hash, run_dir, settings};
 use crate::progress;
 use crate::settings::Settings;
 
-/// The model and the settings of a command that only uses it: evaluation, drawing, asking.
-pub(crate) fn inference(
+/// Loads the model of a command without training, and returns it with its settings.
+pub(crate) fn model_and_config(
     settings: &Settings,
     plugins: &mut Plugins,
 ) -> Result<(Box<dyn UnifiedModel>, RunConfig)> {
@@ -27,7 +27,7 @@ pub(crate) fn inference(
     Ok((model, config))
 }
 
-/// Loads the model that the options name.
+/// Loads a model and tunes memory allocation for it.
 pub(crate) fn model(
     plugins: &mut Plugins,
     options: &ModelOptions,
@@ -50,26 +50,28 @@ pub(crate) fn model(
     Ok(model)
 }
 
-/// Makes the model of a source.
+/// Constructs a model from a source.
 pub(crate) fn construct(
     plugins: &mut Plugins,
     options: &ModelOptions,
     source: &ModelSource,
 ) -> Result<Box<dyn UnifiedModel>> {
     let json = serde_json::to_value(&options.options)
-        .map_err(|error| Error::usage("`model.options` cannot be written as JSON").cause(error))?;
+        .map_err(|error| Error::usage("cannot convert `model.options` to JSON").cause(error))?;
     plugins.model(&options.plugin, &json, source)
 }
 
-/// Where the options say that the weights come from.
+/// The source of the weights. Errors if the checkpoint or the device does not exist.
 pub(crate) fn source(options: &ModelOptions, seed: u64) -> Result<ModelSource> {
     let checkpoint = match options.checkpoint.as_str() {
         "builtin" => Checkpoint::Builtin,
         folder => {
             let folder = run_dir::model_folder(Path::new(folder))?;
             if !folder.is_dir() {
-                return Err(Error::usage(format!("no model folder at `{}`", folder.display()))
-                    .hint("`--model` takes `builtin`, the folder of a model, or that of a run, e.g. `runs/showo-grpo-001`"));
+                return Err(Error::usage(format!("model directory `{}` does not exist", folder.display()))
+                    .hint(
+                        "`--model` expects `builtin`, a checkpoint, or a run such as `runs/showo-grpo-001`",
+                    ));
             }
             Checkpoint::Folder(folder)
         }
@@ -77,14 +79,14 @@ pub(crate) fn source(options: &ModelOptions, seed: u64) -> Result<ModelSource> {
     Ok(ModelSource { checkpoint, device: device(&options.device)?, seed, dry: false })
 }
 
-/// Loads the rules that the configuration names.
-pub(crate) fn rules(plugins: &mut Plugins, rules: &[WeightedReward]) -> Result<RewardSet> {
+/// Loads the weighted rewards of a configuration.
+pub(crate) fn rewards(plugins: &mut Plugins, rules: &[WeightedReward]) -> Result<RewardSet> {
     let loaded =
         rules.iter().map(|rule| Ok((rule.clone(), reward(plugins, rule)?))).collect::<Result<_>>()?;
     RewardSet::new(loaded)
 }
 
-/// The rules of a name: a program behind `cmd:`, a file of rules if it ends in `.toml`, else a plugin's.
+/// Loads a reward by its name: a program after `cmd:`, a rule file if it ends in `.toml`, otherwise a reward of a plugin.
 fn reward(plugins: &mut Plugins, rule: &WeightedReward) -> Result<Box<dyn RewardFunction>> {
     if let Some(program) = rule.name.strip_prefix(PROCESS) {
         let options = settings::read("options", rule.options.clone())
@@ -93,25 +95,30 @@ fn reward(plugins: &mut Plugins, rule: &WeightedReward) -> Result<Box<dyn Reward
     }
     let path = Path::new(&rule.name);
     if path.extension().is_none_or(|end| end != "toml") {
-        let options = serde_json::to_value(&rule.options)
-            .map_err(|error| Error::usage(format!("options of reward rule `{}`", rule.name)).cause(error))?;
+        let options = serde_json::to_value(&rule.options).map_err(|error| {
+            Error::usage(format!("cannot convert the options of reward rule `{}` to JSON", rule.name))
+                .cause(error)
+        })?;
         return plugins.reward(&rule.name, &options);
     }
     if !rule.options.is_empty() {
-        return Err(Error::usage(format!("reward rule `{}`: a rule file takes no `options`", rule.name))
-            .hint("say it in the file"));
+        return Err(Error::usage(format!(
+            "reward rule `{}`: a rule file does not take `options`",
+            rule.name
+        ))
+        .hint("set them in the rule file"));
     }
     let file = RuleFile::read(path)?;
     file.build().map_err(|error| error.context(format!("rule file `{}`", path.display())))
 }
 
-/// Loads the rules of the answer objective, where it has its own.
-pub(crate) fn answer_rules(plugins: &mut Plugins, options: &RewardOptions) -> Result<Option<RewardSet>> {
-    options.answer_rules.as_ref().map(|own| rules(plugins, own)).transpose()
+/// Loads the rewards of the answer objective, if it has separate ones.
+pub(crate) fn answer_rewards(plugins: &mut Plugins, options: &RewardOptions) -> Result<Option<RewardSet>> {
+    options.answer_rules.as_ref().map(|rules| rewards(plugins, rules)).transpose()
 }
 
-/// The SHA-256 of every file that decides a run beside its settings and its model, by what it is to the run: tasks, rule
-/// files, programs with those of their arguments that are files, and plugins.
+/// The SHA-256 of every input file of a run other than settings and weights, by its role: prompts, rule files, reward programs
+/// and their arguments that are files, and plugins. The roles are stored in checkpoints: never change them.
 pub(crate) fn inputs(plugins: &mut Plugins, config: &RunConfig) -> Result<BTreeMap<String, String>> {
     let plugin = plugins.load(&config.model.plugin)?;
     let mut files = vec![(format!("plugin `{}`", plugin.name), plugin.path.clone())];
@@ -136,16 +143,19 @@ pub(crate) fn inputs(plugins: &mut Plugins, config: &RunConfig) -> Result<BTreeM
     files.into_iter().map(|(name, path)| Ok((name, hash::file(&path)?))).collect()
 }
 
-/// The device of a name.
+/// Parses a device name. Errors if the device does not exist.
 pub(crate) fn device(name: &str) -> Result<Device> {
-    let wrong =
-        || Error::usage(format!("unknown device `{name}`")).hint("known: `auto`, `cpu`, `cuda`, `cuda:N`");
+    let wrong = || {
+        Error::usage(format!("unknown device `{name}`")).hint("expected `auto`, `cpu`, `cuda` or `cuda:N`")
+    };
     let index = match name {
         "cpu" => return Ok(Device::Cpu),
         "auto" if !has_cuda_driver() => return Ok(Device::Cpu),
         "auto" => {
             if let Err(error) = load_cuda() {
-                tracing::warn!("running on the CPU although a GPU driver is installed: {error}");
+                tracing::warn!(
+                    "running on the CPU, because the installed GPU driver cannot be used: {error}"
+                );
                 return Ok(Device::Cpu);
             }
             return Ok(Device::cuda_if_available());
@@ -162,8 +172,8 @@ pub(crate) fn device(name: &str) -> Result<Device> {
     if (index as i64) < count {
         return Ok(Device::Cuda(index));
     }
-    Err(Error::usage(format!("device `{name}` is not there")).hint(match count {
-        0 => "no GPU was found: use `--device cpu`".to_string(),
+    Err(Error::usage(format!("device `{name}` does not exist")).hint(match count {
+        0 => "no GPU was found; use `--device cpu`".to_string(),
         count => format!("GPUs found: 0 to {}", count - 1),
     }))
 }

@@ -1,4 +1,4 @@
-//! `unirl replay-step DIR`: a step that failed, once more.
+//! `unirl replay-step DIR`: repeats a training step from its saved state.
 
 use unirl::checkpoint::TrainingState;
 use unirl::config::RunConfig;
@@ -20,12 +20,12 @@ pub(crate) fn run(args: &ReplayStepArgs) -> Result<()> {
     prepare(&config);
     let mut plugins = args.search.plugins()?;
     let model = load::model(&mut plugins, &config.model, config.train.seed)?;
-    let mut all = TrainSession::new(model, &config, &mut plugins)?;
-    let (model, answer_rules) = (&mut *all.model, all.answer_rules.as_ref());
+    let mut session = TrainSession::new(model, &config, &mut plugins)?;
+    let (model, answer_rules) = (&mut *session.model, session.answer_rules.as_ref());
     let step = state.step + 1;
-    let metrics = train::replay(model, &all.rules, answer_rules, &config, &state)
+    let metrics = train::replay(model, &session.rules, answer_rules, &config, &state)
         .map_err(|error| error.context(format!("step {step} failed again")))?;
-    println!("step {step} went through\n");
+    println!("step {step} succeeded\n");
     for (name, value) in metrics {
         println!("{name:<32}{value:>14.6}");
     }

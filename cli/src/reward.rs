@@ -141,7 +141,7 @@ fn stdin() -> Result<String> {
 }
 
 fn load(search: &SearchArgs, rules: &[WeightedReward]) -> Result<RewardSet> {
-    let rules = load::rules(&mut search.plugins()?, rules)?;
+    let rules = load::rewards(&mut search.plugins()?, rules)?;
     if rules.wants_pixels() {
         return Err(Error::usage("one of the rules looks at drawings, and lines of text have none")
             .hint("use it in a run: `unirl --plugin … --optimizer … --reward …`"));

@@ -7,30 +7,32 @@ use unirl::{eval, run_dir};
 
 use crate::args::{GenerationArgs, ModelArgs};
 
-/// The settings of a run: how the model is meant to draw, preset, file and `--set` in this order, then flags. Which preset
-/// it is where the user names none depends on the model: one that draws the drawn world has `tiles`, or `tiles-split` where
-/// it reads images through another representation; any other has none, which leaves the paper's settings.
+/// The settings of a command. Later layers override earlier ones: sampling defaults of the model, preset, `--config`, `--set`,
+/// flags.
+///
+/// Without `--preset`, models of the tiles benchmark use `tiles`, or `tiles-split` if understanding has a separate image
+/// representation. All other models use no preset, which leaves the settings of the paper.
 pub(crate) struct Settings {
     preset: Option<String>,
-    own: toml::Table,
+    user: toml::Table,
 }
 
 impl Settings {
     pub(crate) fn new(args: &ModelArgs, preset: Option<&str>) -> Result<Self> {
-        let mut settings = Self { preset: preset.map(String::from), own: own_settings(args)? };
+        let mut settings = Self { preset: preset.map(String::from), user: user_settings(args)? };
         if let Some(seed) = args.seed {
             settings.put("train.seed", seed as i64)?;
         }
         Ok(settings)
     }
 
-    /// The settings of a command that draws.
-    pub(crate) fn drawing(args: &ModelArgs, drawing: &GenerationArgs) -> Result<Self> {
+    /// The settings of a command that generates images.
+    pub(crate) fn for_generation(args: &ModelArgs, generation: &GenerationArgs) -> Result<Self> {
         let mut settings = Self::new(args, None)?;
-        if let Some(guidance) = drawing.guidance {
+        if let Some(guidance) = generation.guidance {
             settings.put("rollout.images.guidance", guidance)?;
         }
-        if let Some(steps) = drawing.steps {
+        if let Some(steps) = generation.steps {
             settings.put("rollout.images.steps", steps)?;
         }
         Ok(settings)
@@ -38,11 +40,11 @@ impl Settings {
 
     /// Sets a setting by its dotted path.
     pub(crate) fn put(&mut self, path: &str, value: impl Into<toml::Value>) -> Result<()> {
-        put(&mut self.own, path, value)
+        put(&mut self.user, path, value)
     }
 
-    /// The settings of a run: a model that is named by the folder of a run is the checkpoint that is the newest now.
-    pub(crate) fn settled(mut self) -> Result<Self> {
+    /// Replaces a run directory in `model.checkpoint` by its newest checkpoint, so that the settings of a run name a fixed one.
+    pub(crate) fn with_fixed_checkpoint(mut self) -> Result<Self> {
         let named = self.early()?.model.checkpoint;
         if named != "builtin" {
             self.put("model.checkpoint", run_dir::model_folder(named.as_ref())?.display().to_string())?;
@@ -50,18 +52,18 @@ impl Settings {
         Ok(self)
     }
 
-    /// The settings as far as they are known before the model: wrong ones are told before it is loaded.
+    /// The settings before the model is known, so that errors in them are found before it is loaded.
     pub(crate) fn early(&self) -> Result<RunConfig> {
         self.over_preset(toml::Table::new(), self.preset.as_deref().or(Some("tiles")))
     }
 
-    /// The settings for a model.
+    /// The settings for a loaded model.
     pub(crate) fn config(&self, card: &ModelCard) -> Result<RunConfig> {
         let tiles = eval::check_tiles(card).is_ok().then_some(match card.image_space {
             ImageSpace::Shared => "tiles",
             ImageSpace::Decoupled => "tiles-split",
         });
-        self.over_preset(own_sampling(card)?, self.preset.as_deref().or(tiles))
+        self.over_preset(sampling_defaults(card)?, self.preset.as_deref().or(tiles))
     }
 
     fn over_preset(&self, mut table: toml::Table, preset: Option<&str>) -> Result<RunConfig> {
@@ -71,24 +73,25 @@ impl Settings {
         self.over(table)
     }
 
-    /// What the user says, over the settings of a run.
+    /// The settings of the user over those of `table`.
     pub(crate) fn over(&self, mut table: toml::Table) -> Result<RunConfig> {
-        layers::merge(&mut table, self.own.clone());
+        layers::merge(&mut table, self.user.clone());
         RunConfig::from_table(table)
     }
 }
 
-/// How a model is meant to draw, as settings.
-pub(crate) fn own_sampling(card: &ModelCard) -> Result<toml::Table> {
-    let sampling = toml::Value::try_from(&card.sampling)
-        .map_err(|error| Error::failure(format!("the sampling of model `{}`", card.name)).cause(error))?;
+/// The sampling defaults of a model as settings.
+pub(crate) fn sampling_defaults(card: &ModelCard) -> Result<toml::Table> {
+    let sampling = toml::Value::try_from(&card.sampling).map_err(|error| {
+        Error::failure(format!("cannot read the sampling defaults of model `{}`", card.name)).cause(error)
+    })?;
     let mut table = toml::Table::new();
     put(&mut table, "rollout.images", sampling)?;
     Ok(table)
 }
 
-/// What the user says: file, `--set`, and flags.
-pub(crate) fn own_settings(args: &ModelArgs) -> Result<toml::Table> {
+/// The settings of the user: `--config`, `--set` and flags.
+pub(crate) fn user_settings(args: &ModelArgs) -> Result<toml::Table> {
     let mut table = toml::Table::new();
     if let Some(path) = &args.config {
         layers::merge(&mut table, layers::read(path)?);
@@ -111,5 +114,5 @@ pub(crate) fn own_settings(args: &ModelArgs) -> Result<toml::Table> {
 
 fn put(table: &mut toml::Table, path: &str, value: impl Into<toml::Value>) -> Result<()> {
     layers::put(table, path, value.into())
-        .map_err(|key| Error::usage(format!("configuration `{key}`: expected a table")))
+        .map_err(|key| Error::usage(format!("configuration key `{key}`: expected a table")))
 }

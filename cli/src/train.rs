@@ -14,7 +14,7 @@ use unirl::train::{Event, RunReport};
 use unirl::{autograd, config::layers, eval, prompts, train};
 
 use crate::args::RunArgs;
-use crate::progress::Watcher;
+use crate::progress::TrainProgress;
 use crate::settings::Settings;
 use crate::{dry_run, interrupt, load};
 
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
 }
 
 fn begin(args: &RunArgs) -> Result<()> {
-    let settings = settings(args)?.settled()?;
+    let settings = settings(args)?.with_fixed_checkpoint()?;
     let early = settings.early()?;
     if let Some(out) = &args.out {
         RunDir::check_free(out)?;
@@ -111,8 +111,8 @@ impl TrainSession {
         config: &RunConfig,
         plugins: &mut Plugins,
     ) -> Result<Self> {
-        let rules = load::rules(plugins, &config.reward.rules)?;
-        let answer_rules = load::answer_rules(plugins, &config.reward)?;
+        let rules = load::rewards(plugins, &config.reward.rules)?;
+        let answer_rules = load::answer_rewards(plugins, &config.reward)?;
         algorithms::check_fits(algorithms::find(&config.optimizer.name)?, model.card())?;
         if config.eval.prompts > 0 || config.eval.every > 0 {
             eval::check_tiles(model.card())?;
@@ -122,14 +122,14 @@ impl TrainSession {
 
     fn train(&mut self, config: &RunConfig, run_dir: &RunDir, from: Option<TrainingState>) -> Result<()> {
         interrupt::listen()?;
-        let mut watcher = Watcher::new();
+        let mut progress = TrainProgress::new();
         let mut watch = |event: Event<'_>| {
-            watcher.on(&event);
-            interrupt::asked()
+            progress.on(&event);
+            interrupt::interrupted()
         };
         let (model, answer_rules) = (&mut *self.model, self.answer_rules.as_ref());
         let report = train::train(model, &self.rules, answer_rules, config, run_dir, from, &mut watch)?;
-        drop(watcher);
+        drop(progress);
         show(&report, config, run_dir);
         Ok(())
     }
@@ -138,8 +138,8 @@ impl TrainSession {
 /// What can be told to be wrong before the model is loaded.
 fn check(config: &RunConfig, plugins: &mut Plugins) -> Result<()> {
     algorithms::build(algorithms::find(&config.optimizer.name)?, config)?;
-    load::rules(plugins, &config.reward.rules)?;
-    load::answer_rules(plugins, &config.reward)?;
+    load::rewards(plugins, &config.reward.rules)?;
+    load::answer_rewards(plugins, &config.reward)?;
     if let Some(tasks) = &config.train.tasks {
         prompts::read_jsonl(tasks.as_ref())?;
     }
