@@ -59,7 +59,7 @@ fn sample() -> Sample {
 }
 
 #[test]
-fn two_plugins_each_have_their_own_module() {
+fn plugins_with_separate_root_modules_load_together() {
     let mut plugins = plugins();
     let constant = plugins.reward("constant", &json!({"score": 0.25})).unwrap();
     let two = plugins.reward("two", &Value::Null).unwrap();
@@ -75,7 +75,7 @@ fn two_plugins_each_have_their_own_module() {
 }
 
 #[test]
-fn every_operation_crosses() -> Result<()> {
+fn every_model_operation_crosses_the_abi() -> Result<()> {
     let mut model = model("echo");
     let (prompts, questions) = (texts(&["a", "b"]), texts(&["what?", "why?"]));
     assert_eq!(model.card().name, "echo");
@@ -103,7 +103,7 @@ fn every_operation_crosses() -> Result<()> {
 }
 
 #[test]
-fn autograd_crosses_and_no_grad_is_obeyed() -> Result<()> {
+fn autograd_crosses_the_abi_and_respects_no_grad() -> Result<()> {
     let model = model("echo");
     let relaxed = Tensor::full([2, 4, 6], 1.0 / 6.0, (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let tokens = Tensor::zeros([2, 4], (Kind::Int64, Device::Cpu));
@@ -130,7 +130,7 @@ fn autograd_crosses_and_no_grad_is_obeyed() -> Result<()> {
 }
 
 #[test]
-fn a_panic_names_plugin_operation_and_line() {
+fn plugin_panic_names_plugin_operation_and_line() {
     let mut model = model("panics");
     let error_ = error(model.generate(&texts(&["a"]), &ImageSampling::default()));
     assert_eq!(error_.code(), Code::Panic);
@@ -143,7 +143,7 @@ fn a_panic_names_plugin_operation_and_line() {
 }
 
 #[test]
-fn a_panic_inside_of_tch_names_the_line_that_called_it() {
+fn panic_in_tch_names_the_calling_line() {
     let mut model = model("panics");
     let images = Images::from_tokens(Tensor::zeros([1, 4], (Kind::Int64, Device::Cpu)));
     let error = error(model.answer(&images, &texts(&["x"]), &TextSampling::default()));
@@ -153,7 +153,7 @@ fn a_panic_inside_of_tch_names_the_line_that_called_it() {
 }
 
 #[test]
-fn wrong_shapes_and_nan_are_one_error_with_its_place() -> Result<()> {
+fn wrong_shape_or_nan_from_plugin_is_one_error() -> Result<()> {
     let wrong = error(model("wrong-shape").generate(&texts(&["a"]), &ImageSampling::default()));
     assert_eq!(
         wrong.to_string(),
@@ -172,7 +172,7 @@ fn wrong_shapes_and_nan_are_one_error_with_its_place() -> Result<()> {
 }
 
 #[test]
-fn a_wrong_configuration_is_a_usage_error() {
+fn plugin_configuration_error_is_usage_error() {
     let mut plugins = plugins();
     let key = error(plugins.model("fixture/echo", &json!({"widht": 3}), &source()));
     assert_eq!(key.code(), Code::Usage);
@@ -197,7 +197,7 @@ fn a_wrong_configuration_is_a_usage_error() {
 }
 
 #[test]
-fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
+fn detector_output_crosses_the_abi_and_is_validated() -> Result<()> {
     let mut plugins = plugins();
     let mut scene = TileGrid::default();
     scene.tiles[5] = Some(Tile { shape: 2, color: 0 });
@@ -215,7 +215,7 @@ fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
     let plain = Detection { color: None, ..square };
     assert_eq!(detector.detect(&pixels, &classes, &[])?, [vec![plain], vec![]]);
 
-    let mut shown_text = |config: Value| {
+    let mut printed = |config: Value| {
         let detector = plugins.detector("tiles", &config).unwrap();
         error(detector.detect(&pixels, &classes, &colors)).to_string()
     };
@@ -229,7 +229,7 @@ fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
              got [8.0, 8.0, 7.0, 16.0]",
         ),
     ] {
-        assert_eq!(shown_text(config), format!("{failed}{why}"));
+        assert_eq!(printed(config), format!("{failed}{why}"));
     }
     let name = error(plugins.detector("tyles", &Value::Null));
     assert_eq!((name.code(), name.message()), (Code::Usage, "unknown detector `tyles`"));
@@ -271,7 +271,7 @@ impl tracing::Subscriber for Recorder {
 }
 
 #[test]
-fn events_of_a_plugin_reach_the_host() -> Result<()> {
+fn plugin_log_events_reach_the_host() -> Result<()> {
     tracing::subscriber::set_global_default(Recorder).unwrap();
     model("echo").generate(&texts(&["a", "b", "c"]), &ImageSampling::default())?;
     let events = EVENTS.lock().unwrap();
@@ -305,7 +305,7 @@ fn patch(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_before_it_is_opened() {
+fn incompatible_plugin_is_refused_before_dlopen() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let abi = refusal(dir, |bytes| patch(bytes, "\nabi=1\n", "\nabi=9\n"));
@@ -347,7 +347,7 @@ fn what_does_not_fit_is_refused_before_it_is_opened() {
 }
 
 #[test]
-fn discovery_reports_every_candidate_and_refuses_a_second_of_a_name() {
+fn discovery_reports_every_candidate_and_refuses_duplicate_names() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("libunirl_plugin_broken.so"), "text").unwrap();
     fs::copy(here().join("libunirl_plugin_other.so"), dir.path().join("libunirl_plugin_copy.so")).unwrap();

@@ -41,7 +41,7 @@ impl Run {
             .env_remove("UNIRL_PLUGIN_PATH")
             .env_remove("XDG_DATA_HOME")
             .env_remove("RUST_BACKTRACE")
-            .env("CUDA_VISIBLE_DEVICES", "") // what is shown_text of GPUs is that there is none
+            .env("CUDA_VISIBLE_DEVICES", "") // no GPU is listed
             .output()
             .unwrap();
         let text = common::shown(&output);
@@ -60,12 +60,12 @@ impl Run {
 }
 
 #[test]
-fn an_unknown_plugin() {
+fn unknown_plugin_is_usage_error() {
     assert_snapshot!(Run::new().run(&plugin_dir(), &["--plugin", "shwo", "--optimizer", "grpo"]));
 }
 
 #[test]
-fn a_file_that_is_no_plugin() {
+fn file_that_is_not_a_plugin_is_refused() {
     let run = Run::new();
     fs::write(run.path("libfoo.so"), "not a library").unwrap();
     let file = run.path("libfoo.so").display().to_string();
@@ -84,59 +84,59 @@ fn forge(run: &Run, from: &str, to: &str) -> PathBuf {
 }
 
 #[test]
-fn a_plugin_of_another_libtorch() {
+fn plugin_for_other_libtorch_is_refused() {
     let run = Run::new();
     let file = forge(&run, "\ntorch=2.11.0", "\ntorch=2.10.9");
     assert_snapshot!(run.run(&plugin_dir(), &["--plugin", file.to_str().unwrap()]));
 }
 
 #[test]
-fn a_plugin_of_another_abi() {
+fn plugin_for_other_abi_is_refused() {
     let run = Run::new();
     let file = forge(&run, "\nabi=1\n", "\nabi=9\n");
     assert_snapshot!(run.run(&plugin_dir(), &["--plugin", file.to_str().unwrap()]));
 }
 
 #[test]
-fn an_unknown_optimizer() {
+fn unknown_optimizer_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--optimizer", "gpro"]));
 }
 
 #[test]
-fn an_unknown_rule_set() {
+fn unknown_reward_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--reward", "bond"]));
 }
 
 #[test]
-fn an_unknown_rule_for_answers() {
+fn unknown_answer_reward_is_usage_error() {
     let rules = "reward.answer_rules=[{ name = 'bond' }]";
     assert_snapshot!(Run::new().train(&["--optimizer", "grpo-split", "--set", rules]));
 }
 
 #[test]
-fn no_rule_for_answers() {
+fn empty_answer_rules_are_refused() {
     let rules = "reward.answer_rules=[]";
     assert_snapshot!(Run::new().train(&["--optimizer", "grpo-split", "--set", rules]));
 }
 
 #[test]
-fn rules_for_answers_that_no_objective_reads() {
+fn unused_answer_rules_are_refused() {
     let rules = "reward.answer_rules=[{ name = 'bound' }]";
     assert_snapshot!(Run::new().train(&["--optimizer", "grpo", "--set", rules]));
 }
 
 #[test]
-fn an_unknown_key() {
+fn unknown_config_key_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--set", "train.stpes=3"]));
 }
 
 #[test]
-fn an_unknown_key_of_the_optimizer() {
+fn unknown_optimizer_key_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--set", "optimizer.grpo.betta=3"]));
 }
 
 #[test]
-fn a_schedule_of_one_objective() {
+fn alternating_schedule_with_one_objective_is_refused() {
     assert_snapshot!(Run::new().train(&[
         "--optimizer",
         "grpo-split",
@@ -146,27 +146,27 @@ fn a_schedule_of_one_objective() {
 }
 
 #[test]
-fn an_unknown_key_of_the_plugin() {
+fn unknown_plugin_option_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--set", "model.options.architectur=3"]));
 }
 
 #[test]
-fn an_unknown_preset() {
+fn unknown_preset_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--preset", "papr"]));
 }
 
 #[test]
-fn a_configuration_that_is_missing() {
+fn missing_config_file_is_an_error() {
     assert_snapshot!(Run::new().train(&["--config", "nowhere.toml"]));
 }
 
 #[test]
-fn a_model_folder_that_is_missing() {
+fn missing_model_directory_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--model", "nowhere"]));
 }
 
 #[test]
-fn a_model_folder_that_is_broken() {
+fn invalid_model_config_is_an_error() {
     let run = Run::new();
     fs::create_dir(run.path("broken")).unwrap();
     fs::write(run.path("broken/config.json"), "{\"codebook_size\": 4").unwrap();
@@ -174,24 +174,24 @@ fn a_model_folder_that_is_broken() {
 }
 
 #[test]
-fn a_model_folder_without_weights() {
+fn model_directory_without_weights_is_an_error() {
     let run = Run::new();
     fs::create_dir(run.path("empty")).unwrap();
     assert_snapshot!(run.train(&["--model", "empty"]));
 }
 
 #[test]
-fn a_device_that_is_not_there() {
+fn missing_gpu_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--device", "cuda:99"]));
 }
 
 #[test]
-fn a_device_of_an_unknown_kind() {
+fn unknown_device_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--device", "gpu"]));
 }
 
 #[test]
-fn a_run_folder_that_is_used() {
+fn non_empty_run_directory_is_refused() {
     let run = Run::new();
     fs::create_dir(run.path("mine")).unwrap();
     fs::write(run.path("mine/notes"), "keep me").unwrap();
@@ -200,7 +200,7 @@ fn a_run_folder_that_is_used() {
 }
 
 #[test]
-fn an_image_that_is_missing() {
+fn ask_missing_image_is_usage_error() {
     let arguments = ["ask", "--plugin", "showo", "--image", "nowhere.png", "--question", "what"];
     assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
 }
@@ -213,18 +213,18 @@ fn ask_about(image: &str) -> String {
 }
 
 #[test]
-fn images_that_are_truncated() {
+fn ask_truncated_image_is_an_error() {
     assert_snapshot!([ask_about("cut.jpg"), ask_about("cut_end.jpg")].join("\n"));
 }
 
 #[test]
-fn a_very_thin_image_is_answered() {
+fn ask_accepts_very_thin_image() {
     let text = ask_about("thin_500k.png");
     assert!(text.contains("exit: 0"), "{text}");
 }
 
 #[test]
-fn a_prompt_that_is_cut_warns_once() {
+fn truncated_prompts_warn_once() {
     let long = "a photo of a red star and a blue circle ".repeat(10);
     let other = "a photo of a green ring and a blue circle ".repeat(10);
     let run = Run::new();
@@ -240,7 +240,7 @@ fn a_prompt_that_is_cut_warns_once() {
 }
 
 #[test]
-fn words_that_an_embedded_model_does_not_know_warn_once_each() {
+fn unknown_words_of_builtin_models_warn_once_each() {
     for plugin in ["showo", "janus"] {
         let prompts = ["a photo of a bench", "a photo of a Zebra", "a photo of a bench"];
         let mut arguments = vec!["generate", "--plugin", plugin, "--device", "cpu"];
@@ -258,17 +258,17 @@ fn words_that_an_embedded_model_does_not_know_warn_once_each() {
 }
 
 #[test]
-fn a_temperature_below_zero() {
+fn negative_temperature_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--set", "rollout.images.temperature=-1"]));
 }
 
 #[test]
-fn an_evaluation_of_nothing() {
+fn eval_zero_prompts_is_usage_error() {
     assert_snapshot!(Run::new().run(&plugin_dir(), &["eval", "--plugin", "showo", "--prompts", "0"]));
 }
 
 #[test]
-fn a_plan_instead_of_a_run() {
+fn dry_run_prints_memory_and_disk_plan() {
     let run = Run::new();
     let text = run.train(&["--optimizer", "grpo", "--dry-run"]);
     // What the machine has differs from machine to machine.
@@ -282,12 +282,12 @@ fn a_plan_instead_of_a_run() {
 }
 
 #[test]
-fn a_plan_with_a_wrong_setting() {
+fn dry_run_with_invalid_setting_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--dry-run", "--set", "model.options.lora={rank=0}"]));
 }
 
 #[test]
-fn an_image_tokenizer_that_is_missing() {
+fn missing_image_tokenizer_is_an_error() {
     let run = Run::new();
     assert!(save_builtin(&run, "model").contains("exit: 0"));
     assert_snapshot!(run.train(&["--model", "model", "--tokenizer", "nowhere"]));
@@ -316,7 +316,7 @@ fn save_builtin(run: &Run, name: &str) -> String {
 }
 
 #[test]
-fn a_checkpoint_with_a_weight_too_few() {
+fn truncated_checkpoint_is_an_error() {
     let run = Run::new();
     save_builtin(&run, "model");
     let path = run.path("model/pytorch_model.safetensors");
@@ -326,13 +326,13 @@ fn a_checkpoint_with_a_weight_too_few() {
 }
 
 #[test]
-fn a_drawing_of_another_form() {
+fn generate_refuses_formats_other_than_png() {
     let arguments = ["generate", "--plugin", "showo", "--prompt", "a star", "--out", "star.jpg"];
     assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
 }
 
 #[test]
-fn drawings_one_by_one_are_those_of_the_batch() {
+fn generate_does_not_depend_on_batch_size() {
     let run = Run::new();
     let draw = |out: &str, batch: &str| {
         let prompts = ["--prompt", "a photo of a star", "--prompt", "a photo of a red heart", "--count", "2"];
@@ -358,12 +358,12 @@ fn drawings_one_by_one_are_those_of_the_batch() {
         let question = ["--question", "what is the main object of the image"];
         run.run(&plugin_dir(), &[&["ask", "--plugin", "showo"], images, &question].concat())
     };
-    let shown_text = ask(&["--image", first, "--image", second]);
-    assert_eq!(ask(&["--image", first, second]), shown_text);
-    assert_snapshot!(shown_text);
+    let printed = ask(&["--image", first, "--image", second]);
+    assert_eq!(ask(&["--image", first, second]), printed);
+    assert_snapshot!(printed);
     let three = ask(&["--image", second, first, "--image", second]);
     let answers: Vec<&str> = three.lines().filter(|line| line.starts_with("all/")).collect();
-    let expected: Vec<&str> = shown_text.lines().filter(|line| line.starts_with("all/")).collect();
+    let expected: Vec<&str> = printed.lines().filter(|line| line.starts_with("all/")).collect();
     assert_eq!(answers, [expected[1], expected[0], expected[1]]);
     let one = ask(&["--image", first]);
     assert!(expected[0].ends_with(one.lines().nth(2).unwrap()), "{one}");
@@ -371,21 +371,21 @@ fn drawings_one_by_one_are_those_of_the_batch() {
 }
 
 #[test]
-fn an_optimizer_that_needs_one_representation() {
+fn grpo_refuses_separate_image_representations() {
     let run = Run::new();
     assert_snapshot!(run.run(&plugin_dir(), &["--plugin", "janus", "--optimizer", "grpo"]));
     assert!(!run.path("runs").exists(), "nothing is left behind");
 }
 
 #[test]
-fn sft_on_two_representations_warns() {
+fn sft_warns_about_separate_image_representations() {
     let text = Run::new().run(&plugin_dir(), &["--plugin", "janus", "--optimizer", "sft", "--dry-run"]);
     assert!(text.contains("exit: 0") && text.contains("WARN"), "{text}");
     assert!(text.contains("the paper saw drawing collapse (§4.4)"), "{text}");
 }
 
 #[test]
-fn a_model_of_another_family() {
+fn checkpoint_of_other_model_family_is_refused() {
     let run = Run::new();
     let model = run.path("model");
     fs::create_dir(&model).unwrap();
@@ -401,25 +401,25 @@ fn a_model_of_another_family() {
 }
 
 #[test]
-fn tasks_that_are_missing() {
+fn missing_prompts_file_is_usage_error() {
     let run = Run::new();
     assert_snapshot!(run.train(&["--set", "train.tasks=nowhere.jsonl"]));
     assert!(!run.path("runs").exists(), "nothing is left behind");
 }
 
 #[test]
-fn a_choice_among_less_than_nothing() {
+fn top_k_negative_is_usage_error() {
     assert_snapshot!(Run::new().train(&["--set", "rollout.answers.top_k=-1"]));
 }
 
 #[test]
-fn a_batch_of_nothing() {
+fn generate_zero_batch_is_usage_error() {
     let arguments = ["generate", "--plugin", "showo", "--prompt", "a star", "--batch", "0"];
     assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
 }
 
 #[test]
-fn global_options_stand_before_and_after_a_command() {
+fn global_options_are_accepted_before_and_after_commands() {
     let run = Run::new();
     let plain = run.run(&plugin_dir(), &["schema", "metrics"]);
     assert!(plain.starts_with("exit: 0"), "{plain}");
@@ -436,38 +436,38 @@ fn global_options_stand_before_and_after_a_command() {
     for arguments in
         [&["-v", "plugins", "list"] as &[_], &["plugins", "-v", "list"], &["plugins", "list", "-v"]]
     {
-        let shown_text = run.run(&plugin_dir(), arguments);
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        let printed = run.run(&plugin_dir(), arguments);
+        assert!(printed.starts_with("exit: 0"), "{printed}");
     }
     for arguments in [
         &["--log", "json", "eval", "verify", "no.json"] as &[_],
         &["eval", "--log=json", "verify", "no.json"],
     ] {
-        let shown_text = run.run(&plugin_dir(), arguments);
-        assert!(shown_text.contains("{\"level\":\"ERROR\",\"code\":\"usage\""), "{shown_text}");
+        let printed = run.run(&plugin_dir(), arguments);
+        assert!(printed.contains("{\"level\":\"ERROR\",\"code\":\"usage\""), "{printed}");
     }
 }
 
 #[test]
-fn options_of_a_command_before_it_are_refused() {
+fn command_options_before_the_command_are_refused() {
     let run = Run::new();
-    let shown_text = [
+    let printed = [
         &["--plugin", "showo", "ask", "--image", "x.png", "--question", "what"] as &[_],
         &["-v", "--steps", "3", "plugins", "list"],
         &["eval", "--prompts", "3", "verify", "x.json"],
         &["plugins", "--json", "list"],
     ]
     .map(|arguments| run.run(&plugin_dir(), arguments));
-    assert_snapshot!(shown_text.join("\n"));
+    assert_snapshot!(printed.join("\n"));
 }
 
 /// The stderr of a command is JSON from its first line to its last.
 #[test]
-fn errors_are_json_where_the_log_is() {
+fn errors_are_json_with_log_json() {
     let run = Run::new();
     fs::create_dir(run.path("broken")).unwrap();
     fs::write(run.path("broken/config.json"), "{\"codebook_size\": 4").unwrap();
-    let shown_text = [
+    let printed = [
         &["--log", "json", "--pluign", "showo"] as &[_],
         &["--plugin", "showo", "--log=json", "--steps", "many"],
         &["ask", "--log", "json"],
@@ -478,18 +478,18 @@ fn errors_are_json_where_the_log_is() {
         &["--log", "jsom", "--plugin", "showo"],
     ]
     .map(|arguments| run.run(&plugin_dir(), arguments));
-    for shown_text in &shown_text[..shown_text.len() - 1] {
-        let (_, stderr) = shown_text.split_once("stderr:\n").unwrap();
+    for printed in &printed[..printed.len() - 1] {
+        let (_, stderr) = printed.split_once("stderr:\n").unwrap();
         for line in stderr.lines() {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            assert!(line["level"].is_string(), "{shown_text}");
+            assert!(line["level"].is_string(), "{printed}");
         }
     }
-    assert_snapshot!(shown_text.join("\n"));
+    assert_snapshot!(printed.join("\n"));
 }
 
 #[test]
-fn a_tilde_is_the_home_folder_wherever_a_path_stands() {
+fn tilde_expands_in_every_path() {
     let run = Run::new();
     fs::write(run.path("tasks.toml"), "[train]\ntasks = '~/config/tasks.jsonl'\n").unwrap();
     fs::write(run.path("model.toml"), "[model]\ncheckpoint = '~/config/model'\n").unwrap();
@@ -526,15 +526,15 @@ fn a_tilde_is_the_home_folder_wherever_a_path_stands() {
         (&[], &[&train as &[_], &["--model", "~somebody/model"]].concat(), "`~somebody/model`"),
         (&[], &[&train as &[_], &["--model", "./~/model"]].concat(), "`./~/model`"),
     ] {
-        let shown_text = run.run(&plugin_dir(), &[command, arguments].concat());
-        assert!(!shown_text.starts_with("exit: 0") && shown_text.contains(path), "{path}: {shown_text}");
-        let error = shown_text.lines().find(|line| line.contains(path)).unwrap();
-        assert_eq!(error.contains('~'), path.contains('~'), "{shown_text}");
+        let printed = run.run(&plugin_dir(), &[command, arguments].concat());
+        assert!(!printed.starts_with("exit: 0") && printed.contains(path), "{path}: {printed}");
+        let error = printed.lines().find(|line| line.contains(path)).unwrap();
+        assert_eq!(error.contains('~'), path.contains('~'), "{printed}");
     }
 }
 
 #[test]
-fn an_image_tokenizer_has_two_names() {
+fn image_tokenizer_has_alias_tokenizer() {
     let run = Run::new();
     assert!(save_builtin(&run, "model").contains("exit: 0"));
     let of = |name: &str| run.train(&["--model", "model", name, "nowhere"]);
@@ -542,7 +542,7 @@ fn an_image_tokenizer_has_two_names() {
 }
 
 #[test]
-fn train_is_the_command_without_a_name() {
+fn train_equals_no_command() {
     let run = Run::new();
     let of = |command: &[&str]| {
         run.run(&plugin_dir(), &[command, &["--plugin", "showo", "--steps", "0"]].concat())
@@ -552,7 +552,7 @@ fn train_is_the_command_without_a_name() {
 }
 
 #[test]
-fn completions_know_commands_and_options() {
+fn completions_contain_commands_and_options() {
     let run = Run::new();
     for (shell, words) in [
         ("bash", ["complete -F _unirl", "--image-tokenizer", "geneval"]),
@@ -572,7 +572,7 @@ fn completions_know_commands_and_options() {
 }
 
 #[test]
-fn manual_pages_are_those_of_the_program_and_of_each_command() {
+fn man_prints_pages_of_all_commands() {
     let page =
         |command: &[&str]| common::shown(&common::program([&["man"], command].concat()).output().unwrap());
     for (command, words) in [
@@ -589,13 +589,13 @@ fn manual_pages_are_those_of_the_program_and_of_each_command() {
 
 /// What somebody new to the command gets wrong: a value of the wrong form, a folder for a file, a name that is not quite one.
 #[test]
-fn wrong_values_are_one_clear_error() {
+fn invalid_argument_values_are_one_clear_error() {
     let run = Run::new();
     fs::create_dir(run.path("folder")).unwrap();
     fs::write(run.path("file"), "").unwrap();
     let draw = ["generate", "--plugin", "showo", "--prompt", "a star"];
     let of = |arguments: &[&str]| run.run(&plugin_dir(), &[&draw, arguments].concat());
-    let mut shown_text = vec![
+    let mut printed = vec![
         of(&["--count", "-1"]),
         of(&["--count=1.5"]),
         of(&["--seed", "-1"]),
@@ -610,7 +610,7 @@ fn wrong_values_are_one_clear_error() {
         of(&["--plugin-dir", "file"]),
     ];
     fs::create_dir(run.path("x.png")).unwrap();
-    shown_text.push(of(&["--out", "x.png"]));
+    printed.push(of(&["--out", "x.png"]));
     for arguments in [
         &["aks", "--plugin", "showo"] as &[_],
         &["repotr", "run"],
@@ -619,11 +619,11 @@ fn wrong_values_are_one_clear_error() {
         &["plugins", "new", "mine", "--kind", "model", "--unirl", "folder"],
     ] {
         let output = common::program(arguments).current_dir(run.home.path()).output().unwrap();
-        shown_text.push(format!("unirl {}\n{}", arguments.join(" "), common::shown(&output)));
+        printed.push(format!("unirl {}\n{}", arguments.join(" "), common::shown(&output)));
     }
     let output =
         common::program(["prompts", "--out", "folder"]).current_dir(run.home.path()).output().unwrap();
-    shown_text.push(common::shown(&output));
-    assert_snapshot!(shown_text.join("\n"));
+    printed.push(common::shown(&output));
+    assert_snapshot!(printed.join("\n"));
     assert!(!run.path("generated.png").exists() && !run.path("mine").exists(), "nothing is written");
 }

@@ -16,7 +16,7 @@ use unirl::prompts::{
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
 
 #[test]
-fn every_run_configuration_is_valid() {
+fn example_configurations_are_valid() {
     for (family, name) in
         [("showo", "grpo"), ("showo", "grpo-lora"), ("showo", "sft"), ("janus", "grpo-split")]
     {
@@ -38,7 +38,7 @@ fn every_run_configuration_is_valid() {
 
 /// As `unirl prompts --count 360 --exclude evaluation_metadata.jsonl` writes them, with `GenEval`'s metadata.
 #[test]
-fn the_tasks_are_those_of_the_command() {
+fn example_prompts_equal_command_output() {
     let path = Path::new(EXAMPLES).join("tasks.jsonl");
     let tasks = read_jsonl(&path).unwrap();
     for category in Category::ALL {

@@ -26,17 +26,14 @@ fn lines(path: &Path) -> Vec<Value> {
 
 /// A learning rate at which the weights are infinite after a step.
 #[test]
-fn a_step_with_bad_numbers_stops_the_run_and_can_be_done_again() {
+fn non_finite_step_stops_the_run_and_can_be_replayed() {
     let home = tempfile::tempdir().unwrap();
     let settings = ["update.learning_rate=1e38", "update.warmup=1", "checkpoint.every=1", "rollout.group=4"];
-    let (shown_text, out) = run(home.path(), "showo", &settings);
-    assert!(shown_text.starts_with("exit: 1") && shown_text.contains("error: step 2 failed"), "{shown_text}");
-    assert!(shown_text.contains("expected finite values, got"), "{shown_text}");
-    assert!(
-        shown_text.contains("hint: do it again: `unirl replay-step run/failed-step-000002`"),
-        "{shown_text}"
-    );
-    let cause = shown_text.lines().find(|line| line.contains("caused by")).unwrap();
+    let (printed, out) = run(home.path(), "showo", &settings);
+    assert!(printed.starts_with("exit: 1") && printed.contains("error: step 2 failed"), "{printed}");
+    assert!(printed.contains("expected finite values, got"), "{printed}");
+    assert!(printed.contains("hint: do it again: `unirl replay-step run/failed-step-000002`"), "{printed}");
+    let cause = printed.lines().find(|line| line.contains("caused by")).unwrap();
 
     let failed = out.join("failed-step-000002");
     let tasks = lines(&failed.join("tasks.jsonl"));
@@ -64,43 +61,43 @@ fn a_step_with_bad_numbers_stops_the_run_and_can_be_done_again() {
 }
 
 #[test]
-fn a_reward_that_is_not_finite_names_the_prompt() {
+fn non_finite_reward_names_the_prompt() {
     let home = tempfile::tempdir().unwrap();
     let rules = "reward.rules=[{ name = \"constant\", weight = 1e308 }, { name = \"two\", weight = 1e308 }]";
-    let (shown_text, _) = run(home.path(), "showo", &[rules]);
-    assert!(shown_text.starts_with("exit: 1"), "{shown_text}");
-    assert!(shown_text.contains("`reward` is not finite for the prompt `a photo of"), "{shown_text}");
+    let (printed, _) = run(home.path(), "showo", &[rules]);
+    assert!(printed.starts_with("exit: 1"), "{printed}");
+    assert!(printed.contains("`reward` is not finite for the prompt `a photo of"), "{printed}");
 }
 
 /// Prompts for a model that is not of the tiles.
 const TASKS: &str = concat!("train.tasks=", env!("CARGO_MANIFEST_DIR"), "/../examples/tasks.jsonl");
 
 #[test]
-fn a_model_of_other_images_is_not_trained_on_tile_prompts() {
+fn model_outside_tiles_requires_prompts() {
     let home = tempfile::tempdir().unwrap();
-    let (shown_text, out) = run(home.path(), "fixture#tight", &[]);
-    assert!(shown_text.starts_with("exit: 2"), "{shown_text}");
-    assert!(shown_text.contains("error: `train.tasks` is required for `echo` at 2x2"), "{shown_text}");
+    let (printed, out) = run(home.path(), "fixture#tight", &[]);
+    assert!(printed.starts_with("exit: 2"), "{printed}");
+    assert!(printed.contains("error: `train.tasks` is required for `echo` at 2x2"), "{printed}");
     assert!(!out.exists(), "nothing is left behind");
 }
 
 /// The plugin says that memory ran out for more than two images at once: the run is that of `micro_batch = 2`.
 #[test]
-fn an_exhausted_memory_halves_the_micro_batch() {
+fn out_of_memory_halves_the_micro_batch() {
     let ends = ["rollout.micro_batch=0", "rollout.micro_batch=2"].map(|micro_batch| {
         let home = tempfile::tempdir().unwrap();
         let settings = ["optimizer.grpo.beta=0.0", "rollout.prompts=7", micro_batch, TASKS];
-        let (shown_text, out) = run(home.path(), "fixture#tight", &settings);
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        let (printed, out) = run(home.path(), "fixture#tight", &settings);
+        assert!(printed.starts_with("exit: 0"), "{printed}");
         let told = [
             "ran out with 7 images at once: it goes on with 4",
             "ran out with 4 images at once: it goes on with 2",
         ];
         for told in told {
             assert_eq!(
-                shown_text.matches(told).count(),
+                printed.matches(told).count(),
                 usize::from(micro_batch.ends_with('0')),
-                "once: {shown_text}"
+                "once: {printed}"
             );
         }
         let state = fs::read_to_string(out.join("checkpoints/latest/training/state.json")).unwrap();

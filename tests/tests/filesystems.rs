@@ -114,7 +114,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_run_without_links_locks_and_syncs_trains_resumes_and_is_read() {
+fn run_without_symlinks_locks_and_fsync_trains_and_resumes() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let shim = shim(home);
@@ -156,7 +156,7 @@ fn a_run_without_links_locks_and_syncs_trains_resumes_and_is_read() {
 }
 
 #[test]
-fn what_a_checkpoint_needs_is_missed_before_the_first_step() {
+fn missing_filesystem_support_fails_before_the_first_step() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let shim = shim(home);
@@ -173,7 +173,7 @@ fn what_a_checkpoint_needs_is_missed_before_the_first_step() {
 }
 
 #[test]
-fn a_run_copied_with_links_followed_resumes() {
+fn run_copied_with_followed_symlinks_resumes() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     done(home, &begin(home, "run", 2));
@@ -262,7 +262,7 @@ fn on_a_mount(home: &Path, mount: &str, unshare: &str) {
 }
 
 #[test]
-fn a_run_on_vfat_trains_and_resumes() {
+fn run_on_vfat_trains_and_resumes() {
     let home = tempfile::tempdir().unwrap();
     format_fat(&home.path().join("image"));
     on_a_mount(home.path(), "mount -o loop -t vfat image disk", "-m");
@@ -270,7 +270,7 @@ fn a_run_on_vfat_trains_and_resumes() {
 
 /// A real file system without links, locks, permissions, syncs of folders and shared maps.
 #[test]
-fn a_run_on_a_poor_fuse_file_system_trains_and_resumes() {
+fn run_on_limited_fuse_file_system_trains_and_resumes() {
     let home = tempfile::tempdir().unwrap();
     let program = home.path().join("poor");
     compile(&[], "poor.c", &program);

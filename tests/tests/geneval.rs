@@ -71,25 +71,25 @@ mod second {
             }
         };
         let (rev_x, rev_y) = (shrink(off_x, wide), shrink(off_y, high));
-        let mut shown_text = Vec::new();
+        let mut printed = Vec::new();
         if rev_x.abs() < 1e-3 && rev_y.abs() < 1e-3 {
-            return shown_text;
+            return printed;
         }
         let norm = (off_x * off_x + off_y * off_y).sqrt();
         let (dx, dy) = (rev_x / norm, rev_y / norm);
         if dx < -0.5 {
-            shown_text.push("left of");
+            printed.push("left of");
         }
         if dx > 0.5 {
-            shown_text.push("right of");
+            printed.push("right of");
         }
         if dy < -0.5 {
-            shown_text.push("above");
+            printed.push("above");
         }
         if dy > 0.5 {
-            shown_text.push("below");
+            printed.push("below");
         }
-        shown_text
+        printed
     }
 
     /// Whether the image is right, and how many clauses failed.
@@ -210,7 +210,7 @@ fn random_detections(tag: &str, rng: &mut Rng) -> Vec<Detection> {
 }
 
 #[test]
-fn two_readings_of_the_rules_agree() {
+fn geneval_rules_agree_with_independent_implementation() {
     let mut rng = Rng::new(17);
     let mut verdicts: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
     for round in 0..4000 {
@@ -239,7 +239,7 @@ fn two_readings_of_the_rules_agree() {
 
 /// `GenEval`'s own file is not part of a checkout.
 #[test]
-fn genevals_metadata_are_read_and_kept_to_the_letter() {
+fn geneval_metadata_round_trip_verbatim() {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/geneval/evaluation_metadata.jsonl");
     if !path.is_file() {
@@ -288,11 +288,11 @@ fn draw(home: &Path, out: &str, count: &str, more: &[&str]) -> String {
 }
 
 #[test]
-fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
+fn geneval_images_are_generated_resumed_and_judged() {
     let home = TempDir::new().unwrap();
     let home = home.path();
-    let shown_text = draw(home, "whole", "2", &["--seed", "3"]);
-    assert_eq!(shown_text, "exit: 0\nstdout:\nwhole\nstderr:\n");
+    let printed = draw(home, "whole", "2", &["--seed", "3"]);
+    assert_eq!(printed, "exit: 0\nstdout:\nwhole\nstderr:\n");
     let whole = files(&home.join("whole"));
     let prompts = read_metadata(&Path::new(EXAMPLE).join("metadata.jsonl")).unwrap();
     assert_eq!(whole.len(), 1 + prompts.len() * 3);
@@ -303,8 +303,8 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
     }
 
     // In other batches the images are the same, but for a rounding here and there.
-    let shown_text = draw(home, "parts", "2", &["--seed", "3", "--batch", "5"]);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = draw(home, "parts", "2", &["--seed", "3", "--batch", "5"]);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     let parts = home.join("parts");
     let before = files(&parts);
     assert!(before.keys().eq(whole.keys()));
@@ -323,20 +323,20 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
     fs::remove_dir_all(parts.join("00011")).unwrap();
     fs::write(parts.join("00002/samples/.partial-x"), "half").unwrap();
     let untouched = fs::metadata(parts.join("00003/samples/0000.png")).unwrap().modified().unwrap();
-    let shown_text = draw(home, "parts", "2", &["--seed", "3"]);
-    assert_eq!(shown_text, "exit: 0\nstdout:\nparts\nstderr:\n9 of 12 prompts are drawn already\n");
+    let printed = draw(home, "parts", "2", &["--seed", "3"]);
+    assert_eq!(printed, "exit: 0\nstdout:\nparts\nstderr:\n9 of 12 prompts are drawn already\n");
     assert!(files(&parts) == before, "the interruption changed the images");
     let same = fs::metadata(parts.join("00003/samples/0000.png")).unwrap().modified().unwrap();
     assert_eq!(same, untouched);
-    let shown_text = draw(home, "other", "2", &["--seed", "4"]);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = draw(home, "other", "2", &["--seed", "4"]);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     assert!(files(&home.join("other"))["00000/samples/0000.png"] != whole["00000/samples/0000.png"]);
 
     // The detector's verdicts lie between those of the exact judge: what that one allows strictly is right here, and
     // what is right here it allows at least leniently.
     let arguments = ["judge", "--images", "whole", "--detector", "tiles", "--out", "results.jsonl", "--json"];
-    let shown_text = unirl(home, &arguments);
-    let summary = shown_text.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
+    let printed = unirl(home, &arguments);
+    let summary = printed.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
     let summary: Value = serde_json::from_str(summary).unwrap();
     let results: Vec<Value> = fs::read_to_string(home.join("results.jsonl"))
         .unwrap()
@@ -362,8 +362,8 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
 
     // Without its verdicts on colours the detector is no use here.
     let blind = ["judge", "--images", "whole", "--detector", "tiles", "--set", "colors=false"];
-    let shown_text = unirl(home, &blind);
-    assert!(shown_text.starts_with("exit: 2") && shown_text.contains("has no `color`"), "{shown_text}");
+    let printed = unirl(home, &blind);
+    assert!(printed.starts_with("exit: 2") && printed.contains("has no `color`"), "{printed}");
     let silent = unirl(home, &["judge", "--images", "whole", "--detector", "tiles", "--set", "forgets=true"]);
     assert_snapshot!(silent);
 }
@@ -372,12 +372,12 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
 
 /// What stands in `examples/geneval/README.md` is what the command prints. `UPDATE_EXAMPLES=1` writes the detections anew.
 #[test]
-fn the_example_is_judged_as_its_page_says() {
+fn geneval_example_matches_its_readme() {
     let home = TempDir::new().unwrap();
     let home = home.path();
     let folder = Path::new(EXAMPLE);
-    let shown_text = draw(home, "drawn", "4", &[]);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = draw(home, "drawn", "4", &[]);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     if std::env::var_os("UPDATE_EXAMPLES").is_some() {
         let detector = Plugins::new(&[plugin_dir()]).detector("tiles", &Value::Null).unwrap();
         let palette = unirl::tiles::object_list();
@@ -395,8 +395,8 @@ fn the_example_is_judged_as_its_page_says() {
     }
     let detections = format!("{EXAMPLE}/detections.jsonl");
     let arguments = ["judge", "--images", "drawn", "--detections", &detections, "--out", "results.jsonl"];
-    let shown_text = unirl(home, &arguments);
-    let table = shown_text.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
+    let printed = unirl(home, &arguments);
+    let table = printed.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
     let page = fs::read_to_string(folder.join("README.md")).unwrap();
     assert!(page.contains(&format!("```text\n{table}```\n")), "the page should say:\n{table}");
     let results = fs::read_to_string(home.join("results.jsonl")).unwrap();
@@ -439,7 +439,7 @@ fn four(first: &str, last: &str) -> String {
 }
 
 #[test]
-fn a_set_of_files_alone_is_judged() {
+fn geneval_judge_needs_no_model() {
     let home = TempDir::new().unwrap();
     set(home.path());
     let dog = r#"{"class": "dog", "score": 0.5, "box": [0, 0, 9, 9]}"#;
@@ -453,7 +453,7 @@ fn a_set_of_files_alone_is_judged() {
 }
 
 #[test]
-fn detections_that_do_not_fit() {
+fn geneval_invalid_detections_are_refused() {
     let home = TempDir::new().unwrap();
     set(home.path());
     let dog = |class: &str, score: &str, bounds: &str| {
@@ -476,9 +476,9 @@ fn detections_that_do_not_fit() {
         four(&good, "") + "\n{\"filename\": \n",
     ] {
         fs::write(home.path().join("found.jsonl"), &found).unwrap();
-        let shown_text = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
-        assert!(!shown_text.contains("internal error"), "{shown_text}");
-        texts.push(format!("{found}\n{shown_text}"));
+        let printed = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        assert!(!printed.contains("internal error"), "{printed}");
+        texts.push(format!("{found}\n{printed}"));
     }
     assert_snapshot!(texts.join("----\n"));
 }
@@ -488,13 +488,12 @@ fn judge_cases(home: &Path, detections: &str, more: &[&str]) -> String {
     let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases/detections");
     let detections = format!("{cases}/{detections}.jsonl");
     let images = format!("{cases}/IMG");
-    let shown_text =
-        unirl(home, &[&["judge", "--images", &images, "--detections", &detections], more].concat());
-    shown_text.replace(cases, "[CASES]")
+    let printed = unirl(home, &[&["judge", "--images", &images, "--detections", &detections], more].concat());
+    printed.replace(cases, "[CASES]")
 }
 
 #[test]
-fn colors_of_detections_are_those_of_the_prompts() {
+fn geneval_detection_colors_are_validated() {
     let home = TempDir::new().unwrap();
     let home = home.path();
     let right = judge_cases(home, "lower", &[]);
@@ -514,21 +513,21 @@ fn colors_of_detections_are_those_of_the_prompts() {
     ] {
         let cat = format!(r#"{{"class": "cat", "score": 0.9, "box": [0, 0, 9, 9], "color": "{color}"}}"#);
         fs::write(home.join("found.jsonl"), four("", &cat)).unwrap();
-        let shown_text = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
-        assert!(shown_text.starts_with("exit: 2") && shown_text.contains(hint), "{color}: {shown_text}");
+        let printed = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        assert!(printed.starts_with("exit: 2") && printed.contains(hint), "{color}: {printed}");
         assert!(
-            shown_text.contains("`found.jsonl`, line 4") && shown_text.contains("`detections[0]`"),
-            "{shown_text}"
+            printed.contains("`found.jsonl`, line 4") && printed.contains("`detections[0]`"),
+            "{printed}"
         );
     }
     let cat = r#"{"class": " Cat", "score": 0.9, "box": [0, 0, 9, 9], "color": "\tRed "}"#;
     fs::write(home.join("found.jsonl"), four("", cat)).unwrap();
-    let shown_text = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
-    assert!(shown_text.contains("colors           0.5000  1 of 2"), "{shown_text}");
+    let printed = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+    assert!(printed.contains("colors           0.5000  1 of 2"), "{printed}");
 }
 
 #[test]
-fn a_set_of_jpegs_is_judged() {
+fn geneval_judge_accepts_jpeg() {
     let home = TempDir::new().unwrap();
     let home = home.path();
     let root = set(home);
@@ -540,10 +539,10 @@ fn a_set_of_jpegs_is_judged() {
             fs::rename(path(other), path(ending)).unwrap();
         }
         fs::write(home.join("found.jsonl"), four(dog, "").replace(".png", &format!(".{ending}"))).unwrap();
-        let shown_text = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        let printed = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
         assert!(
-            shown_text.starts_with("exit: 0") && shown_text.contains("single_object    0.5000  1 of 2"),
-            "{shown_text}"
+            printed.starts_with("exit: 0") && printed.contains("single_object    0.5000  1 of 2"),
+            "{printed}"
         );
     }
     fs::write(root.join("00001/samples/00.png"), "").unwrap();
@@ -552,7 +551,7 @@ fn a_set_of_jpegs_is_judged() {
 }
 
 #[test]
-fn thresholds_and_a_part_of_the_prompts_are_chosen_and_written() {
+fn geneval_thresholds_and_subset_are_applied_and_recorded() {
     let home = TempDir::new().unwrap();
     let home = home.path();
     let root = set(home);
@@ -587,7 +586,7 @@ fn thresholds_and_a_part_of_the_prompts_are_chosen_and_written() {
 type Change = fn(&Path);
 
 #[test]
-fn sets_that_are_not_whole() {
+fn geneval_incomplete_image_directories_are_refused() {
     let home = TempDir::new().unwrap();
     fs::write(home.path().join("found.jsonl"), four("", "")).unwrap();
     let mut texts = Vec::new();
@@ -613,14 +612,14 @@ fn sets_that_are_not_whole() {
     ];
     for (what, change) in changes {
         change(&set(home.path()));
-        let shown_text = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
-        texts.push(format!("{what}\n{shown_text}"));
+        let printed = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        texts.push(format!("{what}\n{printed}"));
     }
     assert_snapshot!(texts.join("----\n"));
 }
 
 #[test]
-fn wrong_arguments() {
+fn geneval_invalid_arguments_are_refused() {
     let home = TempDir::new().unwrap();
     set(home.path());
     fs::write(
@@ -656,9 +655,6 @@ fn wrong_arguments() {
     assert_snapshot!(texts);
     // The line of a prompt that is another than the one that was drawn.
     fs::write(home.path().join("good.jsonl"), format!("{CAT}\n")).unwrap();
-    let shown_text = unirl(home.path(), &draw(&small));
-    assert!(
-        shown_text.starts_with("exit: 2") && shown_text.contains("is not the line of prompt 0"),
-        "{shown_text}"
-    );
+    let printed = unirl(home.path(), &draw(&small));
+    assert!(printed.starts_with("exit: 2") && printed.contains("is not the line of prompt 0"), "{printed}");
 }

@@ -134,7 +134,7 @@ fn hostile(folder: &Path) {
 }
 
 #[test]
-fn every_hostile_file_is_told_and_stops_no_run() {
+fn hostile_plugin_files_are_reported_and_stop_no_run() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join("plugins");
     fs::create_dir(&folder).unwrap();
@@ -142,8 +142,8 @@ fn every_hostile_file_is_told_and_stops_no_run() {
     let path = std::env::join_paths([folder.clone(), plugin_dir()]).unwrap();
 
     let output = program(["plugins", "list", "--json"]).env("UNIRL_PLUGIN_PATH", &path).output().unwrap();
-    let shown_text = shown(&output);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = shown(&output);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     let states: BTreeMap<&str, &Value> = json["plugins"]
         .as_array()
@@ -180,18 +180,18 @@ fn every_hostile_file_is_told_and_stops_no_run() {
         .spawn()
         .unwrap();
     child.stdin.take().unwrap().write_all(samples.as_bytes()).unwrap();
-    let shown_text = shown(&child.wait_with_output().unwrap());
-    assert!(shown_text.starts_with("exit: 0") && shown_text.contains("\"reward\":1.0"), "{shown_text}");
+    let printed = shown(&child.wait_with_output().unwrap());
+    assert!(printed.starts_with("exit: 0") && printed.contains("\"reward\":1.0"), "{printed}");
     let out = home.path().join("star.png");
     let drawing =
         ["generate", "--plugin", "showo", "--device", "cpu", "--prompt", "a photo of a star", "--out"];
-    let shown_text = shown(&program(drawing).arg(&out).env("UNIRL_PLUGIN_PATH", &path).output().unwrap());
-    assert!(shown_text.starts_with("exit: 0") && out.is_file(), "{shown_text}");
+    let printed = shown(&program(drawing).arg(&out).env("UNIRL_PLUGIN_PATH", &path).output().unwrap());
+    assert!(printed.starts_with("exit: 0") && out.is_file(), "{printed}");
 }
 
 /// One of a name twice: the first folder counts, and naming the other one as well is an error that says where both are.
 #[test]
-fn of_two_with_one_name_the_first_counts() {
+fn duplicate_plugin_name_first_on_search_path_wins() {
     let home = tempfile::tempdir().unwrap();
     let [one, two]: [PathBuf; 2] = ["one", "two"].map(|name| home.path().join(name));
     for folder in [&one, &two] {

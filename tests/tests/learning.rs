@@ -22,7 +22,7 @@ fn mean(report: &Value, figure: &str) -> f64 {
 
 /// Drawings well-formed and often wrong in a fact, and a reader that sees it: else its own reward teaches it nothing.
 #[test]
-fn the_embedded_bases_draw_wrong_facts_and_see_them() {
+fn builtin_models_generate_errors_and_recognize_them() {
     for plugin in ["showo", "janus"] {
         let report: Value =
             serde_json::from_slice(&unirl(&["eval", "--plugin", plugin, "--device", "cpu", "--json"]))
@@ -97,7 +97,7 @@ fn rewards_teach_and_shuffled_rewards_do_not() {
 
 /// Every optimizer runs to its end and leaves what the README promises; what it saves is the model that it evaluated.
 #[test]
-fn a_run_leaves_its_configuration_metrics_pictures_and_a_checkpoint_that_loads() {
+fn run_writes_config_metrics_samples_and_loadable_checkpoint() {
     for (plugin, optimizer) in [
         ("showo", "sft"),
         ("showo", "grpo"),

@@ -43,7 +43,7 @@ fn peak(group: usize, micro_batch: usize) -> f64 {
 }
 
 #[test]
-fn the_size_of_a_group_does_not_change_the_peak() {
+fn peak_memory_does_not_depend_on_group_size() {
     let (few, many, at_once) = (peak(8, 8), peak(96, 8), peak(96, 0));
     // What grows with the group is a few hundred numbers an image, and small pieces that the heap keeps.
     assert!(many < few + 40.0, "{few} MB for groups of 8, {many} MB for groups of 96");
@@ -54,7 +54,7 @@ fn the_size_of_a_group_does_not_change_the_peak() {
 /// Every term of the objective, the guard, pictures and checkpoints, as small as they go: after the first 500 steps nothing is
 /// held that was not before.
 #[test]
-fn ten_thousand_steps_hold_no_more_than_five_hundred() {
+fn memory_does_not_grow_over_ten_thousand_steps() {
     const STEPS: usize = 10_000;
     let home = tempfile::tempdir().unwrap();
     let settings = home.path().join("settings.toml");

@@ -30,7 +30,7 @@ fn shown(folder: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_prompt_of_each_category_in_each_wording() {
+fn prompts_in_each_category_and_template() {
     let home = tempfile::tempdir().unwrap();
     let wordings = ["paper", "evaluation", "tiles"];
     let texts = wordings.map(|wording| shown(home.path(), &["--count", "6", "--wording", wording]));
@@ -38,7 +38,7 @@ fn a_prompt_of_each_category_in_each_wording() {
 }
 
 #[test]
-fn own_objects_and_words() {
+fn prompts_with_custom_objects_and_templates() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("objects.txt"), "goose\nhourglass\nunicorn\n").unwrap();
     std::fs::write(
@@ -52,7 +52,7 @@ fn own_objects_and_words() {
 }
 
 #[test]
-fn wrong_arguments_and_files() {
+fn prompts_invalid_arguments_are_refused() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("bad.jsonl"), "\n{\"category\":\"counting\",\"prompt\":\"\",\"facts\":{\"objects\":[{\"noun\":\"cat\",\"count\":\"two\"}]}}\n").unwrap();
     std::fs::write(home.path().join("words.toml"), "[counting]\nquestion = \"{colour}?\"").unwrap();
@@ -74,7 +74,7 @@ fn wrong_arguments_and_files() {
 
 /// What is written without a word on stdout is whole, and read again.
 #[test]
-fn a_file_of_prompts_is_read_again_and_can_be_excluded() {
+fn prompts_file_round_trips_and_can_be_excluded() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("tasks.jsonl");
     let output = unirl(home.path(), &["--count", "120", "--out", "tasks.jsonl"]);
@@ -90,7 +90,7 @@ fn a_file_of_prompts_is_read_again_and_can_be_excluded() {
 }
 
 #[test]
-fn geneval_is_read_and_printed_to_the_letter() {
+fn geneval_prompts_parse_and_print_verbatim() {
     let (Some(plain), Some(asked)) =
         (geneval("evaluation_metadata.jsonl"), geneval("evaluation_metadata_qa.jsonl"))
     else {
@@ -112,7 +112,7 @@ fn geneval_is_read_and_printed_to_the_letter() {
 }
 
 #[test]
-fn a_hundred_thousand_prompts_hold_none_of_genevals() {
+fn generated_prompts_never_contain_geneval_prompts() {
     let Some(path) = geneval("evaluation_metadata.jsonl") else { return };
     let benchmark = read_jsonl(&path).unwrap();
     let mut exclusion = Exclusion::default();

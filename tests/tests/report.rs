@@ -80,14 +80,14 @@ fn report(home: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_page_stands_alone_and_shows_what_happened() {
+fn report_is_self_contained_and_shows_the_runs() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     trained(home, "one", &[]);
     trained(home, "two", &["update.learning_rate=1e-4", "train.seed=2"]);
     fs::remove_file(home.join("two/report.json")).unwrap(); // as if it were still running
-    let shown_text = report(home, &["one", "two", "--out", "page.html"]);
-    assert!(shown_text.ends_with("report: page.html\n"), "{shown_text}");
+    let printed = report(home, &["one", "two", "--out", "page.html"]);
+    assert!(printed.ends_with("report: page.html\n"), "{printed}");
 
     let page = fs::read_to_string(home.join("page.html")).unwrap();
     for text in [
@@ -132,11 +132,11 @@ fn a_page_stands_alone_and_shows_what_happened() {
 }
 
 #[test]
-fn what_is_no_run_is_told() {
+fn report_on_missing_or_invalid_run_fails() {
     let home = tempfile::tempdir().unwrap();
     fs::create_dir(home.path().join("empty")).unwrap();
     trained(home.path(), "torn", &[]);
     fs::write(home.path().join("torn/metrics.jsonl"), "{\"step\": 1, \"reward/mean\": \"high\"}\n").unwrap();
-    let shown_text = [&["nowhere"][..], &["empty"], &["torn"], &["torn", "--out", "no/page.html"], &[]];
-    insta::assert_snapshot!(shown_text.map(|arguments| report(home.path(), arguments)).join("\n"));
+    let printed = [&["nowhere"][..], &["empty"], &["torn"], &["torn", "--out", "no/page.html"], &[]];
+    insta::assert_snapshot!(printed.map(|arguments| report(home.path(), arguments)).join("\n"));
 }

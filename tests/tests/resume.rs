@@ -38,7 +38,7 @@ every = 1
 keep = 2
 "#;
 
-/// Kills of `a_killed_run_goes_on_to_the_same_weights`.
+/// Kills of `killed_run_resumes_to_identical_weights`.
 const KILLS: u64 = 25;
 
 /// The arguments of a new run in `home`, whose settings are written there.
@@ -99,7 +99,7 @@ fn wait_for(path: &Path, child: &mut Child) {
 }
 
 #[test]
-fn a_killed_run_goes_on_to_the_same_weights() {
+fn killed_run_resumes_to_identical_weights() {
     let home = tempfile::tempdir().unwrap();
     let whole = home.path().join("whole");
     let arguments = begin(home.path(), &whole);
@@ -147,7 +147,7 @@ fn checkpoints(run: &Path) -> usize {
 }
 
 #[test]
-fn interrupted_by_a_signal_it_saves_the_step_and_says_how_to_go_on() {
+fn interrupted_run_saves_the_step_and_resumes() {
     let home = tempfile::tempdir().unwrap();
     let whole = home.path().join("whole");
     done(&begin(home.path(), &whole));
@@ -173,7 +173,7 @@ fn send(signal: &str, child: &Child) {
 
 /// A terminal that hangs up sends the signal twice and takes stderr with it; a scheduler warns before it sends SIGTERM.
 #[test]
-fn repeated_warnings_and_a_closed_stderr_do_not_keep_the_step_from_being_saved() {
+fn repeated_signals_and_closed_stderr_still_save_the_step() {
     let home = tempfile::tempdir().unwrap();
     let whole = home.path().join("whole");
     done(&begin(home.path(), &whole));
@@ -193,7 +193,7 @@ fn repeated_warnings_and_a_closed_stderr_do_not_keep_the_step_from_being_saved()
 }
 
 #[test]
-fn a_run_under_nohup_outlives_its_terminal() {
+fn nohup_run_survives_hangup() {
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("run");
     let program = unirl(begin(home.path(), &out));
@@ -208,7 +208,7 @@ fn a_run_under_nohup_outlives_its_terminal() {
 
 /// Every file of the newest checkpoint in turn: a byte changed, half of it gone, all of it gone.
 #[test]
-fn a_damaged_checkpoint_is_told_and_never_passed_over() {
+fn damaged_checkpoint_is_reported_and_never_skipped() {
     let home = tempfile::tempdir().unwrap();
     let whole = home.path().join("whole");
     done(&begin(home.path(), &whole));
@@ -270,7 +270,7 @@ fn on_a_mount(home: &Path, mount: &str, arguments: &[String]) -> Option<String> 
 /// The first checkpoint of this model fits 15 MB and the second does not: the first stays whole, and with more room the run
 /// goes on from it to the same end.
 #[test]
-fn a_full_disk_leaves_the_checkpoint_before() {
+fn full_disk_keeps_the_previous_checkpoint() {
     let home = tempfile::tempdir().unwrap();
     fs::create_dir(home.path().join("disk")).unwrap();
     let arguments = begin(home.path(), &home.path().join("disk/run"));
@@ -285,7 +285,7 @@ fn a_full_disk_leaves_the_checkpoint_before() {
 }
 
 #[test]
-fn a_read_only_folder_is_told_and_stays_as_it_is() {
+fn resume_in_read_only_directory_fails_without_changes() {
     let home = tempfile::tempdir().unwrap();
     let [whole, disk] = ["whole", "disk"].map(|name| home.path().join(name));
     done(&begin(home.path(), &whole));
@@ -302,7 +302,7 @@ fn a_read_only_folder_is_told_and_stays_as_it_is() {
 }
 
 #[test]
-fn what_resuming_refuses() {
+fn resume_refuses_invalid_requests() {
     let home = tempfile::tempdir().unwrap();
     let whole = home.path().join("whole");
     done(&begin(home.path(), &whole));
@@ -338,7 +338,7 @@ fn what_resuming_refuses() {
 
 /// Tasks, a rule file, a program, a file among its arguments, and both kinds of plugins: a change of any is seen.
 #[test]
-fn a_changed_file_of_the_run_is_refused_by_name() {
+fn resume_with_changed_input_file_is_refused() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let repository = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));

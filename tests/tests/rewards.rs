@@ -61,7 +61,7 @@ fn samples() -> String {
 }
 
 #[test]
-fn answers_are_scored_with_their_reasons() {
+fn reward_score_prints_rewards_and_reasons() {
     let home = TempDir::new().unwrap();
     let own = example("my-rules/my-rules.toml");
     fs::write(
@@ -74,7 +74,7 @@ fn answers_are_scored_with_their_reasons() {
 }
 
 #[test]
-fn two_rule_sets_are_compared() {
+fn reward_diff_compares_two_rewards() {
     let home = TempDir::new().unwrap();
     let own = example("my-rules/my-rules.toml");
     let of = |arguments: &[&str]| unirl(home.path(), &samples(), &[&["reward", "diff"], arguments].concat());
@@ -90,7 +90,7 @@ fn two_rule_sets_are_compared() {
 }
 
 #[test]
-fn wrong_rule_files_and_samples() {
+fn reward_invalid_rule_files_and_samples_are_refused() {
     let home = TempDir::new().unwrap();
     let mut texts = Vec::new();
     for rules in [
@@ -109,8 +109,8 @@ fn wrong_rule_files_and_samples() {
         "[[counting]\n",
     ] {
         fs::write(home.path().join("rules.toml"), rules).unwrap();
-        let shown_text = unirl(home.path(), &samples(), &["reward", "score", "--reward", "rules.toml"]);
-        texts.push(format!("{rules}\n\n{shown_text}"));
+        let printed = unirl(home.path(), &samples(), &["reward", "score", "--reward", "rules.toml"]);
+        texts.push(format!("{rules}\n\n{printed}"));
     }
     for stdin in [
         "{\"category\":\"counting\",\"prompt\":\"a photo of two stars\"}",
@@ -118,8 +118,8 @@ fn wrong_rule_files_and_samples() {
         "{\"category\":\"count\",\"prompt\":\"a photo of two stars\",\"answer\":\"two\"}",
         "\nnonsense",
     ] {
-        let shown_text = unirl(home.path(), stdin, &["reward", "score", "--reward", "bound"]);
-        texts.push(format!("{stdin}\n\n{shown_text}"));
+        let printed = unirl(home.path(), stdin, &["reward", "score", "--reward", "bound"]);
+        texts.push(format!("{stdin}\n\n{printed}"));
     }
     for arguments in [
         vec!["score", "--reward", "bond"],
@@ -163,14 +163,14 @@ fn trained(home: &TempDir, rules: &str) -> PathBuf {
         "run",
     ];
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
-    let shown_text = unirl(home.path(), "", &arguments);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = unirl(home.path(), "", &arguments);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     out
 }
 
 /// A file of rules, as `examples/my-rules` has one.
 #[test]
-fn a_run_is_rewarded_by_a_file() {
+fn rule_file_scores_a_run_and_its_rescoring() {
     let home = TempDir::new().unwrap();
     let own = example("my-rules/my-rules.toml");
     let out = trained(&home, &format!("[{{ name = {own:?} }}]"));
@@ -193,7 +193,7 @@ fn a_run_is_rewarded_by_a_file() {
 
 /// Code in a plugin that looks at the drawings, as `examples/my-reward` has it, beside a shipped set.
 #[test]
-fn a_run_is_rewarded_by_code_that_sees_the_drawings() {
+fn plugin_reward_sees_generated_pixels() {
     let home = TempDir::new().unwrap();
     let out = trained(
         &home,
@@ -223,7 +223,7 @@ fn a_run_is_rewarded_by_code_that_sees_the_drawings() {
 
 /// Which plugins a rule opens, by the log.
 #[test]
-fn scoring_opens_only_the_plugin_of_its_rule() {
+fn reward_score_loads_only_the_needed_plugin() {
     let home = TempDir::new().unwrap();
     let (own, program) = (example("my-rules/my-rules.toml"), example("python-reward/reward.py"));
     for (rule, expected) in [
@@ -232,11 +232,11 @@ fn scoring_opens_only_the_plugin_of_its_rule() {
         (&own, vec![]),
         (&format!("cmd:{program}"), vec![]),
     ] {
-        let shown_text = unirl(home.path(), &samples(), &["-vv", "reward", "score", "--reward", rule]);
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
-        let loaded = shown_text.lines().filter(|line| line.contains("plugin loaded"));
+        let printed = unirl(home.path(), &samples(), &["-vv", "reward", "score", "--reward", rule]);
+        assert!(printed.starts_with("exit: 0"), "{printed}");
+        let loaded = printed.lines().filter(|line| line.contains("plugin loaded"));
         let names: Vec<&str> =
             loaded.filter_map(|line| line.split("plugin=\"").nth(1)?.split('"').next()).collect();
-        assert_eq!(names, expected, "{shown_text}");
+        assert_eq!(names, expected, "{printed}");
     }
 }

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 #[test]
-fn schemas_are_those_of_the_code() {
+fn schemas_match_the_code() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas");
     for (file, arguments) in [
         ("run", vec!["run"]),
