@@ -1,18 +1,18 @@
 //! `unirl doctor`.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
-use common::{plugin_dir, program, shown, unirl};
+use common::{format_output, plugin_dir, program, unirl};
 use serde_json::Value;
 
-/// The embedded models keep every promise; what cannot be asked of Janus is said.
+/// The builtin models pass every check; checks that do not apply to Janus are skipped.
 #[test]
 fn builtin_models_pass_doctor() {
     for (plugin, skipped) in [("showo", 0), ("janus", 2)] {
         let output = unirl(["doctor", "--plugin", plugin, "--device", "cpu", "--json"]).output().unwrap();
-        let printed = shown(&output);
+        let printed = format_output(&output);
         assert!(printed.starts_with("exit: 0"), "{printed}");
         let json: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(json["about"]["libtorch"], json["about"]["libtorch loaded"]);
@@ -23,11 +23,11 @@ fn builtin_models_pass_doctor() {
     }
 }
 
-/// A model that panics, one whose drawings have the wrong shape, and one that scores nothing.
+/// Models that panic, generate images of the wrong shape, or return NaN scores.
 #[test]
 fn doctor_reports_failed_checks_with_hints() {
     let printed = ["panics", "wrong-shape", "nan"].map(|model| {
-        let printed = shown(
+        let printed = format_output(
             &unirl(["doctor", "--device", "cpu", "--plugin", &format!("fixture#{model}")]).output().unwrap(),
         );
         assert!(printed.starts_with("exit: 1"), "{printed}");
@@ -48,7 +48,7 @@ fn doctor_without_model_shows_installation() {
     std::fs::write(empty.path().join("libunirl_plugin_torn.so"), "no library").unwrap();
     let output =
         program(["doctor", "--plugin-dir"]).arg(empty.path()).env("UNIRL_PLUGIN_PATH", plugin_dir()).output();
-    let printed = shown(&output.unwrap());
+    let printed = format_output(&output.unwrap());
     assert!(printed.starts_with("exit: 0"), "{printed}");
     for text in [
         "\nlibtorch loaded  2.",
@@ -70,7 +70,8 @@ fn doctor_without_model_shows_installation() {
         vec!["doctor", "--plugin", "shwo"],
     ];
     let wrong = wrong.map(|arguments| {
-        let printed = shown(&program(arguments).env("UNIRL_PLUGIN_PATH", plugin_dir()).output().unwrap());
+        let printed =
+            format_output(&program(arguments).env("UNIRL_PLUGIN_PATH", plugin_dir()).output().unwrap());
         printed.lines().filter(|line| !line.contains("searched for")).collect::<Vec<_>>().join("\n")
     });
     insta::assert_snapshot!(wrong.join("\n\n"));

@@ -1,6 +1,6 @@
-//! What `examples/` holds is what the code takes.
+//! The files in `examples/` are valid.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::collections::HashSet;
 use std::fs;
@@ -29,14 +29,14 @@ fn example_configurations_are_valid() {
         if config.model.options.is_empty() {
             continue;
         }
-        // Of the plugins only one can be linked: each exports the same symbols.
+        // Only one plugin can be linked, because all export the same symbols.
         assert_eq!(family, "showo");
         let options = serde_json::to_value(&config.model.options).unwrap();
         serde_json::from_value::<unirl_plugin_showo::config::ShowoConfig>(options).unwrap();
     }
 }
 
-/// As `unirl prompts --count 360 --exclude evaluation_metadata.jsonl` writes them, with `GenEval`'s metadata.
+/// The example is the output of `unirl prompts --count 360 --exclude evaluation_metadata.jsonl` with `GenEval`'s metadata.
 #[test]
 fn example_prompts_equal_command_output() {
     let path = Path::new(EXAMPLES).join("tasks.jsonl");
@@ -48,9 +48,9 @@ fn example_prompts_equal_command_output() {
     let mut seen = HashSet::new();
     for task in &tasks {
         assert_eq!(*task, PromptTemplates::paper().task(task.spec.clone()));
-        assert!(seen.insert(&task.prompt), "`{}` stands there twice", task.prompt);
+        assert!(seen.insert(&task.prompt), "`{}` is repeated", task.prompt);
     }
-    // The benchmark's own file is not part of a checkout.
+    // GenEval's file is not part of a checkout.
     let benchmark = Path::new(EXAMPLES).join("../../shared/data/geneval/evaluation_metadata.jsonl");
     if !benchmark.is_file() {
         return;

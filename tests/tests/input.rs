@@ -1,13 +1,13 @@
-//! Settings and files as users bring them: what is wrong is named with its place, and nothing is written.
+//! Invalid settings and input files: errors name the place, and no run is written.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
 use std::fs::{self, File};
 use std::path::Path;
 
-use common::{shown, unirl};
+use common::{format_output, unirl};
 use insta::assert_snapshot;
 
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases");
@@ -16,7 +16,7 @@ const HTML: &str = "<!DOCTYPE html>\n<html><body>Sign in</body></html>\n";
 
 fn train(home: &Path, arguments: &[&str]) -> String {
     let all = [&["--plugin", "showo", "--optimizer", "grpo"], arguments].concat();
-    shown(&unirl(all).current_dir(home).output().unwrap())
+    format_output(&unirl(all).current_dir(home).output().unwrap())
 }
 
 #[test]
@@ -37,14 +37,14 @@ fn invalid_settings_are_refused_with_full_key() {
     ];
     let texts = settings.map(|set| format!("{set}\n{}", train(home.path(), &["--set", set])));
     assert_snapshot!(texts.join("\n"));
-    assert!(!home.path().join("runs").exists(), "nothing is written");
+    assert!(!home.path().join("runs").exists(), "no files are written");
 }
 
 #[test]
 fn invalid_json_lines_name_column_field_and_fix() {
     let score = |file: &str| {
         let input = File::open(format!("{CASES}/json/{file}")).unwrap();
-        shown(&unirl(["reward", "score", "--reward", "exact"]).stdin(input).output().unwrap())
+        format_output(&unirl(["reward", "score", "--reward", "exact"]).stdin(input).output().unwrap())
     };
     let files = ["bom.jsonl", "nan.jsonl", "tagcat.jsonl", "array.json"];
     let texts = files.map(|file| format!("{file}\n{}", score(file)));
@@ -72,8 +72,8 @@ fn lfs_pointers_and_html_pages_are_recognized_in_every_input() {
         train(home.path(), &["--set", "train.tasks=tasks.jsonl"]),
         train(home.path(), &["--reward", "rules.toml"]),
         train(home.path(), &["--model", "model"]),
-        shown(&unirl(ask).current_dir(home.path()).output().unwrap()),
-        shown(
+        format_output(&unirl(ask).current_dir(home.path()).output().unwrap()),
+        format_output(
             &common::program(["prompts", "--objects", "objects.txt"])
                 .current_dir(home.path())
                 .output()
@@ -84,7 +84,7 @@ fn lfs_pointers_and_html_pages_are_recognized_in_every_input() {
         assert!(text.contains("Git LFS pointer") || text.contains("web page"), "{text}");
         assert!(!text.starts_with("exit: 0"), "{text}");
     }
-    assert!(!path("runs").exists(), "nothing is written");
+    assert!(!path("runs").exists(), "no files are written");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn empty_prompts_file_is_usage_error() {
     }
 }
 
-/// A run on the evaluation's own prompts says so in the log and in the receipt; one on the split of training does not.
+/// The log and the receipt report training prompts that are also evaluation prompts. The training split has none.
 #[test]
 fn training_on_evaluation_prompts_is_reported() {
     let home = tempfile::tempdir().unwrap();
@@ -120,7 +120,7 @@ fn training_on_evaluation_prompts_is_reported() {
         let arguments = ["prompts", "--objects", "tiles", "--count", "600", "--out", name];
         let output =
             common::program([&arguments[..], split].concat()).current_dir(home.path()).output().unwrap();
-        assert!(output.status.success(), "{}", shown(&output));
+        assert!(output.status.success(), "{}", format_output(&output));
     };
     write("train.jsonl", &[]);
     write("all.jsonl", &["--split", "all"]);
@@ -141,7 +141,7 @@ fn training_on_evaluation_prompts_is_reported() {
         let receipt: serde_json::Value = serde_json::from_str(&receipt).unwrap();
         (printed, receipt["trained_on"].clone())
     };
-    let (printed, count) = run("train.jsonl", "apart");
+    let (printed, count) = run("train.jsonl", "disjoint");
     assert!(!printed.contains("also training tasks") && count.is_null(), "{printed}");
     let (printed, count) = run("all.jsonl", "overlapping");
     let count = count.as_u64().unwrap();
@@ -153,8 +153,8 @@ fn training_on_evaluation_prompts_is_reported() {
     let verify =
         unirl(["eval", "verify", "overlapping/eval/trained.json"]).current_dir(home.path()).output().unwrap();
     assert!(
-        shown(&verify).contains(&format!("{count} of the 120 tasks were training tasks")),
+        format_output(&verify).contains(&format!("{count} of 120 were training prompts")),
         "{}",
-        shown(&verify)
+        format_output(&verify)
     );
 }

@@ -1,6 +1,6 @@
-//! `unirl reward`, and rule sets of one's own in a training run.
+//! `unirl reward`, and custom rewards in training runs.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
@@ -23,7 +23,7 @@ fn example(path: &str) -> String {
         .to_string()
 }
 
-/// Runs the command in `folder` with `stdin`: exit status, stdout and stderr.
+/// Runs the command in a directory with `stdin`. Returns exit status, stdout and stderr.
 fn unirl(folder: &Path, stdin: &str, arguments: &[&str]) -> String {
     let mut child = common::unirl(arguments)
         .current_dir(folder)
@@ -32,10 +32,10 @@ fn unirl(folder: &Path, stdin: &str, arguments: &[&str]) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Who refuses the arguments does not read.
+    // A usage error closes stdin.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     let output = child.wait_with_output().unwrap();
-    common::shown(&output).replace(&example(""), "[EXAMPLES]")
+    common::format_output(&output).replace(&example(""), "[EXAMPLES]")
 }
 
 fn samples() -> String {
@@ -138,8 +138,8 @@ fn lines(path: &Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A short run of the drawn world that is rewarded by `rules`: its folder.
-fn trained(home: &TempDir, rules: &str) -> PathBuf {
+/// Trains for one step on the tiles benchmark with `rules`. Returns the run directory.
+fn train(home: &TempDir, rules: &str) -> PathBuf {
     let out = home.path().join("run");
     fs::write(home.path().join("run.toml"), format!("[reward]\nrules = {rules}")).unwrap();
     let settings = [
@@ -168,12 +168,12 @@ fn trained(home: &TempDir, rules: &str) -> PathBuf {
     out
 }
 
-/// A file of rules, as `examples/my-rules` has one.
+/// A rule file, as in `examples/my-rules`.
 #[test]
 fn rule_file_scores_a_run_and_its_rescoring() {
     let home = TempDir::new().unwrap();
     let own = example("my-rules/my-rules.toml");
-    let out = trained(&home, &format!("[{{ name = {own:?} }}]"));
+    let out = train(&home, &format!("[{{ name = {own:?} }}]"));
     let metrics = &lines(&out.join("metrics.jsonl"))[0];
     for part in ["noun", "number", "color", "relation", "attribute"] {
         assert!(metrics[format!("reward/part/{part}")].is_number(), "{part}: {metrics}");
@@ -184,18 +184,18 @@ fn rule_file_scores_a_run_and_its_rescoring() {
         assert_eq!(sample["reward"]["max"], 1.0);
         assert!(sample["reward"]["why"].as_str().unwrap().contains(" of 1: "), "{sample}");
     }
-    // What the run noted is what the file says, without the model.
+    // Rescoring with the same file changes nothing.
     let same = unirl(home.path(), "", &["reward", "replay", "run", "--reward", &own]);
     assert!(same.contains("\n0 of 24 samples change\n"), "{same}");
     let other = unirl(home.path(), "", &["reward", "replay", "run", "--reward", "paper"]);
     assert!(other.contains("  paper: ") && !other.contains("\n0 of 24 samples change\n"), "{other}");
 }
 
-/// Code in a plugin that looks at the drawings, as `examples/my-reward` has it, beside a shipped set.
+/// A plugin that reads pixels, as in `examples/my-reward`, added to a shipped reward.
 #[test]
 fn plugin_reward_sees_generated_pixels() {
     let home = TempDir::new().unwrap();
-    let out = trained(
+    let out = train(
         &home,
         "[{ name = \"exact\" }, { name = \"my-reward\", weight = 0.5, options = { most = 0.2 } }]",
     );
@@ -213,7 +213,7 @@ fn plugin_reward_sees_generated_pixels() {
         let sum = parts["exact"].as_f64().unwrap() + parts["my-reward"].as_f64().unwrap_or(0.0);
         assert_eq!(reward["score"], sum, "{sample}");
         if !counting {
-            // The picture has 16 tiles; a shape covers 12 to 64 of the 64 pixels of its own.
+            // The image has 16 tiles; a shape covers 12 to 64 of the 64 pixels of its tile.
             let covered =
                 why.split("my-reward: ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
             assert_eq!(parts["my-reward"], if (1.0..=20.0).contains(&covered) { 0.5 } else { 0.0 }, "{why}");
@@ -221,7 +221,7 @@ fn plugin_reward_sees_generated_pixels() {
     }
 }
 
-/// Which plugins a rule opens, by the log.
+/// The log names the loaded plugins.
 #[test]
 fn reward_score_loads_only_the_needed_plugin() {
     let home = TempDir::new().unwrap();

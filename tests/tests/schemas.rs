@@ -1,6 +1,6 @@
-//! `schemas/` holds what the code says: `UPDATE_SCHEMAS=1 cargo test --release -p unirl-tests schemas` rewrites it.
+//! `schemas/` matches the code. `UPDATE_SCHEMAS=1 cargo test --release -p unirl-tests schemas` rewrites it.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
