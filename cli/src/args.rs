@@ -13,10 +13,10 @@ use unirl::error::{Error, Result, nearest};
 use unirl::home;
 use unirl::plugin::Plugins;
 
-/// Post-trains unified multimodal models on their own images (UniRL, arXiv 2505.23380).
+/// Post-train unified multimodal models on their own images (UniRL, arXiv 2505.23380)
 ///
-/// Without a command, `unirl --plugin showo --optimizer grpo` trains. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 finish the step, save
-/// a checkpoint and end the run with exit status 130; `unirl --resume RUN` continues it.
+/// Without a command, unirl trains: `unirl --plugin showo --optimizer grpo`. On Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 it finishes
+/// the current step, saves a checkpoint and exits with status 130. `unirl --resume RUN` continues the run.
 #[derive(Debug, Parser)]
 #[command(name = "unirl", version, max_term_width = 100, subcommand_negates_reqs = true)]
 #[command(override_usage = "unirl --plugin <NAME|PATH> [OPTIONS]\n       unirl [OPTIONS] <COMMAND>")]
@@ -25,24 +25,24 @@ pub(crate) struct Args {
     pub(crate) command: Option<Command>,
     #[command(flatten)]
     pub(crate) run: RunArgs,
-    /// More of the log; twice for everything.
+    /// Increase log verbosity (repeat for debug output)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub(crate) verbose: u8,
-    /// The form of the log on stderr.
-    #[arg(long, value_name = "FORM", default_value = "text", global = true)]
-    pub(crate) log: LogForm,
+    /// Set the format of the log on stderr
+    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
+    pub(crate) log: LogFormat,
 }
 
-/// The form of the log.
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogForm {
-    /// For people, with a progress bar.
+pub(crate) enum LogFormat {
+    /// Print text and a progress bar
     Text,
-    /// One JSON object a line, no progress bar.
+    /// Print one JSON object per line and no progress bar
     Json,
 }
 
-/// The command line, the name of the program first, or clap's word on it.
+/// Parses a command line, whose first word is the name of the program. The error holds help and version texts as well.
 pub(crate) fn parse(arguments: &[OsString]) -> Result<Args, clap::Error> {
     let mut command = command();
     let matches = match command.try_get_matches_from_mut(arguments) {
@@ -57,7 +57,7 @@ pub(crate) fn parse(arguments: &[OsString]) -> Result<Args, clap::Error> {
                 let near = ContextValue::Strings(vec![near.into()]);
                 error.insert(ContextKind::SuggestedSubcommand, near);
             }
-            // An option in the wrong place is missing in the right one: that is not what is to be said of it.
+            // A misplaced option is also reported as missing; the misplacement is the better message.
             let mut lenient = self::command().ignore_errors(true);
             if let Ok(matches) = lenient.try_get_matches_from_mut(arguments) {
                 check_order(&mut lenient, &matches)?;
@@ -69,12 +69,13 @@ pub(crate) fn parse(arguments: &[OsString]) -> Result<Args, clap::Error> {
     Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
-/// Everything that the program understands.
+/// The clap command with its value parsers.
 pub(crate) fn command() -> clap::Command {
     with_parsers(Args::command().bin_name("unirl"))
 }
 
-/// What can be a path may begin with `~`, and what is a number says so of anything else, a negative one included.
+/// Expands `~` in every value that can be a path, and gives every number an error that says what was expected, also for
+/// negative values.
 fn with_parsers(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|arg| {
         let kind = arg.get_value_parser().type_id();
@@ -110,7 +111,7 @@ fn number<T: FromStr>(text: &str, expected: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("expected {expected}"))
 }
 
-/// Options of a command follow it; only global ones may stand before it as well.
+/// Refuses options before their command, except global ones.
 fn check_order(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), clap::Error> {
     let Some((name, inner)) = matches.subcommand() else { return Ok(()) };
     let given = |arg: &&clap::Arg| {
@@ -133,91 +134,91 @@ fn check_order(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), 
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Trains: the same as without a command
+    /// Train a model (the default without a command)
     Train(Box<RunArgs>),
-    /// Trains a fresh model, or one named by `--model`, on drawn images: how the embedded checkpoints are made
+    /// Pretrain a fresh model, or the one of `--model`, on images of the tiles benchmark
     Pretrain(PretrainArgs),
-    /// Does a step that failed again, from the folder that it left behind
+    /// Repeat a failed training step from the directory that it saved
     ReplayStep(ReplayStepArgs),
-    /// Writes a page about one run or several: curves, figures, pictures, times, settings
+    /// Write an HTML report that shows one run or compares several
     Report(ReportArgs),
-    /// Measures drawing, answering and their balance
+    /// Evaluate generation, understanding and their consistency
     Eval(Box<EvalArgs>),
-    /// Draws images from prompts
+    /// Generate images from prompts
     Generate(GenerateArgs),
-    /// Asks about an image
+    /// Answer a question about images
     Ask(AskArgs),
-    /// Writes prompts with their facts, questions and right answers, one JSON object a line
+    /// Write prompts with specs, questions and reference answers as JSON lines
     Prompts(PromptsArgs),
-    /// Scores answers, and compares rule sets on answers already given
+    /// Score answers and compare reward functions
     #[command(subcommand)]
     Reward(RewardCommand),
-    /// Draws a set of images for GenEval's prompts, and judges one by GenEval's rules
+    /// Generate images for GenEval's prompts and judge them by GenEval's rules
     #[command(subcommand)]
     Geneval(GenevalCommand),
-    /// Tells what this installation is made of, and with `--plugin` whether a model keeps what training builds on
+    /// Show the installation and, with `--plugin`, run the conformance checks of a model
     Doctor(DoctorArgs),
-    /// Lists the plugins found, makes a new one, checks one
+    /// List, create and check plugins
     Plugins(PluginsArgs),
-    /// Prints the JSON Schema of a configuration
+    /// Print the JSON Schema of a configuration or file
     Schema(SchemaArgs),
-    /// Prints a script that completes commands, options and paths in a shell
+    /// Print a shell completion script
     Completions(CompletionsArgs),
-    /// Prints the manual page of the program, or of a command
+    /// Print the manual page of unirl or of one of its commands
     Man(ManArgs),
 }
 
-/// Where plugins are looked for.
+/// Where to search for plugins.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SearchArgs {
-    /// A folder with plugins, before those of `UNIRL_PLUGIN_PATH` and those beside the program
+    /// Search this directory for plugins first (may be repeated)
     #[arg(long, value_name = "DIR")]
     pub(crate) plugin_dir: Vec<PathBuf>,
 }
 
 impl SearchArgs {
-    /// The plugins, none of which is opened yet.
+    /// The plugins on the search path; none is opened yet.
     pub(crate) fn plugins(&self) -> Result<Plugins> {
         match self.plugin_dir.iter().find(|dir| !dir.is_dir()) {
             Some(missing) => {
-                Err(Error::usage(format!("`--plugin-dir {0}`: no folder at `{0}`", missing.display())))
+                Err(Error::usage(format!("`--plugin-dir {0}`: `{0}` is not a directory", missing.display())))
             }
             None => Ok(Plugins::new(&self.plugin_dir)),
         }
     }
 }
 
-/// Which model.
+/// The model and the settings of a command.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The model's plugin: a name, or the path of its file
+    /// Load the model from this plugin, a name or the path of its file
     #[arg(long, value_name = "NAME|PATH", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
-    /// `builtin`, a checkpoint folder, or a run's folder for its newest checkpoint
+    /// Load weights from the plugin (`builtin`), a checkpoint, or the newest checkpoint of a run
     #[arg(long, value_name = "builtin|DIR|RUN", value_hint = ValueHint::AnyPath)]
     pub(crate) model: Option<String>,
-    /// The folder of the image tokenizer, where the checkpoint's does not hold it
+    /// Load the image tokenizer from this directory if the checkpoint does not contain it
     #[arg(long = "image-tokenizer", alias = "tokenizer", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) tokenizer: Option<String>,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`
+    /// Run on this device: `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
-    /// A TOML file of settings
+    /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// One setting, e.g. `rollout.group=4`; may be repeated
+    /// Set a configuration key, e.g. `rollout.group=4` (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
-    /// The seed of everything random
+    /// Set the random seed
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
 }
 
 impl ModelArgs {
-    /// A model of a plugin that is checked.
-    pub(crate) fn of_entry(args: &PluginsCheckArgs, entry: &str) -> Self {
+    /// The arguments that load the model `entry` of the plugin under check.
+    pub(crate) fn for_entry(args: &PluginsCheckArgs, entry: &str) -> Self {
         Self {
             search: args.search.clone(),
             plugin: Some(entry.into()),
@@ -231,77 +232,77 @@ impl ModelArgs {
     }
 }
 
-/// Training.
+/// The arguments of `unirl train`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Training")]
 #[command(mut_arg("plugin", |plugin| plugin.required(false).required_unless_present("resume")))]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The algorithm: `sft`, `grpo` or `grpo-split`
+    /// Train with this algorithm: `sft`, `grpo` or `grpo-split`
     #[arg(long, value_name = "NAME")]
     pub(crate) optimizer: Option<String>,
-    /// A shipped set of settings: `tiles` or `tiles-split` (the default for models of the drawn world) or `paper`
+    /// Start from a preset: `tiles` or `tiles-split` (defaults for models of the tiles benchmark), or `paper`
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
-    /// The reward rules: a name, the path of a rule file or plugin, or `cmd:PROGRAM ARGUMENTS`; repeated, they add up
+    /// Add a reward: a name, a rule file, a plugin, or `cmd:PROGRAM ARGUMENTS` (repeat to sum several)
     #[arg(long, value_name = "NAME|FILE.toml|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
-    /// Updates of the weights
+    /// Train for this number of steps
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
-    /// The folder of the run; the first free `runs/…` without it
+    /// Write the run to this directory (default: the next free one in `runs/`)
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Goes on with the run in a folder; its settings hold
+    /// Resume the run in this directory with its settings
     #[arg(long, value_name = "RUN", conflicts_with_all = ["preset", "out", "dry_run"])]
     pub(crate) resume: Option<PathBuf>,
-    /// Goes on even where settings given here are not those of the run
+    /// Resume even if these settings or input files differ from the original run
     #[arg(long, requires = "resume")]
     pub(crate) allow_change: bool,
-    /// Only algorithms of libtorch that answer the same each time; slower on a GPU
+    /// Use deterministic algorithms (slower on GPU)
     #[arg(long)]
     pub(crate) deterministic: bool,
-    /// Checks the settings and prints what memory and disk the run would take, without reading the weights
+    /// Check the settings and estimate memory and disk space without loading the weights
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
 
-/// A page about runs.
+/// The arguments of `unirl report`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ReportArgs {
-    /// The folders of the runs; the first is what the settings of the others are compared with
+    /// Report on these run directories; settings are compared with the first
     #[arg(value_name = "RUN", required = true)]
     pub(crate) runs: Vec<PathBuf>,
-    /// The page; `report.html` in the folder of the first run without it
+    /// Write the page to this file (default: `report.html` in the first run)
     #[arg(long, value_name = "FILE.html")]
     pub(crate) out: Option<PathBuf>,
 }
 
-/// A step once more.
+/// The arguments of `unirl replay-step`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ReplayStepArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// What the step left behind, `RUN/failed-step-NNNNNN`, or a checkpoint, of which the next step is done
+    /// Repeat the step saved in `RUN/failed-step-NNNNNN`, or the step after a checkpoint
     #[arg(value_name = "DIR")]
     pub(crate) folder: PathBuf,
-    /// Another value of a setting, e.g. `update.learning_rate=1e-5`; may be repeated
+    /// Change a configuration key, e.g. `update.learning_rate=1e-5` (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
 }
 
-/// Pretraining; with `--model` it goes on from there.
+/// The arguments of `unirl pretrain`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PretrainArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The folder of the checkpoint
+    /// Write the checkpoint to this directory
     #[arg(long, value_name = "DIR", required = true)]
     pub(crate) out: PathBuf,
 }
 
-/// Evaluation.
+/// The arguments of `unirl eval`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(subcommand_negates_reqs = true)]
 #[command(override_usage = "unirl eval --plugin <NAME|PATH> [OPTIONS]\n       unirl eval verify <FILE>")]
@@ -310,16 +311,16 @@ pub(crate) struct EvalArgs {
     pub(crate) command: Option<EvalCommand>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// A folder for the verdicts and, at the end, `receipt.json`; one that was left unfinished is gone on with
+    /// Write verdicts and `receipt.json` to this directory; an incomplete evaluation is resumed
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Evaluates every N-th part from the K-th, into the `--out` that all shards share
+    /// Evaluate every N-th chunk, starting with chunk K, into the `--out` that all shards share
     #[arg(long, value_name = "K/N", requires = "out")]
     pub(crate) shard: Option<String>,
-    /// Prompts a category
+    /// Evaluate this number of prompts per category
     #[arg(long, value_name = "N", conflicts_with = "metadata")]
     pub(crate) prompts: Option<usize>,
-    /// One JSON object instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -328,48 +329,48 @@ pub(crate) struct EvalArgs {
     pub(crate) judge: JudgeArgs,
 }
 
-/// GenEval's prompts instead of those of the drawn world.
+/// GenEval's prompts instead of those of the tiles benchmark.
 #[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "GenEval's prompts, judged by its rules")]
+#[command(next_help_heading = "GenEval")]
 pub(crate) struct GenevalEvalArgs {
-    /// GenEval's `evaluation_metadata.jsonl`, with or without questions and answers
+    /// Evaluate the prompts of GenEval's `evaluation_metadata.jsonl` or a file in its format
     #[arg(long, value_name = "FILE.jsonl", requires = "detector")]
     pub(crate) metadata: Option<PathBuf>,
-    /// The detector of a plugin: its name, or the path of the plugin's file
+    /// Detect objects with this detector, a name or the path of a plugin
     #[arg(long, value_name = "NAME|PATH", requires = "metadata", value_hint = ValueHint::AnyPath)]
     pub(crate) detector: Option<String>,
-    /// Images of another model, as `unirl geneval draw` leaves them; the model is asked about the right ones
+    /// Ask the model about the correct images of this directory, written by `unirl geneval draw`
     #[arg(long, value_name = "IMG", requires_all = ["metadata", "results"])]
     pub(crate) references: Option<PathBuf>,
-    /// Which of them are right: what `unirl geneval judge --out` wrote
+    /// Read which of these images are correct from the output of `unirl geneval judge --out`
     #[arg(long, value_name = "FILE.jsonl", requires = "references")]
     pub(crate) results: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) thresholds: ThresholdArgs,
 }
 
-/// The scores above which detections count.
+/// Score thresholds of detections.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct ThresholdArgs {
-    /// The score above which a detection counts; GenEval's is 0.3
+    /// Count detections with a score above this threshold (GenEval: 0.3)
     #[arg(long, value_name = "SCORE")]
     pub(crate) threshold: Option<f32>,
-    /// The same for prompts of the tag `counting`; GenEval's is 0.9
+    /// Set the threshold for prompts of the tag `counting` (GenEval: 0.9)
     #[arg(long, value_name = "SCORE")]
     pub(crate) counting_threshold: Option<f32>,
 }
 
-/// A language model that judges answers instead of the rules of `exact`.
+/// A language model that judges answers instead of `exact`.
 #[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "A language model as the judge of answers")]
+#[command(next_help_heading = "Language model as answer judge")]
 pub(crate) struct JudgeArgs {
-    /// Where it is asked: an OpenAI-compatible endpoint, e.g. `http://localhost:8000/v1`
+    /// Judge answers with an OpenAI-compatible endpoint, e.g. `http://localhost:8000/v1`
     #[arg(id = "judge-url", long = "judge-url", value_name = "URL", requires = "judge-model")]
     pub(crate) url: Option<String>,
-    /// Its name there
+    /// Request this model from the endpoint
     #[arg(id = "judge-model", long = "judge-model", value_name = "NAME", requires = "judge-url")]
     pub(crate) model: Option<String>,
-    /// The environment variable that holds the key; no key is sent where it is not set
+    /// Read the API key from this environment variable; if it is unset, none is sent
     #[arg(
         id = "judge-key",
         long = "judge-key",
@@ -378,8 +379,8 @@ pub(crate) struct JudgeArgs {
         requires = "judge-url"
     )]
     pub(crate) key: String,
-    /// What it is asked: `question` (with the question that was asked), `paper` (whether the predicted answer matches the
-    /// ground-truth answer, as in A.1), or a file with `{question}`, `{truth}` and `{answer}` in it
+    /// Send this judge prompt: `question` (includes the question), `paper` (appendix A.1), or a file that contains `{truth}`,
+    /// `{answer}` and optionally `{question}`
     #[arg(
         id = "judge-question",
         long = "judge-question",
@@ -387,7 +388,7 @@ pub(crate) struct JudgeArgs {
         default_value = "question",
         requires = "judge-url", value_hint = ValueHint::AnyPath)]
     pub(crate) question: String,
-    /// The temperature of its replies; left out for a model that refuses one
+    /// Sample replies at this temperature; omitted for models that reject the parameter
     #[arg(
         id = "judge-temperature",
         long = "judge-temperature",
@@ -396,246 +397,247 @@ pub(crate) struct JudgeArgs {
         requires = "judge-url"
     )]
     pub(crate) temperature: f64,
-    /// Where its replies are kept, so that none is asked for twice; `judge.jsonl` in the user's cache folder without it
+    /// Cache verdicts in this file (default: `unirl/judge.jsonl` in the user's cache directory)
     #[arg(id = "judge-cache", long = "judge-cache", value_name = "FILE.jsonl", requires = "judge-url")]
     pub(crate) cache: Option<PathBuf>,
 }
 
-/// What else to do with evaluations.
+/// The subcommands of `unirl eval`.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum EvalCommand {
-    /// Checks a receipt: that nothing in it was altered, and that its figures follow from its verdicts
+    /// Verify that a receipt is unaltered and that its figures follow from its verdicts
     Verify(VerifyArgs),
 }
 
-/// Checking a receipt.
+/// The arguments of `unirl eval verify`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(disable_version_flag = true)]
 pub(crate) struct VerifyArgs {
-    /// The receipt
+    /// Verify this receipt
     #[arg(value_name = "FILE")]
     pub(crate) receipt: PathBuf,
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The plugin of a model whose weights are to be those of the receipt
+    /// Check that the weights of this plugin's model are those of the receipt
     #[arg(long, value_name = "NAME|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
-    /// `builtin`, or the checkpoint folder of that model
+    /// Load that model from the plugin (`builtin`) or a checkpoint
     #[arg(long, value_name = "builtin|DIR", requires = "plugin", default_value = "builtin", value_hint = ValueHint::AnyPath)]
     pub(crate) model: String,
 }
 
-/// How images are drawn.
+/// How images are generated.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct GenerationArgs {
-    /// Classifier-free guidance, as the model's family counts it
+    /// Set the classifier-free guidance scale, in the convention of the model family
     #[arg(long, value_name = "G")]
     pub(crate) guidance: Option<f64>,
-    /// Decoding steps of a masked model
+    /// Set the number of decoding steps of a masked model
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<i64>,
-    /// Images at once; as many as fit the memory without it
+    /// Process this number of images at once (default: as many as fit in memory)
     #[arg(long, value_name = "N")]
     pub(crate) batch: Option<usize>,
 }
 
-/// Drawing.
+/// The arguments of `unirl generate`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// What to draw; may be repeated
+    /// Generate images from this prompt (may be repeated)
     #[arg(long, value_name = "TEXT", required = true)]
     pub(crate) prompt: Vec<String>,
-    /// Images a prompt
+    /// Generate this number of images per prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) count: usize,
     #[command(flatten)]
-    pub(crate) drawing: GenerationArgs,
-    /// The picture to write, all images as one grid, a row a prompt; or a folder for a picture each
+    pub(crate) generation: GenerationArgs,
+    /// Write a grid with one row per prompt to this file, or one file per image to this directory
     #[arg(long, value_name = "FILE.png|DIR", default_value = "generated.png")]
     pub(crate) out: PathBuf,
 }
 
-/// Asking.
+/// The arguments of `unirl ask`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct AskArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The image, PNG or JPEG; several are asked about one by one
+    /// Ask about these images (PNG or JPEG)
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     pub(crate) image: Vec<PathBuf>,
-    /// The question, asked about each image
+    /// Ask this question about each image
     #[arg(long, value_name = "TEXT", required = true)]
     pub(crate) question: String,
-    /// 0 takes the likeliest token each time, 1 draws from the model's distribution
+    /// Sample answers at this temperature; 0 is greedy
     #[arg(long, value_name = "T")]
     pub(crate) temperature: Option<f64>,
-    /// Draws among so many of the likeliest tokens; 0 among all
+    /// Sample from the K most likely tokens; 0 means all
     #[arg(long, value_name = "K")]
     pub(crate) top_k: Option<i64>,
-    /// Most tokens of an answer
+    /// Limit each answer to this number of tokens
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<i64>,
-    /// Images at once; as many as fit the memory without it
+    /// Process this number of images at once (default: as many as fit in memory)
     #[arg(long, value_name = "N")]
     pub(crate) batch: Option<usize>,
 }
 
-/// Making prompts.
+/// The arguments of `unirl prompts`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PromptsArgs {
-    /// How many
+    /// Write this number of prompts
     #[arg(long, value_name = "N", default_value_t = 600)]
     pub(crate) count: usize,
-    /// The seed
+    /// Set the random seed
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Shares of the categories, e.g. `single=1,two=1,position=2`; as many of each without it
+    /// Set the shares of the categories, e.g. `single=1,two=1,position=2` (default: equal)
     #[arg(long, value_name = "CATEGORY=SHARE,...")]
     pub(crate) mix: Option<String>,
-    /// What there is to draw: `everyday`, `tiles`, or a file with a noun a line or TOML `nouns` and `colors`
+    /// Choose objects from `everyday`, `tiles`, or a file with one noun per line or TOML `nouns` and `colors`
     #[arg(long, value_name = "NAME|FILE", default_value = "everyday", value_hint = ValueHint::AnyPath)]
     pub(crate) objects: String,
-    /// The words of prompts, questions and answers: `paper` (Table 1), `evaluation` (GenEval's, with the released questions),
-    /// `tiles`, or a TOML file of one's own
+    /// Use these prompt templates: `paper` (Table 1), `evaluation` (GenEval's prompts with the released questions), `tiles`, or
+    /// a TOML file
     #[arg(long, value_name = "NAME|FILE.toml", value_hint = ValueHint::AnyPath)]
     pub(crate) wording: Option<String>,
-    /// Which prompts: `train` leaves out those that the evaluation of the drawn world asks for, `test` has only these in the
-    /// categories that are split, `all` has both; without it `train` for the objects `tiles`, else `all`
+    /// Write prompts of this split: `train` (without those held out by the tiles benchmark), `test` (only these) or `all`
+    /// (default: `train` with `--objects tiles`, otherwise `all`)
     #[arg(long, value_name = "train|test|all")]
     pub(crate) split: Option<String>,
-    /// Prompts that must not appear: GenEval's metadata or our own; may be repeated
+    /// Exclude the prompts of this file, in our format or GenEval's (may be repeated)
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) exclude: Vec<PathBuf>,
-    /// The file to write, instead of stdout
+    /// Write to this file instead of stdout
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) out: Option<PathBuf>,
 }
 
-/// What to do with rewards.
+/// The subcommands of `unirl reward`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RewardCommand {
-    /// Scores the samples on stdin: a line with `reward`, `max`, `parts` and `why` for each
+    /// Score samples from stdin; print `reward`, `max`, `parts` and `why` of each as a JSON line
     Score(ScoreArgs),
-    /// Shows which samples on stdin are worth something else under B than under A, and how the weights in their group move
+    /// Show samples from stdin whose reward or weight differs between two reward functions
     Diff(DiffArgs),
-    /// The same for the samples of a finished run: what they got there, and what they would get
+    /// Rescore the samples of a finished run and show what changes
     Replay(ReplayArgs),
 }
 
-/// Scoring.
+/// The arguments of `unirl reward score`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The rules: a name, the path of a rule file or plugin, or `cmd:PROGRAM ARGUMENTS`; repeated, they add up
+    /// Add a reward: a name, a rule file, a plugin, or `cmd:PROGRAM ARGUMENTS` (repeat to sum several)
     #[arg(long, value_name = "NAME|FILE.toml|PATH", required_unless_present = "config", value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
-    /// A configuration, for its `reward.rules` with their weights
+    /// Use the weighted `reward.rules` of this configuration
     #[arg(long, value_name = "FILE", conflicts_with = "reward")]
     pub(crate) config: Option<PathBuf>,
 }
 
-/// Comparing.
+/// The arguments of `unirl reward diff`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DiffArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The rules before
+    /// Compare from this reward function
     #[arg(value_name = "A", value_hint = ValueHint::AnyPath)]
     pub(crate) before: String,
-    /// The rules after
+    /// Compare to this reward function
     #[arg(value_name = "B", value_hint = ValueHint::AnyPath)]
     pub(crate) after: String,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
-    /// How rewards become weights: `softmax` or `advantage`
+    /// Turn rewards into weights with `softmax` or `advantage`
     #[arg(long, value_name = "NAME", default_value = "softmax")]
     pub(crate) weighting: String,
-    /// The temperature of softmax weights
+    /// Set the temperature of softmax weights
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     pub(crate) temperature: f64,
 }
 
-/// Replaying.
+/// The arguments of `unirl reward replay`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ReplayArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The folder of the run
+    /// Rescore this run directory
     #[arg(value_name = "RUN")]
     pub(crate) run: PathBuf,
-    /// The rules: a name, the path of a rule file or plugin, or `cmd:PROGRAM ARGUMENTS`; repeated, they add up
+    /// Add a reward: a name, a rule file, a plugin, or `cmd:PROGRAM ARGUMENTS` (repeat to sum several)
     #[arg(long, value_name = "NAME|FILE.toml|PATH", required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) reward: Vec<String>,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
 }
 
-/// How differences are shown.
+/// Which differences to print.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct ShowArgs {
-    /// Changed samples to show; 0 shows all
+    /// Show at most this number of changed samples; 0 shows all
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) show: usize,
-    /// A JSON object for every changed sample, and nothing else
+    /// Print one JSON object per changed sample and nothing else
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// What to do with a set of images.
+/// The subcommands of `unirl geneval`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum GenevalCommand {
-    /// Draws the images of every prompt into GenEval's folders; what is there already stays
-    Draw(GenevalGenerateArgs),
-    /// Judges a folder of images by what a detector found in them
+    /// Generate the images of every prompt in GenEval's layout; existing images are kept
+    #[command(name = "draw")]
+    Generate(GenevalGenerateArgs),
+    /// Judge a directory of images by the detections in them
     Judge(GenevalJudgeArgs),
 }
 
-/// Drawing a set.
+/// The arguments of `unirl geneval draw`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct GenevalGenerateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The prompts, GenEval's `evaluation_metadata.jsonl` or a file of the same form
+    /// Read prompts from GenEval's `evaluation_metadata.jsonl` or a file in its format
     #[arg(long, value_name = "FILE.jsonl", required = true)]
     pub(crate) metadata: PathBuf,
-    /// The folder of the set
+    /// Write the images to this directory
     #[arg(long, value_name = "DIR", required = true)]
     pub(crate) out: PathBuf,
-    /// Images a prompt
+    /// Generate this number of images per prompt
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub(crate) count: usize,
     #[command(flatten)]
-    pub(crate) drawing: GenerationArgs,
+    pub(crate) generation: GenerationArgs,
 }
 
-/// Judging a set.
+/// The arguments of `unirl geneval judge`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct GenevalJudgeArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The folder of the set: `00000/metadata.jsonl`, `00000/samples/0000.png` (or `.jpg`), …
+    /// Judge the images of this directory (`00000/metadata.jsonl`, `00000/samples/0000.png` or `.jpg`, …)
     #[arg(long, value_name = "DIR", required = true)]
     pub(crate) images: PathBuf,
     #[command(flatten)]
     pub(crate) found: FoundArgs,
-    /// One option of the detector, e.g. `score=0.5`; may be repeated
+    /// Set an option of the detector, e.g. `score=0.5` (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "detector")]
     pub(crate) sets: Vec<String>,
-    /// Where the detector is given the pictures: `auto`, `cpu`, `cuda` or `cuda:N`
+    /// Pass images to the detector on this device: `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE", requires = "detector")]
     pub(crate) device: Option<String>,
     #[command(flatten)]
     pub(crate) thresholds: ThresholdArgs,
-    /// Judges the prompts of some tags or numbers, e.g. `counting,colors` or `0-99,200`
+    /// Judge only prompts with these tags or numbers, e.g. `counting,colors` or `0-99,200`
     #[arg(long, value_name = "TAG|N|N-M,...")]
     pub(crate) subset: Option<String>,
-    /// The file to write with a line an image, as GenEval's script writes it
+    /// Write one line per image to this file, in the format of GenEval's script
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) out: Option<PathBuf>,
-    /// One JSON object instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -644,29 +646,29 @@ pub(crate) struct GenevalJudgeArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct FoundArgs {
-    /// What a detector found, a line an image
+    /// Read detections from this file, one image per line
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) detections: Option<PathBuf>,
-    /// The detector: a name, or the path of a plugin
+    /// Detect objects with this detector, a name or the path of a plugin
     #[arg(long, value_name = "NAME|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) detector: Option<String>,
 }
 
-/// Looking for what is wrong.
+/// The arguments of `unirl doctor`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(mut_arg("plugin", |plugin| plugin.required(false)))]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Prompts of each category that the model is examined on
+    /// Check the model on this number of prompts per category
     #[arg(long, value_name = "N", default_value_t = 1, requires = "plugin")]
     pub(crate) prompts: usize,
-    /// One JSON object instead of lists
+    /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Plugins; without a command they are listed.
+/// The arguments of `unirl plugins`; without a subcommand, plugins are listed.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PluginsArgs {
     #[command(subcommand)]
@@ -675,100 +677,101 @@ pub(crate) struct PluginsArgs {
     pub(crate) list: PluginsListArgs,
 }
 
-/// What to do with plugins.
+/// The subcommands of `unirl plugins`.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum PluginsCommand {
-    /// Lists the plugins found, what they offer, and why one was refused
+    /// List plugins, what they provide, and why a plugin was refused
     List(PluginsListArgs),
-    /// Writes a crate that builds, loads and trains, to be changed from the inside
+    /// Create a plugin crate that builds, loads and trains, as a starting point
     New(PluginsNewArgs),
-    /// Finds out whether what a plugin makes keeps its promises
+    /// Run the conformance checks of a plugin's models and rewards
     Check(PluginsCheckArgs),
-    /// Opens a plugin, and nothing else: what the list does in a process of its own
+    /// Open a plugin in this process, for `plugins list`
     #[command(hide = true)]
     Probe {
-        /// The file
+        /// Open this file
         file: String,
     },
 }
 
-/// Listing plugins.
+/// The arguments of `unirl plugins list`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PluginsListArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// One JSON object instead of a list
+    /// Print JSON instead of a list
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// What a plugin makes.
+/// What a plugin provides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PluginKind {
-    /// A model that draws and answers.
+    /// Create a model that generates images and answers questions
     Model,
-    /// A rule that says what answers are worth.
+    /// Create a reward function that scores answers
     Reward,
 }
 
-/// A new plugin.
+/// The arguments of `unirl plugins new`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PluginsNewArgs {
-    /// Its name, e.g. `my-model`
+    /// Name the plugin, e.g. `my-model`
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// What it makes
+    /// Choose what the plugin provides
     #[arg(long, value_name = "KIND")]
     pub(crate) kind: PluginKind,
-    /// The folder to make; named like the plugin without it
-    #[arg(long, value_name = "D")]
+    /// Create this directory (default: the plugin's name)
+    #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
-    /// The crate `unirl` to build with, `core` of a checkout; without it, of the one that this program was built from
+    /// Build against this `unirl` crate, `core` of a checkout (default: the checkout that unirl was built from)
     #[arg(long, value_name = "PATH")]
     pub(crate) unirl: Option<PathBuf>,
 }
 
-/// Examining a plugin.
+/// The arguments of `unirl plugins check`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PluginsCheckArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// The plugin: its file, or its name
+    /// Check this plugin, the path of its file or a name
     #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: String,
-    /// `builtin`, or a checkpoint folder for its model
+    /// Load weights from the plugin (`builtin`) or a checkpoint
     #[arg(long, value_name = "builtin|DIR", value_hint = ValueHint::AnyPath)]
     pub(crate) model: Option<String>,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`
+    /// Run on this device: `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
 }
 
-/// Printing schemas.
+/// The arguments of `unirl schema`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SchemaArgs {
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// `run`, `pretrain`, `rules` (a rule file), `wording` (a file of wordings), `metrics` (a line of `metrics.jsonl`), or the name of an optimizer
+    /// Print the schema of `run`, `pretrain`, `rules` (rule files), `wording` (prompt templates), `metrics` (a line of
+    /// `metrics.jsonl`) or an algorithm
     #[arg(value_name = "WHAT", default_value = "run")]
     pub(crate) what: String,
-    /// The options of a plugin's entries instead
+    /// Print the schemas of the options of this plugin instead
     #[arg(long, value_name = "NAME|PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) plugin: Option<String>,
 }
 
-/// Completing in a shell.
+/// The arguments of `unirl completions`.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct CompletionsArgs {
-    /// The shell, e.g. `unirl completions bash > ~/.local/share/bash-completion/completions/unirl`
+    /// Choose the shell, e.g. `unirl completions bash > ~/.local/share/bash-completion/completions/unirl`
     #[arg(value_name = "SHELL")]
     pub(crate) shell: clap_complete::Shell,
 }
 
-/// Manual pages.
+/// The arguments of `unirl man`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ManArgs {
-    /// The command, e.g. `reward score`; the whole program without it
+    /// Print the page of this command, e.g. `reward score` (default: unirl)
     #[arg(value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
 }

@@ -5,15 +5,15 @@ use unirl::error::{Error, Result};
 use unirl::model::{BatchSlice, TextSampling};
 
 use crate::args::AskArgs;
-use crate::build::{self, Settings};
-use crate::{batch, progress};
+use crate::settings::Settings;
+use crate::{batch, io, load, progress};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &AskArgs) -> Result<()> {
     if let Some(missing) = args.image.iter().find(|path| !path.is_file()) {
-        let what = if missing.is_dir() { "a folder, not a picture," } else { "no picture" };
-        return Err(Error::usage(format!("{what} at `{}`", missing.display()))
-            .hint("name files, PNG or JPEG: `--image a.png b.jpg`"));
+        let what = if missing.is_dir() { "is a directory, expected an image file" } else { "does not exist" };
+        return Err(Error::usage(format!("image `{}` {what}", missing.display()))
+            .hint("pass PNG or JPEG files: `--image a.png b.jpg`"));
     }
     let mut settings = Settings::new(&args.model, None)?;
     if let Some(temperature) = args.temperature {
@@ -26,8 +26,8 @@ pub(crate) fn run(args: &AskArgs) -> Result<()> {
         settings.put("rollout.answers.max_tokens", max_tokens)?;
     }
     let mut plugins = args.model.search.plugins()?;
-    let (mut model, config) = build::inference(&settings, &mut plugins)?;
-    let read = build::picture_reader(model.card());
+    let (mut model, config) = load::model_and_config(&settings, &mut plugins)?;
+    let read = io::image_reader(model.card());
 
     let size = batch::size(&*model, &config, args.batch, |footprint| footprint.answer)?;
     let bar = progress::bar("answer", args.image.len() as u64);

@@ -1,39 +1,39 @@
-//! How many images go through the model at once where nothing is learned.
+//! The batch size of commands that do not train.
 
 use unirl::config::RunConfig;
 use unirl::error::{Code, Error, Result};
 use unirl::memory;
 use unirl::model::{Cost, Footprint, UnifiedModel, Workload};
 
-use crate::build;
+use crate::load;
 
-/// Where a model does not say what it needs.
-const MODEST: usize = 8;
-/// More at once is no faster.
-const ENOUGH: usize = 128;
+/// The batch size if the model or the device does not support memory estimation.
+const DEFAULT: usize = 8;
+/// The largest batch size that is chosen; larger ones are not faster.
+const MAX: usize = 128;
 
-/// As many as the user says, or as fit what is free beside the weights.
+/// The batch size that the user requests, or as many images as fit in 80 % of the free memory at `cost` each.
 pub(crate) fn size(
     model: &dyn UnifiedModel,
     config: &RunConfig,
-    wanted: Option<usize>,
+    requested: Option<usize>,
     cost: impl FnOnce(&Footprint) -> Cost,
 ) -> Result<usize> {
-    match wanted {
+    match requested {
         Some(0) => return Err(Error::usage("`--batch`: expected at least 1, got 0")),
         Some(size) => return Ok(size),
         None => {}
     }
     let (images, answers) = (config.rollout.images.clone(), config.rollout.answers.clone());
     let footprint = match model.footprint(&Workload { images, answers, states: 1 }) {
-        Err(error) if error.code() == Code::Unsupported => return Ok(MODEST),
+        Err(error) if error.code() == Code::Unsupported => return Ok(DEFAULT),
         footprint => footprint?,
     };
-    let device = build::device(&config.model.device)?;
-    let Some(available) = memory::available(device) else { return Ok(MODEST) };
-    // The weights are loaded: on the CPU they are no longer among what is available, on a GPU all of it is told.
-    let taken = if device.is_cuda() { footprint.weights } else { 0 };
+    let device = load::device(&config.model.device)?;
+    let Some(available) = memory::available(device) else { return Ok(DEFAULT) };
+    // `available` is the free memory of the CPU, without the loaded weights, but the total memory of a GPU.
+    let resident = if device.is_cuda() { footprint.weights } else { 0 };
     let Cost { cache, activations } = cost(&footprint);
-    let free = (available - taken) as f64 * 0.8;
-    Ok(((free / (cache + activations).max(1) as f64) as usize).clamp(1, ENOUGH))
+    let free = (available - resident) as f64 * 0.8;
+    Ok(((free / (cache + activations).max(1) as f64) as usize).clamp(1, MAX))
 }

@@ -1,4 +1,4 @@
-//! `unirl doctor`: what this installation is made of, and whether a model keeps what training builds on.
+//! `unirl doctor`: versions, devices and plugins of this installation, and the conformance checks of a model.
 
 use serde_json::json;
 use tch::{Cuda, Device};
@@ -8,8 +8,8 @@ use unirl::plugin::{Plugins, built_with, has_cuda_driver, load_cuda, mapped_vers
 use unirl::{cuda_graph, eval, memory};
 
 use crate::args::{DoctorArgs, ModelArgs};
-use crate::build::{self, Settings};
-use crate::plugins;
+use crate::settings::Settings;
+use crate::{io, load, plugins};
 
 pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     if args.prompts == 0 {
@@ -17,7 +17,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     }
     let mut found = args.model.search.plugins()?;
     if let Some(plugin) = &args.model.plugin {
-        found.load(plugin)?; // before another of its name is found
+        found.load(plugin)?; // before the search finds another plugin of the same name
     }
     let about = about();
     let listed = if args.json { plugins::describe(&mut found) } else { plugins::list(&mut found).into() };
@@ -30,21 +30,21 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
             about.into_iter().map(|(name, value)| (name.to_string(), value.into())).collect();
         let all = json!({ "about": about, "plugins": listed, "findings": findings });
         let text = serde_json::to_string_pretty(&all).context(|| "cannot write the findings")?;
-        build::print(&(text + "\n"))?;
+        io::print(&(text + "\n"))?;
     } else {
-        build::print(&text(&about, listed.as_str().unwrap_or_default(), findings.as_deref()))?;
+        io::print(&text(&about, listed.as_str().unwrap_or_default(), findings.as_deref()))?;
     }
     let failed = failed(findings.as_deref().unwrap_or_default());
     if failed > 0 {
-        return Err(Error::failure(format!("{failed} of what training builds on does not hold")));
+        return Err(Error::failure(format!("{failed} conformance checks failed")));
     }
     Ok(())
 }
 
-/// Name and value of what everything runs on.
+/// Names and values that describe the installation.
 fn about() -> Vec<(&'static str, String)> {
     let mut about = built_with().to_vec();
-    about.push(("libtorch loaded", mapped_version().unwrap_or_else(|| "of an unknown version".into())));
+    about.push(("libtorch loaded", mapped_version().unwrap_or_else(|| "unknown version".into())));
     about.push(("threads", tch::get_num_threads().to_string()));
     let size = |bytes: Option<i64>| {
         bytes.map_or_else(|| "unknown".into(), |bytes| format!("{:.1} GB", bytes as f64 / 1e9))
@@ -58,20 +58,20 @@ fn about() -> Vec<(&'static str, String)> {
 
 fn gpu(size: impl Fn(Option<i64>) -> String) -> String {
     if !has_cuda_driver() {
-        return "none: there is no driver".into();
+        return "none: no driver found".into();
     }
     if let Err(error) = load_cuda() {
-        return format!("a driver, but libtorch cannot use it: {}", error.message());
+        return format!("driver found, but libtorch cannot use it: {}", error.message());
     }
     let count = Cuda::device_count();
     let each = (0..count as usize).map(|index| size(memory::available(Device::Cuda(index))));
     format!("{count}, with {}", each.collect::<Vec<_>>().join(", "))
 }
 
-/// Examines a model on so many prompts of each category.
+/// Runs the conformance checks of a model on `prompts` prompts per category.
 pub(crate) fn findings(args: &ModelArgs, prompts: usize, plugins: &mut Plugins) -> Result<Vec<Finding>> {
     let settings = Settings::new(args, None)?;
-    let (mut model, config) = build::inference(&settings, plugins)?;
+    let (mut model, config) = load::model_and_config(&settings, plugins)?;
     let tasks = eval::tasks(prompts, config.eval.seed)?;
     Ok(examine(&mut *model, &tasks, &config.rollout, Extent::Training, None))
 }
@@ -82,16 +82,16 @@ fn text(about: &[(&str, String)], plugins: &str, findings: Option<&[Finding]>) -
         text += &format!("{name:<16} {value}\n");
     }
     text += &format!("\n{plugins}");
-    text + &listed(findings.unwrap_or_default())
+    text + &format_findings(findings.unwrap_or_default())
 }
 
-/// How many do not hold.
+/// The number of failed checks.
 pub(crate) fn failed(findings: &[Finding]) -> usize {
     findings.iter().filter(|finding| matches!(finding.outcome, Outcome::Fails(_))).count()
 }
 
-/// Findings for people.
-pub(crate) fn listed(findings: &[Finding]) -> String {
+/// Findings as text.
+pub(crate) fn format_findings(findings: &[Finding]) -> String {
     let mut text = String::new();
     for Finding { name, outcome, hint } in findings {
         let (word, detail) = match outcome {

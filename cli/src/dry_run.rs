@@ -10,7 +10,8 @@ use unirl::memory::MemoryPlan;
 use unirl::model::ModelSource;
 use unirl::plugin::Plugins;
 
-use crate::build::{self, Settings};
+use crate::load;
+use crate::settings::Settings;
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(
@@ -19,8 +20,8 @@ pub(crate) fn run(
     plugins: &mut Plugins,
     out: Option<&Path>,
 ) -> Result<()> {
-    let source = ModelSource { dry: true, ..build::source(&early.model, early.train.seed)? };
-    let model = build::construct(plugins, &early.model, &source)?;
+    let source = ModelSource { dry: true, ..load::source(&early.model, early.train.seed)? };
+    let model = load::construct(plugins, &early.model, &source)?;
     let config = settings.config(model.card())?;
     let entry = algorithms::find(&config.optimizer.name)?;
     algorithms::check_fits(entry, model.card())?;
@@ -28,7 +29,7 @@ pub(crate) fn run(
     let memory = MemoryPlan::new(&*model, &*algorithm, &config, source.device)?;
     let disk = DiskPlan::new(&memory, &config, out.unwrap_or(Path::new("runs")));
     let (card, rollout) = (model.card(), &config.rollout);
-    println!("{} of {} on {}\n", entry.name, card.name, build::device_name(source.device));
+    println!("{} of {} on {}\n", entry.name, card.name, load::device_name(source.device));
     println!("{:<20}{:>16}", "steps", config.train.steps);
     println!("{:<20}{:>16}", "a step", format!("{} × {} images", rollout.prompts, rollout.group));
     println!("{:<20}{:>16}", "an image", format!("{0}×{0} pixels", card.resolution));

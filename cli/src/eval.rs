@@ -13,9 +13,9 @@ use unirl::prompts;
 use unirl::weights::ModelFingerprint;
 
 use crate::args::{EvalArgs, EvalCommand, GenevalEvalArgs, VerifyArgs};
-use crate::build::{self, Settings};
 use crate::endpoint::Endpoint;
-use crate::progress;
+use crate::settings::Settings;
+use crate::{io, load, progress};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
@@ -32,10 +32,10 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         settings.put("eval.seed", seed as i64)?;
     }
     if args.geneval.metadata.is_none() && settings.early()?.eval.prompts == 0 {
-        return Err(Error::usage("prompts a category: expected at least 1, got 0"));
+        return Err(Error::usage("prompts per category: expected at least 1, got 0"));
     }
     let mut plugins = args.model.search.plugins()?;
-    let (mut model, config) = build::inference(&settings, &mut plugins)?;
+    let (mut model, config) = load::model_and_config(&settings, &mut plugins)?;
     let plugin = plugins.load(&config.model.plugin)?;
     let plugin = format!("{} {}", plugin.name, plugin.version);
     let options = &config.eval;
@@ -51,15 +51,15 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         None => Evaluation { answers, ..Evaluation::of_tiles(model.card(), &tasks, rollout, batch, seed)? },
     };
 
-    let mine = (shard.index..evaluation.parts()).step_by(shard.of);
-    let bar = progress::bar("eval", mine.map(|part| evaluation.part_tasks(part).len() as u64).sum());
+    let chunks = (shard.index..evaluation.parts()).step_by(shard.of);
+    let bar = progress::bar("eval", chunks.map(|part| evaluation.part_tasks(part).len() as u64).sum());
     let figures = match &args.out {
         None => {
-            let told = |done: usize| {
+            let on_progress = |done: usize| {
                 bar.inc(done as u64);
                 Ok(())
             };
-            Report::of(&tasks, &evaluation.run(&mut *model, told)?)
+            Report::of(&tasks, &evaluation.run(&mut *model, on_progress)?)
         }
         Some(out) => {
             let folder = EvalFolder::open(out, &evaluation, ModelFingerprint::new(&*model, plugin)?)?;
@@ -68,7 +68,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
             let Some(receipt) = receipt else {
                 let (done, parts) = (folder.done()?.len(), evaluation.parts());
                 progress::note(&format!(
-                    "{done} of {parts} parts are there: the receipt is written with the last"
+                    "{done} of {parts} chunks are complete; the receipt is written after the last one"
                 ));
                 return Ok(());
             };
@@ -82,19 +82,19 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     }
     if figures.not_judged > 0 {
         tracing::warn!(
-            "the judge gave no verdict on {} answers: they count as wrong, so MMU and the chains are too low",
+            "the judge gave no verdict on {} answers; they count as wrong and distort MMU, T2I→MMU and MMU→T2I",
             figures.not_judged
         );
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&figures).context(|| "cannot write the report")?);
+        println!("{}", serde_json::to_string_pretty(&figures).context(|| "cannot serialize the report")?);
     } else {
         print!("{}", eval::table(&figures));
     }
     Ok(())
 }
 
-/// The judge of GenEval's prompts, where they are asked for.
+/// The judge of GenEval's prompts; `None` without `--metadata`.
 fn geneval_judge(
     args: &GenevalEvalArgs,
     plugins: &mut Plugins,
@@ -105,8 +105,8 @@ fn geneval_judge(
     let thresholds = Thresholds::new(args.thresholds.threshold, args.thresholds.counting_threshold)?;
     let judge = GenevalJudge::new(metadata, (name.clone(), detector), thresholds)?;
     let (Some(images), Some(results)) = (&args.references, &args.results) else { return Ok(Some(judge)) };
-    let picture = build::picture_reader(card);
-    let read = move |path: &Path| Ok(picture(path)?.squeeze_dim(0));
+    let read = io::image_reader(card);
+    let read = move |path: &Path| Ok(read(path)?.squeeze_dim(0));
     judge.with_references(images, results, Box::new(read)).map(Some)
 }
 
@@ -122,11 +122,11 @@ fn verify(args: &VerifyArgs) -> Result<()> {
             device: "cpu".into(),
             ..ModelOptions::default()
         };
-        let model = build::model(&mut args.search.plugins()?, &options, plan.seed)?;
+        let model = load::model(&mut args.search.plugins()?, &options, plan.seed)?;
         receipt.check_model(&*model)?;
     }
     println!(
-        "nothing was altered: {} verdicts on `{}` ({})",
+        "the receipt is unaltered: {} verdicts on `{}` ({})",
         receipt.items.len(),
         plan.model.name,
         plan.model.plugin
@@ -134,13 +134,13 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     println!(
         "weights  {}{}",
         plan.model.weights,
-        if args.plugin.is_some() { ", those of the model" } else { "" }
+        if args.plugin.is_some() { ", equal to those of the model" } else { "" }
     );
     println!("prompts  {}", plan.prompts);
     if let Some(count) = receipt.trained_on {
-        println!("         {count} of the {} tasks were training tasks", receipt.tasks.len());
+        println!("         {count} of {} were training prompts", receipt.tasks.len());
     }
-    println!("judges   `{}` of drawings, `{}` of answers", plan.image_judge, plan.answer_judge);
+    println!("judges   `{}` for images, `{}` for answers", plan.image_judge, plan.answer_judge);
     println!("seed     {}, unirl {}, libtorch {}\n", plan.seed, plan.unirl, plan.libtorch);
     print!("{}", eval::table(&receipt.figures));
     Ok(())

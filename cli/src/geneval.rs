@@ -1,4 +1,4 @@
-//! `unirl geneval`: a set of images for `GenEval`'s prompts, and its judgement.
+//! `unirl geneval`: generates images for `GenEval`'s prompts and judges them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,92 +17,92 @@ use unirl::model::{BatchSlice, ImageSampling};
 use unirl::{atomic_fs, config::layers, image_io, seed};
 
 use crate::args::{GenevalCommand, GenevalGenerateArgs, GenevalJudgeArgs};
-use crate::build::{self, Settings};
-use crate::{batch, generate, progress};
+use crate::settings::Settings;
+use crate::{batch, generate, io, load, progress};
 
-/// Prompts that share a seed: with four images each, as many as are drawn at once where all fit. An image depends on its
-/// place in this block, and on nothing before or behind it.
+/// Prompts that share a seed. An image depends on its position in the block and on nothing outside of it.
 const BLOCK: usize = 32;
 
 pub(crate) fn run(command: &GenevalCommand) -> Result<()> {
     match command {
-        GenevalCommand::Draw(args) => draw(args),
+        GenevalCommand::Generate(args) => generate_images(args),
         GenevalCommand::Judge(args) => judge(args),
     }
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
-fn draw(args: &GenevalGenerateArgs) -> Result<()> {
+fn generate_images(args: &GenevalGenerateArgs) -> Result<()> {
     let GenevalGenerateArgs { out, count, .. } = args;
     let count = *count;
     if count == 0 {
         return Err(Error::usage("`--count`: expected at least 1, got 0"));
     }
     let prompts = read_metadata(&args.metadata)?;
-    let settings = Settings::drawing(&args.model, &args.drawing)?;
+    let settings = Settings::for_generation(&args.model, &args.generation)?;
     let mut plugins = args.model.search.plugins()?;
-    let (mut model, config) = build::inference(&settings, &mut plugins)?;
+    let (mut model, config) = load::model_and_config(&settings, &mut plugins)?;
     let mut record = record(&config, prompts.len(), count)?;
-    let before = drawn_with(out, &record)?;
-    // Other batches round otherwise: a set that is gone on with keeps those that it was begun with.
-    let begun = before.as_ref().and_then(|before| before["batch"].as_u64()).filter(|size| *size > 0);
-    let wanted = args.drawing.batch.or(begun.map(|size| size as usize));
-    let size = batch::size(&*model, &config, wanted, |footprint| footprint.generate)?;
-    if before.is_none() {
+    let existing = existing_record(out, &record)?;
+    // The batch size changes rounding, so that a resumed command keeps the recorded one.
+    let recorded = existing.as_ref().and_then(|existing| existing["batch"].as_u64()).filter(|size| *size > 0);
+    let requested = args.generation.batch.or(recorded.map(|size| size as usize));
+    let size = batch::size(&*model, &config, requested, |footprint| footprint.generate)?;
+    if existing.is_none() {
         record["batch"] = size.into();
-        begin(out, &record)?;
+        write_record(out, &record)?;
     }
     let mut missing = Vec::new();
     for (index, prompt) in prompts.iter().enumerate() {
-        if !is_whole(out, index, prompt, count)? {
+        if !is_complete(out, index, prompt, count)? {
             missing.push(index);
         }
     }
     if missing.len() < prompts.len() {
-        let there = prompts.len() - missing.len();
-        progress::note(&format!("{there} of {} prompts are drawn already", prompts.len()));
+        let complete = prompts.len() - missing.len();
+        progress::note(&format!("{complete} of {} prompts are already complete", prompts.len()));
     }
     let batches = batches(&missing, count, size, prompts.len() * count);
     let total: usize = batches.iter().map(ExactSizeIterator::len).sum();
-    let bar = progress::bar("draw", total as u64);
+    let bar = progress::bar("generate", total as u64);
     for images in batches {
         let block = images.start / (BLOCK * count);
         let first = (images.start % (BLOCK * count)) as i64;
-        // The same random numbers whatever fits at once, and whatever was there.
+        // The slice makes the random numbers independent of the batch size and of existing images.
         let part = Some(BatchSlice { first, of: (BLOCK * count) as i64 });
         let seed = seed::derive(config.train.seed, &[block as u64]);
         let texts: Vec<String> = images.clone().map(|image| prompts[image / count].prompt.clone()).collect();
-        let drawn = model.generate(&texts, &ImageSampling { seed, part, ..config.rollout.images.clone() })?;
-        let pixels = model.pixels(&drawn)?.to_device(tch::Device::Cpu);
+        let generated =
+            model.generate(&texts, &ImageSampling { seed, part, ..config.rollout.images.clone() })?;
+        let pixels = model.pixels(&generated)?.to_device(tch::Device::Cpu);
         for (row, image) in images.clone().enumerate() {
             let prompt = image / count;
             if missing.binary_search(&prompt).is_err() {
                 continue;
             }
             write_metadata(out, prompt, &prompts[prompt])?;
-            let texts = generate::texts(&config, &texts[row], (image, prompts.len() * count));
+            let metadata = generate::metadata(&config, &texts[row], (image, prompts.len() * count));
             let path = out.join(image_path(prompt, image % count));
-            image_io::write_grid(&pixels.narrow(0, row as i64, 1), 1, &path, &texts)?;
+            image_io::write_grid(&pixels.narrow(0, row as i64, 1), 1, &path, &metadata)?;
         }
         bar.inc(images.len() as u64);
-        tracing::info!("drew {} of {total} images", bar.position());
+        tracing::info!("generated {} of {total} images", bar.position());
     }
     bar.finish_and_clear();
     println!("{}", out.display());
     Ok(())
 }
 
-/// What decides the images of a set, in words that stay the same wherever the command is called.
+/// The settings that determine the images. They do not depend on the working directory.
 fn record(config: &RunConfig, prompts: usize, count: usize) -> Result<Value> {
     let checkpoint = match config.model.checkpoint.as_str() {
         "builtin" => "builtin".into(),
         folder => std::fs::canonicalize(folder)
-            .context(|| format!("cannot find the model folder `{folder}`"))?
+            .context(|| format!("cannot resolve the model directory `{folder}`"))?
             .display()
             .to_string(),
     };
     let options = serde_json::to_value(&config.model.options)
-        .map_err(|error| Error::usage("`model.options` cannot be written as JSON").cause(error))?;
+        .map_err(|error| Error::usage("cannot convert `model.options` to JSON").cause(error))?;
     let images = &config.rollout.images;
     Ok(json!({
         "prompts": prompts,
@@ -117,8 +117,8 @@ fn record(config: &RunConfig, prompts: usize, count: usize) -> Result<Value> {
     }))
 }
 
-/// What a set was begun with, if it was; refuses one of other settings, of which half would then be of these.
-fn drawn_with(out: &Path, record: &Value) -> Result<Option<Value>> {
+/// The record of an existing directory; `None` if it is new. Errors if its settings differ from `record`.
+fn existing_record(out: &Path, record: &Value) -> Result<Option<Value>> {
     let path = out.join(SETTINGS);
     if path.is_file() {
         let place = || format!("cannot read `{}`", path.display());
@@ -127,9 +127,9 @@ fn drawn_with(out: &Path, record: &Value) -> Result<Option<Value>> {
         for (key, value) in record.as_object().into_iter().flatten() {
             let old = before.get(key).unwrap_or(&Value::Null);
             if old != value {
-                return Err(Error::usage(format!("`{}` holds another set of images", out.display()))
-                    .cause(format!("`{key}` of `{}` is {old}, now it is {value}", path.display()))
-                    .hint("draw into another folder, or with the settings that the set has"));
+                return Err(Error::usage(format!("`{}` contains images of another command", out.display()))
+                    .cause(format!("`{key}` in `{}`: expected {value}, got {old}", path.display()))
+                    .hint("write to another directory, or repeat the settings of the existing images"));
             }
         }
         return Ok(Some(before));
@@ -137,29 +137,29 @@ fn drawn_with(out: &Path, record: &Value) -> Result<Option<Value>> {
     let used = out.is_dir()
         && std::fs::read_dir(out).context(|| format!("cannot read `{}`", out.display()))?.next().is_some();
     if used {
-        return Err(Error::usage(format!("`{}` is not a set of `unirl geneval draw`", out.display()))
-            .cause(format!("it is not empty, and there is no `{SETTINGS}` in it"))
-            .hint("draw into another folder"));
+        return Err(Error::usage(format!("`{}` was not written by `unirl geneval draw`", out.display()))
+            .cause(format!("it is not empty and does not contain `{SETTINGS}`"))
+            .hint("write to another directory"));
     }
     Ok(None)
 }
 
-fn begin(out: &Path, record: &Value) -> Result<()> {
+fn write_record(out: &Path, record: &Value) -> Result<()> {
     std::fs::create_dir_all(out).context(|| format!("cannot create `{}`", out.display()))?;
     let text = serde_json::to_string_pretty(record).context(|| "cannot write the settings")?;
     atomic_fs::write(&out.join(SETTINGS), &format!("{text}\n"))
 }
 
-/// Whether all that a prompt should have is there. What an interrupted process left half-written is removed.
-fn is_whole(out: &Path, index: usize, prompt: &Metadata, count: usize) -> Result<bool> {
+/// Whether metadata and images of a prompt are complete. Removes temporary files of interrupted processes.
+fn is_complete(out: &Path, index: usize, prompt: &Metadata, count: usize) -> Result<bool> {
     let folder = out.join(prompt_folder(index));
     let path = folder.join("metadata.jsonl");
     if let Ok(line) = std::fs::read_to_string(&path)
         && line != prompt.line()
     {
-        return Err(Error::usage(format!("`{}` holds another set of images", out.display()))
-            .cause(format!("`{}` is not the line of prompt {index}", path.display()))
-            .hint("draw into another folder, or with the metadata that the set has"));
+        return Err(Error::usage(format!("`{}` contains images of another command", out.display()))
+            .cause(format!("`{}` differs from the metadata of prompt {index}", path.display()))
+            .hint("write to another directory, or use the metadata of the existing images"));
     }
     for folder in [folder.clone(), folder.join("samples")] {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -172,8 +172,8 @@ fn is_whole(out: &Path, index: usize, prompt: &Metadata, count: usize) -> Result
     Ok(path.is_file() && (0..count).all(|image| out.join(image_path(index, image)).is_file()))
 }
 
-/// The batches in which some image of these prompts is, of all batches of `size` into which the blocks of `images` are cut. Batches are
-/// drawn whole, so that an image is drawn beside the same others whether the set was interrupted or not.
+/// The batches that contain images of `prompts`. Each block of `images` is split into batches of `size`. A batch is always
+/// generated as a whole, so that its images are the same after an interruption.
 fn batches(prompts: &[usize], count: usize, size: usize, images: usize) -> Vec<Range<usize>> {
     let block = BLOCK * count;
     let mut batches: Vec<Range<usize>> = Vec::new();
@@ -187,7 +187,7 @@ fn batches(prompts: &[usize], count: usize, size: usize, images: usize) -> Vec<R
     batches
 }
 
-/// Writes the line of a prompt where it is not yet: to the letter, without an end of line, as `GenEval`'s script does.
+/// Writes the metadata of a prompt unless they exist: verbatim and without a newline, as `GenEval`'s script does.
 fn write_metadata(out: &Path, index: usize, prompt: &Metadata) -> Result<()> {
     let folder = out.join(prompt_folder(index));
     let path = folder.join("metadata.jsonl");
@@ -202,7 +202,7 @@ fn write_metadata(out: &Path, index: usize, prompt: &Metadata) -> Result<()> {
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 fn judge(args: &GenevalJudgeArgs) -> Result<()> {
     if let Some(out) = &args.out {
-        build::check_output(out)?;
+        io::check_output(out)?;
     }
     let thresholds = Thresholds::new(args.thresholds.threshold, args.thresholds.counting_threshold)?;
     let subset: Option<Subset> = args.subset.as_deref().map(str::parse).transpose()?;
@@ -219,20 +219,20 @@ fn judge(args: &GenevalJudgeArgs) -> Result<()> {
     if let Some(out) = &args.out {
         let mut text = String::new();
         for line in &lines {
-            text += &serde_json::to_string(line).context(|| "cannot write a result")?;
+            text += &serde_json::to_string(line).context(|| "cannot serialize a result")?;
             text.push('\n');
         }
         atomic_fs::write(out, &text)?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary).context(|| "cannot write the figures")?);
+        println!("{}", serde_json::to_string_pretty(&summary).context(|| "cannot serialize the figures")?);
     } else {
         println!("{}", geneval::table(&summary));
     }
     Ok(())
 }
 
-/// Asks a detector about every image, those of a prompt at once.
+/// Runs a detector on every image, one prompt at a time.
 fn detect(
     args: &GenevalJudgeArgs,
     name: &str,
@@ -240,32 +240,31 @@ fn detect(
 ) -> Result<BTreeMap<String, Vec<Detection>>> {
     let mut options = toml::Table::new();
     for assignment in &args.sets {
-        layers::set(&mut options, assignment)?;
+        layers::set(&mut options, assignment, &serde_json::Value::Null)?;
     }
-    let options = serde_json::to_value(&options).map_err(|error| {
-        Error::usage("the options of the detector cannot be written as JSON").cause(error)
-    })?;
-    // A GPU is opened before the first tensor.
-    let device = build::device(args.device.as_deref().unwrap_or("auto"))?;
+    let options = serde_json::to_value(&options)
+        .map_err(|error| Error::usage("cannot convert the options of the detector to JSON").cause(error))?;
+    // CUDA must be loaded before the first tensor is created.
+    let device = load::device(args.device.as_deref().unwrap_or("auto"))?;
     let detector = args.search.plugins()?.detector(name, &options)?;
     let words = Vocabulary::of(prompts.iter().map(|prompt| &prompt.metadata));
     let images: usize = prompts.iter().map(|prompt| prompt.images.len()).sum();
     let bar = progress::bar("detect", images as u64);
     let mut all = BTreeMap::new();
     for prompt in prompts {
-        let pictures: Vec<Tensor> = prompt
+        let pixels: Vec<Tensor> = prompt
             .images
             .iter()
             .map(|image| image_io::read_unscaled(&args.images.join(image)))
             .collect::<Result<_>>()?;
         let mut found = Vec::new();
-        for run in pictures.chunk_by(|one, other| one.size() == other.size()) {
+        for run in pixels.chunk_by(|one, other| one.size() == other.size()) {
             let pixels = Tensor::cat(run, 0).to_device(device); // [B,3,H,W]
             found.extend(detector.detect(&pixels, &words.classes, &words.colors)?);
         }
         for (image, mut detections) in prompt.images.iter().zip(found) {
             for detection in &mut detections {
-                words.resolve(detection).context(|| format!("detector `{name}` about `{image}`"))?;
+                words.resolve(detection).context(|| format!("detector `{name}`, image `{image}`"))?;
             }
             all.insert(image.clone(), detections);
         }
@@ -280,7 +279,7 @@ mod tests {
     use super::batches;
 
     #[test]
-    fn batches_are_the_same_whatever_is_missing() {
+    fn batches_do_not_depend_on_missing_prompts() {
         let all = batches(&(0..40).collect::<Vec<_>>(), 2, 5, 80);
         assert_eq!(all[11..], [55..60, 60..64, 64..69, 69..74, 74..79, 79..80]);
         for missing in [vec![2], vec![0, 1, 7], vec![31, 32, 39]] {

@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM, SIGHUP and SIGUSR1: the step is finished and saved, then the run ends. A second Ctrl-C or SIGTERM ends it
-//! at once.
+//! On Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, a run finishes the current step, saves a checkpoint and exits. A second Ctrl-C or
+//! SIGTERM exits immediately.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,30 +12,30 @@ use unirl::error::{Context, Result};
 
 use crate::progress;
 
-/// The exit status of what was interrupted: 128 and SIGINT's number.
+/// The exit status after an interruption: 128 plus the number of SIGINT.
 pub(crate) const STATUS: u8 = 130;
 
-static ASKED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From here on, signals are listened to.
+/// Installs the signal handlers.
 pub(crate) fn listen() -> Result<()> {
     let mut listened = vec![SIGINT, SIGTERM, SIGUSR1];
     if !hangups_are_ignored() {
         listened.push(SIGHUP);
     }
-    let mut signals = Signals::new(&listened).context(|| "cannot listen to signals")?;
+    let mut signals = Signals::new(&listened).context(|| "cannot install signal handlers")?;
     thread::spawn(move || {
-        let mut insisted = false;
+        let mut forced = false;
         for signal in signals.forever() {
-            // A terminal that hangs up sends two, and a scheduler SIGUSR1 before SIGTERM: neither asks for an end at once.
-            let insists = signal == SIGINT || signal == SIGTERM;
-            if insisted && insists {
+            // A closing terminal sends SIGHUP twice, and schedulers send SIGUSR1 before SIGTERM: neither forces an exit.
+            let forces = signal == SIGINT || signal == SIGTERM;
+            if forced && forces {
                 low_level::exit(STATUS.into());
             }
-            insisted |= insists;
-            if !ASKED.swap(true, Ordering::Relaxed) {
+            forced |= forces;
+            if !INTERRUPTED.swap(true, Ordering::Relaxed) {
                 progress::note(
-                    "interrupted: the step is finished and saved first; a second Ctrl-C or SIGTERM ends at once",
+                    "interrupted: finishing the current step and saving (press Ctrl-C again to exit now)",
                 );
             }
         }
@@ -43,7 +43,7 @@ pub(crate) fn listen() -> Result<()> {
     Ok(())
 }
 
-/// Whether the program was started so that it outlives its terminal, as by `nohup`.
+/// Whether SIGHUP is ignored, as after `nohup`.
 fn hangups_are_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -51,7 +51,7 @@ fn hangups_are_ignored() -> bool {
     ignored >> (SIGHUP - 1) & 1 == 1
 }
 
-/// Whether to go on.
-pub(crate) fn asked() -> ControlFlow<()> {
-    if ASKED.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+/// `Break` once a signal has been received.
+pub(crate) fn interrupted() -> ControlFlow<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }

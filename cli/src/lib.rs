@@ -1,9 +1,8 @@
-//! The `unirl` command: parses, builds, runs; data to stdout, logs to stderr.
+//! The `unirl` command line. Data go to stdout, logs and errors to stderr.
 
 mod args;
 mod ask;
 mod batch;
-mod build;
 mod doctor;
 mod dry_run;
 mod endpoint;
@@ -11,6 +10,8 @@ mod eval;
 mod generate;
 mod geneval;
 mod interrupt;
+mod io;
+mod load;
 mod logging;
 mod plugins;
 mod pretrain;
@@ -21,6 +22,7 @@ mod report;
 mod resolve;
 mod reward;
 mod schema;
+mod settings;
 mod shell;
 mod train;
 
@@ -33,14 +35,14 @@ use unirl::error::{Code, Error, Result};
 
 use args::{Args, Command};
 
-/// Exit status: 0 done, 1 failed, 2 asked for something that does not exist, 130 interrupted.
+/// Runs the command. Exit status: 0 success, 1 failure, 2 usage error, 130 interrupted.
 pub fn main() -> ExitCode {
     let args = match args::parse(&std::env::args_os().collect::<Vec<_>>()) {
         Ok(args) => args,
-        Err(error) => return logging::refuse(&error),
+        Err(error) => return logging::print_clap(&error),
     };
     logging::init(args.verbose, args.log);
-    match guarded(|| run(args)) {
+    match catch_panic(|| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             logging::error(&error);
@@ -53,14 +55,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Whether the program takes these arguments, its name first: for the test of the commands in `docs/`.
+/// Checks a command line, whose first word is the name of the program. The tests of `docs/` use it.
 #[doc(hidden)]
 pub fn check_arguments(arguments: &[OsString]) -> Result<(), clap::Error> {
     args::parse(arguments).map(drop)
 }
 
-/// libtorch counts the processors that it sees; a container may be given less of their time.
-fn use_the_cores_that_there_are() {
+/// Limits libtorch to the CPU quota of a container; libtorch itself counts the processors of the machine.
+fn limit_threads() {
     let cores = std::thread::available_parallelism().map_or(i32::MAX, |cores| cores.get() as i32);
     if std::env::var_os("OMP_NUM_THREADS").is_none() && cores < tch::get_num_threads() {
         tch::set_num_threads(cores);
@@ -68,7 +70,7 @@ fn use_the_cores_that_there_are() {
 }
 
 fn run(args: Args) -> Result<()> {
-    use_the_cores_that_there_are();
+    limit_threads();
     match args.command {
         None => train::run(&args.run),
         Some(Command::Train(options)) => train::run(&options),
@@ -89,8 +91,9 @@ fn run(args: Args) -> Result<()> {
     }
 }
 
-/// libtorch reports an exhausted memory, among others, by a panic of tch: the user gets its first line.
-fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
+/// Turns a panic into an error. tch panics on libtorch errors such as exhausted memory; only the first line of such an error
+/// is kept.
+fn catch_panic(work: impl FnOnce() -> Result<()>) -> Result<()> {
     static LAST: Mutex<Option<String>> = Mutex::new(None);
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(|place| format!("{}:{}", place.file(), place.line()));
@@ -103,12 +106,12 @@ fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| payload.downcast_ref::<&str>().copied())
-            .unwrap_or("a panic without a message");
+            .unwrap_or("panic without a message");
         let text = text.split("\\nException raised from").next().unwrap_or(text);
         let text = text.split("\nException raised from").next().unwrap_or(text);
         let place = LAST.lock().ok().and_then(|mut last| last.take()).unwrap_or_default();
         Err(Error::failure(format!("internal error: {text}"))
             .cause(format!("raised at {place}"))
-            .hint("this is a bug unless memory ran out: smaller batches are `--set rollout.prompts=N`"))
+            .hint("if memory ran out, use fewer prompts per step: `--set rollout.prompts=N`; otherwise this is a bug in unirl"))
     })
 }

@@ -9,29 +9,29 @@ use serde_json::json;
 use tracing_subscriber::EnvFilter;
 use unirl::error::{Code, Error};
 
-use crate::args::LogForm;
+use crate::args::LogFormat;
 
 static JSON: AtomicBool = AtomicBool::new(false);
 
-/// Warnings by default, `-v` information, `-vv` everything of ours; `RUST_LOG` wins.
-pub(crate) fn init(verbose: u8, form: LogForm) {
+/// Initializes the log: warnings by default, `-v` info, `-vv` debug. `RUST_LOG` takes precedence.
+pub(crate) fn init(verbose: u8, format: LogFormat) {
     let level = match verbose {
         0 => "warn",
         1 => "info",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    // A line that cannot be written would be reported on stderr, which panics where that is closed.
+    // Write errors would be reported on stderr, which panics if stderr is closed.
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .log_internal_errors(false);
-    match form {
-        LogForm::Text => {
+    match format {
+        LogFormat::Text => {
             let colors = std::io::stderr().is_terminal();
             builder.without_time().with_target(verbose > 1).with_ansi(colors).init();
         }
-        LogForm::Json => {
+        LogFormat::Json => {
             JSON.store(true, Ordering::Relaxed);
             builder.json().init();
         }
@@ -43,12 +43,12 @@ pub(crate) fn is_json() -> bool {
     JSON.load(Ordering::Relaxed)
 }
 
-/// A line on stderr. Where nobody can read it, a terminal that hung up for one, it is lost and the work goes on.
+/// Writes a line to stderr. Errors are ignored, so that a run survives a closed terminal.
 pub(crate) fn line(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// The error that ends the program.
+/// Prints the error that ends the program.
 pub(crate) fn error(error: &Error) {
     if is_json() {
         line(as_json(error));
@@ -67,25 +67,25 @@ fn as_json(error: &Error) -> serde_json::Value {
     })
 }
 
-/// What clap has to say instead of arguments: help, the version, or what is wrong with them.
-pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
-    if error.use_stderr() && asks_for_json(std::env::args()) {
-        line(as_json(&usage(&error.to_string())));
+/// Prints what clap returns instead of arguments: help, the version or a usage error. Returns the exit status.
+pub(crate) fn print_clap(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && requests_json(std::env::args()) {
+        line(as_json(&from_clap(&error.to_string())));
     } else {
         let _ = error.print();
     }
     ExitCode::from(error.exit_code() as u8)
 }
 
-/// Whether arguments that cannot be read as a whole ask for a log in JSON.
-fn asks_for_json(arguments: impl Iterator<Item = String>) -> bool {
+/// Whether arguments contain `--log json`, even if they are invalid otherwise.
+fn requests_json(arguments: impl Iterator<Item = String>) -> bool {
     let arguments: Vec<String> = arguments.collect();
     let apart = |pair: &[String]| pair[0] == "--log" && pair[1] == "json";
     arguments.contains(&"--log=json".to_string()) || arguments.windows(2).any(apart)
 }
 
-/// The text of an error of clap as one of ours: its first paragraph is the message, the others are hints.
-fn usage(text: &str) -> Error {
+/// Converts the text of a clap error: its first paragraph is the message, the others are hints.
+fn from_clap(text: &str) -> Error {
     let mut paragraphs = text.trim().split("\n\n").map(str::trim);
     let message = paragraphs.next().unwrap_or_default();
     let error = Error::new(Code::Usage, message.strip_prefix("error: ").unwrap_or(message));

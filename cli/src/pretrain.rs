@@ -7,27 +7,26 @@ use unirl::pretrain::{Event, PretrainConfig, pretrain};
 use unirl::{atomic_fs, config::layers};
 
 use crate::args::PretrainArgs;
-use crate::{build, progress};
+use crate::{load, progress, settings};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
-    let mut table = build::own_settings(&args.model)?;
+    let mut table = settings::user_settings::<PretrainConfig>(&args.model)?;
     if let Some(seed) = args.model.seed {
         table.insert("seed".into(), toml::Value::Integer(seed as i64));
     }
     let config = PretrainConfig::from_table(table.clone())?;
     if args.out.exists() {
-        return Err(
-            Error::usage(format!("`{}` exists", args.out.display())).hint("name another folder: `--out DIR`")
-        );
+        return Err(Error::usage(format!("`{}` already exists", args.out.display()))
+            .hint("name another directory: `--out DIR`"));
     }
     let mut plugins = args.model.search.plugins()?;
-    let mut source = build::source(&config.model, config.seed)?;
+    let mut source = load::source(&config.model, config.seed)?;
     if args.model.model.is_none() {
         source.checkpoint = Checkpoint::Fresh;
     }
-    let mut model = build::construct(&mut plugins, &config.model, &source)?;
-    let mut settings = build::own_sampling(model.card())?;
+    let mut model = load::construct(&mut plugins, &config.model, &source)?;
+    let mut settings = settings::sampling_defaults(model.card())?;
     layers::merge(&mut settings, table);
     let config = PretrainConfig::from_table(settings)?;
 
@@ -39,7 +38,9 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
             tracing::info!("{name}: {steps} steps");
         }
         Event::Reproduced(share) => {
-            bar.suspend(|| tracing::info!("tokenizer: {:.1} % of the scenes reproduced", share * 100.0));
+            bar.suspend(|| {
+                tracing::info!("tokenizer: {:.1} % of the tile grids reconstructed exactly", share * 100.0)
+            });
         }
         Event::Stepped(losses) => {
             bar.inc(1);
@@ -52,7 +53,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         }
     })?;
     bar.finish_and_clear();
-    let recipe = toml::to_string(&config).context(|| "cannot write the recipe")?;
+    let recipe = toml::to_string(&config).context(|| "cannot serialize the configuration")?;
     atomic_fs::create_dir(&args.out, |partial| {
         model.save(partial)?;
         atomic_fs::write(&partial.join("pretrain.toml"), &recipe)

@@ -1,11 +1,11 @@
-//! Progress on stderr: a bar with the time left, or lines of the log where there is no terminal.
+//! Progress on stderr: a bar with the remaining time, or log lines without a terminal.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use unirl::train::{Event, StepReport};
 
 use crate::logging;
 
-/// A bar for `length` units; hidden where stderr is no terminal, or takes JSON.
+/// A progress bar of `length` units; hidden if stderr is not a terminal or the log is JSON.
 pub(crate) fn bar(what: &'static str, length: u64) -> ProgressBar {
     let target = if logging::is_json() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(Some(length), target);
@@ -17,7 +17,7 @@ pub(crate) fn bar(what: &'static str, length: u64) -> ProgressBar {
     bar
 }
 
-/// A line for people, beside the bars.
+/// Prints an information line on stderr, regardless of the verbosity.
 pub(crate) fn note(text: &str) {
     if logging::is_json() {
         logging::line(serde_json::json!({ "level": "INFO", "message": text }));
@@ -26,12 +26,12 @@ pub(crate) fn note(text: &str) {
     }
 }
 
-/// The bars of a training run.
-pub(crate) struct Watcher {
+/// The progress bars of a training run.
+pub(crate) struct TrainProgress {
     bar: ProgressBar,
 }
 
-impl Watcher {
+impl TrainProgress {
     pub(crate) fn new() -> Self {
         Self { bar: ProgressBar::hidden() }
     }
@@ -57,13 +57,13 @@ impl Watcher {
 
     fn step(&mut self, report: &StepReport) {
         let metric = |name: &str| report.metrics.get(name).copied();
-        let shown = |name: &str| metric(name).map_or_else(|| "-".into(), |value| format!("{value:.3}"));
+        let format = |name: &str| metric(name).map_or_else(|| "-".into(), |value| format!("{value:.3}"));
         let phases = &report.phases;
         let message = format!(
-            "reward {} right {} wrong passed {} | draw {:.1}s answer {:.1}s score {:.1}s update {:.1}s",
-            shown("reward/mean"),
-            shown("judge/right"),
-            shown("judge/wrong_passed"),
+            "reward {} correct {} false positives {} | generate {:.1}s answer {:.1}s score {:.1}s update {:.1}s",
+            format("reward/mean"),
+            format("judge/right"),
+            format("judge/wrong_passed"),
             phases.draw.as_secs_f64(),
             phases.answer.as_secs_f64(),
             phases.score.as_secs_f64(),
@@ -75,7 +75,7 @@ impl Watcher {
     }
 }
 
-impl Drop for Watcher {
+impl Drop for TrainProgress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -5,38 +5,41 @@ use unirl::prompts::{self, Exclusion, Mix, ObjectList, PromptTemplates, Split};
 use unirl::{atomic_fs, tiles};
 
 use crate::args::PromptsArgs;
-use crate::{build, progress};
+use crate::{io, progress};
 
 pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
     if args.count == 0 {
         return Err(Error::usage("`--count`: expected at least 1, got 0"));
     }
     if let Some(out) = &args.out {
-        build::check_output(out)?;
+        io::check_output(out)?;
     }
     let mix: Mix = args.mix.as_deref().map_or(Ok(Mix::default()), str::parse)?;
     let objects = match args.objects.as_str() {
         "everyday" => ObjectList::everyday(),
         "tiles" => tiles::object_list(),
         path => ObjectList::read(path.as_ref())
-            .map_err(|error| error.hint("`--objects` takes `everyday`, `tiles` or the path of a file"))?,
+            .map_err(|error| error.hint("`--objects` expects `everyday`, `tiles` or the path of a file"))?,
     };
     let default = if args.objects == "tiles" { "tiles" } else { "paper" };
-    let wording = PromptTemplates::find(args.wording.as_deref().unwrap_or(default))?;
-    // Of the words of the drawn world, the evaluation holds some back.
+    let templates = PromptTemplates::find(args.wording.as_deref().unwrap_or(default))?;
+    // The tiles benchmark holds out some prompts for evaluation.
     let split = if args.objects == "tiles" { "train" } else { "all" };
     let split: Split = args.split.as_deref().unwrap_or(split).parse()?;
     let mut exclusion = Exclusion::default();
     for path in &args.exclude {
         exclusion.add(&prompts::read_jsonl(path)?);
     }
-    let generated = prompts::generate(&objects, &wording, mix, (split, &exclusion), args.count, args.seed)?;
+    let generated = prompts::generate(&objects, &templates, mix, (split, &exclusion), args.count, args.seed)?;
     for (category, different) in &generated.repeated {
-        progress::note(&format!("`{}` has {different} different prompts: they repeat", category.name()));
+        progress::note(&format!(
+            "category `{}` has only {different} distinct prompts; some are repeated",
+            category.name()
+        ));
     }
     let text = prompts::write_jsonl(&generated.tasks)?;
     match &args.out {
         Some(out) => atomic_fs::write(out, &text),
-        None => build::print(&text),
+        None => io::print(&text),
     }
 }

@@ -1,32 +1,32 @@
-//! `unirl replay-step DIR`: a step that failed, once more.
+//! `unirl replay-step DIR`: repeats a training step from its saved state.
 
 use unirl::checkpoint::TrainingState;
 use unirl::config::RunConfig;
 use unirl::error::Result;
-use unirl::{config::layers, train};
+use unirl::{config::layers, settings, train};
 
 use crate::args::ReplayStepArgs;
-use crate::build;
+use crate::load;
 use crate::train::{Rewards, TrainSession, prepare};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &ReplayStepArgs) -> Result<()> {
     let state = TrainingState::read(&args.folder)?;
-    let mut settings = state.config.to_table()?;
+    let mut table = state.config.to_table()?;
     for assignment in &args.sets {
-        layers::set(&mut settings, assignment)?;
+        layers::set(&mut table, assignment, &settings::schema::<RunConfig>())?;
     }
-    let config = RunConfig::from_table(settings)?;
+    let config = RunConfig::from_table(table)?;
     prepare(&config);
     let mut plugins = args.search.plugins()?;
-    let model = build::model(&mut plugins, &config.model, config.train.seed)?;
+    let model = load::model(&mut plugins, &config.model, config.train.seed)?;
     let rewards = Rewards::load(&mut plugins, &config.reward)?;
     let mut session = TrainSession::new(model, &config, rewards)?;
     let Rewards { rules, answer_rules } = &session.rewards;
     let step = state.step + 1;
     let metrics = train::replay(&mut *session.model, rules, answer_rules.as_ref(), &config, &state)
         .map_err(|error| error.context(format!("step {step} failed again")))?;
-    println!("step {step} went through\n");
+    println!("step {step} succeeded\n");
     for (name, value) in metrics {
         println!("{name:<32}{value:>14.6}");
     }

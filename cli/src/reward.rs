@@ -14,7 +14,7 @@ use unirl::reward::{Reward, RewardSet, Sample, WeightedReward};
 use unirl::{config::layers, input, json};
 
 use crate::args::{DiffArgs, ReplayArgs, RewardCommand, ScoreArgs, SearchArgs, ShowArgs};
-use crate::build;
+use crate::{io, load};
 
 /// Samples that go through a rule set at once.
 const BATCH: usize = 4096;
@@ -25,7 +25,7 @@ pub(crate) fn run(command: &RewardCommand) -> Result<()> {
         RewardCommand::Diff(args) => diff(args),
         RewardCommand::Replay(args) => replay(args),
     }?;
-    build::print(&written)
+    io::print(&written)
 }
 
 /// A line of `unirl reward score`.
@@ -153,7 +153,7 @@ fn stdin() -> Result<String> {
 }
 
 fn load(search: &SearchArgs, rules: &[WeightedReward]) -> Result<RewardSet> {
-    let rules = build::rules(&mut search.plugins()?, rules)?;
+    let rules = load::rewards(&mut search.plugins()?, rules)?;
     if rules.wants_pixels() {
         return Err(Error::usage("one of the rules looks at drawings, and lines of text have none")
             .hint("use it in a run: `unirl --plugin … --optimizer … --reward …`"));

@@ -23,17 +23,17 @@ pub(crate) fn run(args: &SchemaArgs) -> Result<()> {
             serde_json::Value::Object(entries.collect())
         }
     };
-    println!("{}", serde_json::to_string_pretty(&schema).context(|| "cannot write the schema")?);
+    println!("{}", serde_json::to_string_pretty(&schema).context(|| "cannot serialize the schema")?);
     Ok(())
 }
 
-/// The schema of a file of the framework itself, or of an optimizer's options.
+/// The JSON Schema of a file format of unirl, or of the options of an algorithm.
 pub(crate) fn core_schema(what: &str) -> Result<serde_json::Value> {
     Ok(match what {
-        "run" => json!(schemars_of::<RunConfig>()),
-        "pretrain" => json!(schemars_of::<PretrainConfig>()),
-        "rules" => json!(schemars_of::<RuleFile>()),
-        "wording" => json!(schemars_of::<TemplateFile>()),
+        "run" => json!(schema_of::<RunConfig>()),
+        "pretrain" => json!(schema_of::<PretrainConfig>()),
+        "rules" => json!(schema_of::<RuleFile>()),
+        "wording" => json!(schema_of::<TemplateFile>()),
         "metrics" => metrics::schema(),
         name => {
             let entries = algorithms::all();
@@ -47,6 +47,6 @@ pub(crate) fn core_schema(what: &str) -> Result<serde_json::Value> {
     })
 }
 
-fn schemars_of<T: schemars::JsonSchema>() -> schemars::Schema {
+fn schema_of<T: schemars::JsonSchema>() -> schemars::Schema {
     schemars::schema_for!(T)
 }

@@ -1,19 +1,19 @@
-//! `unirl completions` and `unirl man`: what a shell and `man` are told of the command line.
+//! `unirl completions` and `unirl man`.
 
 use unirl::error::{Context, Result, unknown_name};
 
 use crate::args::{self, CompletionsArgs, ManArgs};
-use crate::build;
+use crate::io;
 
 pub(crate) fn completions(args: CompletionsArgs) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut args::command(), "unirl", &mut script);
-    build::print(&String::from_utf8_lossy(&script))
+    io::print(&String::from_utf8_lossy(&script))
 }
 
 pub(crate) fn man(args: &ManArgs) -> Result<()> {
     let mut command = args::command();
-    command.build(); // names the page of `reward score` `unirl-reward-score`
+    command.build(); // sets the name of the page of `reward score` to `unirl-reward-score`
     for name in &args.command {
         let known: Vec<&str> = command
             .get_subcommands()
@@ -24,6 +24,6 @@ pub(crate) fn man(args: &ManArgs) -> Result<()> {
         command = found.ok_or_else(|| unknown_name("command", name, &known))?;
     }
     let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page).context(|| "cannot write the page")?;
-    build::print(&String::from_utf8_lossy(&page))
+    clap_mangen::Man::new(command).render(&mut page).context(|| "cannot write the manual page")?;
+    io::print(&String::from_utf8_lossy(&page))
 }

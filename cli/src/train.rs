@@ -14,10 +14,10 @@ use unirl::train::{Event, RunReport};
 use unirl::{autograd, config::layers, eval, prompts, train};
 
 use crate::args::RunArgs;
-use crate::build::{self, Settings};
-use crate::progress::Watcher;
+use crate::progress::TrainProgress;
 use crate::resolve::resolve;
-use crate::{dry_run, interrupt};
+use crate::settings::Settings;
+use crate::{dry_run, interrupt, load};
 
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
     match &args.resume {
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
 }
 
 fn begin(args: &RunArgs) -> Result<()> {
-    let settings = settings(args)?.settled()?;
+    let settings = settings(args)?.with_fixed_checkpoint()?;
     let early = settings.early()?;
     if let Some(out) = &args.out {
         RunDir::check_free(out)?;
@@ -40,7 +40,7 @@ fn begin(args: &RunArgs) -> Result<()> {
         return dry_run::run(&settings, &early, &mut plugins, args.out.as_deref());
     }
     prepare(&early);
-    let model = build::model(&mut plugins, &early.model, early.train.seed)?;
+    let model = load::model(&mut plugins, &early.model, early.train.seed)?;
     let mut config = settings.config(model.card())?;
     train::check_tasks(&config, model.card())?;
     // The preset, which may name other rewards, is only known with the model.
@@ -51,7 +51,7 @@ fn begin(args: &RunArgs) -> Result<()> {
     resolve(&mut config, &mut plugins)?;
     let mut session = TrainSession::new(model, &config, rewards)?;
     let name = format!("{}-{}", session.model.card().name, config.optimizer.name);
-    let inputs = build::inputs(&mut plugins, &config)?;
+    let inputs = load::inputs(&mut plugins, &config)?;
     let mut run_dir = RunDir::create(args.out.clone(), &name, &config)?;
     run_dir.inputs = inputs;
     session.train(&config, &run_dir, None)
@@ -92,7 +92,7 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
     }
     check(&config)?;
     let rewards = Rewards::load(&mut plugins, &config.reward)?;
-    run_dir.inputs = build::inputs(&mut plugins, &config)?;
+    run_dir.inputs = load::inputs(&mut plugins, &config)?;
     let changed = from.as_ref().map_or_else(Vec::new, |from| from.changed_inputs(&run_dir.inputs));
     if !changed.is_empty() && !args.allow_change {
         let error = Error::usage("files have changed since the run began (SHA-256)");
@@ -100,7 +100,7 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
         return Err(error.hint("resume with the changed files: `--allow-change`"));
     }
     prepare(&config);
-    let model = build::model(&mut plugins, &config.model, config.train.seed)?;
+    let model = load::model(&mut plugins, &config.model, config.train.seed)?;
     let mut session = TrainSession::new(model, &config, rewards)?;
     let done = from.as_ref().map_or(0, |from| from.step);
     tracing::info!("resuming after step {done} of {}", config.train.steps);
@@ -119,9 +119,9 @@ pub(crate) struct Rewards {
 
 impl Rewards {
     pub(crate) fn load(plugins: &mut Plugins, options: &RewardOptions) -> Result<Self> {
-        let rules = build::rules(plugins, &options.rules)?;
+        let rules = load::rewards(plugins, &options.rules)?;
         let answer_rules = options.answer_rules.as_ref();
-        let answer_rules = answer_rules.map(|rules| build::rules(plugins, rules)).transpose()?;
+        let answer_rules = answer_rules.map(|rules| load::rewards(plugins, rules)).transpose()?;
         Ok(Self { rules, answer_rules })
     }
 }
@@ -143,15 +143,15 @@ impl TrainSession {
 
     fn train(&mut self, config: &RunConfig, run_dir: &RunDir, from: Option<TrainingState>) -> Result<()> {
         interrupt::listen()?;
-        let mut watcher = Watcher::new();
+        let mut progress = TrainProgress::new();
         let mut watch = |event: Event<'_>| {
-            watcher.on(&event);
-            interrupt::asked()
+            progress.on(&event);
+            interrupt::interrupted()
         };
         let Rewards { rules, answer_rules } = &self.rewards;
         let (model, answer_rules) = (&mut *self.model, answer_rules.as_ref());
         let report = train::train(model, rules, answer_rules, config, run_dir, from, &mut watch)?;
-        drop(watcher);
+        drop(progress);
         show(&report, config, run_dir);
         Ok(())
     }

@@ -178,7 +178,9 @@ mod tests {
             Some("`a.b.number`: given twice")
         );
         assert!(explained::<TrainSession>("{\"nmber\": 1}").contains("did you mean `a.b.number`?"));
-        assert!(explained::<Kind>("\"sfot\"").starts_with("`a.b`: expected one of `soft`, `hard`, got `sfot`"));
+        assert!(
+            explained::<Kind>("\"sfot\"").starts_with("`a.b`: expected one of `soft`, `hard`, got `sfot`")
+        );
         assert!(explained::<Kind>("\"sfot\"").contains("did you mean `soft`?"));
         let number = toml::Value::Integer(3).try_into::<Kind>().unwrap_err();
         let number = explain(Format::Toml, "a.b", number.message());

@@ -19,7 +19,6 @@ pub mod eval;
 mod explain;
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod hash;
 pub mod home;
 pub mod image_io;
 pub mod input;

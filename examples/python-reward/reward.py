@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""A reward rule in Python: a point for every word of the right answer that is said, and none for a long answer.
+"""A reward in Python: one point per word of the reference answer that the answer contains, and none for long answers.
 
     unirl --plugin showo --optimizer grpo --reward cmd:examples/python-reward/reward.py
     unirl --plugin showo --optimizer grpo --reward "cmd:python3 examples/python-reward/reward.py"
 
-A line of stdin is a batch of samples, a line of stdout their rewards, one each and in order: `{"score": 1, "max": 2}`, a
-number from 0 to 1, or `null`, which abstains. The same samples must always get the same rewards. Exactly one line answers a
-batch; whatever else there is to say goes to stderr.
+Each line on stdin is a batch of samples. Reply with one line on stdout that lists their rewards in order: `{"score": 1, "max": 2}`,
+a number from 0 to 1, or `null` to abstain. Equal samples must get equal rewards. Write all other output to stderr.
 """
 
 import json
@@ -15,12 +14,12 @@ import sys
 
 
 def reward(sample):
-    """`sample` has the keys facts, prompt, question, truth and answer."""
+    """`sample` has the keys `facts` (the spec), `prompt`, `question`, `truth` (the reference answer) and `answer`."""
     words = sample["truth"].lower().split()
-    said = re.findall(r"\w+", sample["answer"].lower())
+    answer = re.findall(r"\w+", sample["answer"].lower())
     if not words:
         return None
-    hits = sum(word in said for word in words) if len(said) <= 2 * len(words) else 0
+    hits = sum(word in answer for word in words) if len(answer) <= 2 * len(words) else 0
     return {"score": hits, "max": len(words), "why": f"{hits} of {len(words)} words"}
 
 

@@ -1,6 +1,6 @@
-//! The plugin boundary from outside: two real libraries, loaded as a user's would be.
+//! The plugin ABI, tested with two shared libraries that are loaded like those of a user.
 
-#![allow(clippy::unwrap_used, clippy::float_cmp, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests may panic")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,12 +21,12 @@ use unirl::reward::Sample;
 use unirl::tiles::{self, Tile, TileGrid};
 use unirl::{Error, Result};
 
-fn here() -> PathBuf {
+fn plugin_dir() -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().to_owned()
 }
 
 fn plugins() -> Plugins {
-    Plugins::new(&[here()])
+    Plugins::new(&[plugin_dir()])
 }
 
 fn source() -> ModelSource {
@@ -59,7 +59,7 @@ fn sample() -> Sample {
 }
 
 #[test]
-fn two_plugins_each_have_their_own_module() {
+fn plugins_with_separate_root_modules_load_together() {
     let mut plugins = plugins();
     let constant = plugins.reward("constant", &json!({"score": 0.25})).unwrap();
     let two = plugins.reward("two", &Value::Null).unwrap();
@@ -75,7 +75,7 @@ fn two_plugins_each_have_their_own_module() {
 }
 
 #[test]
-fn every_operation_crosses() -> Result<()> {
+fn every_model_operation_crosses_the_abi() -> Result<()> {
     let mut model = model("echo");
     let (prompts, questions) = (texts(&["a", "b"]), texts(&["what?", "why?"]));
     assert_eq!(model.card().name, "echo");
@@ -103,7 +103,7 @@ fn every_operation_crosses() -> Result<()> {
 }
 
 #[test]
-fn autograd_crosses_and_no_grad_is_obeyed() -> Result<()> {
+fn autograd_crosses_the_abi_and_respects_no_grad() -> Result<()> {
     let model = model("echo");
     let relaxed = Tensor::full([2, 4, 6], 1.0 / 6.0, (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let tokens = Tensor::zeros([2, 4], (Kind::Int64, Device::Cpu));
@@ -115,7 +115,7 @@ fn autograd_crosses_and_no_grad_is_obeyed() -> Result<()> {
     logp()?.logp.sum(Kind::Float).neg().backward();
     assert!(relaxed.grad().abs().sum(Kind::Float).double_value(&[]) > 0.0);
 
-    // Parameters are the model's own leaves: same gradient, and an update here is seen there.
+    // Parameters are the leaves of the model: they share gradients, and the model sees an update made here.
     let parameters = model.parameters()?;
     assert!(parameters.iter().all(|p| p.tensor.grad().abs().sum(Kind::Float).double_value(&[]) > 0.0));
     let grad = parameters[1].tensor.grad();
@@ -130,7 +130,7 @@ fn autograd_crosses_and_no_grad_is_obeyed() -> Result<()> {
 }
 
 #[test]
-fn a_panic_names_plugin_operation_and_line() {
+fn plugin_panic_names_plugin_operation_and_line() {
     let mut model = model("panics");
     let error_ = error(model.generate(&texts(&["a"]), &ImageSampling::default()));
     assert_eq!(error_.code(), Code::Panic);
@@ -139,11 +139,11 @@ fn a_panic_names_plugin_operation_and_line() {
     assert!(cause.starts_with("panicked at ") && cause.ends_with(": kaboom"), "{cause}");
     assert!(cause.contains("fixture-plugin/src/lib.rs:"), "{cause}");
     let leaf = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-    assert!((leaf * 2).requires_grad(), "the panic inside of no_grad left it on");
+    assert!((leaf * 2).requires_grad(), "no_grad is still active after the panic");
 }
 
 #[test]
-fn a_panic_inside_of_tch_names_the_line_that_called_it() {
+fn panic_in_tch_names_the_calling_line() {
     let mut model = model("panics");
     let images = Images::from_tokens(Tensor::zeros([1, 4], (Kind::Int64, Device::Cpu)));
     let error = error(model.answer(&images, &texts(&["x"]), &TextSampling::default()));
@@ -153,7 +153,7 @@ fn a_panic_inside_of_tch_names_the_line_that_called_it() {
 }
 
 #[test]
-fn wrong_shapes_and_nan_are_one_error_with_its_place() -> Result<()> {
+fn wrong_shape_or_nan_from_plugin_is_one_error() -> Result<()> {
     let wrong = error(model("wrong-shape").generate(&texts(&["a"]), &ImageSampling::default()));
     assert_eq!(
         wrong.to_string(),
@@ -172,7 +172,7 @@ fn wrong_shapes_and_nan_are_one_error_with_its_place() -> Result<()> {
 }
 
 #[test]
-fn a_wrong_configuration_is_a_usage_error() {
+fn plugin_configuration_error_is_usage_error() {
     let mut plugins = plugins();
     let key = error(plugins.model("fixture/echo", &json!({"widht": 3}), &source()));
     assert_eq!(key.code(), Code::Usage);
@@ -197,7 +197,7 @@ fn a_wrong_configuration_is_a_usage_error() {
 }
 
 #[test]
-fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
+fn detector_output_crosses_the_abi_and_is_validated() -> Result<()> {
     let mut plugins = plugins();
     let mut scene = TileGrid::default();
     scene.tiles[5] = Some(Tile { shape: 2, color: 0 });
@@ -215,7 +215,7 @@ fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
     let plain = Detection { color: None, ..square };
     assert_eq!(detector.detect(&pixels, &classes, &[])?, [vec![plain], vec![]]);
 
-    let mut shown_text = |config: Value| {
+    let mut detect_error = |config: Value| {
         let detector = plugins.detector("tiles", &config).unwrap();
         error(detector.detect(&pixels, &classes, &colors)).to_string()
     };
@@ -229,12 +229,12 @@ fn a_detector_crosses_and_what_it_says_is_checked() -> Result<()> {
              got [8.0, 8.0, 7.0, 16.0]",
         ),
     ] {
-        assert_eq!(shown_text(config), format!("{failed}{why}"));
+        assert_eq!(detect_error(config), format!("{failed}{why}"));
     }
     let name = error(plugins.detector("tyles", &Value::Null));
     assert_eq!((name.code(), name.message()), (Code::Usage, "unknown detector `tyles`"));
     assert_eq!(name.hints(), ["did you mean `tiles`?", "known: `tiles` (plugin `fixture`)"]);
-    let none = here().join("libunirl_plugin_other.so").display().to_string();
+    let none = plugin_dir().join("libunirl_plugin_other.so").display().to_string();
     assert_eq!(error(plugins.detector(&none, &Value::Null)).message(), "plugin `other` has no detector");
     Ok(())
 }
@@ -271,7 +271,7 @@ impl tracing::Subscriber for Recorder {
 }
 
 #[test]
-fn events_of_a_plugin_reach_the_host() -> Result<()> {
+fn plugin_log_events_reach_the_host() -> Result<()> {
     tracing::subscriber::set_global_default(Recorder).unwrap();
     model("echo").generate(&texts(&["a", "b", "c"]), &ImageSampling::default())?;
     let events = EVENTS.lock().unwrap();
@@ -280,35 +280,35 @@ fn events_of_a_plugin_reach_the_host() -> Result<()> {
     Ok(())
 }
 
-/// A changed copy of the fixture plugin, and how loading it fails.
-fn refusal(dir: &Path, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Error {
-    let bytes = fs::read(here().join("libunirl_plugin_fixture.so")).unwrap();
+/// The error from loading a changed copy of the fixture plugin.
+fn load_error(dir: &Path, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Error {
+    let bytes = fs::read(plugin_dir().join("libunirl_plugin_fixture.so")).unwrap();
     let path = dir.join("libunirl_plugin_fixture.so");
     fs::write(&path, change(bytes)).unwrap();
     error(Plugins::new(&[]).load(path.to_str().unwrap()).map(|_| ()))
 }
 
-/// Replaces `from` by `to` of the same length, everywhere.
+/// Replaces every occurrence of `from` by `to`, which has the same length.
 fn patch(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
-    let places: Vec<usize> = bytes
+    let positions: Vec<usize> = bytes
         .windows(from.len())
         .enumerate()
         .filter(|(_, w)| *w == from.as_bytes())
         .map(|(at, _)| at)
         .collect();
-    assert!(!places.is_empty(), "{from} is not in the file");
-    for at in places {
+    assert!(!positions.is_empty(), "{from} is not in the file");
+    for at in positions {
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
     }
     bytes
 }
 
 #[test]
-fn what_does_not_fit_is_refused_before_it_is_opened() {
+fn incompatible_plugin_is_refused_before_dlopen() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let abi = refusal(dir, |bytes| patch(bytes, "\nabi=1\n", "\nabi=9\n"));
+    let abi = load_error(dir, |bytes| patch(bytes, "\nabi=1\n", "\nabi=9\n"));
     let path = dir.join("libunirl_plugin_fixture.so").canonicalize().unwrap();
     let path = path.display();
     assert_eq!(
@@ -317,7 +317,7 @@ fn what_does_not_fit_is_refused_before_it_is_opened() {
             "plugin `fixture` was built for a different plugin ABI\n  host:   abi 1\n  plugin: abi 9 ({path})"
         )
     );
-    let torch = refusal(dir, |bytes| patch(bytes, "\ntorch=2.11.0\n", "\ntorch=2.9.10\n"));
+    let torch = load_error(dir, |bytes| patch(bytes, "\ntorch=2.11.0\n", "\ntorch=2.9.10\n"));
     assert_eq!(
         torch.message(),
         format!(
@@ -326,40 +326,41 @@ fn what_does_not_fit_is_refused_before_it_is_opened() {
         )
     );
     assert!(torch.hints()[0].starts_with("rebuild it"));
-    let panic = refusal(dir, |bytes| patch(bytes, "\npanic=unwind\n", "\npanic=abort_\n"));
+    let panic = load_error(dir, |bytes| patch(bytes, "\npanic=unwind\n", "\npanic=abort_\n"));
     assert!(panic.message().contains("a different panic strategy"), "{panic}");
 
-    let is_no_plugin = format!("`{path}` is not a unirl plugin");
-    let no_stamp = refusal(dir, |bytes| patch(bytes, "unirl-plugin-stamp-1\n", "unirl-plugin-stamp-x\n"));
-    assert_eq!((no_stamp.message(), no_stamp.causes()), (&*is_no_plugin, &texts(&["it has no stamp"])[..]));
-    let truncated = refusal(dir, |bytes| bytes[..bytes.len() * 3 / 4].to_vec());
+    let not_a_plugin = format!("`{path}` is not a unirl plugin");
+    let no_stamp = load_error(dir, |bytes| patch(bytes, "unirl-plugin-stamp-1\n", "unirl-plugin-stamp-x\n"));
+    assert_eq!((no_stamp.message(), no_stamp.causes()), (&*not_a_plugin, &texts(&["it has no stamp"])[..]));
+    let truncated = load_error(dir, |bytes| bytes[..bytes.len() * 3 / 4].to_vec());
     assert_eq!(
         (truncated.message(), truncated.causes()),
-        (&*is_no_plugin, &texts(&["the file is truncated"])[..])
+        (&*not_a_plugin, &texts(&["the file is truncated"])[..])
     );
-    let text = refusal(dir, |_| b"#!/bin/sh\n".to_vec());
+    let text = load_error(dir, |_| b"#!/bin/sh\n".to_vec());
     assert_eq!(
         (text.message(), text.causes()),
-        (&*is_no_plugin, &texts(&["it is not a shared library"])[..])
+        (&*not_a_plugin, &texts(&["it is not a shared library"])[..])
     );
-    let tiny = refusal(dir, |bytes| bytes[..20].to_vec());
-    assert_eq!(tiny.message(), is_no_plugin);
+    let tiny = load_error(dir, |bytes| bytes[..20].to_vec());
+    assert_eq!(tiny.message(), not_a_plugin);
 }
 
 #[test]
-fn discovery_reports_every_candidate_and_refuses_a_second_of_a_name() {
+fn discovery_reports_every_candidate_and_refuses_duplicate_names() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("libunirl_plugin_broken.so"), "text").unwrap();
-    fs::copy(here().join("libunirl_plugin_other.so"), dir.path().join("libunirl_plugin_copy.so")).unwrap();
-    let mut plugins = Plugins::new(&[here(), dir.path().to_owned()]);
+    fs::copy(plugin_dir().join("libunirl_plugin_other.so"), dir.path().join("libunirl_plugin_copy.so"))
+        .unwrap();
+    let mut plugins = Plugins::new(&[plugin_dir(), dir.path().to_owned()]);
     plugins.load("other").unwrap();
     let reports = plugins.discover();
     let state = |name: &str| &reports.iter().find(|report| report.name == name).unwrap().state;
     assert!(matches!(state("fixture"), PluginState::Loaded));
     assert!(matches!(state("other"), PluginState::Loaded));
-    let PluginState::Refused(broken) = state("broken") else { panic!("loaded a text") };
+    let PluginState::Refused(broken) = state("broken") else { panic!("a text file was loaded") };
     assert!(broken.message().contains("is not a unirl plugin"));
-    let PluginState::Refused(copy) = state("copy") else { panic!("loaded two of a name") };
+    let PluginState::Refused(copy) = state("copy") else { panic!("two plugins with one name were loaded") };
     let text = copy.message();
     assert!(text.contains("libunirl_plugin_other.so") && text.contains("libunirl_plugin_copy.so"), "{text}");
 }

@@ -1,6 +1,6 @@
-//! The whole command, as a user meets it: what it prints and how it exits when something is wrong.
+//! The command line as users see it: output and exit status on errors.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
@@ -16,11 +16,12 @@ fn plugin_file(name: &str) -> PathBuf {
     plugin_dir().join(format!("libunirl_plugin_{name}.so"))
 }
 
-struct Run {
+/// Runs the command in a temporary home directory.
+struct TestContext {
     home: TempDir,
 }
 
-impl Run {
+impl TestContext {
     fn new() -> Self {
         Self { home: TempDir::new().unwrap() }
     }
@@ -29,8 +30,8 @@ impl Run {
         self.home.path().join(name)
     }
 
-    /// Exit status, stdout and stderr, with what differs from machine to machine named.
-    fn run(&self, dir: &Path, arguments: &[&str]) -> String {
+    /// Exit status, stdout and stderr, with paths of this machine replaced.
+    fn unirl(&self, dir: &Path, arguments: &[&str]) -> String {
         let output = Command::new(env!("CARGO_BIN_EXE_unirl-under-test"))
             .arg(arguments[0])
             .args(&arguments[1..])
@@ -41,10 +42,10 @@ impl Run {
             .env_remove("UNIRL_PLUGIN_PATH")
             .env_remove("XDG_DATA_HOME")
             .env_remove("RUST_BACKTRACE")
-            .env("CUDA_VISIBLE_DEVICES", "") // what is shown_text of GPUs is that there is none
+            .env("CUDA_VISIBLE_DEVICES", "")
             .output()
             .unwrap();
-        let text = common::shown(&output);
+        let text = common::format_output(&output);
         let program =
             Path::new(env!("CARGO_BIN_EXE_unirl-under-test")).parent().unwrap().display().to_string();
         let home = self.home.path().canonicalize().unwrap().display().to_string();
@@ -55,89 +56,89 @@ impl Run {
     fn train(&self, arguments: &[&str]) -> String {
         let mut all = vec!["--plugin", "showo"];
         all.extend(arguments);
-        self.run(&plugin_dir(), &all)
+        self.unirl(&plugin_dir(), &all)
     }
 }
 
 #[test]
-fn an_unknown_plugin() {
-    assert_snapshot!(Run::new().run(&plugin_dir(), &["--plugin", "shwo", "--optimizer", "grpo"]));
+fn unknown_plugin_is_usage_error() {
+    assert_snapshot!(TestContext::new().unirl(&plugin_dir(), &["--plugin", "shwo", "--optimizer", "grpo"]));
 }
 
 #[test]
-fn a_file_that_is_no_plugin() {
-    let run = Run::new();
-    fs::write(run.path("libfoo.so"), "not a library").unwrap();
-    let file = run.path("libfoo.so").display().to_string();
-    assert_snapshot!(run.run(&plugin_dir(), &["--plugin", &file]));
+fn file_that_is_not_a_plugin_is_refused() {
+    let context = TestContext::new();
+    fs::write(context.path("libfoo.so"), "not a library").unwrap();
+    let file = context.path("libfoo.so").display().to_string();
+    assert_snapshot!(context.unirl(&plugin_dir(), &["--plugin", &file]));
 }
 
-/// A copy of a plugin whose stamp says something else.
-fn forge(run: &Run, from: &str, to: &str) -> PathBuf {
+/// Writes a copy of a plugin with `from` replaced by `to` in its stamp.
+fn forge(context: &TestContext, from: &str, to: &str) -> PathBuf {
     assert_eq!(from.len(), to.len());
     let mut bytes = fs::read(plugin_file("rewards")).unwrap();
-    let magic = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
-    bytes[magic..magic + to.len()].copy_from_slice(to.as_bytes());
-    let file = run.path("libunirl_plugin_forged.so");
+    let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    let file = context.path("libunirl_plugin_forged.so");
     fs::write(&file, bytes).unwrap();
     file
 }
 
 #[test]
-fn a_plugin_of_another_libtorch() {
-    let run = Run::new();
-    let file = forge(&run, "\ntorch=2.11.0", "\ntorch=2.10.9");
-    assert_snapshot!(run.run(&plugin_dir(), &["--plugin", file.to_str().unwrap()]));
+fn plugin_for_other_libtorch_is_refused() {
+    let context = TestContext::new();
+    let file = forge(&context, "\ntorch=2.11.0", "\ntorch=2.10.9");
+    assert_snapshot!(context.unirl(&plugin_dir(), &["--plugin", file.to_str().unwrap()]));
 }
 
 #[test]
-fn a_plugin_of_another_abi() {
-    let run = Run::new();
-    let file = forge(&run, "\nabi=1\n", "\nabi=9\n");
-    assert_snapshot!(run.run(&plugin_dir(), &["--plugin", file.to_str().unwrap()]));
+fn plugin_for_other_abi_is_refused() {
+    let context = TestContext::new();
+    let file = forge(&context, "\nabi=1\n", "\nabi=9\n");
+    assert_snapshot!(context.unirl(&plugin_dir(), &["--plugin", file.to_str().unwrap()]));
 }
 
 #[test]
-fn an_unknown_optimizer() {
-    assert_snapshot!(Run::new().train(&["--optimizer", "gpro"]));
+fn unknown_optimizer_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--optimizer", "gpro"]));
 }
 
 #[test]
-fn an_unknown_rule_set() {
-    assert_snapshot!(Run::new().train(&["--reward", "bond"]));
+fn unknown_reward_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--reward", "bond"]));
 }
 
 #[test]
-fn an_unknown_rule_for_answers() {
+fn unknown_answer_reward_is_usage_error() {
     let rules = "reward.answer_rules=[{ name = 'bond' }]";
-    assert_snapshot!(Run::new().train(&["--optimizer", "grpo-split", "--set", rules]));
+    assert_snapshot!(TestContext::new().train(&["--optimizer", "grpo-split", "--set", rules]));
 }
 
 #[test]
-fn no_rule_for_answers() {
+fn empty_answer_rules_are_refused() {
     let rules = "reward.answer_rules=[]";
-    assert_snapshot!(Run::new().train(&["--optimizer", "grpo-split", "--set", rules]));
+    assert_snapshot!(TestContext::new().train(&["--optimizer", "grpo-split", "--set", rules]));
 }
 
 #[test]
-fn rules_for_answers_that_no_objective_reads() {
+fn unused_answer_rules_are_refused() {
     let rules = "reward.answer_rules=[{ name = 'bound' }]";
-    assert_snapshot!(Run::new().train(&["--optimizer", "grpo", "--set", rules]));
+    assert_snapshot!(TestContext::new().train(&["--optimizer", "grpo", "--set", rules]));
 }
 
 #[test]
-fn an_unknown_key() {
-    assert_snapshot!(Run::new().train(&["--set", "train.stpes=3"]));
+fn unknown_config_key_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--set", "train.stpes=3"]));
 }
 
 #[test]
-fn an_unknown_key_of_the_optimizer() {
-    assert_snapshot!(Run::new().train(&["--set", "optimizer.grpo.betta=3"]));
+fn unknown_optimizer_key_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--set", "optimizer.grpo.betta=3"]));
 }
 
 #[test]
-fn a_schedule_of_one_objective() {
-    assert_snapshot!(Run::new().train(&[
+fn alternating_schedule_with_one_objective_is_refused() {
+    assert_snapshot!(TestContext::new().train(&[
         "--optimizer",
         "grpo-split",
         "--set",
@@ -146,106 +147,106 @@ fn a_schedule_of_one_objective() {
 }
 
 #[test]
-fn an_unknown_key_of_the_plugin() {
-    assert_snapshot!(Run::new().train(&["--set", "model.options.architectur=3"]));
+fn unknown_plugin_option_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--set", "model.options.architectur=3"]));
 }
 
 #[test]
-fn an_unknown_preset() {
-    assert_snapshot!(Run::new().train(&["--preset", "papr"]));
+fn unknown_preset_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--preset", "papr"]));
 }
 
 #[test]
-fn a_configuration_that_is_missing() {
-    assert_snapshot!(Run::new().train(&["--config", "nowhere.toml"]));
+fn missing_config_file_is_an_error() {
+    assert_snapshot!(TestContext::new().train(&["--config", "nowhere.toml"]));
 }
 
 #[test]
-fn a_model_folder_that_is_missing() {
-    assert_snapshot!(Run::new().train(&["--model", "nowhere"]));
+fn missing_model_directory_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--model", "nowhere"]));
 }
 
 #[test]
-fn a_model_folder_that_is_broken() {
-    let run = Run::new();
-    fs::create_dir(run.path("broken")).unwrap();
-    fs::write(run.path("broken/config.json"), "{\"codebook_size\": 4").unwrap();
-    assert_snapshot!(run.train(&["--model", "broken"]));
+fn invalid_model_config_is_an_error() {
+    let context = TestContext::new();
+    fs::create_dir(context.path("broken")).unwrap();
+    fs::write(context.path("broken/config.json"), "{\"codebook_size\": 4").unwrap();
+    assert_snapshot!(context.train(&["--model", "broken"]));
 }
 
 #[test]
-fn a_model_folder_without_weights() {
-    let run = Run::new();
-    fs::create_dir(run.path("empty")).unwrap();
-    assert_snapshot!(run.train(&["--model", "empty"]));
+fn model_directory_without_weights_is_an_error() {
+    let context = TestContext::new();
+    fs::create_dir(context.path("empty")).unwrap();
+    assert_snapshot!(context.train(&["--model", "empty"]));
 }
 
 #[test]
-fn a_device_that_is_not_there() {
-    assert_snapshot!(Run::new().train(&["--device", "cuda:99"]));
+fn missing_gpu_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--device", "cuda:99"]));
 }
 
 #[test]
-fn a_device_of_an_unknown_kind() {
-    assert_snapshot!(Run::new().train(&["--device", "gpu"]));
+fn unknown_device_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--device", "gpu"]));
 }
 
 #[test]
-fn a_run_folder_that_is_used() {
-    let run = Run::new();
-    fs::create_dir(run.path("mine")).unwrap();
-    fs::write(run.path("mine/notes"), "keep me").unwrap();
-    assert_snapshot!(run.train(&["--out", "mine"]));
-    assert_eq!(fs::read_to_string(run.path("mine/notes")).unwrap(), "keep me");
+fn non_empty_run_directory_is_refused() {
+    let context = TestContext::new();
+    fs::create_dir(context.path("mine")).unwrap();
+    fs::write(context.path("mine/notes"), "keep me").unwrap();
+    assert_snapshot!(context.train(&["--out", "mine"]));
+    assert_eq!(fs::read_to_string(context.path("mine/notes")).unwrap(), "keep me");
 }
 
 #[test]
-fn an_image_that_is_missing() {
+fn ask_missing_image_is_usage_error() {
     let arguments = ["ask", "--plugin", "showo", "--image", "nowhere.png", "--question", "what"];
-    assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
+    assert_snapshot!(TestContext::new().unirl(&plugin_dir(), &arguments));
 }
 
 fn ask_about(image: &str) -> String {
     let path = format!("{}/fixtures/cases/{image}", env!("CARGO_MANIFEST_DIR"));
     let question = "what is the main object of the image";
     let arguments = ["ask", "--plugin", "showo", "--image", &path, "--question", question];
-    Run::new().run(&plugin_dir(), &arguments).replace(&path, image)
+    TestContext::new().unirl(&plugin_dir(), &arguments).replace(&path, image)
 }
 
 #[test]
-fn images_that_are_truncated() {
+fn ask_truncated_image_is_an_error() {
     assert_snapshot!([ask_about("cut.jpg"), ask_about("cut_end.jpg")].join("\n"));
 }
 
 #[test]
-fn a_very_thin_image_is_answered() {
+fn ask_accepts_very_thin_image() {
     let text = ask_about("thin_500k.png");
     assert!(text.contains("exit: 0"), "{text}");
 }
 
 #[test]
-fn a_prompt_that_is_cut_warns_once() {
+fn truncated_prompts_warn_once() {
     let long = "a photo of a red star and a blue circle ".repeat(10);
     let other = "a photo of a green ring and a blue circle ".repeat(10);
-    let run = Run::new();
-    let text = run.run(
+    let context = TestContext::new();
+    let text = context.unirl(
         &plugin_dir(),
         &["generate", "--plugin", "showo", "--prompt", &long, "--prompt", &other, "--seed", "1"],
     );
     assert!(text.contains("exit: 0"), "{text}");
     assert_eq!(text.matches("the rest is cut off").count(), 1, "{text}");
     let short = ["generate", "--plugin", "showo", "--prompt", "a photo of a red star"];
-    let text = run.run(&plugin_dir(), &short);
+    let text = context.unirl(&plugin_dir(), &short);
     assert!(text.contains("exit: 0") && !text.contains("WARN"), "{text}");
 }
 
 #[test]
-fn words_that_an_embedded_model_does_not_know_warn_once_each() {
+fn unknown_words_of_builtin_models_warn_once_each() {
     for plugin in ["showo", "janus"] {
         let prompts = ["a photo of a bench", "a photo of a Zebra", "a photo of a bench"];
         let mut arguments = vec!["generate", "--plugin", plugin, "--device", "cpu"];
         arguments.extend(prompts.iter().flat_map(|prompt| ["--prompt", prompt]));
-        let text = Run::new().run(&plugin_dir(), &arguments);
+        let text = TestContext::new().unirl(&plugin_dir(), &arguments);
         assert!(text.contains("exit: 0"), "{text}");
         assert_eq!(text.matches("reads as one unknown word: `bench`").count(), 1, "{text}");
         assert_eq!(text.matches("`Zebra`").count(), 1, "{text}");
@@ -253,49 +254,51 @@ fn words_that_an_embedded_model_does_not_know_warn_once_each() {
     }
     let path = format!("{}/fixtures/cases/thin_500k.png", env!("CARGO_MANIFEST_DIR"));
     let arguments = ["ask", "--plugin", "showo", "--image", &path, "--question", "where is the giraffe"];
-    let text = Run::new().run(&plugin_dir(), &arguments);
+    let text = TestContext::new().unirl(&plugin_dir(), &arguments);
     assert!(text.contains("exit: 0") && text.contains("`giraffe`"), "{text}");
 }
 
 #[test]
-fn a_temperature_below_zero() {
-    assert_snapshot!(Run::new().train(&["--set", "rollout.images.temperature=-1"]));
+fn negative_temperature_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--set", "rollout.images.temperature=-1"]));
 }
 
 #[test]
-fn an_evaluation_of_nothing() {
-    assert_snapshot!(Run::new().run(&plugin_dir(), &["eval", "--plugin", "showo", "--prompts", "0"]));
+fn eval_zero_prompts_is_usage_error() {
+    assert_snapshot!(
+        TestContext::new().unirl(&plugin_dir(), &["eval", "--plugin", "showo", "--prompts", "0"])
+    );
 }
 
 #[test]
-fn a_plan_instead_of_a_run() {
-    let run = Run::new();
-    let text = run.train(&["--optimizer", "grpo", "--dry-run"]);
-    // What the machine has differs from machine to machine.
+fn dry_run_prints_memory_and_disk_plan() {
+    let context = TestContext::new();
+    let text = context.train(&["--optimizer", "grpo", "--dry-run"]);
+    // Memory and disk space depend on the machine.
     let text: Vec<&str> = text
         .lines()
         .filter(|line| !line.starts_with("device memory") && !line.starts_with("disk available"))
         .collect();
     let text = text.join("\n");
     assert_snapshot!(text);
-    assert!(!run.path("runs").exists(), "nothing is written");
+    assert!(!context.path("runs").exists(), "no files are written");
 }
 
 #[test]
-fn a_plan_with_a_wrong_setting() {
-    assert_snapshot!(Run::new().train(&["--dry-run", "--set", "model.options.lora={rank=0}"]));
+fn dry_run_with_invalid_setting_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--dry-run", "--set", "model.options.lora={rank=0}"]));
 }
 
 #[test]
-fn an_image_tokenizer_that_is_missing() {
-    let run = Run::new();
-    assert!(save_builtin(&run, "model").contains("exit: 0"));
-    assert_snapshot!(run.train(&["--model", "model", "--tokenizer", "nowhere"]));
+fn missing_image_tokenizer_is_an_error() {
+    let context = TestContext::new();
+    assert!(save_builtin(&context, "model").contains("exit: 0"));
+    assert_snapshot!(context.train(&["--model", "model", "--tokenizer", "nowhere"]));
 }
 
-/// Saves the embedded model as a checkpoint folder.
-fn save_builtin(run: &Run, name: &str) -> String {
-    let text = run.train(&[
+/// Saves the builtin model as a checkpoint.
+fn save_builtin(context: &TestContext, name: &str) -> String {
+    let text = context.train(&[
         "--steps",
         "1",
         "--out",
@@ -311,59 +314,59 @@ fn save_builtin(run: &Run, name: &str) -> String {
         "--set",
         "train.sample_every=0",
     ]);
-    fs::rename(run.path("run/checkpoints/step-000001"), run.path(name)).unwrap();
+    fs::rename(context.path("run/checkpoints/step-000001"), context.path(name)).unwrap();
     text
 }
 
 #[test]
-fn a_checkpoint_with_a_weight_too_few() {
-    let run = Run::new();
-    save_builtin(&run, "model");
-    let path = run.path("model/pytorch_model.safetensors");
+fn truncated_checkpoint_is_an_error() {
+    let context = TestContext::new();
+    save_builtin(&context, "model");
+    let path = context.path("model/pytorch_model.safetensors");
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
-    assert_snapshot!(run.train(&["--model", "model"]));
+    assert_snapshot!(context.train(&["--model", "model"]));
 }
 
 #[test]
-fn a_drawing_of_another_form() {
+fn generate_refuses_formats_other_than_png() {
     let arguments = ["generate", "--plugin", "showo", "--prompt", "a star", "--out", "star.jpg"];
-    assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
+    assert_snapshot!(TestContext::new().unirl(&plugin_dir(), &arguments));
 }
 
 #[test]
-fn drawings_one_by_one_are_those_of_the_batch() {
-    let run = Run::new();
-    let draw = |out: &str, batch: &str| {
+fn generate_does_not_depend_on_batch_size() {
+    let context = TestContext::new();
+    let generate = |out: &str, batch: &str| {
         let prompts = ["--prompt", "a photo of a star", "--prompt", "a photo of a red heart", "--count", "2"];
         let mut arguments =
             vec!["generate", "--plugin", "showo", "--out", out, "--batch", batch, "--seed", "4"];
         arguments.extend(prompts);
-        let text = run.run(&plugin_dir(), &arguments);
+        let text = context.unirl(&plugin_dir(), &arguments);
         assert!(text.contains("exit: 0"), "{text}");
     };
-    draw("one", "1");
-    draw("all", "4");
+    generate("one", "1");
+    generate("all", "4");
     for name in ["00000-00.png", "00000-01.png", "00001-00.png", "00001-01.png"] {
-        let [one, all] = ["one", "all"].map(|folder| fs::read(run.path(folder).join(name)).unwrap());
+        let [one, all] = ["one", "all"].map(|folder| fs::read(context.path(folder).join(name)).unwrap());
         assert!(one == all, "{name}");
     }
     assert_ne!(
-        fs::read(run.path("all/00000-00.png")).unwrap(),
-        fs::read(run.path("all/00000-01.png")).unwrap()
+        fs::read(context.path("all/00000-00.png")).unwrap(),
+        fs::read(context.path("all/00000-01.png")).unwrap()
     );
 
     let [first, second] = ["all/00000-00.png", "all/00001-01.png"];
     let ask = |images: &[&str]| {
         let question = ["--question", "what is the main object of the image"];
-        run.run(&plugin_dir(), &[&["ask", "--plugin", "showo"], images, &question].concat())
+        context.unirl(&plugin_dir(), &[&["ask", "--plugin", "showo"], images, &question].concat())
     };
-    let shown_text = ask(&["--image", first, "--image", second]);
-    assert_eq!(ask(&["--image", first, second]), shown_text);
-    assert_snapshot!(shown_text);
+    let printed = ask(&["--image", first, "--image", second]);
+    assert_eq!(ask(&["--image", first, second]), printed);
+    assert_snapshot!(printed);
     let three = ask(&["--image", second, first, "--image", second]);
     let answers: Vec<&str> = three.lines().filter(|line| line.starts_with("all/")).collect();
-    let expected: Vec<&str> = shown_text.lines().filter(|line| line.starts_with("all/")).collect();
+    let expected: Vec<&str> = printed.lines().filter(|line| line.starts_with("all/")).collect();
     assert_eq!(answers, [expected[1], expected[0], expected[1]]);
     let one = ask(&["--image", first]);
     assert!(expected[0].ends_with(one.lines().nth(2).unwrap()), "{one}");
@@ -371,23 +374,24 @@ fn drawings_one_by_one_are_those_of_the_batch() {
 }
 
 #[test]
-fn an_optimizer_that_needs_one_representation() {
-    let run = Run::new();
-    assert_snapshot!(run.run(&plugin_dir(), &["--plugin", "janus", "--optimizer", "grpo"]));
-    assert!(!run.path("runs").exists(), "nothing is left behind");
+fn grpo_refuses_separate_image_representations() {
+    let context = TestContext::new();
+    assert_snapshot!(context.unirl(&plugin_dir(), &["--plugin", "janus", "--optimizer", "grpo"]));
+    assert!(!context.path("runs").exists(), "no files are left behind");
 }
 
 #[test]
-fn sft_on_two_representations_warns() {
-    let text = Run::new().run(&plugin_dir(), &["--plugin", "janus", "--optimizer", "sft", "--dry-run"]);
+fn sft_warns_about_separate_image_representations() {
+    let text =
+        TestContext::new().unirl(&plugin_dir(), &["--plugin", "janus", "--optimizer", "sft", "--dry-run"]);
     assert!(text.contains("exit: 0") && text.contains("WARN"), "{text}");
     assert!(text.contains("the paper saw drawing collapse (§4.4)"), "{text}");
 }
 
 #[test]
-fn a_model_of_another_family() {
-    let run = Run::new();
-    let model = run.path("model");
+fn checkpoint_of_other_model_family_is_refused() {
+    let context = TestContext::new();
+    let model = context.path("model");
     fs::create_dir(&model).unwrap();
     let flow = r#"{"model_type": "multi_modality", "vision_gen_enc_config": {}}"#;
     fs::write(model.join("config.json"), flow).unwrap();
@@ -397,31 +401,31 @@ fn a_model_of_another_family() {
     let words = r#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"<unk>":0},"unk_token":"<unk>"}}"#;
     fs::write(model.join("tokenizer.json"), words).unwrap();
     let arguments = ["--plugin", "janus", "--optimizer", "grpo-split", "--model", "model"];
-    assert_snapshot!(run.run(&plugin_dir(), &arguments));
+    assert_snapshot!(context.unirl(&plugin_dir(), &arguments));
 }
 
 #[test]
-fn tasks_that_are_missing() {
-    let run = Run::new();
-    assert_snapshot!(run.train(&["--set", "train.tasks=nowhere.jsonl"]));
-    assert!(!run.path("runs").exists(), "nothing is left behind");
+fn missing_prompts_file_is_usage_error() {
+    let context = TestContext::new();
+    assert_snapshot!(context.train(&["--set", "train.tasks=nowhere.jsonl"]));
+    assert!(!context.path("runs").exists(), "no files are left behind");
 }
 
 #[test]
-fn a_choice_among_less_than_nothing() {
-    assert_snapshot!(Run::new().train(&["--set", "rollout.answers.top_k=-1"]));
+fn top_k_negative_is_usage_error() {
+    assert_snapshot!(TestContext::new().train(&["--set", "rollout.answers.top_k=-1"]));
 }
 
 #[test]
-fn a_batch_of_nothing() {
+fn generate_zero_batch_is_usage_error() {
     let arguments = ["generate", "--plugin", "showo", "--prompt", "a star", "--batch", "0"];
-    assert_snapshot!(Run::new().run(&plugin_dir(), &arguments));
+    assert_snapshot!(TestContext::new().unirl(&plugin_dir(), &arguments));
 }
 
 #[test]
-fn global_options_stand_before_and_after_a_command() {
-    let run = Run::new();
-    let plain = run.run(&plugin_dir(), &["schema", "metrics"]);
+fn global_options_are_accepted_before_and_after_commands() {
+    let context = TestContext::new();
+    let plain = context.unirl(&plugin_dir(), &["schema", "metrics"]);
     assert!(plain.starts_with("exit: 0"), "{plain}");
     for arguments in [
         &["-v", "schema", "metrics"] as &[_],
@@ -431,43 +435,43 @@ fn global_options_stand_before_and_after_a_command() {
         &["--log=text", "schema", "metrics"],
         &["schema", "--log", "json", "metrics"],
     ] {
-        assert_eq!(run.run(&plugin_dir(), arguments), plain, "{arguments:?}");
+        assert_eq!(context.unirl(&plugin_dir(), arguments), plain, "{arguments:?}");
     }
     for arguments in
         [&["-v", "plugins", "list"] as &[_], &["plugins", "-v", "list"], &["plugins", "list", "-v"]]
     {
-        let shown_text = run.run(&plugin_dir(), arguments);
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        let printed = context.unirl(&plugin_dir(), arguments);
+        assert!(printed.starts_with("exit: 0"), "{printed}");
     }
     for arguments in [
         &["--log", "json", "eval", "verify", "no.json"] as &[_],
         &["eval", "--log=json", "verify", "no.json"],
     ] {
-        let shown_text = run.run(&plugin_dir(), arguments);
-        assert!(shown_text.contains("{\"level\":\"ERROR\",\"code\":\"usage\""), "{shown_text}");
+        let printed = context.unirl(&plugin_dir(), arguments);
+        assert!(printed.contains("{\"level\":\"ERROR\",\"code\":\"usage\""), "{printed}");
     }
 }
 
 #[test]
-fn options_of_a_command_before_it_are_refused() {
-    let run = Run::new();
-    let shown_text = [
+fn command_options_before_the_command_are_refused() {
+    let context = TestContext::new();
+    let printed = [
         &["--plugin", "showo", "ask", "--image", "x.png", "--question", "what"] as &[_],
         &["-v", "--steps", "3", "plugins", "list"],
         &["eval", "--prompts", "3", "verify", "x.json"],
         &["plugins", "--json", "list"],
     ]
-    .map(|arguments| run.run(&plugin_dir(), arguments));
-    assert_snapshot!(shown_text.join("\n"));
+    .map(|arguments| context.unirl(&plugin_dir(), arguments));
+    assert_snapshot!(printed.join("\n"));
 }
 
-/// The stderr of a command is JSON from its first line to its last.
+/// Every line on stderr is JSON.
 #[test]
-fn errors_are_json_where_the_log_is() {
-    let run = Run::new();
-    fs::create_dir(run.path("broken")).unwrap();
-    fs::write(run.path("broken/config.json"), "{\"codebook_size\": 4").unwrap();
-    let shown_text = [
+fn errors_are_json_with_log_json() {
+    let context = TestContext::new();
+    fs::create_dir(context.path("broken")).unwrap();
+    fs::write(context.path("broken/config.json"), "{\"codebook_size\": 4").unwrap();
+    let printed = [
         &["--log", "json", "--pluign", "showo"] as &[_],
         &["--plugin", "showo", "--log=json", "--steps", "many"],
         &["ask", "--log", "json"],
@@ -477,24 +481,24 @@ fn errors_are_json_where_the_log_is() {
         &["--log", "json", "--plugin", "showo", "--set", "train.stpes=3"],
         &["--log", "jsom", "--plugin", "showo"],
     ]
-    .map(|arguments| run.run(&plugin_dir(), arguments));
-    for shown_text in &shown_text[..shown_text.len() - 1] {
-        let (_, stderr) = shown_text.split_once("stderr:\n").unwrap();
+    .map(|arguments| context.unirl(&plugin_dir(), arguments));
+    for printed in &printed[..printed.len() - 1] {
+        let (_, stderr) = printed.split_once("stderr:\n").unwrap();
         for line in stderr.lines() {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            assert!(line["level"].is_string(), "{shown_text}");
+            assert!(line["level"].is_string(), "{printed}");
         }
     }
-    assert_snapshot!(shown_text.join("\n"));
+    assert_snapshot!(printed.join("\n"));
 }
 
 #[test]
-fn a_tilde_is_the_home_folder_wherever_a_path_stands() {
-    let run = Run::new();
-    fs::write(run.path("tasks.toml"), "[train]\ntasks = '~/config/tasks.jsonl'\n").unwrap();
-    fs::write(run.path("model.toml"), "[model]\ncheckpoint = '~/config/model'\n").unwrap();
-    fs::create_dir(run.path("used")).unwrap();
-    fs::write(run.path("used/notes"), "").unwrap();
+fn tilde_expands_in_every_path() {
+    let context = TestContext::new();
+    fs::write(context.path("tasks.toml"), "[train]\ntasks = '~/config/tasks.jsonl'\n").unwrap();
+    fs::write(context.path("model.toml"), "[model]\ncheckpoint = '~/config/model'\n").unwrap();
+    fs::create_dir(context.path("used")).unwrap();
+    fs::write(context.path("used/notes"), "").unwrap();
     let question = ["--plugin", "showo", "--question", "what"];
     let train = ["--plugin", "showo"];
     for (command, arguments, path) in [
@@ -522,38 +526,38 @@ fn a_tilde_is_the_home_folder_wherever_a_path_stands() {
         (&["eval", "verify"], &["~/receipt.json"], "[HOME]/receipt.json"),
         (&["reward", "diff"], &["~/a.toml", "b.toml"], "[HOME]/a.toml"),
         (&["plugins", "check"], &["~/no.so"], "[HOME]/no.so"),
-        // What is no path of one's own home stays as it is.
+        // Other uses of `~` are not expanded.
         (&[], &[&train as &[_], &["--model", "~somebody/model"]].concat(), "`~somebody/model`"),
         (&[], &[&train as &[_], &["--model", "./~/model"]].concat(), "`./~/model`"),
     ] {
-        let shown_text = run.run(&plugin_dir(), &[command, arguments].concat());
-        assert!(!shown_text.starts_with("exit: 0") && shown_text.contains(path), "{path}: {shown_text}");
-        let error = shown_text.lines().find(|line| line.contains(path)).unwrap();
-        assert_eq!(error.contains('~'), path.contains('~'), "{shown_text}");
+        let printed = context.unirl(&plugin_dir(), &[command, arguments].concat());
+        assert!(!printed.starts_with("exit: 0") && printed.contains(path), "{path}: {printed}");
+        let error = printed.lines().find(|line| line.contains(path)).unwrap();
+        assert_eq!(error.contains('~'), path.contains('~'), "{printed}");
     }
 }
 
 #[test]
-fn an_image_tokenizer_has_two_names() {
-    let run = Run::new();
-    assert!(save_builtin(&run, "model").contains("exit: 0"));
-    let of = |name: &str| run.train(&["--model", "model", name, "nowhere"]);
+fn image_tokenizer_has_alias_tokenizer() {
+    let context = TestContext::new();
+    assert!(save_builtin(&context, "model").contains("exit: 0"));
+    let of = |name: &str| context.train(&["--model", "model", name, "nowhere"]);
     assert_eq!(of("--image-tokenizer"), of("--tokenizer"));
 }
 
 #[test]
-fn train_is_the_command_without_a_name() {
-    let run = Run::new();
+fn train_equals_no_command() {
+    let context = TestContext::new();
     let of = |command: &[&str]| {
-        run.run(&plugin_dir(), &[command, &["--plugin", "showo", "--steps", "0"]].concat())
+        context.unirl(&plugin_dir(), &[command, &["--plugin", "showo", "--steps", "0"]].concat())
     };
     assert_eq!(of(&["train"]), of(&[]));
     assert!(of(&["train"]).contains("`train.steps`"), "{}", of(&["train"]));
 }
 
 #[test]
-fn completions_know_commands_and_options() {
-    let run = Run::new();
+fn completions_contain_commands_and_options() {
+    let context = TestContext::new();
     for (shell, words) in [
         ("bash", ["complete -F _unirl", "--image-tokenizer", "geneval"]),
         ("zsh", ["#compdef unirl", "--image-tokenizer", "geneval"]),
@@ -563,18 +567,21 @@ fn completions_know_commands_and_options() {
         let script = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && words.iter().all(|word| script.contains(word)), "{script}");
     }
-    // What bash makes of it.
-    fs::write(run.path("script"), common::program(["completions", "bash"]).output().unwrap().stdout).unwrap();
+    // The script completes in bash.
+    fs::write(context.path("script"), common::program(["completions", "bash"]).output().unwrap().stdout)
+        .unwrap();
     let complete =
         "source ./script; COMP_WORDS=(unirl rew); COMP_CWORD=1; _unirl unirl rew unirl; echo ${COMPREPLY[@]}";
-    let output = Command::new("bash").args(["-c", complete]).current_dir(run.home.path()).output().unwrap();
-    assert_eq!(common::shown(&output), "exit: 0\nstdout:\nreward\nstderr:\n");
+    let output =
+        Command::new("bash").args(["-c", complete]).current_dir(context.home.path()).output().unwrap();
+    assert_eq!(common::format_output(&output), "exit: 0\nstdout:\nreward\nstderr:\n");
 }
 
 #[test]
-fn manual_pages_are_those_of_the_program_and_of_each_command() {
-    let page =
-        |command: &[&str]| common::shown(&common::program([&["man"], command].concat()).output().unwrap());
+fn man_prints_pages_of_all_commands() {
+    let page = |command: &[&str]| {
+        common::format_output(&common::program([&["man"], command].concat()).output().unwrap())
+    };
     for (command, words) in [
         (&[] as &[_], ["unirl \\-", ".SH OPTIONS", "SIGUSR1"]),
         (&["ask"], ["unirl\\-ask", "\\-\\-image\\fR", "\\-\\-question"]),
@@ -587,15 +594,15 @@ fn manual_pages_are_those_of_the_program_and_of_each_command() {
     assert_snapshot!([page(&["aks"]), page(&["reward", "scroe"])].join("\n"));
 }
 
-/// What somebody new to the command gets wrong: a value of the wrong form, a folder for a file, a name that is not quite one.
+/// Common mistakes: invalid values, a directory instead of a file, misspelled names.
 #[test]
-fn wrong_values_are_one_clear_error() {
-    let run = Run::new();
-    fs::create_dir(run.path("folder")).unwrap();
-    fs::write(run.path("file"), "").unwrap();
-    let draw = ["generate", "--plugin", "showo", "--prompt", "a star"];
-    let of = |arguments: &[&str]| run.run(&plugin_dir(), &[&draw, arguments].concat());
-    let mut shown_text = vec![
+fn invalid_argument_values_are_one_clear_error() {
+    let context = TestContext::new();
+    fs::create_dir(context.path("folder")).unwrap();
+    fs::write(context.path("file"), "").unwrap();
+    let generate = ["generate", "--plugin", "showo", "--prompt", "a star"];
+    let of = |arguments: &[&str]| context.unirl(&plugin_dir(), &[&generate, arguments].concat());
+    let mut printed = vec![
         of(&["--count", "-1"]),
         of(&["--count=1.5"]),
         of(&["--seed", "-1"]),
@@ -609,8 +616,8 @@ fn wrong_values_are_one_clear_error() {
         of(&["--plugin-dir", "nowhere"]),
         of(&["--plugin-dir", "file"]),
     ];
-    fs::create_dir(run.path("x.png")).unwrap();
-    shown_text.push(of(&["--out", "x.png"]));
+    fs::create_dir(context.path("x.png")).unwrap();
+    printed.push(of(&["--out", "x.png"]));
     for arguments in [
         &["aks", "--plugin", "showo"] as &[_],
         &["repotr", "run"],
@@ -618,12 +625,15 @@ fn wrong_values_are_one_clear_error() {
         &["reward", "diff", "exact", "bound", "--temperature", "-1"],
         &["plugins", "new", "mine", "--kind", "model", "--unirl", "folder"],
     ] {
-        let output = common::program(arguments).current_dir(run.home.path()).output().unwrap();
-        shown_text.push(format!("unirl {}\n{}", arguments.join(" "), common::shown(&output)));
+        let output = common::program(arguments).current_dir(context.home.path()).output().unwrap();
+        printed.push(format!("unirl {}\n{}", arguments.join(" "), common::format_output(&output)));
     }
     let output =
-        common::program(["prompts", "--out", "folder"]).current_dir(run.home.path()).output().unwrap();
-    shown_text.push(common::shown(&output));
-    assert_snapshot!(shown_text.join("\n"));
-    assert!(!run.path("generated.png").exists() && !run.path("mine").exists(), "nothing is written");
+        common::program(["prompts", "--out", "folder"]).current_dir(context.home.path()).output().unwrap();
+    printed.push(common::format_output(&output));
+    assert_snapshot!(printed.join("\n"));
+    assert!(
+        !context.path("generated.png").exists() && !context.path("mine").exists(),
+        "no files are written"
+    );
 }

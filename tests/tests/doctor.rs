@@ -1,37 +1,37 @@
 //! `unirl doctor`.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
-use common::{plugin_dir, program, shown, unirl};
+use common::{format_output, plugin_dir, program, unirl};
 use serde_json::Value;
 
-/// The embedded models keep every promise; what cannot be asked of Janus is said.
+/// The builtin models pass every check; checks that do not apply to Janus are skipped.
 #[test]
-fn the_embedded_models_are_well() {
+fn builtin_models_pass_doctor() {
     for (plugin, skipped) in [("showo", 0), ("janus", 2)] {
         let output = unirl(["doctor", "--plugin", plugin, "--device", "cpu", "--json"]).output().unwrap();
-        let shown_text = shown(&output);
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        let printed = format_output(&output);
+        assert!(printed.starts_with("exit: 0"), "{printed}");
         let json: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(json["about"]["libtorch"], json["about"]["libtorch loaded"]);
         let findings = json["findings"].as_array().unwrap();
         let count = |outcome: &str| findings.iter().filter(|finding| finding["outcome"] == outcome).count();
-        assert_eq!((count("fails"), count("skipped"), findings.len()), (0, skipped, 9), "{shown_text}");
-        assert!(json["plugins"]["plugins"].as_array().unwrap().len() >= 5, "{shown_text}");
+        assert_eq!((count("fails"), count("skipped"), findings.len()), (0, skipped, 9), "{printed}");
+        assert!(json["plugins"]["plugins"].as_array().unwrap().len() >= 5, "{printed}");
     }
 }
 
-/// A model that panics, one whose drawings have the wrong shape, and one that scores nothing.
+/// Models that panic, generate images of the wrong shape, or return NaN scores.
 #[test]
-fn a_sick_model_is_told_with_a_hint() {
-    let shown_text = ["panics", "wrong-shape", "nan"].map(|model| {
-        let shown_text = shown(
+fn doctor_reports_failed_checks_with_hints() {
+    let printed = ["panics", "wrong-shape", "nan"].map(|model| {
+        let printed = format_output(
             &unirl(["doctor", "--device", "cpu", "--plugin", &format!("fixture#{model}")]).output().unwrap(),
         );
-        assert!(shown_text.starts_with("exit: 1"), "{shown_text}");
-        let (_, findings) = shown_text.split_once("\nFAILS").unwrap();
+        assert!(printed.starts_with("exit: 1"), "{printed}");
+        let (_, findings) = printed.split_once("\nFAILS").unwrap();
         let place = findings.find(" at ").map(|at| at..findings[at..].find(": ").map_or(at, |end| at + end));
         let mut findings = findings.to_string();
         if let Some(place) = place {
@@ -39,17 +39,17 @@ fn a_sick_model_is_told_with_a_hint() {
         }
         format!("{model}\nFAILS{findings}")
     });
-    insta::assert_snapshot!(shown_text.join("\n"));
+    insta::assert_snapshot!(printed.join("\n"));
 }
 
 #[test]
-fn without_a_model_it_tells_what_there_is() {
+fn doctor_without_model_shows_installation() {
     let empty = tempfile::tempdir().unwrap();
     std::fs::write(empty.path().join("libunirl_plugin_torn.so"), "no library").unwrap();
     let output =
         program(["doctor", "--plugin-dir"]).arg(empty.path()).env("UNIRL_PLUGIN_PATH", plugin_dir()).output();
-    let shown_text = shown(&output.unwrap());
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = format_output(&output.unwrap());
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     for text in [
         "\nlibtorch loaded  2.",
         "\nGPU              none",
@@ -57,21 +57,22 @@ fn without_a_model_it_tells_what_there_is() {
         "refused: ",
         "model `showo`",
     ] {
-        assert!(shown_text.contains(text), "{text}: {shown_text}");
+        assert!(printed.contains(text), "{text}: {printed}");
     }
     let graphs = match unirl::cuda_graph::support() {
         Ok(()) => "compiled in".to_owned(),
         Err(why) => format!("none: {why}"),
     };
-    assert!(shown_text.contains(&format!("\nCUDA graphs      {graphs}\n")), "{shown_text}");
+    assert!(printed.contains(&format!("\nCUDA graphs      {graphs}\n")), "{printed}");
     let wrong = [
         vec!["doctor", "--prompts", "3"],
         vec!["doctor", "--plugin", "showo", "--prompts", "0"],
         vec!["doctor", "--plugin", "shwo"],
     ];
     let wrong = wrong.map(|arguments| {
-        let shown_text = shown(&program(arguments).env("UNIRL_PLUGIN_PATH", plugin_dir()).output().unwrap());
-        shown_text.lines().filter(|line| !line.contains("searched for")).collect::<Vec<_>>().join("\n")
+        let printed =
+            format_output(&program(arguments).env("UNIRL_PLUGIN_PATH", plugin_dir()).output().unwrap());
+        printed.lines().filter(|line| !line.contains("searched for")).collect::<Vec<_>>().join("\n")
     });
     insta::assert_snapshot!(wrong.join("\n\n"));
 }

@@ -1,6 +1,6 @@
-//! `unirl eval`: shards, resumption, receipts; and the drift guard of a run.
+//! `unirl eval`: shards, resumption, receipts and judges; the drift monitor of a run.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
@@ -14,9 +14,9 @@ use insta::assert_snapshot;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Exit status, stdout and stderr of the command in `folder`.
+/// Exit status, stdout and stderr of the command in a directory.
 fn unirl(folder: &Path, arguments: &[&str]) -> String {
-    common::shown(&common::unirl(arguments).current_dir(folder).output().unwrap())
+    common::format_output(&common::unirl(arguments).current_dir(folder).output().unwrap())
 }
 
 const SMALL: [&str; 8] =
@@ -30,16 +30,16 @@ fn read(path: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// Three ways to the same receipt: at once, in two shards, and in two goes of which the first was cut short.
+/// The receipt is the same after one call, two shards, or an interrupted call and a second one.
 #[test]
-fn shards_and_resumption_change_nothing() {
+fn eval_shards_and_resumption_do_not_change_the_receipt() {
     let home = TempDir::new().unwrap();
     let at = |name: &str| home.path().join(name);
-    let done = eval(home.path(), &["--out", "whole"]);
+    let done = eval(home.path(), &["--out", "complete"]);
     assert!(done.starts_with("exit: 0") && done.contains("T2I->MMU"), "{done}");
 
     let half = eval(home.path(), &["--out", "shards", "--shard", "2/2"]);
-    assert!(half.contains("2 of 5 parts are there: the receipt is written with the last"), "{half}");
+    assert!(half.contains("2 of 5 chunks are complete; the receipt is written after the last one"), "{half}");
     assert!(!at("shards/receipt.json").exists());
     eval(home.path(), &["--out", "shards", "--shard", "1/2"]);
 
@@ -50,25 +50,28 @@ fn shards_and_resumption_change_nothing() {
     eval(home.path(), &["--out", "cut"]);
     assert_eq!(fs::metadata(at("cut/parts/00002.json")).unwrap().modified().unwrap(), kept);
 
-    let whole = fs::read_to_string(at("whole/receipt.json")).unwrap();
-    assert_eq!(fs::read_to_string(at("shards/receipt.json")).unwrap(), whole);
-    assert_eq!(fs::read_to_string(at("cut/receipt.json")).unwrap(), whole);
+    let complete = fs::read_to_string(at("complete/receipt.json")).unwrap();
+    assert_eq!(fs::read_to_string(at("shards/receipt.json")).unwrap(), complete);
+    assert_eq!(fs::read_to_string(at("cut/receipt.json")).unwrap(), complete);
 
-    // What is printed without a folder is what the receipt says.
+    // Without `--out`, the printed figures are those of the receipt.
     let printed = eval(home.path(), &["--json"]);
     let printed = printed.strip_prefix("exit: 0\nstdout:\n").unwrap().split("stderr:").next().unwrap();
-    assert_eq!(serde_json::from_str::<Value>(printed).unwrap(), read(&at("whole/receipt.json"))["figures"]);
+    assert_eq!(
+        serde_json::from_str::<Value>(printed).unwrap(),
+        read(&at("complete/receipt.json"))["figures"]
+    );
 }
 
 #[test]
-fn a_receipt_is_verified() {
+fn eval_verify_detects_altered_receipts() {
     let home = TempDir::new().unwrap();
     eval(home.path(), &["--out", "e"]);
     let receipt = home.path().join("e/receipt.json");
     let text = fs::read_to_string(&receipt).unwrap();
     let verify = |arguments: &[&str]| unirl(home.path(), &[&["eval", "verify"], arguments].concat());
     let good = verify(&["e/receipt.json", "--plugin", "showo"]);
-    assert!(good.starts_with("exit: 0") && good.contains(", those of the model"), "{good}");
+    assert!(good.starts_with("exit: 0") && good.contains(", equal to those of the model"), "{good}");
     let other = verify(&["e/receipt.json", "--plugin", "janus"]);
     assert!(
         other.starts_with("exit: 1") && other.contains("the model is not that of the receipt"),
@@ -98,15 +101,15 @@ fn a_receipt_is_verified() {
     assert_snapshot!(texts.join("\n"));
 }
 
-/// GenEval's way: prompts of its metadata, its rules over a detector, and questions about another model's right images.
+/// GenEval's metadata and rules with a detector, and questions about another model's correct images.
 #[test]
-fn genevals_prompts_are_evaluated_by_a_detector() {
+fn eval_geneval_prompts_with_a_detector() {
     let home = TempDir::new().unwrap();
     let metadata = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/geneval/metadata.jsonl");
     let run = |arguments: &[&str]| {
-        let shown_text = unirl(home.path(), arguments);
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
-        shown_text
+        let printed = unirl(home.path(), arguments);
+        assert!(printed.starts_with("exit: 0"), "{printed}");
+        printed
     };
     run(&[
         "geneval",
@@ -138,30 +141,30 @@ fn genevals_prompts_are_evaluated_by_a_detector() {
 
     let evaluation =
         ["eval", "--plugin", "showo", "--metadata", metadata, "--detector", "tiles", "--device=cpu"];
-    let shown =
+    let with_references =
         [&evaluation[..], &["--references", "img", "--results", "results.jsonl", "--out", "e"]].concat();
-    run(&shown);
+    run(&with_references);
     let receipt = read(&home.path().join("e/receipt.json"));
     let judge = receipt["plan"]["image_judge"].as_str().unwrap();
     assert!(judge.starts_with("geneval by `tiles`, references "), "{judge}");
     let verdicts = receipt["verdicts"].as_array().unwrap();
     assert_eq!(verdicts.len(), 12);
     for verdict in verdicts {
-        // Asked about a reference exactly where the other model drew a right one.
+        // The model is asked about a reference if and only if the other model generated a correct one.
         let prompt = verdict["task"]["prompt"].as_str().unwrap();
         assert_eq!(verdict["verdict"]["understood"].is_boolean(), right(prompt), "{prompt}");
         assert_eq!(verdict["verdict"]["strict"], verdict["verdict"]["lenient"]);
     }
     run(&["eval", "verify", "e/receipt.json"]);
 
-    // Without references drawing is judged all the same.
+    // Without references, generation is judged as before.
     let alone = run(&[&evaluation[..], &["--json"]].concat());
     let figures: Value =
         serde_json::from_str(alone["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap()).unwrap();
     assert_eq!(figures["t2i"], receipt["figures"]["t2i"]);
     assert_eq!(figures["mmu"]["macro"], Value::Null);
 
-    // Thresholds stand in the receipt, and one that nothing passes is reported.
+    // The receipt records thresholds.
     let strict =
         run(&[&evaluation[..], &["--threshold", "0.5", "--counting-threshold", "0.99999", "--out", "t"]]
             .concat());
@@ -187,11 +190,11 @@ fn genevals_prompts_are_evaluated_by_a_detector() {
     assert_snapshot!(texts.join("\n"));
 }
 
-/// A judge that answers with `replies` in turn, the last of them for ever: its address, and what it was asked.
+/// Starts a judge that returns `replies` in turn and then repeats the last one. Returns its URL and the requests it receives.
 fn endpoint(replies: Vec<(u16, &'static str)>) -> (String, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
-    let (sender, asked) = mpsc::channel();
+    let (sender, requests) = mpsc::channel();
     std::thread::spawn(move || {
         for index in 0.. {
             let Ok((stream, _)) = listener.accept() else { return };
@@ -219,7 +222,7 @@ fn endpoint(replies: Vec<(u16, &'static str)>) -> (String, mpsc::Receiver<String
             reader.get_mut().write_all(text.as_bytes()).unwrap();
         }
     });
-    (url, asked)
+    (url, requests)
 }
 
 const YES: &str = r#"{"choices":[{"message":{"role":"assistant","content":"Yes."}}]}"#;
@@ -227,7 +230,7 @@ const NO: &str = r#"{"choices":[{"message":{"content":"no, it is not"}}]}"#;
 const PERHAPS: &str = r#"{"choices":[{"message":{"content":"perhaps"}}]}"#;
 
 #[test]
-fn a_language_model_judges_answers_once_each() {
+fn language_model_judges_each_answer_once() {
     let home = TempDir::new().unwrap();
     let (url, asked) = endpoint(vec![(503, "busy"), (200, NO), (200, YES)]);
     let judged = |url: &str| {
@@ -235,14 +238,13 @@ fn a_language_model_judges_answers_once_each() {
             ["--json", "--judge-url", url, "--judge-model", "m", "--judge-cache", "replies.jsonl"];
         eval(home.path(), &arguments)
     };
-    let shown_text = judged(&url);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = judged(&url);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     let figures: Value =
-        serde_json::from_str(shown_text["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap())
-            .unwrap();
+        serde_json::from_str(printed["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap()).unwrap();
     let counts = figures["mmu"]["counts"].as_object().unwrap().values();
     let right: u64 = counts.map(|count| count[0].as_u64().unwrap()).sum();
-    // The first question, as often as it was asked, got a no; all others a yes.
+    // The verdict is no for the first question, which may occur several times, and yes for all others.
     assert!((15..=18).contains(&right), "{figures}");
     let asked: Vec<String> = asked.try_iter().collect();
     assert!(
@@ -255,16 +257,16 @@ fn a_language_model_judges_answers_once_each() {
         "{}",
         asked[0]
     );
-    assert_eq!(asked[0], asked[1], "what failed is asked again");
+    assert_eq!(asked[0], asked[1], "a failed request is repeated");
     let kept = fs::read_to_string(home.path().join("replies.jsonl")).unwrap();
-    assert_eq!(kept.lines().count(), asked.len() - 1, "each once");
+    assert_eq!(kept.lines().count(), asked.len() - 1, "one line per request");
     assert_eq!(kept.matches("\"right\":false").count(), 1);
-    // The same address, and nobody there: every reply is known.
-    assert_eq!(judged(&url).split("stderr:").next(), shown_text.split("stderr:").next());
+    // The endpoint is closed now: all verdicts come from the cache.
+    assert_eq!(judged(&url).split("stderr:").next(), printed.split("stderr:").next());
 }
 
 #[test]
-fn a_verdict_is_found_in_any_form_of_reply() {
+fn verdict_is_parsed_from_any_reply_format() {
     let home = TempDir::new().unwrap();
     let error = r#"{"error":{"message":"upstream overloaded","code":529}}"#;
     let (url, asked) = endpoint(vec![
@@ -279,17 +281,16 @@ fn a_verdict_is_found_in_any_form_of_reply() {
         (200, r#"{"choices":[{"message":{"content":null}}]}"#),
         (200, r#"{"choices":[{"message":{"content":[{"type":"text","text":"Yes"}]}}]}"#),
     ]);
-    let shown_text =
+    let printed =
         eval(home.path(), &["--json", "--judge-url", &url, "--judge-model", "m", "--judge-cache", "r.jsonl"]);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     let figures: Value =
-        serde_json::from_str(shown_text["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap())
-            .unwrap();
+        serde_json::from_str(printed["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap()).unwrap();
     assert_eq!((figures["mmu"]["macro"].as_f64(), figures.get("not_judged")), (Some(1.0), None), "{figures}");
-    assert!(shown_text.contains("attempt 1 of 5: its reply has no `choices`: {\"error\""), "{shown_text}");
-    assert!(shown_text.contains("attempt 1 of 5: its reply has no `choices`: <html>"), "{shown_text}");
+    assert!(printed.contains("attempt 1 of 5: the response has no `choices`: {\"error\""), "{printed}");
+    assert!(printed.contains("attempt 1 of 5: the response has no `choices`: <html>"), "{printed}");
     let asked: Vec<String> = asked.try_iter().collect();
-    assert_eq!(asked[2], asked[3], "a gateway's error is asked again");
+    assert_eq!(asked[2], asked[3], "an error of the gateway is retried");
     assert!(
         asked[5].contains("Reply with one word: yes or no.") && !asked[4].contains("one word"),
         "{}",
@@ -298,25 +299,24 @@ fn a_verdict_is_found_in_any_form_of_reply() {
 }
 
 #[test]
-fn an_answer_that_is_not_judged_counts_as_wrong_and_is_reported() {
+fn answer_without_verdict_counts_as_wrong_and_warns() {
     let home = TempDir::new().unwrap();
     let (url, asked) = endpoint(vec![(200, YES), (200, PERHAPS)]);
-    let shown_text = eval(
+    let printed = eval(
         home.path(),
         &["--out", "e", "--judge-url", &url, "--judge-model", "m", "--judge-cache", "r.jsonl"],
     );
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     let receipt = read(&home.path().join("e/receipt.json"));
     let figures = &receipt["figures"];
     let not_judged = figures["not_judged"].as_u64().unwrap();
     assert!((30..36).contains(&not_judged), "{figures}");
-    assert_eq!(asked.try_iter().count() as u64, 1 + 3 * not_judged, "each is asked three times");
+    assert_eq!(asked.try_iter().count() as u64, 1 + 3 * not_judged, "three requests for each");
     assert!(
-        shown_text
-            .contains(&format!("the judge gave no verdict on {not_judged} answers: they count as wrong")),
-        "{shown_text}"
+        printed.contains(&format!("the judge gave no verdict on {not_judged} answers; they count as wrong")),
+        "{printed}"
     );
-    assert!(shown_text.contains(&format!("not judged    {not_judged} answers")), "{shown_text}");
+    assert!(printed.contains(&format!("not judged    {not_judged} answers")), "{printed}");
     let of_items: u64 = receipt["verdicts"]
         .as_array()
         .unwrap()
@@ -329,20 +329,20 @@ fn an_answer_that_is_not_judged_counts_as_wrong_and_is_reported() {
 }
 
 #[test]
-fn a_judge_that_refuses_a_temperature_is_asked_without_one() {
+fn judge_that_rejects_temperature_is_asked_without_it() {
     let home = TempDir::new().unwrap();
     let refusal =
         r#"{"error":{"message":"Unsupported value: 'temperature' does not support 0 with this model."}}"#;
     for status in [400, 200] {
         let (url, asked) = endpoint(vec![(status, refusal), (200, YES)]);
         let cache = format!("{status}.jsonl");
-        let shown_text =
+        let printed =
             eval(home.path(), &["--judge-url", &url, "--judge-model", "m", "--judge-cache", &cache]);
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        assert!(printed.starts_with("exit: 0"), "{printed}");
         assert_eq!(
-            shown_text.matches("the judge refuses a temperature and is asked without one").count(),
+            printed.matches("the judge rejects the parameter `temperature`; continuing without it").count(),
             1,
-            "{shown_text}"
+            "{printed}"
         );
         let asked: Vec<String> = asked.try_iter().collect();
         assert!(asked[0].contains("\"temperature\":0"), "{}", asked[0]);
@@ -350,20 +350,20 @@ fn a_judge_that_refuses_a_temperature_is_asked_without_one() {
     }
     let (url, asked) = endpoint(vec![(200, YES)]);
     let judge = ["--judge-url", &url, "--judge-model", "m", "--judge-cache", "r.jsonl"];
-    let shown_text = eval(home.path(), &[&judge[..], &["--judge-temperature", "0.7", "--out", "e"]].concat());
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = eval(home.path(), &[&judge[..], &["--judge-temperature", "0.7", "--out", "e"]].concat());
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     assert!(asked.try_iter().all(|asked| asked.contains("\"temperature\":0.7")));
     let name = read(&home.path().join("e/receipt.json"))["plan"]["answer_judge"].to_string();
     assert!(name.contains(", temperature 0.7"), "{name}");
-    let shown_text = eval(home.path(), &[&judge[..], &["--judge-temperature=-1"]].concat());
+    let printed = eval(home.path(), &[&judge[..], &["--judge-temperature=-1"]].concat());
     assert!(
-        shown_text.starts_with("exit: 2") && shown_text.contains("expected a number of at least 0, got -1"),
-        "{shown_text}"
+        printed.starts_with("exit: 2") && printed.contains("expected a number of at least 0, got -1"),
+        "{printed}"
     );
 }
 
 #[test]
-fn a_judge_that_does_not_judge_is_a_clear_error() {
+fn failing_judge_is_a_clear_error() {
     let home = TempDir::new().unwrap();
     let judged = |arguments: &[&str]| {
         eval(home.path(), &[&["--judge-model", "m", "--judge-cache", "r.jsonl"], arguments].concat())
@@ -383,7 +383,7 @@ fn a_judge_that_does_not_judge_is_a_clear_error() {
     assert_snapshot!(texts.join("\n"));
 }
 
-fn guarded(home: &TempDir, settings: &[&str]) -> (String, Vec<Value>) {
+fn monitored(home: &TempDir, settings: &[&str]) -> (String, Vec<Value>) {
     let mut arguments =
         vec!["--plugin", "showo", "--optimizer", "sft", "--device=cpu", "--steps", "4", "--out", "run"];
     let small = [
@@ -395,47 +395,44 @@ fn guarded(home: &TempDir, settings: &[&str]) -> (String, Vec<Value>) {
         "rollout.group=2",
     ];
     arguments.extend(small.iter().chain(settings).flat_map(|setting| ["--set", setting]));
-    let shown_text = unirl(home.path(), &arguments);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = unirl(home.path(), &arguments);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     let text = fs::read_to_string(home.path().join("run/metrics.jsonl")).unwrap();
-    (shown_text, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    (printed, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
-/// A learning rate at which the model falls apart at once.
-const RUINOUS: &str = "update.learning_rate=0.05";
+/// A learning rate at which the model collapses at once.
+const COLLAPSE: &str = "update.learning_rate=0.05";
 
 #[test]
-fn the_guard_stops_a_run_that_falls() {
+fn drift_monitor_stops_a_regressing_run() {
     let home = TempDir::new().unwrap();
-    let (shown_text, metrics) = guarded(&home, &[RUINOUS, "eval.guard=stop"]);
-    assert_eq!(metrics.len(), 2, "{shown_text}");
-    assert!(
-        shown_text.contains("stopped by the guard: ") && shown_text.contains(" fell from "),
-        "{shown_text}"
-    );
+    let (printed, metrics) = monitored(&home, &[COLLAPSE, "eval.guard=stop"]);
+    assert_eq!(metrics.len(), 2, "{printed}");
+    assert!(printed.contains("stopped by the guard: ") && printed.contains(" fell from "), "{printed}");
     let report = read(&home.path().join("run/report.json"));
     assert_eq!(report["steps"], 2);
     assert!(home.path().join("run/checkpoints/latest").canonicalize().unwrap().ends_with("step-000002"));
 }
 
 #[test]
-fn the_guard_goes_back_to_the_best_weights() {
+fn drift_monitor_rolls_back_to_the_best_weights() {
     let home = TempDir::new().unwrap();
-    let (shown_text, metrics) = guarded(&home, &[RUINOUS, "eval.guard=rollback", "update.warmup=1"]);
-    assert!(shown_text.contains("back to the weights of the best step"), "{shown_text}");
+    let (printed, metrics) = monitored(&home, &[COLLAPSE, "eval.guard=rollback", "update.warmup=1"]);
+    assert!(printed.contains("back to the weights of the best step"), "{printed}");
     assert_eq!(metrics.iter().filter(|line| line["eval/rollback"] == 1.0).count(), 2);
-    // It fell at the last step, too: what is saved is the base.
+    // The last step regressed as well, so the saved weights are those of the base.
     let figures = |arguments: &[&str]| {
-        let shown_text = eval(home.path(), &[&["--json"], arguments].concat());
-        shown_text.split("stderr:").next().unwrap().to_string()
+        let printed = eval(home.path(), &[&["--json"], arguments].concat());
+        printed.split("stderr:").next().unwrap().to_string()
     };
     assert_eq!(figures(&["--model", "run/checkpoints/latest"]), figures(&[]));
 }
 
 #[test]
-fn the_guard_warns_keeps_the_best_and_leaves_the_run_as_it_was() {
+fn drift_monitor_keeps_the_best_and_does_not_change_training() {
     let home = TempDir::new().unwrap();
-    let (_, watched) = guarded(&home, &["checkpoint.every=3"]);
+    let (_, watched) = monitored(&home, &["checkpoint.every=3"]);
     assert!(watched[1]["eval/t2i"].is_number() && watched[0]["eval/t2i"].is_null());
     let steps = home.path().join("run/checkpoints");
     if steps.join("best").exists() {
@@ -443,7 +440,7 @@ fn the_guard_warns_keeps_the_best_and_leaves_the_run_as_it_was() {
     }
     assert!(steps.join("step-000003").is_dir() && steps.join("step-000004").is_dir());
     let other = TempDir::new().unwrap();
-    let (_, unwatched) = guarded(&other, &["eval.every=0"]);
+    let (_, unwatched) = monitored(&other, &["eval.every=0"]);
     for (one, other) in watched.iter().zip(&unwatched) {
         for name in ["reward/mean", "loss/answer", "update/gradient_norm"] {
             assert_eq!(one[name], other[name], "{name}");

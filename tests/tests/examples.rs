@@ -1,6 +1,6 @@
-//! What `examples/` holds is what the code takes.
+//! The files in `examples/` are valid.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::collections::HashSet;
 use std::fs;
@@ -16,7 +16,7 @@ use unirl::prompts::{
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
 
 #[test]
-fn every_run_configuration_is_valid() {
+fn example_configurations_are_valid() {
     for (family, name) in
         [("showo", "grpo"), ("showo", "grpo-lora"), ("showo", "sft"), ("janus", "grpo-split")]
     {
@@ -29,16 +29,16 @@ fn every_run_configuration_is_valid() {
         if config.model.options.is_empty() {
             continue;
         }
-        // Of the plugins only one can be linked: each exports the same symbols.
+        // Only one plugin can be linked, because all export the same symbols.
         assert_eq!(family, "showo");
         let options = serde_json::to_value(&config.model.options).unwrap();
         serde_json::from_value::<unirl_plugin_showo::config::ShowoConfig>(options).unwrap();
     }
 }
 
-/// As `unirl prompts --count 360 --exclude evaluation_metadata.jsonl` writes them, with `GenEval`'s metadata.
+/// The example is the output of `unirl prompts --count 360 --exclude evaluation_metadata.jsonl` with `GenEval`'s metadata.
 #[test]
-fn the_tasks_are_those_of_the_command() {
+fn example_prompts_equal_command_output() {
     let path = Path::new(EXAMPLES).join("tasks.jsonl");
     let tasks = read_jsonl(&path).unwrap();
     for category in Category::ALL {
@@ -48,9 +48,9 @@ fn the_tasks_are_those_of_the_command() {
     let mut seen = HashSet::new();
     for task in &tasks {
         assert_eq!(*task, PromptTemplates::paper().task(task.spec.clone()));
-        assert!(seen.insert(&task.prompt), "`{}` stands there twice", task.prompt);
+        assert!(seen.insert(&task.prompt), "`{}` is repeated", task.prompt);
     }
-    // The benchmark's own file is not part of a checkout.
+    // GenEval's file is not part of a checkout.
     let benchmark = Path::new(EXAMPLES).join("../../shared/data/geneval/evaluation_metadata.jsonl");
     if !benchmark.is_file() {
         return;

@@ -1,10 +1,6 @@
-//! Runs on file systems that lack links, locks or syncs, and runs that were copied between them.
+//! Runs on file systems without symbolic links, locks or fsync, and runs copied between file systems.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test: a wrong value ends it, what it leaves out it says"
-)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests may panic and report what they skip")]
 
 mod common;
 
@@ -15,7 +11,7 @@ use std::process::{Command, Output};
 
 use common::unirl;
 
-/// A run that takes a second, with a drift guard.
+/// A run that takes about a second, with the drift monitor.
 const SETTINGS: &str = "
 [train]
 sample_every = 0
@@ -42,11 +38,11 @@ const ENOSYS: i32 = 38;
 const EOPNOTSUPP: i32 = 95;
 const EDQUOT: i32 = 122;
 
-/// Bytes of a sector.
+/// The size of a sector in bytes.
 const SECTOR: u32 = 512;
 
-/// Arguments of a new run in `home`.
-fn begin(home: &Path, out: &str, steps: u64) -> Vec<String> {
+/// The arguments of a new run in `home`.
+fn new_run(home: &Path, out: &str, steps: u64) -> Vec<String> {
     fs::write(home.join("settings.toml"), SETTINGS).unwrap();
     let arguments = format!(
         "--plugin showo --optimizer grpo --device cpu --config settings.toml --out {out} --steps {steps}"
@@ -58,8 +54,8 @@ fn resume(run: &str, steps: u64) -> Vec<String> {
     format!("--resume {run} --steps {steps} --allow-change").split(' ').map(String::from).collect()
 }
 
-/// The program in `home`, with what the file system lacks: names of the shim's variables and error numbers.
-fn on(home: &Path, shim: &Path, lacks: &[(&str, i32)], arguments: &[String]) -> Output {
+/// Runs the command in `home`; the shim makes each call in `lacks` fail with its error number.
+fn run_with_shim(home: &Path, shim: &Path, lacks: &[(&str, i32)], arguments: &[String]) -> Output {
     let lacks = lacks.iter().map(|(call, errno)| (format!("SHIM_{call}"), errno.to_string()));
     unirl(arguments).current_dir(home).env("LD_PRELOAD", shim).envs(lacks).output().unwrap()
 }
@@ -72,11 +68,11 @@ fn succeeded(output: &Output) -> String {
 }
 
 #[track_caller]
-fn done(home: &Path, arguments: &[String]) -> String {
+fn run_ok(home: &Path, arguments: &[String]) -> String {
     succeeded(&unirl(arguments).current_dir(home).output().unwrap())
 }
 
-/// Compiles the library that takes calls away.
+/// Compiles the library that makes system calls fail.
 fn shim(home: &Path) -> PathBuf {
     let library = home.join("shim.so");
     compile(&["-shared", "-fPIC"], "shim.c", &library);
@@ -89,8 +85,8 @@ fn compile(options: &[&str], source: &str, to: &Path) {
     assert!(compiled.unwrap().success());
 }
 
-/// The model that `--model` finds.
-fn draws(home: &Path, model: &str) {
+/// Checks that `--model` loads a checkpoint.
+fn assert_loads(home: &Path, model: &str) {
     let arguments = [
         "generate",
         "--plugin",
@@ -100,13 +96,13 @@ fn draws(home: &Path, model: &str) {
         "--prompt",
         "a photo of a star",
         "--out",
-        "drawn.png",
+        "image.png",
     ];
-    done(home, &arguments.map(String::from));
-    fs::remove_file(home.join("drawn.png")).unwrap();
+    run_ok(home, &arguments.map(String::from));
+    fs::remove_file(home.join("image.png")).unwrap();
 }
 
-fn names(folder: &Path) -> Vec<String> {
+fn file_names(folder: &Path) -> Vec<String> {
     let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
     let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(name).collect();
     names.sort();
@@ -114,7 +110,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_run_without_links_locks_and_syncs_trains_resumes_and_is_read() {
+fn run_without_symlinks_locks_and_fsync_trains_and_resumes() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let shim = shim(home);
@@ -134,29 +130,29 @@ fn a_run_without_links_locks_and_syncs_trains_resumes_and_is_read() {
     {
         let run = format!("run-{index}");
         let checkpoints = home.join(&run).join("checkpoints");
-        let text = succeeded(&on(home, &shim, &lacks, &begin(home, &run, 2)));
+        let text = succeeded(&run_with_shim(home, &shim, &lacks, &new_run(home, &run, 2)));
         for warning in ["the file system does not support locks", "cannot be synced"] {
             assert_eq!(text.matches(warning).count(), 1, "`{warning}` once: {text}");
         }
         assert_eq!(fs::read_to_string(checkpoints.join("latest")).unwrap(), "step-000002\n");
-        // Two steps seldom make a model better.
+        // Two steps rarely improve a model, so `best` is set here.
         fs::write(checkpoints.join("best"), "step-000002\n").unwrap();
-        assert_eq!(names(&checkpoints).iter().filter(|name| name.starts_with(".partial-")).count(), 0);
+        assert_eq!(file_names(&checkpoints).iter().filter(|name| name.starts_with(".partial-")).count(), 0);
 
-        succeeded(&on(home, &shim, &lacks, &resume(&run, 3)));
+        succeeded(&run_with_shim(home, &shim, &lacks, &resume(&run, 3)));
         assert_eq!(fs::read_to_string(checkpoints.join("latest")).unwrap(), "step-000003\n");
         for name in ["", "/checkpoints/latest", "/checkpoints/best", "/checkpoints/step-000003"] {
-            draws(home, &format!("{run}{name}"));
+            assert_loads(home, &format!("{run}{name}"));
         }
 
-        // On a disk with links, they are links again.
-        done(home, &resume(&run, 4));
+        // On a file system with symbolic links, the names become links again.
+        run_ok(home, &resume(&run, 4));
         assert_eq!(fs::read_link(checkpoints.join("latest")).unwrap(), Path::new("step-000004"));
     }
 }
 
 #[test]
-fn what_a_checkpoint_needs_is_missed_before_the_first_step() {
+fn missing_filesystem_support_fails_before_the_first_step() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let shim = shim(home);
@@ -164,40 +160,40 @@ fn what_a_checkpoint_needs_is_missed_before_the_first_step() {
         [("FSYNC_FOLDER", EIO), ("FSYNC_FILE", EDQUOT), ("FLOCK", EIO)].into_iter().enumerate()
     {
         let run = format!("run-{index}");
-        let output = on(home, &shim, &[lacks], &begin(home, &run, 1));
+        let output = run_with_shim(home, &shim, &[lacks], &new_run(home, &run, 1));
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains("error: cannot "), "{text}");
-        assert!(!home.join(&run).join("metrics.jsonl").exists(), "no step was done");
+        assert!(!home.join(&run).join("metrics.jsonl").exists(), "no step ran");
     }
 }
 
 #[test]
-fn a_run_copied_with_links_followed_resumes() {
+fn run_copied_with_followed_symlinks_resumes() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    done(home, &begin(home, "run", 2));
+    run_ok(home, &new_run(home, "run", 2));
     let copy = |to: &str| {
         assert!(Command::new("cp").args(["-rL", "run", to]).current_dir(home).status().unwrap().success());
         home.join(to).join("checkpoints")
     };
-    // As it is copied: `latest` and `best` are folders beside those of their steps.
+    // A plain copy: `latest` and `best` are directories next to those of their steps.
     let checkpoints = copy("followed");
     assert!(checkpoints.join("latest").is_dir() && !checkpoints.join("latest").is_symlink());
-    draws(home, "followed/checkpoints/latest");
-    done(home, &resume("followed", 3));
+    assert_loads(home, "followed/checkpoints/latest");
+    run_ok(home, &resume("followed", 3));
     assert_eq!(fs::read_link(checkpoints.join("latest")).unwrap(), Path::new("step-000003"));
 
-    // `latest` alone was kept.
+    // Only `latest` was copied.
     let checkpoints = copy("alone");
-    for name in names(&checkpoints).iter().filter(|name| *name != "latest") {
+    for name in file_names(&checkpoints).iter().filter(|name| *name != "latest") {
         fs::remove_dir_all(checkpoints.join(name)).unwrap();
     }
-    draws(home, "alone");
-    done(home, &resume("alone", 3));
-    assert!(checkpoints.join("step-000002").is_dir(), "it has the name of its step again");
+    assert_loads(home, "alone");
+    run_ok(home, &resume("alone", 3));
+    assert!(checkpoints.join("step-000002").is_dir(), "it is renamed to its step");
 
-    // One that is not that of its step is left alone.
+    // A `latest` that differs from its step is left alone.
     let checkpoints = copy("changed");
     let state = checkpoints.join("latest/training/state.json");
     let text = fs::read_to_string(&state).unwrap();
@@ -209,16 +205,16 @@ fn a_run_copied_with_links_followed_resumes() {
     assert!(checkpoints.join("latest").is_dir());
 }
 
-/// An empty FAT16 file system of 128 MB, as formatting leaves it.
+/// Writes an empty FAT16 file system of 128 MB.
 fn format_fat(image: &Path) {
     let (sectors, reserved, fats, fat_sectors) = (262_144u32, 1u32, 2u32, 256u32);
     let mut boot = [0u8; SECTOR as usize];
     boot[..11].copy_from_slice(b"\xeb\x3c\x90MSDOS5.0");
     boot[11..13].copy_from_slice(&(SECTOR as u16).to_le_bytes());
-    boot[13] = 8; // sectors a cluster
+    boot[13] = 8; // sectors per cluster
     boot[14] = reserved as u8;
     boot[16] = fats as u8;
-    boot[17..19].copy_from_slice(&512u16.to_le_bytes()); // entries of the root folder
+    boot[17..19].copy_from_slice(&512u16.to_le_bytes()); // entries of the root directory
     boot[21] = 0xF8;
     boot[22..24].copy_from_slice(&(fat_sectors as u16).to_le_bytes());
     boot[32..36].copy_from_slice(&sectors.to_le_bytes());
@@ -234,7 +230,8 @@ fn format_fat(image: &Path) {
     }
 }
 
-/// Trains, resumes and reads a run in `home/disk`, where `mount` mounts something that nobody else sees; or says why not.
+/// Trains, resumes and evaluates a run in `home/disk`, which `mount` mounts in a private namespace. Skipped if it cannot be
+/// mounted.
 fn on_a_mount(home: &Path, mount: &str, unshare: &str) {
     fs::create_dir(home.join("disk")).unwrap();
     let words = |arguments: Vec<String>| {
@@ -245,7 +242,7 @@ fn on_a_mount(home: &Path, mount: &str, unshare: &str) {
     let eval = "eval --plugin showo --prompts 1 --json --model disk/run/checkpoints/latest";
     let script = format!(
         "{mount} || exit 77; {} && {} && {} && cat disk/run/checkpoints/latest; status=$?; umount disk; exit $status",
-        words(begin(home, "disk/run", 2)),
+        words(new_run(home, "disk/run", 2)),
         words(resume("disk/run", 3)),
         words(eval.split(' ').map(String::from).collect()),
     );
@@ -254,7 +251,7 @@ fn on_a_mount(home: &Path, mount: &str, unshare: &str) {
     let output = command.current_dir(home).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     if output.status.code() == Some(77) || text.contains("unshare failed") {
-        println!("SKIPPED: it cannot be mounted here: {text}");
+        println!("SKIPPED: cannot mount the file system: {text}");
         return;
     }
     assert!(output.status.success(), "{text}");
@@ -262,15 +259,15 @@ fn on_a_mount(home: &Path, mount: &str, unshare: &str) {
 }
 
 #[test]
-fn a_run_on_vfat_trains_and_resumes() {
+fn run_on_vfat_trains_and_resumes() {
     let home = tempfile::tempdir().unwrap();
     format_fat(&home.path().join("image"));
     on_a_mount(home.path(), "mount -o loop -t vfat image disk", "-m");
 }
 
-/// A real file system without links, locks, permissions, syncs of folders and shared maps.
+/// A FUSE file system without links, locks, permissions, fsync of directories and shared memory maps.
 #[test]
-fn a_run_on_a_poor_fuse_file_system_trains_and_resumes() {
+fn run_on_limited_fuse_file_system_trains_and_resumes() {
     let home = tempfile::tempdir().unwrap();
     let program = home.path().join("poor");
     compile(&[], "poor.c", &program);

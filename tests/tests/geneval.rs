@@ -1,7 +1,7 @@
-//! `GenEval`: the rules against a second reading of them, the set that `unirl geneval draw` makes, and what
-//! `unirl geneval judge` says of good and bad sets.
+//! `GenEval`: the rules against an independent implementation, the images of `unirl geneval draw`, and the verdicts and errors
+//! of `unirl geneval judge`.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
@@ -24,31 +24,34 @@ use unirl::prompts::rng::Rng;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/geneval");
 
-/// Runs `unirl geneval` in `folder`: exit status, stdout and stderr.
+/// Runs `unirl geneval` in a directory. Returns exit status, stdout and stderr.
 fn unirl(folder: &Path, arguments: &[&str]) -> String {
-    common::shown(&common::unirl([&["geneval"], arguments].concat()).current_dir(folder).output().unwrap())
+    common::format_output(
+        &common::unirl([&["geneval"], arguments].concat()).current_dir(folder).output().unwrap(),
+    )
 }
 
 // ---- the rules ----
 
-/// A second reading of the rules, from their description and in its order, over JSON and tuples.
-mod second {
+/// An independent implementation of the rules, written from their description, over JSON and tuples.
+mod independent {
     use super::{HashMap, Value};
 
     type Found = (f32, [f32; 4], String);
 
-    /// For every class the detections above the threshold, sure ones first: ascending, turned round, cut.
+    /// The at most 16 detections of each class above the threshold, by descending score: sorted ascending, then reversed.
     fn filtered(tag: &str, detections: &[(String, Found)]) -> HashMap<String, Vec<Found>> {
         let limit: f32 = if tag == "counting" { 0.9 } else { 0.3 };
         let mut objects = HashMap::new();
         for (class, _) in detections {
-            let own: Vec<&Found> = detections.iter().filter(|(c, _)| c == class).map(|(_, f)| f).collect();
-            let mut order: Vec<usize> = (0..own.len()).collect();
-            order.sort_by(|i, j| own[*i].0.partial_cmp(&own[*j].0).unwrap());
+            let of_class: Vec<&Found> =
+                detections.iter().filter(|(c, _)| c == class).map(|(_, f)| f).collect();
+            let mut order: Vec<usize> = (0..of_class.len()).collect();
+            order.sort_by(|i, j| of_class[*i].0.partial_cmp(&of_class[*j].0).unwrap());
             order.reverse();
-            order.retain(|i| own[*i].0 > limit);
+            order.retain(|i| of_class[*i].0 > limit);
             order.truncate(16);
-            let chosen: Vec<Found> = order.into_iter().map(|i| own[i].clone()).collect();
+            let chosen: Vec<Found> = order.into_iter().map(|i| of_class[i].clone()).collect();
             objects.insert(class.clone(), chosen);
         }
         objects
@@ -71,36 +74,36 @@ mod second {
             }
         };
         let (rev_x, rev_y) = (shrink(off_x, wide), shrink(off_y, high));
-        let mut shown_text = Vec::new();
+        let mut positions = Vec::new();
         if rev_x.abs() < 1e-3 && rev_y.abs() < 1e-3 {
-            return shown_text;
+            return positions;
         }
         let norm = (off_x * off_x + off_y * off_y).sqrt();
         let (dx, dy) = (rev_x / norm, rev_y / norm);
         if dx < -0.5 {
-            shown_text.push("left of");
+            positions.push("left of");
         }
         if dx > 0.5 {
-            shown_text.push("right of");
+            positions.push("right of");
         }
         if dy < -0.5 {
-            shown_text.push("above");
+            positions.push("above");
         }
         if dy > 0.5 {
-            shown_text.push("below");
+            positions.push("below");
         }
-        shown_text
+        positions
     }
 
-    /// Whether the image is right, and how many clauses failed.
+    /// Whether the image is correct, and the number of failed clauses.
     pub(super) fn evaluate(metadata: &Value, detections: &[(String, Found)]) -> (bool, usize) {
         let objects = filtered(metadata["tag"].as_str().unwrap(), detections);
-        let nothing = Vec::new();
+        let empty = Vec::new();
         let (mut correct, mut faults) = (true, 0);
         let mut matched_groups: Vec<Option<Vec<Found>>> = Vec::new();
         for wanted in metadata["include"].as_array().unwrap() {
             let count = wanted["count"].as_u64().unwrap() as usize;
-            let all = objects.get(wanted["class"].as_str().unwrap()).unwrap_or(&nothing);
+            let all = objects.get(wanted["class"].as_str().unwrap()).unwrap_or(&empty);
             let found: Vec<Found> = all.iter().take(count).cloned().collect();
             let mut matched = true;
             if found.len() < count {
@@ -143,8 +146,8 @@ mod second {
         }
         if let Some(excludes) = metadata["exclude"].as_array() {
             for unwanted in excludes {
-                let there = objects.get(unwanted["class"].as_str().unwrap()).unwrap_or(&nothing).len();
-                if there as u64 >= unwanted["count"].as_u64().unwrap() {
+                let found = objects.get(unwanted["class"].as_str().unwrap()).unwrap_or(&empty).len();
+                if found as u64 >= unwanted["count"].as_u64().unwrap() {
                     correct = false;
                     faults += 1;
                 }
@@ -155,14 +158,14 @@ mod second {
 }
 
 const CLASSES: [&str; 3] = ["dog", "cat", "bench"];
-const SEEN: [&str; 2] = ["red", "blue"];
+const COLORS: [&str; 2] = ["red", "blue"];
 const TAGS: [&str; 6] = ["single_object", "two_object", "counting", "colors", "position", "color_attr"];
 
 fn random_metadata(tag: &str, rng: &mut Rng) -> Value {
     let (one, other) = rng.two_below(CLASSES.len());
     let (one, other) = (CLASSES[one], CLASSES[other]);
-    let color = |rng: &mut Rng| SEEN[rng.below(SEEN.len())];
-    // Mostly one object as in the original, at times two.
+    let color = |rng: &mut Rng| COLORS[rng.below(COLORS.len())];
+    // Mostly one object, as in the original, and sometimes two.
     let count = 1 + usize::from(rng.chance(0.2));
     let mut line = json!({"tag": tag, "include": [{"class": one, "count": count}], "prompt": "a photo"});
     match tag {
@@ -189,7 +192,7 @@ fn random_metadata(tag: &str, rng: &mut Rng) -> Value {
     line
 }
 
-/// Scores on a grid that holds both thresholds, boxes on one that is coarse at times.
+/// Detections with scores on a grid that contains both thresholds, and boxes on grids of various steps.
 fn random_detections(tag: &str, rng: &mut Rng) -> Vec<Detection> {
     let many = rng.chance(0.1);
     let count = if many { 30 } else { rng.below(8) };
@@ -203,14 +206,14 @@ fn random_detections(tag: &str, rng: &mut Rng) -> Vec<Detection> {
                 class: CLASSES[if many { 0 } else { rng.below(CLASSES.len()) }].into(),
                 score: (least + rng.below(21 - least)) as f32 / 20.0,
                 bounds: [x, y, x + edge(rng), y + edge(rng)],
-                color: Some(SEEN[rng.below(SEEN.len())].into()),
+                color: Some(COLORS[rng.below(COLORS.len())].into()),
             }
         })
         .collect()
 }
 
 #[test]
-fn two_readings_of_the_rules_agree() {
+fn geneval_rules_agree_with_independent_implementation() {
     let mut rng = Rng::new(17);
     let mut verdicts: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
     for round in 0..4000 {
@@ -221,7 +224,7 @@ fn two_readings_of_the_rules_agree() {
             .iter()
             .map(|found| (found.class.clone(), (found.score, found.bounds, found.color.clone().unwrap())))
             .collect();
-        let (correct, faults) = second::evaluate(&metadata, &tuples);
+        let (correct, faults) = independent::evaluate(&metadata, &tuples);
         let judged =
             judge(&Metadata::parse(&metadata.to_string()).unwrap(), &detections, &Thresholds::default())
                 .unwrap();
@@ -233,13 +236,13 @@ fn two_readings_of_the_rules_agree() {
         );
         verdicts.entry(tag).or_default()[usize::from(correct)] += 1;
     }
-    // Neither verdict is rare in any tag, so that agreement says something.
+    // Both verdicts are frequent in every tag; otherwise agreement would be trivial.
     assert!(verdicts.len() == 6 && verdicts.values().flatten().all(|count| *count >= 25), "{verdicts:?}");
 }
 
 /// `GenEval`'s own file is not part of a checkout.
 #[test]
-fn genevals_metadata_are_read_and_kept_to_the_letter() {
+fn geneval_metadata_round_trip_verbatim() {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/geneval/evaluation_metadata.jsonl");
     if !path.is_file() {
@@ -255,13 +258,13 @@ fn genevals_metadata_are_read_and_kept_to_the_letter() {
     }
 }
 
-// ---- drawing ----
+// ---- generation ----
 
-/// Of the 3,072 values of an image: a batch of another size was seen to round one of them to the next of 255 steps, in 2 of
-/// 48 images.
-const ROUNDED: i64 = 8;
+/// The number of the 3,072 values of an image that may round differently in another batch. Measured: one value, in 2 of 48
+/// images.
+const MAX_ROUNDED: i64 = 8;
 
-/// Every file below a folder with its bytes.
+/// The contents of every file below a directory.
 fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut all = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
@@ -279,7 +282,7 @@ fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     all
 }
 
-fn draw(home: &Path, out: &str, count: &str, more: &[&str]) -> String {
+fn generate(home: &Path, out: &str, count: &str, more: &[&str]) -> String {
     let metadata = format!("{EXAMPLE}/metadata.jsonl");
     let mut arguments = vec!["draw", "--plugin", "showo", "--device", "cpu", "--metadata", &metadata];
     arguments.extend(["--out", out, "--count", count]);
@@ -288,55 +291,56 @@ fn draw(home: &Path, out: &str, count: &str, more: &[&str]) -> String {
 }
 
 #[test]
-fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
+fn geneval_images_are_generated_resumed_and_judged() {
     let home = TempDir::new().unwrap();
     let home = home.path();
-    let shown_text = draw(home, "whole", "2", &["--seed", "3"]);
-    assert_eq!(shown_text, "exit: 0\nstdout:\nwhole\nstderr:\n");
-    let whole = files(&home.join("whole"));
+    let printed = generate(home, "complete", "2", &["--seed", "3"]);
+    assert_eq!(printed, "exit: 0\nstdout:\nwhole\nstderr:\n");
+    let complete = files(&home.join("complete"));
     let prompts = read_metadata(&Path::new(EXAMPLE).join("metadata.jsonl")).unwrap();
-    assert_eq!(whole.len(), 1 + prompts.len() * 3);
+    assert_eq!(complete.len(), 1 + prompts.len() * 3);
     for (index, prompt) in prompts.iter().enumerate() {
-        assert_eq!(whole[&format!("{index:05}/metadata.jsonl")], prompt.line().as_bytes());
-        let image = |number: usize| &whole[&format!("{index:05}/samples/{number:04}.png")];
+        assert_eq!(complete[&format!("{index:05}/metadata.jsonl")], prompt.line().as_bytes());
+        let image = |number: usize| &complete[&format!("{index:05}/samples/{number:04}.png")];
         assert_ne!(image(0), image(1));
     }
 
-    // In other batches the images are the same, but for a rounding here and there.
-    let shown_text = draw(home, "parts", "2", &["--seed", "3", "--batch", "5"]);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    // Another batch size changes the images only by rounding.
+    let printed = generate(home, "parts", "2", &["--seed", "3", "--batch", "5"]);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     let parts = home.join("parts");
     let before = files(&parts);
-    assert!(before.keys().eq(whole.keys()));
+    assert!(before.keys().eq(complete.keys()));
     for name in before.keys().filter(|name| name.contains("/samples/")) {
         let [one, other] =
-            ["whole", "parts"].map(|set| image_io::read(&home.join(set).join(name), 32).unwrap());
-        let off = (one - other).abs() * 255.0;
-        let most = off.max().double_value(&[]).round();
-        let many = off.gt(0.5).sum(Kind::Int64).int64_value(&[]);
-        assert!(most <= 1.0 && many <= ROUNDED, "{name}: {many} values differ, by up to {most} of 255");
+            ["complete", "parts"].map(|set| image_io::read(&home.join(set).join(name), 32).unwrap());
+        let difference = (one - other).abs() * 255.0;
+        let most = difference.max().double_value(&[]).round();
+        let many = difference.gt(0.5).sum(Kind::Int64).int64_value(&[]);
+        assert!(most <= 1.0 && many <= MAX_ROUNDED, "{name}: {many} values differ, by up to {most} of 255");
     }
 
-    // An interruption in the middle of a prompt, and one in the middle of a file: in the batches of before.
+    // After an interruption within a prompt or a file, the recorded batch size is used.
     fs::remove_file(parts.join("00002/samples/0001.png")).unwrap();
     fs::remove_dir_all(parts.join("00007")).unwrap();
     fs::remove_dir_all(parts.join("00011")).unwrap();
     fs::write(parts.join("00002/samples/.partial-x"), "half").unwrap();
     let untouched = fs::metadata(parts.join("00003/samples/0000.png")).unwrap().modified().unwrap();
-    let shown_text = draw(home, "parts", "2", &["--seed", "3"]);
-    assert_eq!(shown_text, "exit: 0\nstdout:\nparts\nstderr:\n9 of 12 prompts are drawn already\n");
+    let printed = generate(home, "parts", "2", &["--seed", "3"]);
+    assert_eq!(printed, "exit: 0\nstdout:\nparts\nstderr:\n9 of 12 prompts are already complete\n");
     assert!(files(&parts) == before, "the interruption changed the images");
     let same = fs::metadata(parts.join("00003/samples/0000.png")).unwrap().modified().unwrap();
     assert_eq!(same, untouched);
-    let shown_text = draw(home, "other", "2", &["--seed", "4"]);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
-    assert!(files(&home.join("other"))["00000/samples/0000.png"] != whole["00000/samples/0000.png"]);
+    let printed = generate(home, "other", "2", &["--seed", "4"]);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
+    assert!(files(&home.join("other"))["00000/samples/0000.png"] != complete["00000/samples/0000.png"]);
 
-    // The detector's verdicts lie between those of the exact judge: what that one allows strictly is right here, and
-    // what is right here it allows at least leniently.
-    let arguments = ["judge", "--images", "whole", "--detector", "tiles", "--out", "results.jsonl", "--json"];
-    let shown_text = unirl(home, &arguments);
-    let summary = shown_text.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
+    // The verdicts lie between those of the exact judge: strictly correct images pass, and images that pass are at least
+    // leniently correct.
+    let arguments =
+        ["judge", "--images", "complete", "--detector", "tiles", "--out", "results.jsonl", "--json"];
+    let printed = unirl(home, &arguments);
+    let summary = printed.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
     let summary: Value = serde_json::from_str(summary).unwrap();
     let results: Vec<Value> = fs::read_to_string(home.join("results.jsonl"))
         .unwrap()
@@ -350,7 +354,7 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
         let filename = result["filename"].as_str().unwrap();
         assert_eq!(filename, format!("{:05}/samples/{:04}.png", index / 2, index % 2));
         assert_eq!(result["metadata"], prompts[index / 2].line());
-        let pixels = image_io::read(&home.join("whole").join(filename), 32).unwrap();
+        let pixels = image_io::read(&home.join("complete").join(filename), 32).unwrap();
         let exact = tiles::judge(&tasks[index / 2].spec, &tiles::read(&pixels).unwrap()[0]);
         let correct = result["correct"].as_bool().unwrap();
         assert!(correct >= exact.strict && correct <= exact.lenient, "{result}\n{exact:?}");
@@ -360,24 +364,25 @@ fn a_set_is_drawn_resumed_and_judged_by_a_detector() {
     assert_eq!(summary["images"], json!({"correct": right, "of": 24, "share": right as f64 / 24.0}));
     assert_eq!(summary["tags"].as_array().unwrap().len(), 6);
 
-    // Without its verdicts on colours the detector is no use here.
-    let blind = ["judge", "--images", "whole", "--detector", "tiles", "--set", "colors=false"];
-    let shown_text = unirl(home, &blind);
-    assert!(shown_text.starts_with("exit: 2") && shown_text.contains("has no `color`"), "{shown_text}");
-    let silent = unirl(home, &["judge", "--images", "whole", "--detector", "tiles", "--set", "forgets=true"]);
+    // The prompts require colours from the detector.
+    let blind = ["judge", "--images", "complete", "--detector", "tiles", "--set", "colors=false"];
+    let printed = unirl(home, &blind);
+    assert!(printed.starts_with("exit: 2") && printed.contains("has no `color`"), "{printed}");
+    let silent =
+        unirl(home, &["judge", "--images", "complete", "--detector", "tiles", "--set", "forgets=true"]);
     assert_snapshot!(silent);
 }
 
 // ---- the example ----
 
-/// What stands in `examples/geneval/README.md` is what the command prints. `UPDATE_EXAMPLES=1` writes the detections anew.
+/// `examples/geneval/README.md` shows the output of the command. `UPDATE_EXAMPLES=1` writes new detections.
 #[test]
-fn the_example_is_judged_as_its_page_says() {
+fn geneval_example_matches_its_readme() {
     let home = TempDir::new().unwrap();
     let home = home.path();
     let folder = Path::new(EXAMPLE);
-    let shown_text = draw(home, "drawn", "4", &[]);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = generate(home, "images", "4", &[]);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     if std::env::var_os("UPDATE_EXAMPLES").is_some() {
         let detector = Plugins::new(&[plugin_dir()]).detector("tiles", &Value::Null).unwrap();
         let palette = unirl::tiles::object_list();
@@ -385,20 +390,20 @@ fn the_example_is_judged_as_its_page_says() {
         for prompt in 0..12 {
             for image in 0..4 {
                 let name = format!("{prompt:05}/samples/{image:04}.png");
-                let pixels = image_io::read(&home.join("drawn").join(&name), 32).unwrap();
+                let pixels = image_io::read(&home.join("images").join(&name), 32).unwrap();
                 let found = detector.detect(&pixels, &palette.nouns, &palette.colors).unwrap();
-                let found = serde_json::to_string(&found[0]).unwrap(); // a `Value` would widen its numbers
+                let found = serde_json::to_string(&found[0]).unwrap(); // `Value` would convert the numbers to f64
                 text += &format!("{{\"filename\":\"{name}\",\"detections\":{found}}}\n");
             }
         }
         fs::write(folder.join("detections.jsonl"), text).unwrap();
     }
     let detections = format!("{EXAMPLE}/detections.jsonl");
-    let arguments = ["judge", "--images", "drawn", "--detections", &detections, "--out", "results.jsonl"];
-    let shown_text = unirl(home, &arguments);
-    let table = shown_text.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
+    let arguments = ["judge", "--images", "images", "--detections", &detections, "--out", "results.jsonl"];
+    let printed = unirl(home, &arguments);
+    let table = printed.strip_prefix("exit: 0\nstdout:\n").unwrap().strip_suffix("stderr:\n").unwrap();
     let page = fs::read_to_string(folder.join("README.md")).unwrap();
-    assert!(page.contains(&format!("```text\n{table}```\n")), "the page should say:\n{table}");
+    assert!(page.contains(&format!("```text\n{table}```\n")), "expected in the README:\n{table}");
     let results = fs::read_to_string(home.join("results.jsonl")).unwrap();
     if std::env::var_os("UPDATE_EXAMPLES").is_some() {
         fs::write(folder.join("results.jsonl"), &results).unwrap();
@@ -406,14 +411,14 @@ fn the_example_is_judged_as_its_page_says() {
     assert_eq!(results, fs::read_to_string(folder.join("results.jsonl")).unwrap());
 }
 
-// ---- what a user can do wrong ----
+// ---- user errors ----
 
 const DOG: &str =
     r#"{"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}"#;
 const CAT: &str = r#"{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a photo of a red cat"}"#;
 
-/// A set of two prompts with two images each; no judge of detections opens them.
-fn set(home: &Path) -> PathBuf {
+/// Writes two prompts with two empty images each, which are never opened if detections are given.
+fn image_dir(home: &Path) -> PathBuf {
     let root = home.join("set");
     let _ = fs::remove_dir_all(&root);
     for (index, line) in [DOG, CAT].iter().enumerate() {
@@ -439,9 +444,9 @@ fn four(first: &str, last: &str) -> String {
 }
 
 #[test]
-fn a_set_of_files_alone_is_judged() {
+fn geneval_judge_needs_no_model() {
     let home = TempDir::new().unwrap();
-    set(home.path());
+    image_dir(home.path());
     let dog = r#"{"class": "dog", "score": 0.5, "box": [0, 0, 9, 9]}"#;
     let cats = r#"{"class": "cat", "score": 0.7, "box": [0, 0, 9, 9], "color": "blue"}, {"class": "car", "score": 0.1, "box": [1, 2, 3, 4]}"#;
     fs::write(home.path().join("found.jsonl"), four(dog, cats)).unwrap();
@@ -453,9 +458,9 @@ fn a_set_of_files_alone_is_judged() {
 }
 
 #[test]
-fn detections_that_do_not_fit() {
+fn geneval_invalid_detections_are_refused() {
     let home = TempDir::new().unwrap();
-    set(home.path());
+    image_dir(home.path());
     let dog = |class: &str, score: &str, bounds: &str| {
         format!("{{\"class\": \"{class}\", \"score\": {score}, \"box\": {bounds}}}")
     };
@@ -476,34 +481,33 @@ fn detections_that_do_not_fit() {
         four(&good, "") + "\n{\"filename\": \n",
     ] {
         fs::write(home.path().join("found.jsonl"), &found).unwrap();
-        let shown_text = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
-        assert!(!shown_text.contains("internal error"), "{shown_text}");
-        texts.push(format!("{found}\n{shown_text}"));
+        let printed = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        assert!(!printed.contains("internal error"), "{printed}");
+        texts.push(format!("{found}\n{printed}"));
     }
     assert_snapshot!(texts.join("----\n"));
 }
 
-/// A set of one image a prompt, with the detections of `tests/fixtures/cases`: exit status, stdout and stderr.
+/// Judges one image per prompt by the detections in `tests/fixtures/cases`. Returns exit status, stdout and stderr.
 fn judge_cases(home: &Path, detections: &str, more: &[&str]) -> String {
     let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases/detections");
     let detections = format!("{cases}/{detections}.jsonl");
     let images = format!("{cases}/IMG");
-    let shown_text =
-        unirl(home, &[&["judge", "--images", &images, "--detections", &detections], more].concat());
-    shown_text.replace(cases, "[CASES]")
+    let printed = unirl(home, &[&["judge", "--images", &images, "--detections", &detections], more].concat());
+    printed.replace(cases, "[CASES]")
 }
 
 #[test]
-fn colors_of_detections_are_those_of_the_prompts() {
+fn geneval_detection_colors_are_validated() {
     let home = TempDir::new().unwrap();
     let home = home.path();
     let right = judge_cases(home, "lower", &[]);
     assert!(right.contains("Overall          1.0000"), "{right}");
-    // Case and blanks do not matter.
+    // Case and whitespace are ignored.
     assert_eq!(judge_cases(home, "Upper", &[]), right);
     assert_snapshot!([judge_cases(home, "rednoun", &[]), judge_cases(home, "unknown", &[])].join("\n"));
 
-    set(home);
+    image_dir(home);
     for (color, hint) in [
         ("a photo of a red cat", "did you mean `red`?"),
         ("RED-colored", "did you mean `red`?"),
@@ -514,24 +518,24 @@ fn colors_of_detections_are_those_of_the_prompts() {
     ] {
         let cat = format!(r#"{{"class": "cat", "score": 0.9, "box": [0, 0, 9, 9], "color": "{color}"}}"#);
         fs::write(home.join("found.jsonl"), four("", &cat)).unwrap();
-        let shown_text = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
-        assert!(shown_text.starts_with("exit: 2") && shown_text.contains(hint), "{color}: {shown_text}");
+        let printed = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        assert!(printed.starts_with("exit: 2") && printed.contains(hint), "{color}: {printed}");
         assert!(
-            shown_text.contains("`found.jsonl`, line 4") && shown_text.contains("`detections[0]`"),
-            "{shown_text}"
+            printed.contains("`found.jsonl`, line 4") && printed.contains("`detections[0]`"),
+            "{printed}"
         );
     }
     let cat = r#"{"class": " Cat", "score": 0.9, "box": [0, 0, 9, 9], "color": "\tRed "}"#;
     fs::write(home.join("found.jsonl"), four("", cat)).unwrap();
-    let shown_text = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
-    assert!(shown_text.contains("colors           0.5000  1 of 2"), "{shown_text}");
+    let printed = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+    assert!(printed.contains("colors           0.5000  1 of 2"), "{printed}");
 }
 
 #[test]
-fn a_set_of_jpegs_is_judged() {
+fn geneval_judge_accepts_jpeg() {
     let home = TempDir::new().unwrap();
     let home = home.path();
-    let root = set(home);
+    let root = image_dir(home);
     let dog = r#"{"class": "dog", "score": 0.5, "box": [0, 0, 9, 9]}"#;
     for (ending, other) in [("jpg", "png"), ("jpeg", "jpg"), ("JPG", "jpeg")] {
         for image in ["00000/samples/0000", "00000/samples/0001", "00001/samples/0000", "00001/samples/0001"]
@@ -540,10 +544,10 @@ fn a_set_of_jpegs_is_judged() {
             fs::rename(path(other), path(ending)).unwrap();
         }
         fs::write(home.join("found.jsonl"), four(dog, "").replace(".png", &format!(".{ending}"))).unwrap();
-        let shown_text = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        let printed = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
         assert!(
-            shown_text.starts_with("exit: 0") && shown_text.contains("single_object    0.5000  1 of 2"),
-            "{shown_text}"
+            printed.starts_with("exit: 0") && printed.contains("single_object    0.5000  1 of 2"),
+            "{printed}"
         );
     }
     fs::write(root.join("00001/samples/00.png"), "").unwrap();
@@ -552,10 +556,10 @@ fn a_set_of_jpegs_is_judged() {
 }
 
 #[test]
-fn thresholds_and_a_part_of_the_prompts_are_chosen_and_written() {
+fn geneval_thresholds_and_subset_are_applied_and_recorded() {
     let home = TempDir::new().unwrap();
     let home = home.path();
-    let root = set(home);
+    let root = image_dir(home);
     let dog = r#"{"class": "dog", "score": 0.5, "box": [0, 0, 9, 9]}"#;
     let cat = r#"{"class": "cat", "score": 0.25, "box": [0, 0, 9, 9], "color": "red"}"#;
     fs::write(home.join("found.jsonl"), four(dog, cat)).unwrap();
@@ -576,53 +580,53 @@ fn thresholds_and_a_part_of_the_prompts_are_chosen_and_written() {
     ];
     fs::write(home.join("found.jsonl"), four("", "")).unwrap();
     let empty = judge(&[]);
-    // Of a part that is chosen by numbers the others need not be there.
+    // Prompts outside of a subset of numbers may be missing.
     fs::remove_dir_all(root.join("00000")).unwrap();
     let alone = judge(&["--subset", "1"]);
     assert!(alone.starts_with("exit: 0") && alone.contains("colors           0.0000  0 of 2"), "{alone}");
     assert_snapshot!(texts.join("\n") + &empty);
 }
 
-/// What is done to a good set.
+/// A change to a valid image directory.
 type Change = fn(&Path);
 
 #[test]
-fn sets_that_are_not_whole() {
+fn geneval_incomplete_image_directories_are_refused() {
     let home = TempDir::new().unwrap();
     fs::write(home.path().join("found.jsonl"), four("", "")).unwrap();
     let mut texts = Vec::new();
     let changes: [(&str, Change); 9] = [
-        ("no folder", |root| fs::remove_dir_all(root).unwrap()),
+        ("no directory", |root| fs::remove_dir_all(root).unwrap()),
         ("no prompts", |root| {
             fs::remove_dir_all(root).unwrap();
             fs::create_dir(root).unwrap();
         }),
-        ("an image less", |root| fs::remove_file(root.join("00001/samples/0001.png")).unwrap()),
+        ("a missing image", |root| fs::remove_file(root.join("00001/samples/0001.png")).unwrap()),
         ("no images", |root| fs::remove_dir_all(root.join("00000/samples")).unwrap()),
-        ("a number is missing", |root| fs::rename(root.join("00001"), root.join("00003")).unwrap()),
-        ("fewer prompts than were to be drawn", |root| {
+        ("a missing number", |root| fs::rename(root.join("00001"), root.join("00003")).unwrap()),
+        ("fewer prompts than requested", |root| {
             fs::write(root.join("draw.json"), r#"{"prompts": 553, "count": 2}"#).unwrap();
         }),
-        ("fewer images than were to be drawn", |root| {
+        ("fewer images than requested", |root| {
             fs::write(root.join("draw.json"), r#"{"prompts": 2, "count": 4}"#).unwrap();
         }),
         ("no metadata", |root| fs::remove_file(root.join("00001/metadata.jsonl")).unwrap()),
-        ("bad metadata", |root| {
+        ("invalid metadata", |root| {
             fs::write(root.join("00001/metadata.jsonl"), "{\"tag\": \"colours\"").unwrap();
         }),
     ];
     for (what, change) in changes {
-        change(&set(home.path()));
-        let shown_text = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
-        texts.push(format!("{what}\n{shown_text}"));
+        change(&image_dir(home.path()));
+        let printed = unirl(home.path(), &["judge", "--images", "set", "--detections", "found.jsonl"]);
+        texts.push(format!("{what}\n{printed}"));
     }
     assert_snapshot!(texts.join("----\n"));
 }
 
 #[test]
-fn wrong_arguments() {
+fn geneval_invalid_arguments_are_refused() {
     let home = TempDir::new().unwrap();
-    set(home.path());
+    image_dir(home.path());
     fs::write(
         home.path().join("bad.jsonl"),
         format!("{DOG}\n\n{}\n", DOG.replace("\"count\": 1", "\"count\": \"one\"")),
@@ -631,8 +635,8 @@ fn wrong_arguments() {
     fs::write(home.path().join("empty.jsonl"), "\n").unwrap();
     fs::write(home.path().join("good.jsonl"), format!("{DOG}\n")).unwrap();
     let judge = |more: &[&'static str]| [&["judge", "--images", "set"], more].concat();
-    let draw = |more: &[&'static str]| [&["draw", "--plugin", "showo", "--device", "cpu"], more].concat();
-    let small = ["--metadata", "good.jsonl", "--out", "drawn", "--count", "1", "--steps", "1"];
+    let generate = |more: &[&'static str]| [&["draw", "--plugin", "showo", "--device", "cpu"], more].concat();
+    let small = ["--metadata", "good.jsonl", "--out", "images", "--count", "1", "--steps", "1"];
     let all = [
         judge(&[]),
         judge(&["--detections", "nowhere.jsonl"]),
@@ -642,23 +646,23 @@ fn wrong_arguments() {
         judge(&["--detector", "tiles", "--set", "scor=1"]),
         judge(&["--detector", "tiles", "--device", "gpu"]),
         judge(&["--detector", "tiles"]),
-        draw(&["--metadata", "nowhere.jsonl", "--out", "drawn"]),
-        draw(&["--metadata", "bad.jsonl", "--out", "drawn"]),
-        draw(&["--metadata", "empty.jsonl", "--out", "drawn"]),
-        draw(&["--metadata", "good.jsonl", "--out", "drawn", "--count", "0"]),
-        draw(&["--metadata", "good.jsonl", "--out", "set"]),
-        draw(&small),
-        draw(&[&small[..], &["--guidance", "3"]].concat()),
-        draw(&[&small[..], &["--batch", "0"]].concat()),
+        generate(&["--metadata", "nowhere.jsonl", "--out", "images"]),
+        generate(&["--metadata", "bad.jsonl", "--out", "images"]),
+        generate(&["--metadata", "empty.jsonl", "--out", "images"]),
+        generate(&["--metadata", "good.jsonl", "--out", "images", "--count", "0"]),
+        generate(&["--metadata", "good.jsonl", "--out", "set"]),
+        generate(&small),
+        generate(&[&small[..], &["--guidance", "3"]].concat()),
+        generate(&[&small[..], &["--batch", "0"]].concat()),
     ];
     let texts = all.map(|arguments| format!("{arguments:?}\n{}", unirl(home.path(), &arguments)));
     let texts = texts.join("----\n").replace(&plugin_dir().display().to_string(), "[PLUGINS]");
     assert_snapshot!(texts);
-    // The line of a prompt that is another than the one that was drawn.
+    // The metadata differ from those of the existing images.
     fs::write(home.path().join("good.jsonl"), format!("{CAT}\n")).unwrap();
-    let shown_text = unirl(home.path(), &draw(&small));
+    let printed = unirl(home.path(), &generate(&small));
     assert!(
-        shown_text.starts_with("exit: 2") && shown_text.contains("is not the line of prompt 0"),
-        "{shown_text}"
+        printed.starts_with("exit: 2") && printed.contains("differs from the metadata of prompt 0"),
+        "{printed}"
     );
 }

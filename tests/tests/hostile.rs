@@ -1,6 +1,6 @@
-//! A folder of plugins in which nothing is as it should be: it is told, file by file, and stops no run that does not need it.
+//! A plugin directory of broken and malicious files: each is reported, and none stops a run that does not use it.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
@@ -11,28 +11,28 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{plugin_dir, program, shown};
+use common::{format_output, plugin_dir, program};
 use serde_json::Value;
 
 const MAGIC: &[u8] = b"unirl-plugin-stamp-1\n";
-/// Bytes of a stamp.
+/// The size of a stamp in bytes.
 const STAMP: usize = 512;
 
-fn real() -> Vec<u8> {
+fn valid_plugin() -> Vec<u8> {
     fs::read(plugin_dir().join("libunirl_plugin_other.so")).unwrap()
 }
 
-/// Where the stamp of a library is: the magic also stands among its constants.
-fn stamp_at(bytes: &[u8]) -> usize {
+/// The offset of the stamp of a library. The magic alone also occurs among its constants.
+fn stamp_offset(bytes: &[u8]) -> usize {
     let is_stamp =
         |at: &usize| bytes[*at..].starts_with(MAGIC) && bytes[at + MAGIC.len()..].starts_with(b"abi=");
     (0..bytes.len() - STAMP).find(is_stamp).unwrap()
 }
 
-/// The real plugin with another text in its stamp.
+/// The valid plugin with `from` replaced by `to` in its stamp.
 fn restamped(from: &str, to: &str) -> Vec<u8> {
-    let mut bytes = real();
-    let at = stamp_at(&bytes);
+    let mut bytes = valid_plugin();
+    let at = stamp_offset(&bytes);
     let text = String::from_utf8(bytes[at..at + STAMP].to_vec()).unwrap();
     assert!(text.contains(from), "{text}");
     let mut changed = text.trim_end_matches('\0').replace(from, to).into_bytes();
@@ -42,15 +42,15 @@ fn restamped(from: &str, to: &str) -> Vec<u8> {
 }
 
 fn patched(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut bytes = real();
+    let mut bytes = valid_plugin();
     change(&mut bytes);
     bytes
 }
 
-/// A library with a stamp that fits, and this C beside it.
-fn compiled(folder: &Path, name: &str, code: &str) {
-    let bytes = real();
-    let at = stamp_at(&bytes);
+/// Compiles C code into a library with a valid stamp.
+fn compile(folder: &Path, name: &str, code: &str) {
+    let bytes = valid_plugin();
+    let at = stamp_offset(&bytes);
     let stamp: Vec<String> = bytes[at..at + STAMP].iter().map(u8::to_string).collect();
     let source = folder.join(format!("{name}.c"));
     let text =
@@ -61,7 +61,7 @@ fn compiled(folder: &Path, name: &str, code: &str) {
     assert!(done.success());
 }
 
-/// What each file is, and a part of what is said of it; nothing where it is passed over.
+/// Each file with a part of its error; `None` if it is ignored.
 const CASES: [(&str, Option<&str>); 22] = [
     ("empty", Some("it is not a shared library")),
     ("text", Some("it is not a shared library")),
@@ -71,8 +71,8 @@ const CASES: [(&str, Option<&str>); 22] = [
     ("cut", Some("the file is truncated")),
     ("foreign", Some("it has no stamp")),
     ("unstamped", Some("it has no stamp")),
-    ("wild", Some("it has no stamp")),
-    ("unfinished", Some("it has no stamp")),
+    ("garbage", Some("it has no stamp")),
+    ("incomplete", Some("it has no stamp")),
     ("abi", Some("a different plugin ABI")),
     ("torch", Some("a different libtorch")),
     ("release", Some("a different release of unirl")),
@@ -80,38 +80,38 @@ const CASES: [(&str, Option<&str>); 22] = [
     ("panics", Some("a different panic strategy")),
     ("platform", Some("a different platform")),
     ("machine", Some("")),
-    ("aborts", Some("by signal 6")),
-    ("crashes", Some("by signal 11")),
+    ("aborts", Some("with signal 6")),
+    ("crashes", Some("with signal 11")),
     ("rootless", Some("")),
     ("loop", None),
     ("folder", None),
 ];
 
-/// Every case as a file, and ten thousand files that are no plugins.
-fn hostile(folder: &Path) {
+/// Writes every case, and ten thousand files that are not plugins.
+fn write_cases(folder: &Path) {
     let file = |name: &str| folder.join(format!("libunirl_plugin_{name}.so"));
     let write = |name: &str, bytes: &[u8]| fs::write(file(name), bytes).unwrap();
-    let whole = real();
+    let valid = valid_plugin();
     write("empty", b"");
-    write("text", b"this is no library\n");
+    write("text", b"not a library\n");
     write("script", b"#!/bin/sh\nexit 0\n");
-    write("header", &whole[..40]);
-    write("half", &whole[..whole.len() / 2]);
-    write("cut", &whole[..whole.len() - 1]);
-    compiled(folder, "foreign", "int plugin(void) { return 1; }");
+    write("header", &valid[..40]);
+    write("half", &valid[..valid.len() / 2]);
+    write("cut", &valid[..valid.len() - 1]);
+    compile(folder, "foreign", "int plugin(void) { return 1; }");
     let stampless = fs::read(file("foreign")).unwrap();
-    let at = stamp_at(&stampless);
+    let at = stamp_offset(&stampless);
     write("foreign", &[&stampless[..at], &[0; STAMP], &stampless[at + STAMP..]].concat());
     let overwrite = |text: &[u8]| {
         patched(|bytes| {
-            let at = stamp_at(bytes);
+            let at = stamp_offset(bytes);
             bytes[at..at + STAMP].fill(0);
             bytes[at..at + text.len()].copy_from_slice(text);
         })
     };
     write("unstamped", &overwrite(b""));
-    write("wild", &overwrite(&[MAGIC, &[0xff; STAMP - 21]].concat()));
-    write("unfinished", &overwrite(&[MAGIC, b"abi=1\nunirl=0.1.0\n"].concat()));
+    write("garbage", &overwrite(&[MAGIC, &[0xff; STAMP - 21]].concat()));
+    write("incomplete", &overwrite(&[MAGIC, b"abi=1\nunirl=0.1.0\n"].concat()));
     write("abi", &restamped("abi=1\n", "abi=999\n"));
     write("torch", &restamped("torch=2.", "torch=1."));
     write("release", &restamped("unirl=0.1.", "unirl=0.9."));
@@ -119,13 +119,13 @@ fn hostile(folder: &Path) {
     write("panics", &restamped("panic=unwind", "panic=abort"));
     write("platform", &restamped("target=x86_64", "target=riscv64"));
     write("machine", &patched(|bytes| bytes[0x12] = 0xf3)); // ELF's e_machine: RISC-V
-    compiled(
+    compile(
         folder,
         "aborts",
         "#include <stdlib.h>\n__attribute__((constructor)) void begin(void) { abort(); }",
     );
-    compiled(folder, "crashes", "__attribute__((constructor)) void begin(void) { *(volatile int *)0 = 1; }");
-    compiled(folder, "rootless", "int nothing;");
+    compile(folder, "crashes", "__attribute__((constructor)) void begin(void) { *(volatile int *)0 = 1; }");
+    compile(folder, "rootless", "int nothing;");
     symlink(file("loop"), file("loop")).unwrap();
     fs::create_dir(file("folder")).unwrap();
     for number in 0..10_000 {
@@ -134,16 +134,16 @@ fn hostile(folder: &Path) {
 }
 
 #[test]
-fn every_hostile_file_is_told_and_stops_no_run() {
+fn hostile_plugin_files_are_reported_and_stop_no_run() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join("plugins");
     fs::create_dir(&folder).unwrap();
-    hostile(&folder);
+    write_cases(&folder);
     let path = std::env::join_paths([folder.clone(), plugin_dir()]).unwrap();
 
     let output = program(["plugins", "list", "--json"]).env("UNIRL_PLUGIN_PATH", &path).output().unwrap();
-    let shown_text = shown(&output);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = format_output(&output);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     let states: BTreeMap<&str, &Value> = json["plugins"]
         .as_array()
@@ -170,7 +170,7 @@ fn every_hostile_file_is_told_and_stops_no_run() {
         assert_eq!(states[good], &Value::Null, "{good}");
     }
 
-    // A rule by its name, and a model: neither opens what it does not need.
+    // A reward by name and a model load only their own plugins.
     let samples = "{\"category\":\"counting\",\"prompt\":\"a photo of two stars\",\"truth\":\"two stars\",\"answer\":\"two stars\"}\n";
     let mut child = program(["reward", "score", "--reward", "exact"])
         .env("UNIRL_PLUGIN_PATH", &path)
@@ -180,23 +180,24 @@ fn every_hostile_file_is_told_and_stops_no_run() {
         .spawn()
         .unwrap();
     child.stdin.take().unwrap().write_all(samples.as_bytes()).unwrap();
-    let shown_text = shown(&child.wait_with_output().unwrap());
-    assert!(shown_text.starts_with("exit: 0") && shown_text.contains("\"reward\":1.0"), "{shown_text}");
+    let printed = format_output(&child.wait_with_output().unwrap());
+    assert!(printed.starts_with("exit: 0") && printed.contains("\"reward\":1.0"), "{printed}");
     let out = home.path().join("star.png");
-    let drawing =
+    let generate =
         ["generate", "--plugin", "showo", "--device", "cpu", "--prompt", "a photo of a star", "--out"];
-    let shown_text = shown(&program(drawing).arg(&out).env("UNIRL_PLUGIN_PATH", &path).output().unwrap());
-    assert!(shown_text.starts_with("exit: 0") && out.is_file(), "{shown_text}");
+    let printed =
+        format_output(&program(generate).arg(&out).env("UNIRL_PLUGIN_PATH", &path).output().unwrap());
+    assert!(printed.starts_with("exit: 0") && out.is_file(), "{printed}");
 }
 
-/// One of a name twice: the first folder counts, and naming the other one as well is an error that says where both are.
+/// If two plugins have one name, the first directory of the search path wins.
 #[test]
-fn of_two_with_one_name_the_first_counts() {
+fn duplicate_plugin_name_first_on_search_path_wins() {
     let home = tempfile::tempdir().unwrap();
     let [one, two]: [PathBuf; 2] = ["one", "two"].map(|name| home.path().join(name));
     for folder in [&one, &two] {
         fs::create_dir(folder).unwrap();
-        fs::write(folder.join("libunirl_plugin_other.so"), real()).unwrap();
+        fs::write(folder.join("libunirl_plugin_other.so"), valid_plugin()).unwrap();
     }
     let output = program(["plugins", "list", "--json", "--plugin-dir"])
         .args([&one])

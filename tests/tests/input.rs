@@ -1,13 +1,13 @@
-//! Settings and files as users bring them: what is wrong is named with its place, and nothing is written.
+//! Invalid settings and input files: errors name the place, and no run is written.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
 use std::fs::{self, File};
 use std::path::Path;
 
-use common::{shown, unirl};
+use common::{format_output, unirl};
 use insta::assert_snapshot;
 
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases");
@@ -16,11 +16,11 @@ const HTML: &str = "<!DOCTYPE html>\n<html><body>Sign in</body></html>\n";
 
 fn train(home: &Path, arguments: &[&str]) -> String {
     let all = [&["--plugin", "showo", "--optimizer", "grpo"], arguments].concat();
-    shown(&unirl(all).current_dir(home).output().unwrap())
+    format_output(&unirl(all).current_dir(home).output().unwrap())
 }
 
 #[test]
-fn wrong_settings_are_refused_with_their_full_path() {
+fn invalid_settings_are_refused_with_full_key() {
     let home = tempfile::tempdir().unwrap();
     let settings = [
         "optimizer.beta=99",
@@ -37,14 +37,14 @@ fn wrong_settings_are_refused_with_their_full_path() {
     ];
     let texts = settings.map(|set| format!("{set}\n{}", train(home.path(), &["--set", set])));
     assert_snapshot!(texts.join("\n"));
-    assert!(!home.path().join("runs").exists(), "nothing is written");
+    assert!(!home.path().join("runs").exists(), "no files are written");
 }
 
 #[test]
-fn json_lines_are_refused_with_column_field_and_remedy() {
+fn invalid_json_lines_name_column_field_and_fix() {
     let score = |file: &str| {
         let input = File::open(format!("{CASES}/json/{file}")).unwrap();
-        shown(&unirl(["reward", "score", "--reward", "exact"]).stdin(input).output().unwrap())
+        format_output(&unirl(["reward", "score", "--reward", "exact"]).stdin(input).output().unwrap())
     };
     let files = ["bom.jsonl", "nan.jsonl", "tagcat.jsonl", "array.json"];
     let texts = files.map(|file| format!("{file}\n{}", score(file)));
@@ -52,7 +52,7 @@ fn json_lines_are_refused_with_column_field_and_remedy() {
 }
 
 #[test]
-fn pointers_and_pages_are_named_wherever_a_file_is_read() {
+fn lfs_pointers_and_html_pages_are_recognized_in_every_input() {
     let home = tempfile::tempdir().unwrap();
     let path = |name: &str| home.path().join(name);
     fs::create_dir(path("model")).unwrap();
@@ -72,8 +72,8 @@ fn pointers_and_pages_are_named_wherever_a_file_is_read() {
         train(home.path(), &["--set", "train.tasks=tasks.jsonl"]),
         train(home.path(), &["--reward", "rules.toml"]),
         train(home.path(), &["--model", "model"]),
-        shown(&unirl(ask).current_dir(home.path()).output().unwrap()),
-        shown(
+        format_output(&unirl(ask).current_dir(home.path()).output().unwrap()),
+        format_output(
             &common::program(["prompts", "--objects", "objects.txt"])
                 .current_dir(home.path())
                 .output()
@@ -84,11 +84,11 @@ fn pointers_and_pages_are_named_wherever_a_file_is_read() {
         assert!(text.contains("Git LFS pointer") || text.contains("web page"), "{text}");
         assert!(!text.starts_with("exit: 0"), "{text}");
     }
-    assert!(!path("runs").exists(), "nothing is written");
+    assert!(!path("runs").exists(), "no files are written");
 }
 
 #[test]
-fn weights_that_are_a_pointer_are_named() {
+fn lfs_pointer_as_weights_is_recognized() {
     let home = tempfile::tempdir().unwrap();
     for name in ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"] {
         let file = home.path().join(name);
@@ -99,28 +99,28 @@ fn weights_that_are_a_pointer_are_named() {
 }
 
 #[test]
-fn an_empty_task_file_makes_no_run() {
+fn empty_prompts_file_is_usage_error() {
     let home = tempfile::tempdir().unwrap();
     for text in ["", "\n  \n", "\u{feff}"] {
         fs::write(home.path().join("tasks.jsonl"), text).unwrap();
-        let shown_text = train(home.path(), &["--set", "train.tasks=tasks.jsonl", "--out", "run"]);
+        let printed = train(home.path(), &["--set", "train.tasks=tasks.jsonl", "--out", "run"]);
         assert!(
-            shown_text.starts_with("exit: 2") && shown_text.contains("`tasks.jsonl` holds no task"),
-            "{shown_text}"
+            printed.starts_with("exit: 2") && printed.contains("`tasks.jsonl` holds no task"),
+            "{printed}"
         );
         assert!(!home.path().join("run").exists());
     }
 }
 
-/// A run on the evaluation's own prompts says so in the log and in the receipt; one on the split of training does not.
+/// The log and the receipt report training prompts that are also evaluation prompts. The training split has none.
 #[test]
-fn a_run_on_tasks_of_its_evaluation_says_so() {
+fn training_on_evaluation_prompts_is_reported() {
     let home = tempfile::tempdir().unwrap();
     let write = |name: &str, split: &[&str]| {
         let arguments = ["prompts", "--objects", "tiles", "--count", "600", "--out", name];
         let output =
             common::program([&arguments[..], split].concat()).current_dir(home.path()).output().unwrap();
-        assert!(output.status.success(), "{}", shown(&output));
+        assert!(output.status.success(), "{}", format_output(&output));
     };
     write("train.jsonl", &[]);
     write("all.jsonl", &["--split", "all"]);
@@ -135,26 +135,26 @@ fn a_run_on_tasks_of_its_evaluation_says_so() {
         ];
         let mut arguments = vec!["--steps", "1", "--out", out, "--set", &tasks];
         arguments.extend(small.iter().flat_map(|set| ["--set", set]));
-        let shown_text = train(home.path(), &arguments);
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        let printed = train(home.path(), &arguments);
+        assert!(printed.starts_with("exit: 0"), "{printed}");
         let receipt = fs::read_to_string(home.path().join(out).join("eval/trained.json")).unwrap();
         let receipt: serde_json::Value = serde_json::from_str(&receipt).unwrap();
-        (shown_text, receipt["trained_on"].clone())
+        (printed, receipt["trained_on"].clone())
     };
-    let (shown_text, count) = run("train.jsonl", "apart");
-    assert!(!shown_text.contains("also training tasks") && count.is_null(), "{shown_text}");
-    let (shown_text, count) = run("all.jsonl", "overlapping");
+    let (printed, count) = run("train.jsonl", "disjoint");
+    assert!(!printed.contains("also training tasks") && count.is_null(), "{printed}");
+    let (printed, count) = run("all.jsonl", "overlapping");
     let count = count.as_u64().unwrap();
     assert!(
         count > 0
-            && shown_text.contains(&format!("{count} of the 120 evaluation tasks are also training tasks")),
-        "{shown_text}"
+            && printed.contains(&format!("{count} of the 120 evaluation tasks are also training tasks")),
+        "{printed}"
     );
     let verify =
         unirl(["eval", "verify", "overlapping/eval/trained.json"]).current_dir(home.path()).output().unwrap();
     assert!(
-        shown(&verify).contains(&format!("{count} of the 120 tasks were training tasks")),
+        format_output(&verify).contains(&format!("{count} of 120 were training prompts")),
         "{}",
-        shown(&verify)
+        format_output(&verify)
     );
 }

@@ -1,6 +1,6 @@
-//! What a run takes, measured from outside.
+//! The memory of a run, measured from another process.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
@@ -8,14 +8,14 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-/// What the kernel says of a process, while it is there.
-fn megabytes(child: &Child, what: &str) -> Option<f64> {
+/// A field of `/proc/PID/status` in MB; `None` after the process has ended.
+fn megabytes(child: &Child, field: &str) -> Option<f64> {
     let text = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(what))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1e3)
 }
 
-/// The most that one step held resident, in MB.
+/// The peak resident memory of one step in MB.
 fn peak(group: usize, micro_batch: usize) -> f64 {
     let home = tempfile::tempdir().unwrap();
     let mut child =
@@ -25,7 +25,7 @@ fn peak(group: usize, micro_batch: usize) -> f64 {
             .args(["--set", &format!("rollout.group={group}")])
             .args(["--set", &format!("rollout.micro_batch={micro_batch}")])
             .current_dir(home.path())
-            .env("MALLOC_MMAP_THRESHOLD_", "131072") // what is freed goes back, and is not counted again
+            .env("MALLOC_MMAP_THRESHOLD_", "131072") // freed memory is returned to the system
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -43,18 +43,18 @@ fn peak(group: usize, micro_batch: usize) -> f64 {
 }
 
 #[test]
-fn the_size_of_a_group_does_not_change_the_peak() {
+fn peak_memory_does_not_depend_on_group_size() {
     let (few, many, at_once) = (peak(8, 8), peak(96, 8), peak(96, 0));
-    // What grows with the group is a few hundred numbers an image, and small pieces that the heap keeps.
+    // A larger group adds only a few hundred numbers per image, and small blocks that the heap keeps.
     assert!(many < few + 40.0, "{few} MB for groups of 8, {many} MB for groups of 96");
-    // 437 against 239 where this was written.
-    assert!(at_once > many + 150.0, "{at_once} MB for all at once: else the test shows nothing");
+    // Measured: 437 MB against 239 MB.
+    assert!(at_once > many + 150.0, "{at_once} MB for all at once, {many} MB in micro-batches");
 }
 
-/// Every term of the objective, the guard, pictures and checkpoints, as small as they go: after the first 500 steps nothing is
-/// held that was not before.
+/// Minimal steps with every term of the objective, the drift monitor, sample images and checkpoints do not accumulate memory after
+/// step 500.
 #[test]
-fn ten_thousand_steps_hold_no_more_than_five_hundred() {
+fn memory_does_not_grow_over_ten_thousand_steps() {
     const STEPS: usize = 10_000;
     let home = tempfile::tempdir().unwrap();
     let settings = home.path().join("settings.toml");
@@ -90,6 +90,6 @@ fn ten_thousand_steps_hold_no_more_than_five_hundred() {
         between.map(|(_, size)| *size).fold(0.0, f64::max)
     };
     let (early, late) = (most(250, 750), most(STEPS - 500, STEPS));
-    assert!(early > 100.0 && late > 100.0, "{early} MB, {late} MB: it was not measured");
+    assert!(early > 100.0 && late > 100.0, "{early} MB, {late} MB: not measured");
     assert!(late < early * 1.02, "{early} MB around step 500, {late} MB at the end");
 }

@@ -1,27 +1,27 @@
-//! `unirl plugins`: a new crate, and what examining it finds.
+//! `unirl plugins`: new crates and conformance checks.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
 use std::fs;
 use std::path::Path;
 
-use common::{program, shown, unirl};
+use common::{format_output, program, unirl};
 use insta::assert_snapshot;
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
 
-/// The examples are what the command writes, so that a change of one is a change of the other. Without `--unirl` a crate
-/// builds with the checkout of the program, never with whatever a registry has under the name.
+/// The command writes the examples. Without `--unirl`, a crate depends on the checkout of the program, never on a crate of that
+/// name in a registry.
 #[test]
-fn the_examples_are_what_new_writes() {
+fn plugins_new_writes_the_examples() {
     for kind in ["model", "reward"] {
         let home = tempfile::tempdir().unwrap();
         let name = format!("my-{kind}");
         let arguments = ["plugins", "new", &name, "--kind", kind];
-        let shown_text = shown(&program(arguments).current_dir(home.path()).output().unwrap());
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        let printed = format_output(&program(arguments).current_dir(home.path()).output().unwrap());
+        assert!(printed.starts_with("exit: 0"), "{printed}");
         for file in ["Cargo.toml", "src/lib.rs"] {
             let read = |folder: &Path| fs::read_to_string(folder.join(&name).join(file)).unwrap();
             let core = fs::canonicalize(format!("{EXAMPLES}/../core")).unwrap();
@@ -34,10 +34,10 @@ fn the_examples_are_what_new_writes() {
 }
 
 #[test]
-fn what_new_refuses() {
+fn plugins_new_refuses_invalid_arguments() {
     let home = tempfile::tempdir().unwrap();
     fs::create_dir(home.path().join("taken")).unwrap();
-    let shown_text = [
+    let printed = [
         &["Bad_Name", "--kind", "model"][..],
         &["my-model", "--kind", "modl"],
         &["taken", "--kind", "model"],
@@ -46,24 +46,26 @@ fn what_new_refuses() {
     ]
     .map(|arguments| {
         let arguments = [&["plugins", "new"], arguments].concat();
-        shown(&program(arguments).current_dir(home.path()).output().unwrap())
+        format_output(&program(arguments).current_dir(home.path()).output().unwrap())
     });
-    assert_snapshot!(shown_text.join("\n"));
-    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "nothing is left behind");
+    assert_snapshot!(printed.join("\n"));
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "no files are left behind");
 }
 
-/// The example and the models that come along; Janus reads images in another space than it draws them, which two checks are about.
+/// Two checks do not apply to Janus, which has separate image representations for generation and understanding.
 #[test]
-fn what_we_ship_keeps_its_promises() {
-    for (plugin, kept) in [("my_model", 16), ("showo", 16), ("janus", 14), ("rewards", 15), ("my_reward", 5)]
+fn shipped_plugins_pass_conformance_checks() {
+    for (plugin, passed) in
+        [("my_model", 16), ("showo", 16), ("janus", 14), ("rewards", 15), ("my_reward", 5)]
     {
-        let shown_text = shown(&unirl(["plugins", "check", plugin, "--device", "cpu"]).output().unwrap());
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
-        assert_eq!(shown_text.matches("\nok ").count(), kept, "{shown_text}");
+        let printed =
+            format_output(&unirl(["plugins", "check", plugin, "--device", "cpu"]).output().unwrap());
+        assert!(printed.starts_with("exit: 0"), "{printed}");
+        assert_eq!(printed.matches("\nok ").count(), passed, "{printed}");
     }
 }
 
-/// A bug each in the example, and what is said of it: the check that finds it, and a part of what it says.
+/// Bugs planted in the example, the check that finds each, and a part of its message.
 const BUGS: [(&str, &str, &str); 18] = [
     ("no-shift", "drawing: scoring finds the probabilities of sampling", "nats a token: off by"),
     ("no-mask", "a batch is its rows, in any order", "drawn alone"),
@@ -94,13 +96,12 @@ const BUGS: [(&str, &str, &str); 18] = [
 ];
 
 #[test]
-fn every_bug_planted_in_the_example_is_found() {
-    let shown_text = shown(&unirl(["plugins", "check", "mutants", "--device", "cpu"]).output().unwrap());
-    assert!(shown_text.starts_with("exit: 1"), "{shown_text}");
+fn conformance_checks_find_every_planted_bug() {
+    let printed = format_output(&unirl(["plugins", "check", "mutants", "--device", "cpu"]).output().unwrap());
+    assert!(printed.starts_with("exit: 1"), "{printed}");
     for (bug, check, text) in BUGS {
-        let (_, findings) = shown_text
-            .split_once(&format!("model `{bug}`\n"))
-            .unwrap_or_else(|| panic!("{bug}: {shown_text}"));
+        let (_, findings) =
+            printed.split_once(&format!("model `{bug}`\n")).unwrap_or_else(|| panic!("{bug}: {printed}"));
         let findings = findings.split("\nmodel `").next().unwrap();
         let found = findings
             .split_once(&format!("FAILS    {check}\n"))

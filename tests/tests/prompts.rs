@@ -1,6 +1,6 @@
-//! `unirl prompts`, and `GenEval`'s own prompts where the shared data is there.
+//! `unirl prompts`, and `GenEval`'s prompts if the shared data exist.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
@@ -14,7 +14,7 @@ use unirl::prompts::{
     write_jsonl,
 };
 
-/// Not part of a checkout.
+/// A file of `GenEval`, which is not part of a checkout.
 fn geneval(file: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/geneval").join(file);
     path.is_file().then_some(path)
@@ -24,21 +24,21 @@ fn unirl(folder: &Path, arguments: &[&str]) -> Output {
     common::program([&["prompts"], arguments].concat()).current_dir(folder).output().unwrap()
 }
 
-fn shown(folder: &Path, arguments: &[&str]) -> String {
+fn printed(folder: &Path, arguments: &[&str]) -> String {
     let output = unirl(folder, arguments);
-    common::shown(&output)
+    common::format_output(&output)
 }
 
 #[test]
-fn a_prompt_of_each_category_in_each_wording() {
+fn prompts_in_each_category_and_template() {
     let home = tempfile::tempdir().unwrap();
-    let wordings = ["paper", "evaluation", "tiles"];
-    let texts = wordings.map(|wording| shown(home.path(), &["--count", "6", "--wording", wording]));
+    let templates = ["paper", "evaluation", "tiles"];
+    let texts = templates.map(|name| printed(home.path(), &["--count", "6", "--wording", name]));
     assert_snapshot!(texts.join("\n"));
 }
 
 #[test]
-fn own_objects_and_words() {
+fn prompts_with_custom_objects_and_templates() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("objects.txt"), "goose\nhourglass\nunicorn\n").unwrap();
     std::fs::write(
@@ -48,11 +48,11 @@ fn own_objects_and_words() {
     .unwrap();
     let arguments =
         ["--objects", "objects.txt", "--wording", "words.toml", "--mix", "count=1,single=1", "--count", "6"];
-    assert_snapshot!(shown(home.path(), &arguments));
+    assert_snapshot!(printed(home.path(), &arguments));
 }
 
 #[test]
-fn wrong_arguments_and_files() {
+fn prompts_invalid_arguments_are_refused() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("bad.jsonl"), "\n{\"category\":\"counting\",\"prompt\":\"\",\"facts\":{\"objects\":[{\"noun\":\"cat\",\"count\":\"two\"}]}}\n").unwrap();
     std::fs::write(home.path().join("words.toml"), "[counting]\nquestion = \"{colour}?\"").unwrap();
@@ -67,14 +67,14 @@ fn wrong_arguments_and_files() {
         vec!["--exclude", "bad.jsonl"],
         vec!["--out", "no/such/folder.jsonl"],
     ];
-    let texts = all.map(|arguments| format!("{arguments:?}\n{}", shown(home.path(), &arguments)));
+    let texts = all.map(|arguments| format!("{arguments:?}\n{}", printed(home.path(), &arguments)));
     assert_snapshot!(texts.join("\n"));
     assert!(!home.path().join("no").exists());
 }
 
-/// What is written without a word on stdout is whole, and read again.
+/// The command writes all prompts to the file and nothing to stdout.
 #[test]
-fn a_file_of_prompts_is_read_again_and_can_be_excluded() {
+fn prompts_file_round_trips_and_can_be_excluded() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("tasks.jsonl");
     let output = unirl(home.path(), &["--count", "120", "--out", "tasks.jsonl"]);
@@ -90,7 +90,7 @@ fn a_file_of_prompts_is_read_again_and_can_be_excluded() {
 }
 
 #[test]
-fn geneval_is_read_and_printed_to_the_letter() {
+fn geneval_prompts_parse_and_print_verbatim() {
     let (Some(plain), Some(asked)) =
         (geneval("evaluation_metadata.jsonl"), geneval("evaluation_metadata_qa.jsonl"))
     else {
@@ -98,7 +98,7 @@ fn geneval_is_read_and_printed_to_the_letter() {
     };
     let tasks = read_jsonl(&asked).unwrap();
     assert_eq!(tasks.len(), 553);
-    // Without its questions and answers, the released wording is what the file with them says.
+    // Questions and answers that the metadata lack are those of the released file.
     assert_eq!(read_jsonl(&plain).unwrap(), tasks);
     for task in &tasks {
         assert_eq!(
@@ -112,7 +112,7 @@ fn geneval_is_read_and_printed_to_the_letter() {
 }
 
 #[test]
-fn a_hundred_thousand_prompts_hold_none_of_genevals() {
+fn generated_prompts_never_contain_geneval_prompts() {
     let Some(path) = geneval("evaluation_metadata.jsonl") else { return };
     let benchmark = read_jsonl(&path).unwrap();
     let mut exclusion = Exclusion::default();
@@ -131,11 +131,11 @@ fn a_hundred_thousand_prompts_hold_none_of_genevals() {
     assert_eq!(types.len(), 80);
     let list = ObjectList::everyday();
     assert!(types.iter().all(|noun| list.nouns[..80].iter().any(|known| known == noun)));
-    let made =
+    let generated =
         generate(&list, PromptTemplates::evaluation(), Mix::default(), (Split::All, &exclusion), 100_000, 7)
             .unwrap();
-    assert_eq!(made.tasks.len(), 100_000);
-    for task in &made.tasks {
+    assert_eq!(generated.tasks.len(), 100_000);
+    for task in &generated.tasks {
         assert!(!prompts.contains(&words(task)), "{}", task.prompt);
         let single = task.spec.category == Category::SingleObject;
         assert!(!(single && types.contains(task.spec.objects[0].noun.as_str())), "{}", task.prompt);

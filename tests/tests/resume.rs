@@ -1,10 +1,6 @@
-//! A run survives: kills at any moment, damaged checkpoints, full disks.
+//! Runs survive kills at any time, damaged checkpoints and full disks.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test: a wrong value ends it, what it leaves out it says"
-)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests may panic and report what they skip")]
 
 mod common;
 
@@ -14,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{shown, unirl};
+use common::{format_output, unirl};
 use serde_json::Value;
 
-/// A run of five steps that takes two seconds, with every kind of file that a run has.
+/// A run of five steps that takes two seconds and writes every kind of file.
 const SETTINGS: &str = r#"
 [train]
 steps = 5
@@ -38,11 +34,11 @@ every = 1
 keep = 2
 "#;
 
-/// Kills of `a_killed_run_goes_on_to_the_same_weights`.
+/// The number of kills in `killed_run_resumes_to_identical_weights`.
 const KILLS: u64 = 25;
 
-/// The arguments of a new run in `home`, whose settings are written there.
-fn begin(home: &Path, out: &Path) -> Vec<String> {
+/// The arguments of a new run; writes its settings to `home`.
+fn new_run(home: &Path, out: &Path) -> Vec<String> {
     let settings = home.join("settings.toml");
     fs::write(&settings, SETTINGS).unwrap();
     let [settings, out] = [&settings, out].map(|path| path.to_str().unwrap());
@@ -55,7 +51,7 @@ fn run(arguments: &[impl AsRef<OsStr>]) -> Output {
     unirl(arguments).output().unwrap()
 }
 
-fn done(arguments: &[impl AsRef<OsStr>]) {
+fn run_ok(arguments: &[impl AsRef<OsStr>]) {
     let output = run(arguments);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
@@ -64,8 +60,8 @@ fn resume(run_dir: &Path) -> Output {
     run(&["--resume", run_dir.to_str().unwrap()])
 }
 
-/// What decides whether two runs are the same: the last weights and their moments, and the metrics without times.
-fn end(run: &Path) -> (Vec<Vec<u8>>, Vec<Value>) {
+/// What two equal runs share: the last weights and optimizer states, and the metrics without times.
+fn result_of(run: &Path) -> (Vec<Vec<u8>>, Vec<Value>) {
     let last = run.join("checkpoints/step-000005");
     let files = ["pytorch_model.safetensors", "training/state.safetensors", "training/state.json"];
     let bytes = files.map(|file| fs::read(last.join(file)).unwrap());
@@ -82,53 +78,53 @@ fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }
 
-/// Numbers that look random: the same kills are tried each time, as far as the machine's speed allows.
-fn random(index: u64) -> f64 {
+/// A pseudo-random number in `0..1`, so that the moments of the kills are the same each time, up to the speed of the machine.
+fn pseudo_random(index: u64) -> f64 {
     let mixed = (index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     ((mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Waits until the run is something to go on with.
+/// Waits until a file of the run exists.
 fn wait_for(path: &Path, child: &mut Child) {
     let started = Instant::now();
     while !path.exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before `{}` was there", path.display());
-        assert!(started.elapsed() < Duration::from_mins(2), "`{}` never came", path.display());
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before it wrote `{}`", path.display());
+        assert!(started.elapsed() < Duration::from_mins(2), "the run did not write `{}`", path.display());
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
 #[test]
-fn a_killed_run_goes_on_to_the_same_weights() {
+fn killed_run_resumes_to_identical_weights() {
     let home = tempfile::tempdir().unwrap();
-    let whole = home.path().join("whole");
-    let arguments = begin(home.path(), &whole);
+    let complete = home.path().join("complete");
+    let arguments = new_run(home.path(), &complete);
     let started = Instant::now();
-    done(&arguments);
+    run_ok(&arguments);
     let length = started.elapsed();
-    let expected = end(&whole);
+    let expected = result_of(&complete);
 
     let (mut saved, mut kills, mut index) = (Vec::new(), 0, 0);
     while kills < KILLS {
         let out = home.path().join(format!("killed-{index}"));
-        let mut arguments = begin(home.path(), &out);
+        let mut arguments = new_run(home.path(), &out);
         // Some runs are killed more than once.
         for _ in 0..=(index % 3) {
             let mut child = unirl(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             wait_for(&out.join("config.toml"), &mut child);
-            std::thread::sleep(length.mul_f64(random(index + kills)));
+            std::thread::sleep(length.mul_f64(pseudo_random(index + kills)));
             if child.try_wait().unwrap().is_none() {
                 child.kill().unwrap();
                 kills += 1;
-                saved.push(checkpoints(&out));
+                saved.push(checkpoint_count(&out));
             }
             child.wait().unwrap();
             arguments = vec!["--resume".into(), out.to_str().unwrap().into()];
         }
         if !out.join("report.json").is_file() {
-            done(&arguments);
+            run_ok(&arguments);
         }
-        let got = end(&out);
+        let got = result_of(&out);
         assert_eq!(got.1, expected.1, "run {index}: metrics");
         assert!(got.0 == expected.0, "run {index}: weights, moments or state");
         let leftovers = Command::new("find").arg(&out).args(["-name", ".partial-*"]).output().unwrap();
@@ -136,24 +132,24 @@ fn a_killed_run_goes_on_to_the_same_weights() {
         fs::remove_dir_all(&out).unwrap();
         index += 1;
     }
-    // Before the first checkpoint, and after.
+    // Some kills came before the first checkpoint, and some after.
     assert!(saved.contains(&0) && saved.iter().any(|count| *count > 0), "{saved:?}");
 }
 
-/// How many checkpoints a run has.
-fn checkpoints(run: &Path) -> usize {
+/// The number of checkpoints of a run.
+fn checkpoint_count(run: &Path) -> usize {
     let Ok(folder) = fs::read_dir(run.join("checkpoints")) else { return 0 };
     folder.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("step-")).count()
 }
 
 #[test]
-fn interrupted_by_a_signal_it_saves_the_step_and_says_how_to_go_on() {
+fn interrupted_run_saves_the_step_and_resumes() {
     let home = tempfile::tempdir().unwrap();
-    let whole = home.path().join("whole");
-    done(&begin(home.path(), &whole));
+    let complete = home.path().join("complete");
+    run_ok(&new_run(home.path(), &complete));
     for signal in ["-INT", "-TERM", "-HUP", "-USR1"] {
         let out = home.path().join(signal);
-        let arguments = begin(home.path(), &out);
+        let arguments = new_run(home.path(), &out);
         let mut child = unirl(&arguments).stderr(Stdio::piped()).spawn().unwrap();
         wait_for(&out.join("checkpoints/step-000002"), &mut child);
         assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
@@ -162,8 +158,8 @@ fn interrupted_by_a_signal_it_saves_the_step_and_says_how_to_go_on() {
         assert_eq!(output.status.code(), Some(130), "{text}");
         assert!(text.contains(&format!("hint: go on: `unirl --resume {}`", out.display())), "{text}");
         assert!(!out.join("report.json").exists());
-        done(&["--resume", out.to_str().unwrap()]);
-        assert!(end(&out) == end(&whole), "{signal}");
+        run_ok(&["--resume", out.to_str().unwrap()]);
+        assert!(result_of(&out) == result_of(&complete), "{signal}");
     }
 }
 
@@ -171,15 +167,15 @@ fn send(signal: &str, child: &Child) {
     assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
 }
 
-/// A terminal that hangs up sends the signal twice and takes stderr with it; a scheduler warns before it sends SIGTERM.
+/// A closing terminal sends SIGHUP twice and closes stderr; a scheduler sends SIGUSR1 before SIGTERM.
 #[test]
-fn repeated_warnings_and_a_closed_stderr_do_not_keep_the_step_from_being_saved() {
+fn repeated_signals_and_closed_stderr_still_save_the_step() {
     let home = tempfile::tempdir().unwrap();
-    let whole = home.path().join("whole");
-    done(&begin(home.path(), &whole));
+    let complete = home.path().join("complete");
+    run_ok(&new_run(home.path(), &complete));
     for signals in [["-HUP", "-HUP"], ["-USR1", "-TERM"]] {
         let out = home.path().join(signals.concat());
-        let mut child = unirl(begin(home.path(), &out)).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = unirl(new_run(home.path(), &out)).stderr(Stdio::piped()).spawn().unwrap();
         wait_for(&out.join("checkpoints/step-000001"), &mut child);
         drop(child.stderr.take());
         for signal in signals {
@@ -187,16 +183,16 @@ fn repeated_warnings_and_a_closed_stderr_do_not_keep_the_step_from_being_saved()
         }
         assert_eq!(child.wait().unwrap().code(), Some(130), "{signals:?}");
         assert!(!out.join("report.json").exists());
-        done(&["--resume", out.to_str().unwrap()]);
-        assert!(end(&out) == end(&whole), "{signals:?}");
+        run_ok(&["--resume", out.to_str().unwrap()]);
+        assert!(result_of(&out) == result_of(&complete), "{signals:?}");
     }
 }
 
 #[test]
-fn a_run_under_nohup_outlives_its_terminal() {
+fn nohup_run_survives_hangup() {
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("run");
-    let program = unirl(begin(home.path(), &out));
+    let program = unirl(new_run(home.path(), &out));
     let mut command = Command::new("nohup");
     command.arg(program.get_program()).args(program.get_args()).env("OMP_NUM_THREADS", "1");
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -206,14 +202,14 @@ fn a_run_under_nohup_outlives_its_terminal() {
     assert!(out.join("report.json").is_file());
 }
 
-/// Every file of the newest checkpoint in turn: a byte changed, half of it gone, all of it gone.
+/// Changes a byte, truncates or deletes each file of the newest checkpoint.
 #[test]
-fn a_damaged_checkpoint_is_told_and_never_passed_over() {
+fn damaged_checkpoint_is_reported_and_never_skipped() {
     let home = tempfile::tempdir().unwrap();
-    let whole = home.path().join("whole");
-    done(&begin(home.path(), &whole));
-    fs::remove_file(whole.join("report.json")).unwrap(); // as if it had been killed at the end
-    let checkpoint = whole.join("checkpoints/step-000005");
+    let complete = home.path().join("complete");
+    run_ok(&new_run(home.path(), &complete));
+    fs::remove_file(complete.join("report.json")).unwrap(); // as after a kill at the end
+    let checkpoint = complete.join("checkpoints/step-000005");
     let listed = Command::new("find").arg(&checkpoint).args(["-type", "f"]).output().unwrap();
     let files: Vec<PathBuf> = String::from_utf8(listed.stdout).unwrap().lines().map(PathBuf::from).collect();
     assert!(files.len() >= 6, "{files:?}");
@@ -227,7 +223,7 @@ fn a_damaged_checkpoint_is_told_and_never_passed_over() {
                 Some(damaged) => fs::write(file, damaged).unwrap(),
                 None => fs::remove_file(file).unwrap(),
             }
-            let output = resume(&whole);
+            let output = resume(&complete);
             let text = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(1), "{text}");
             assert!(text.contains("is damaged") && text.contains(&format!("`{name}`")), "{name}: {text}");
@@ -235,17 +231,17 @@ fn a_damaged_checkpoint_is_told_and_never_passed_over() {
         }
         fs::write(file, &bytes).unwrap();
     }
-    assert!(!whole.join("report.json").exists(), "none of them went on");
+    assert!(!complete.join("report.json").exists(), "no run was resumed");
 
-    // And the way out that the hint names leads to the same end.
-    let expected = end(&whole);
+    // The way out in the hint leads to the same result.
+    let expected = result_of(&complete);
     fs::remove_dir_all(&checkpoint).unwrap();
-    assert!(resume(&whole).status.success());
-    assert!(end(&whole) == expected);
+    assert!(resume(&complete).status.success());
+    assert!(result_of(&complete) == expected);
 }
 
-/// Runs the command with `arguments` in `home` behind a shell command that mounts something there, which nobody else sees.
-/// Nothing where no file system can be mounted: that needs no right but to make user namespaces.
+/// Runs the command in `home` after the shell command `mount`, in a private namespace, and returns stderr. Returns `None` if
+/// file systems cannot be mounted, which requires user namespaces.
 fn on_a_mount(home: &Path, mount: &str, arguments: &[String]) -> Option<String> {
     let program = unirl(arguments);
     let words = [program.get_program()].into_iter().chain(program.get_args());
@@ -260,54 +256,54 @@ fn on_a_mount(home: &Path, mount: &str, arguments: &[String]) -> Option<String> 
     let output = output.unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     if output.status.code() == Some(77) || text.contains("unshare failed") {
-        println!("SKIPPED: no file system can be mounted here: {text}");
+        println!("SKIPPED: cannot mount a file system: {text}");
         return None;
     }
     assert_eq!(output.status.code(), Some(1), "{text}");
     Some(text)
 }
 
-/// The first checkpoint of this model fits 15 MB and the second does not: the first stays whole, and with more room the run
-/// goes on from it to the same end.
+/// On a disk of 15 MB, the first checkpoint fits and the second does not. The first stays complete, and with more space the run
+/// resumes from it to the same result.
 #[test]
-fn a_full_disk_leaves_the_checkpoint_before() {
+fn full_disk_keeps_the_previous_checkpoint() {
     let home = tempfile::tempdir().unwrap();
     fs::create_dir(home.path().join("disk")).unwrap();
-    let arguments = begin(home.path(), &home.path().join("disk/run"));
+    let arguments = new_run(home.path(), &home.path().join("disk/run"));
     let mount = "mount -t tmpfs -o size=15m none disk";
     let Some(text) = on_a_mount(home.path(), mount, &arguments) else { return };
     assert!(text.contains("not enough disk space in"), "{text}");
-    let [whole, kept] = ["whole", "kept"].map(|name| home.path().join(name));
-    done(&begin(home.path(), &whole));
+    let [complete, kept] = ["complete", "kept"].map(|name| home.path().join(name));
+    run_ok(&new_run(home.path(), &complete));
     assert!(kept.join("checkpoints/step-000001").is_dir());
     assert!(resume(&kept).status.success());
-    assert!(end(&kept).0[..2] == end(&whole).0[..2], "the same weights and moments");
+    assert!(result_of(&kept).0[..2] == result_of(&complete).0[..2], "the same weights and optimizer states");
 }
 
 #[test]
-fn a_read_only_folder_is_told_and_stays_as_it_is() {
+fn resume_in_read_only_directory_fails_without_changes() {
     let home = tempfile::tempdir().unwrap();
-    let [whole, disk] = ["whole", "disk"].map(|name| home.path().join(name));
-    done(&begin(home.path(), &whole));
-    let expected = end(&whole);
+    let [complete, disk] = ["complete", "disk"].map(|name| home.path().join(name));
+    run_ok(&new_run(home.path(), &complete));
+    let expected = result_of(&complete);
     fs::create_dir(&disk).unwrap();
-    fs::remove_file(whole.join("report.json")).unwrap();
-    fs::remove_dir_all(whole.join("checkpoints/step-000005")).unwrap();
+    fs::remove_file(complete.join("report.json")).unwrap();
+    fs::remove_dir_all(complete.join("checkpoints/step-000005")).unwrap();
     let arguments = ["--resume", "disk"].map(String::from);
-    let mount = "mount --bind whole disk && mount -o remount,bind,ro disk";
+    let mount = "mount --bind complete disk && mount -o remount,bind,ro disk";
     let Some(text) = on_a_mount(home.path(), mount, &arguments) else { return };
     assert!(text.starts_with("error: cannot") && text.contains("Read-only file system"), "{text}");
-    assert!(resume(&whole).status.success());
-    assert!(end(&whole) == expected);
+    assert!(resume(&complete).status.success());
+    assert!(result_of(&complete) == expected);
 }
 
 #[test]
-fn what_resuming_refuses() {
+fn resume_refuses_invalid_requests() {
     let home = tempfile::tempdir().unwrap();
-    let whole = home.path().join("whole");
-    done(&begin(home.path(), &whole));
+    let complete = home.path().join("complete");
+    run_ok(&new_run(home.path(), &complete));
     let cut = home.path().join("cut");
-    copy(&whole, &cut);
+    copy(&complete, &cut);
     fs::remove_file(cut.join("report.json")).unwrap();
     let locked = home.path().join("locked");
     copy(&cut, &locked);
@@ -319,11 +315,11 @@ fn what_resuming_refuses() {
     let text = |run: &Path, more: &[&str]| {
         let arguments = [&["--resume", run.to_str().unwrap()], more].concat();
         let output = unirl(&arguments).current_dir(home.path()).output().unwrap();
-        shown(&output).replace(home.path().to_str().unwrap(), "[HOME]")
+        format_output(&output).replace(home.path().to_str().unwrap(), "[HOME]")
     };
     insta::assert_snapshot!(
         [
-            text(&whole, &[]),
+            text(&complete, &[]),
             text(&home.path().join("nowhere"), &[]),
             text(&cut, &["--set", "update.learning_rate=0.1", "--seed", "3"]),
             text(&cut, &["--steps", "3", "--allow-change"]),
@@ -336,9 +332,9 @@ fn what_resuming_refuses() {
     );
 }
 
-/// Tasks, a rule file, a program, a file among its arguments, and both kinds of plugins: a change of any is seen.
+/// Prompts, a rule file, a reward program, a file among its arguments, and plugins of both kinds are input files.
 #[test]
-fn a_changed_file_of_the_run_is_refused_by_name() {
+fn resume_with_changed_input_file_is_refused() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let repository = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
@@ -380,7 +376,7 @@ rules = [
     };
     let (status, text) = command(begin);
     assert_eq!(status, 0, "{text}");
-    let cut = || fs::remove_file(home.join("run/report.json")).unwrap(); // as if it had been killed at the end
+    let cut = || fs::remove_file(home.join("run/report.json")).unwrap(); // as after a kill at the end
     cut();
     for (file, name) in [
         ("tasks.jsonl", "`train.tasks` `tasks.jsonl`"),
@@ -396,13 +392,13 @@ rules = [
         assert_eq!(status, 2, "{file}: {text}");
         assert!(text.starts_with("error: files are not those of the run"), "{text}");
         assert!(text.contains(&format!("caused by: {name}: ")), "{text}");
-        assert_eq!(text.matches("caused by: ").count(), 1, "no other: {text}");
+        assert_eq!(text.matches("caused by: ").count(), 1, "only one: {text}");
         assert!(text.contains("hint: go on with them all the same: `--allow-change`"), "{text}");
         fs::write(home.join(file), before).unwrap();
     }
-    assert_eq!(command("--resume run").0, 0, "all are back");
+    assert_eq!(command("--resume run").0, 0, "all files are restored");
 
-    // What was allowed once is what the run has from then on.
+    // An allowed change is recorded in the run.
     fs::write(home.join("words.txt"), "moon\n").unwrap();
     cut();
     let (status, text) = command("--resume run --steps 3 --allow-change");
@@ -410,7 +406,7 @@ rules = [
     cut();
     assert_eq!(command("--resume run").0, 0);
 
-    // The state of an earlier release names no files.
+    // States of earlier releases do not name input files.
     let state = home.join("run/checkpoints/step-000003/training/state.json");
     let text = fs::read_to_string(&state).unwrap();
     let mut json: Value = serde_json::from_str(&text).unwrap();

@@ -1,6 +1,6 @@
-//! A reward rule that is a program of its own: what it is asked, and what comes of one that hangs, ends or talks nonsense.
+//! Rewards in separate processes: the protocol, and programs that hang, exit or write invalid output.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
-use common::{shown, unirl};
+use common::{format_output, unirl};
 use serde_json::Value;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/python-reward/reward.py");
@@ -19,7 +19,7 @@ const SAMPLES: &str = r#"{"category":"counting","prompt":"a photo of three stars
 {"category":"counting","prompt":"a photo of three stars","truth":"three stars","answer":"two stars"}
 "#;
 
-/// A program in `home` with this body after its first line.
+/// Writes a Python program with `body` to `home` and returns its reward name.
 fn script(home: &Path, name: &str, body: &str) -> String {
     let path = home.join(name);
     fs::write(&path, format!("#!/usr/bin/env python3\nimport json, os, sys, time\n{body}\n")).unwrap();
@@ -27,13 +27,13 @@ fn script(home: &Path, name: &str, body: &str) -> String {
     format!("cmd:{}", path.display())
 }
 
-/// `unirl reward score` of two samples under a rule.
-fn scored(home: &Path, rule: &str, options: &str) -> String {
-    scored_from(home, rule, options, SAMPLES)
+/// The output of `unirl reward score` on [`SAMPLES`].
+fn score(home: &Path, rule: &str, options: &str) -> String {
+    score_samples(home, rule, options, SAMPLES)
 }
 
-/// The same of these samples. The home folder is `home`.
-fn scored_from(home: &Path, rule: &str, options: &str, samples: &str) -> String {
+/// The output of `unirl reward score` on `samples`, with `home` as the home directory.
+fn score_samples(home: &Path, rule: &str, options: &str, samples: &str) -> String {
     let config = home.join("rules.toml");
     fs::write(&config, format!("[reward]\nrules = [{{ name = {rule:?}, options = {{ {options} }} }}]\n"))
         .unwrap();
@@ -46,11 +46,11 @@ fn scored_from(home: &Path, rule: &str, options: &str, samples: &str) -> String 
         .spawn()
         .unwrap();
     let _ = child.stdin.take().unwrap().write_all(samples.as_bytes());
-    shown(&child.wait_with_output().unwrap()).replace(home.to_str().unwrap(), "[HOME]")
+    format_output(&child.wait_with_output().unwrap()).replace(home.to_str().unwrap(), "[HOME]")
 }
 
 #[test]
-fn a_run_is_rewarded_by_a_program() {
+fn process_reward_scores_a_run() {
     let home = tempfile::tempdir().unwrap();
     let rule = format!("cmd:{EXAMPLE}");
     let mut arguments = vec!["--plugin", "showo", "--optimizer", "grpo", "--device", "cpu", "--out", "run"];
@@ -58,8 +58,8 @@ fn a_run_is_rewarded_by_a_program() {
         ["train.steps=2", "rollout.prompts=6", "rollout.group=2", "eval.prompts=0", "eval.pictures=2"];
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
     arguments.extend(["--reward", &rule]);
-    let shown_text = shown(&unirl(&arguments).current_dir(home.path()).output().unwrap());
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = format_output(&unirl(&arguments).current_dir(home.path()).output().unwrap());
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     let lines = |file: &str| -> Vec<Value> {
         let text = fs::read_to_string(home.path().join("run").join(file)).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -72,9 +72,9 @@ fn a_run_is_rewarded_by_a_program() {
     }
 }
 
-/// One that ends at its first batch, and one that hangs at it: each is started again, and answers then.
+/// A program that exits or hangs on its first batch is restarted and then returns rewards.
 #[test]
-fn a_program_that_ends_or_hangs_is_started_again() {
+fn process_reward_restarts_after_exit_or_hang() {
     let home = tempfile::tempdir().unwrap();
     let once = |what: &str| {
         format!(
@@ -86,59 +86,59 @@ fn a_program_that_ends_or_hangs_is_started_again() {
     };
     for what in ["os._exit(3)", "time.sleep(600)"] {
         let rule = script(home.path(), "flaky.py", &once(what));
-        let shown_text = scored(home.path(), &rule, "timeout_seconds = 5.0");
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
-        assert!(shown_text.contains("it is started again"), "{shown_text}");
+        let printed = score(home.path(), &rule, "timeout_seconds = 5.0");
+        assert!(printed.starts_with("exit: 0"), "{printed}");
+        assert!(printed.contains("it is started again"), "{printed}");
         assert!(
-            shown_text.contains("{\"reward\":1.0,\"max\":1.0") && shown_text.contains("\"max\":0.0"),
-            "{shown_text}"
+            printed.contains("{\"reward\":1.0,\"max\":1.0") && printed.contains("\"max\":0.0"),
+            "{printed}"
         );
     }
 }
 
 #[test]
-fn what_is_wrong_with_a_program_is_told() {
+fn process_reward_errors_are_reported() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    let answering = |reply: &str| format!("for line in sys.stdin:\n    print({reply}, flush=True)");
-    let shown_text = [
-        scored(home, &script(home, "chatty.py", &answering("'scoring...'")), ""),
-        scored(home, &script(home, "short.py", &answering("json.dumps({'rewards': [None]})")), ""),
-        scored(home, &script(home, "keys.py", &answering("json.dumps({'reward': [None, None]})")), ""),
-        scored(
+    let reply_with = |reply: &str| format!("for line in sys.stdin:\n    print({reply}, flush=True)");
+    let printed = [
+        score(home, &script(home, "chatty.py", &reply_with("'scoring...'")), ""),
+        score(home, &script(home, "short.py", &reply_with("json.dumps({'rewards': [None]})")), ""),
+        score(home, &script(home, "keys.py", &reply_with("json.dumps({'reward': [None, None]})")), ""),
+        score(
             home,
-            &script(home, "unable.py", &answering("json.dumps({'error': 'no table for `counting`'})")),
+            &script(home, "unable.py", &reply_with("json.dumps({'error': 'no table for `counting`'})")),
             "",
         ),
-        scored(
+        score(
             home,
-            &script(home, "much.py", &answering("json.dumps({'rewards': [{'score': 3, 'max': 1}] * 2})")),
+            &script(home, "much.py", &reply_with("json.dumps({'rewards': [{'score': 3, 'max': 1}] * 2})")),
             "",
         ),
-        scored(home, &script(home, "ends.py", "sys.exit(1)"), ""),
-        scored(home, &script(home, "hangs.py", "time.sleep(600)"), "timeout_seconds = 0.2"),
-        scored(home, &script(home, "fine.py", &answering("''")), "timeout_seconds = 0.0"),
-        scored(home, &script(home, "fine.py", &answering("''")), "timeout = 1"),
-        scored(home, "cmd:nowhere.py", ""),
+        score(home, &script(home, "ends.py", "sys.exit(1)"), ""),
+        score(home, &script(home, "hangs.py", "time.sleep(600)"), "timeout_seconds = 0.2"),
+        score(home, &script(home, "fine.py", &reply_with("''")), "timeout_seconds = 0.0"),
+        score(home, &script(home, "fine.py", &reply_with("''")), "timeout = 1"),
+        score(home, "cmd:nowhere.py", ""),
         {
             fs::write(home.join("plain.py"), "print()").unwrap();
-            scored(home, "cmd:plain.py", "")
+            score(home, "cmd:plain.py", "")
         },
     ];
-    insta::assert_snapshot!(shown_text.join("\n"));
+    insta::assert_snapshot!(printed.join("\n"));
 }
 
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases/programs");
 
 #[test]
-fn published_cases_are_scored_or_refused() {
+fn process_reward_cases_are_scored_or_refused() {
     let home = tempfile::tempdir().unwrap();
-    let shown_text = ["good", "two", "latin"]
-        .map(|name| scored(home.path(), &format!("cmd:{CASES}/{name}.py"), "").replace(CASES, "[CASES]"));
-    insta::assert_snapshot!(shown_text.join("\n"));
+    let printed = ["good", "two", "latin"]
+        .map(|name| score(home.path(), &format!("cmd:{CASES}/{name}.py"), "").replace(CASES, "[CASES]"));
+    insta::assert_snapshot!(printed.join("\n"));
 }
 
-/// A reply for each batch, and what else there is to do with it: `{}` stands before the loop, in it and behind it.
+/// A program that computes `reply` for each batch: code before the loop, in it, and after it.
 fn replying(before: &str, with: &str, after: &str) -> String {
     format!(
         "{before}\nfor number, line in enumerate(sys.stdin):\n    n = len(json.loads(line)['samples'])\n    \
@@ -147,7 +147,7 @@ fn replying(before: &str, with: &str, after: &str) -> String {
 }
 
 #[test]
-fn output_that_no_batch_asked_for_is_an_error() {
+fn process_reward_unexpected_output_is_an_error() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let plain = "print(reply, flush=True)";
@@ -163,30 +163,29 @@ fn output_that_no_batch_asked_for_is_an_error() {
         ("endless.py", replying("", "print('x' * (65 << 20), flush=True)", "")),
         ("chatter.py", replying("", "[print(reply, flush=True) for _ in range(10 ** 6)]", "")),
     ];
-    let shown_text = forms.map(|(name, body)| {
+    let printed = forms.map(|(name, body)| {
         let rule = script(home, name, &body);
-        scored(home, &rule, "")
+        score(home, &rule, "")
     });
-    insta::assert_snapshot!(shown_text.join("\n"));
+    insta::assert_snapshot!(printed.join("\n"));
 
-    // What is said of these depends on how fast they are.
-    for (first, shown) in [("ready", "`ready`"), ("{\"rewards\": [null, null]}", "`{\"rewards\": [")] {
+    // The message depends on the timing of the program.
+    for (first, expected) in [("ready", "`ready`"), ("{\"rewards\": [null, null]}", "`{\"rewards\": [")] {
         let body = replying(&format!("print({first:?}, flush=True)"), plain, "");
-        let shown_text = scored(home, &script(home, "before.py", &body), "");
-        assert!(shown_text.starts_with("exit: 1") && shown_text.contains(shown), "{shown_text}");
+        let printed = score(home, &script(home, "before.py", &body), "");
+        assert!(printed.starts_with("exit: 1") && printed.contains(expected), "{printed}");
     }
     let body = replying("", "sys.stdout.write(reply); sys.stdout.flush()", "");
-    let shown_text = scored(home, &script(home, "no_end_of_line.py", &body), "timeout_seconds = 2.0");
+    let printed = score(home, &script(home, "no_end_of_line.py", &body), "timeout_seconds = 2.0");
     assert!(
-        shown_text.starts_with("exit: 1")
-            && shown_text.contains("it wrote no end of line behind `{\"rewards\""),
-        "{shown_text}"
+        printed.starts_with("exit: 1") && printed.contains("it wrote no end of line behind `{\"rewards\""),
+        "{printed}"
     );
 }
 
-/// The line too many arrives while the second batch of 4096 samples is being answered, or after the last.
+/// The extra line arrives during the second batch of 4096 samples or later.
 #[test]
-fn a_line_too_many_is_found_in_any_batch() {
+fn process_reward_extra_line_is_found_in_any_batch() {
     let home = tempfile::tempdir().unwrap();
     let samples = SAMPLES.repeat(2 * 4096);
     for (name, with) in [
@@ -201,38 +200,38 @@ fn a_line_too_many_is_found_in_any_batch() {
         ),
     ] {
         let rule = script(home.path(), name, &replying("", with, ""));
-        let shown_text = scored_from(home.path(), &rule, "", &samples);
-        assert!(shown_text.starts_with("exit: 1\nstdout:\nstderr:\n"), "{name}: {shown_text}");
-        assert!(shown_text.contains("it answered more than"), "{name}: {shown_text}");
+        let printed = score_samples(home.path(), &rule, "", &samples);
+        assert!(printed.starts_with("exit: 1\nstdout:\nstderr:\n"), "{name}: {printed}");
+        assert!(printed.contains("it answered more than"), "{name}: {printed}");
     }
     let rule = script(home.path(), "right.py", &replying("", "print(reply, flush=True)", ""));
-    let shown_text = scored_from(home.path(), &rule, "", &samples);
-    assert!(shown_text.starts_with("exit: 0"), "{}", &shown_text[..200]);
-    assert_eq!(shown_text.lines().filter(|line| line.starts_with("{\"reward\":3.0")).count(), 4096);
+    let printed = score_samples(home.path(), &rule, "", &samples);
+    assert!(printed.starts_with("exit: 0"), "{}", &printed[..200]);
+    assert_eq!(printed.lines().filter(|line| line.starts_with("{\"reward\":3.0")).count(), 4096);
 }
 
 #[test]
-fn rewards_may_be_plain_numbers() {
+fn process_reward_accepts_plain_numbers() {
     let home = tempfile::tempdir().unwrap();
     for reply in
         ["[0.5, 1]", " {'rewards': [0.5, 1]}", "{'rewards': [0.5, {'score': 1, 'max': 1, 'why': 'NaN'}]}"]
     {
         let body = format!("for line in sys.stdin:\n    print({:?}, flush=True)", reply.replace('\'', "\""));
-        let shown_text = scored(home.path(), &script(home.path(), "numbers.py", &body), "");
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+        let printed = score(home.path(), &script(home.path(), "numbers.py", &body), "");
+        assert!(printed.starts_with("exit: 0"), "{printed}");
         assert!(
-            shown_text.contains("{\"reward\":0.5,\"max\":1.0")
-                && shown_text.contains("{\"reward\":1.0,\"max\":1.0"),
-            "{shown_text}"
+            printed.contains("{\"reward\":0.5,\"max\":1.0")
+                && printed.contains("{\"reward\":1.0,\"max\":1.0"),
+            "{printed}"
         );
     }
 }
 
 #[test]
-fn what_is_no_reward_is_named_by_its_index() {
+fn process_reward_invalid_reward_names_its_index() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    let mut shown_text = Vec::new();
+    let mut printed = Vec::new();
     for rewards in [
         "[1, NaN]",
         "[Infinity, 1]",
@@ -252,13 +251,13 @@ fn what_is_no_reward_is_named_by_its_index() {
         "[1, nan]",
     ] {
         let body = format!("for line in sys.stdin:\n    print('{{\"rewards\": {rewards}}}', flush=True)");
-        shown_text.push(format!("{rewards}\n{}", scored(home, &script(home, "numbers.py", &body), "")));
+        printed.push(format!("{rewards}\n{}", score(home, &script(home, "numbers.py", &body), "")));
     }
-    insta::assert_snapshot!(shown_text.join("\n"));
+    insta::assert_snapshot!(printed.join("\n"));
 }
 
 #[test]
-fn a_program_is_named_with_its_arguments_as_in_a_shell() {
+fn process_reward_command_is_parsed_like_a_shell() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let body =
@@ -267,7 +266,7 @@ fn a_program_is_named_with_its_arguments_as_in_a_shell() {
     script(home, "my rules/own.py", &body);
     script(home, "own.py", &body);
     fs::write(home.join("plain.py"), format!("import json, sys, time\n{body}")).unwrap();
-    let mut shown_text = Vec::new();
+    let mut printed = Vec::new();
     for (rule, options) in [
         ("cmd:python3 plain.py", ""),
         ("cmd:python3 -u plain.py --points '2 3' \"it's\"", ""),
@@ -286,12 +285,9 @@ fn a_program_is_named_with_its_arguments_as_in_a_shell() {
         ("cmd:plain.py", ""),
         ("cmd:my rules", ""),
     ] {
-        shown_text.push(format!("{rule}  {options}\n{}", scored(home, rule, options)));
+        printed.push(format!("{rule}  {options}\n{}", score(home, rule, options)));
     }
-    insta::assert_snapshot!(shown_text.join("\n"));
-    let shown_text = scored(home, "cmd:python3 nowhere.py", "");
-    assert!(
-        shown_text.contains("nowhere.py") && shown_text.contains("(exit status: 2), 3 times"),
-        "{shown_text}"
-    );
+    insta::assert_snapshot!(printed.join("\n"));
+    let printed = score(home, "cmd:python3 nowhere.py", "");
+    assert!(printed.contains("nowhere.py") && printed.contains("(exit status: 2), 3 times"), "{printed}");
 }

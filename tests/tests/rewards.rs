@@ -1,6 +1,6 @@
-//! `unirl reward`, and rule sets of one's own in a training run.
+//! `unirl reward`, and custom rewards in training runs.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
@@ -23,7 +23,7 @@ fn example(path: &str) -> String {
         .to_string()
 }
 
-/// Runs the command in `folder` with `stdin`: exit status, stdout and stderr.
+/// Runs the command in a directory with `stdin`. Returns exit status, stdout and stderr.
 fn unirl(folder: &Path, stdin: &str, arguments: &[&str]) -> String {
     let mut child = common::unirl(arguments)
         .current_dir(folder)
@@ -32,10 +32,10 @@ fn unirl(folder: &Path, stdin: &str, arguments: &[&str]) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Who refuses the arguments does not read.
+    // A usage error closes stdin.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     let output = child.wait_with_output().unwrap();
-    common::shown(&output).replace(&example(""), "[EXAMPLES]")
+    common::format_output(&output).replace(&example(""), "[EXAMPLES]")
 }
 
 fn samples() -> String {
@@ -61,7 +61,7 @@ fn samples() -> String {
 }
 
 #[test]
-fn answers_are_scored_with_their_reasons() {
+fn reward_score_prints_rewards_and_reasons() {
     let home = TempDir::new().unwrap();
     let own = example("my-rules/my-rules.toml");
     fs::write(
@@ -74,7 +74,7 @@ fn answers_are_scored_with_their_reasons() {
 }
 
 #[test]
-fn two_rule_sets_are_compared() {
+fn reward_diff_compares_two_rewards() {
     let home = TempDir::new().unwrap();
     let own = example("my-rules/my-rules.toml");
     let of = |arguments: &[&str]| unirl(home.path(), &samples(), &[&["reward", "diff"], arguments].concat());
@@ -90,7 +90,7 @@ fn two_rule_sets_are_compared() {
 }
 
 #[test]
-fn wrong_rule_files_and_samples() {
+fn reward_invalid_rule_files_and_samples_are_refused() {
     let home = TempDir::new().unwrap();
     let mut texts = Vec::new();
     for rules in [
@@ -109,8 +109,8 @@ fn wrong_rule_files_and_samples() {
         "[[counting]\n",
     ] {
         fs::write(home.path().join("rules.toml"), rules).unwrap();
-        let shown_text = unirl(home.path(), &samples(), &["reward", "score", "--reward", "rules.toml"]);
-        texts.push(format!("{rules}\n\n{shown_text}"));
+        let printed = unirl(home.path(), &samples(), &["reward", "score", "--reward", "rules.toml"]);
+        texts.push(format!("{rules}\n\n{printed}"));
     }
     for stdin in [
         "{\"category\":\"counting\",\"prompt\":\"a photo of two stars\"}",
@@ -118,8 +118,8 @@ fn wrong_rule_files_and_samples() {
         "{\"category\":\"count\",\"prompt\":\"a photo of two stars\",\"answer\":\"two\"}",
         "\nnonsense",
     ] {
-        let shown_text = unirl(home.path(), stdin, &["reward", "score", "--reward", "bound"]);
-        texts.push(format!("{stdin}\n\n{shown_text}"));
+        let printed = unirl(home.path(), stdin, &["reward", "score", "--reward", "bound"]);
+        texts.push(format!("{stdin}\n\n{printed}"));
     }
     for arguments in [
         vec!["score", "--reward", "bond"],
@@ -138,8 +138,8 @@ fn lines(path: &Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A short run of the drawn world that is rewarded by `rules`: its folder.
-fn trained(home: &TempDir, rules: &str) -> PathBuf {
+/// Trains for one step on the tiles benchmark with `rules`. Returns the run directory.
+fn train(home: &TempDir, rules: &str) -> PathBuf {
     let out = home.path().join("run");
     fs::write(home.path().join("run.toml"), format!("[reward]\nrules = {rules}")).unwrap();
     let settings = [
@@ -163,17 +163,17 @@ fn trained(home: &TempDir, rules: &str) -> PathBuf {
         "run",
     ];
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
-    let shown_text = unirl(home.path(), "", &arguments);
-    assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
+    let printed = unirl(home.path(), "", &arguments);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
     out
 }
 
-/// A file of rules, as `examples/my-rules` has one.
+/// A rule file, as in `examples/my-rules`.
 #[test]
-fn a_run_is_rewarded_by_a_file() {
+fn rule_file_scores_a_run_and_its_rescoring() {
     let home = TempDir::new().unwrap();
     let own = example("my-rules/my-rules.toml");
-    let out = trained(&home, &format!("[{{ name = {own:?} }}]"));
+    let out = train(&home, &format!("[{{ name = {own:?} }}]"));
     let metrics = &lines(&out.join("metrics.jsonl"))[0];
     for part in ["noun", "number", "color", "relation", "attribute"] {
         assert!(metrics[format!("reward/part/{part}")].is_number(), "{part}: {metrics}");
@@ -184,18 +184,18 @@ fn a_run_is_rewarded_by_a_file() {
         assert_eq!(sample["reward"]["max"], 1.0);
         assert!(sample["reward"]["why"].as_str().unwrap().contains(" of 1: "), "{sample}");
     }
-    // What the run noted is what the file says, without the model.
+    // Rescoring with the same file changes nothing.
     let same = unirl(home.path(), "", &["reward", "replay", "run", "--reward", &own]);
     assert!(same.contains("\n0 of 24 samples change\n"), "{same}");
     let other = unirl(home.path(), "", &["reward", "replay", "run", "--reward", "paper"]);
     assert!(other.contains("  paper: ") && !other.contains("\n0 of 24 samples change\n"), "{other}");
 }
 
-/// Code in a plugin that looks at the drawings, as `examples/my-reward` has it, beside a shipped set.
+/// A plugin that reads pixels, as in `examples/my-reward`, added to a shipped reward.
 #[test]
-fn a_run_is_rewarded_by_code_that_sees_the_drawings() {
+fn plugin_reward_sees_generated_pixels() {
     let home = TempDir::new().unwrap();
-    let out = trained(
+    let out = train(
         &home,
         "[{ name = \"exact\" }, { name = \"my-reward\", weight = 0.5, options = { most = 0.2 } }]",
     );
@@ -213,7 +213,7 @@ fn a_run_is_rewarded_by_code_that_sees_the_drawings() {
         let sum = parts["exact"].as_f64().unwrap() + parts["my-reward"].as_f64().unwrap_or(0.0);
         assert_eq!(reward["score"], sum, "{sample}");
         if !counting {
-            // The picture has 16 tiles; a shape covers 12 to 64 of the 64 pixels of its own.
+            // The image has 16 tiles; a shape covers 12 to 64 of the 64 pixels of its tile.
             let covered =
                 why.split("my-reward: ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
             assert_eq!(parts["my-reward"], if (1.0..=20.0).contains(&covered) { 0.5 } else { 0.0 }, "{why}");
@@ -221,9 +221,9 @@ fn a_run_is_rewarded_by_code_that_sees_the_drawings() {
     }
 }
 
-/// Which plugins a rule opens, by the log.
+/// The log names the loaded plugins.
 #[test]
-fn scoring_opens_only_the_plugin_of_its_rule() {
+fn reward_score_loads_only_the_needed_plugin() {
     let home = TempDir::new().unwrap();
     let (own, program) = (example("my-rules/my-rules.toml"), example("python-reward/reward.py"));
     for (rule, expected) in [
@@ -232,11 +232,11 @@ fn scoring_opens_only_the_plugin_of_its_rule() {
         (&own, vec![]),
         (&format!("cmd:{program}"), vec![]),
     ] {
-        let shown_text = unirl(home.path(), &samples(), &["-vv", "reward", "score", "--reward", rule]);
-        assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
-        let loaded = shown_text.lines().filter(|line| line.contains("plugin loaded"));
+        let printed = unirl(home.path(), &samples(), &["-vv", "reward", "score", "--reward", rule]);
+        assert!(printed.starts_with("exit: 0"), "{printed}");
+        let loaded = printed.lines().filter(|line| line.contains("plugin loaded"));
         let names: Vec<&str> =
             loaded.filter_map(|line| line.split("plugin=\"").nth(1)?.split('"').next()).collect();
-        assert_eq!(names, expected, "{shown_text}");
+        assert_eq!(names, expected, "{printed}");
     }
 }

@@ -1,6 +1,6 @@
-//! `schemas/` holds what the code says: `UPDATE_SCHEMAS=1 cargo test --release -p unirl-tests schemas` rewrites it.
+//! `schemas/` matches the code. `UPDATE_SCHEMAS=1 cargo test --release -p unirl-tests schemas` rewrites it.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 #[test]
-fn schemas_are_those_of_the_code() {
+fn schemas_match_the_code() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas");
     for (file, arguments) in [
         ("run", vec!["run"]),

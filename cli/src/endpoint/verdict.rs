@@ -1,14 +1,14 @@
-//! The one verdict in a reply of a language model, whatever it is wrapped in.
+//! Parses a yes-or-no verdict from a reply of a language model.
 
 use serde_json::Value;
 
-/// What ends the thinking of a reasoning model; its answer comes after the last of these.
-const THINKING_ENDS: [&str; 6] =
+/// End markers of reasoning; the answer follows the last one.
+const REASONING_ENDS: [&str; 6] =
     ["</think>", "</thinking>", "</thought>", "</reasoning>", "[/think]", "<|message|>"];
-/// What begins it. Without an end everything after it is thinking.
-const THINKING_BEGINS: [&str; 5] = ["<think>", "<thinking>", "<thought>", "<reasoning>", "[think]"];
+/// Start markers of reasoning. Without an end marker, everything after a start marker is reasoning.
+const REASONING_STARTS: [&str; 5] = ["<think>", "<thinking>", "<thought>", "<reasoning>", "[think]"];
 
-/// Keys of a JSON object that hold a verdict rather than a reason or another finding.
+/// Keys of a JSON object that hold the verdict.
 const KEYS: [&str; 19] = [
     "answer",
     "conclusion",
@@ -31,7 +31,7 @@ const KEYS: [&str; 19] = [
     "verdict",
 ];
 
-/// Words after `yes` or `no` with which a sentence about the answer goes on: `no the answer is wrong`, but not `no bench`.
+/// Words that may follow a verdict without punctuation: `no the answer is wrong`, but not `no bench`.
 const CONTINUATIONS: [&str; 10] =
     ["as", "because", "both", "it", "its", "since", "that", "the", "they", "this"];
 
@@ -45,37 +45,37 @@ pub(super) fn text_of(content: &Value) -> String {
     }
 }
 
-/// Whether a reply says yes or no; `None` if it says neither or both.
+/// The verdict of a reply; `None` if it contains neither yes nor no, or both.
 pub(super) fn verdict(reply: &str) -> Option<bool> {
-    // ASCII letters alone, so that positions stay.
+    // Only ASCII letters change, so that byte positions stay valid.
     let lower = reply.to_ascii_lowercase();
     let after = |end: &&str| lower.rfind(*end).map(|at| at + end.len());
-    let lower = &lower[THINKING_ENDS.iter().filter_map(after).max().unwrap_or(0)..];
-    let open = THINKING_BEGINS.iter().filter_map(|begin| lower.find(begin)).min();
-    let said = lower[..open.unwrap_or(lower.len())].trim();
-    if let Some(json) = json_of(said) {
+    let lower = &lower[REASONING_ENDS.iter().filter_map(after).max().unwrap_or(0)..];
+    let start = REASONING_STARTS.iter().filter_map(|marker| lower.find(marker)).min();
+    let answer = lower[..start.unwrap_or(lower.len())].trim();
+    if let Some(json) = parse_json(answer) {
         let mut verdicts = Vec::new();
         collect(&json, matches!(json, Value::Bool(_) | Value::String(_)), &mut verdicts);
-        return agreed(&verdicts);
+        return unanimous(&verdicts);
     }
-    in_words(said)
+    verdict_in_text(answer)
 }
 
-/// The JSON in a reply: the whole of it, or what stands between its first and last brace, as in a fence.
-fn json_of(said: &str) -> Option<Value> {
-    let inner = || Some(&said[said.find('{')?..=said.rfind('}')?]);
+/// Parses a reply as JSON: all of it, or the text from the first to the last brace, as in a fenced block.
+fn parse_json(reply: &str) -> Option<Value> {
+    let inner = || Some(&reply[reply.find('{')?..=reply.rfind('}')?]);
     let parse = |text: &str| serde_json::from_str(text).ok();
-    parse(said).or_else(|| parse(inner()?))
+    parse(reply).or_else(|| parse(inner()?))
 }
 
-/// The verdicts in a JSON value, those below a key of [`KEYS`].
+/// Collects the verdicts below keys of [`KEYS`]; `counts` tells whether `value` is below one.
 fn collect(value: &Value, counts: bool, verdicts: &mut Vec<bool>) {
     match value {
         Value::Bool(verdict) if counts => verdicts.push(*verdict),
         Value::String(text) if counts => match text.trim() {
             "true" => verdicts.push(true),
             "false" => verdicts.push(false),
-            text => verdicts.extend(in_words(text)),
+            text => verdicts.extend(verdict_in_text(text)),
         },
         Value::Array(values) => values.iter().for_each(|value| collect(value, counts, verdicts)),
         Value::Object(fields) => {
@@ -88,32 +88,32 @@ fn collect(value: &Value, counts: bool, verdicts: &mut Vec<bool>) {
     }
 }
 
-fn agreed(verdicts: &[bool]) -> Option<bool> {
+fn unanimous(verdicts: &[bool]) -> Option<bool> {
     let first = verdicts.first()?;
     verdicts.iter().all(|verdict| verdict == first).then_some(*first)
 }
 
-/// The verdict in plain text. With both words anywhere there is none; a single one must stand for itself, so that the `no`
-/// of `no picture was given` is none.
-fn in_words(said: &str) -> Option<bool> {
-    let plain = said.replace("\\boxed", " ").replace("\\text", " ");
+/// The verdict in plain text; `None` if both words occur. A word counts only at the end of a clause or before one of
+/// [`CONTINUATIONS`], so that the `no` of `no picture was given` is not a verdict.
+fn verdict_in_text(text: &str) -> Option<bool> {
+    let plain = text.replace("\\boxed", " ").replace("\\text", " ");
     let mut words = words(&plain).peekable();
-    let (mut named, mut verdicts) = (Vec::new(), Vec::new());
+    let (mut mentioned, mut verdicts) = (Vec::new(), Vec::new());
     while let Some((word, ends)) = words.next() {
         let verdict = match word {
             "yes" => true,
             "no" => false,
             _ => continue,
         };
-        named.push(verdict);
+        mentioned.push(verdict);
         if ends || words.peek().is_none_or(|(next, _)| CONTINUATIONS.contains(next)) {
             verdicts.push(verdict);
         }
     }
-    agreed(&named).and(agreed(&verdicts))
+    unanimous(&mentioned).and(unanimous(&verdicts))
 }
 
-/// The words of a text, each with whether a clause ends after it. Marks around words, such as `**` and quotes, are skipped.
+/// The words of a text, each with whether a clause ends after it. Markup such as `**` and quotes is ignored.
 fn words(text: &str) -> impl Iterator<Item = (&str, bool)> {
     let is_word = |letter: char| letter.is_alphanumeric() || letter == '\'' || letter == '’';
     let mut rest = text;
@@ -133,15 +133,15 @@ fn words(text: &str) -> impl Iterator<Item = (&str, bool)> {
 mod tests {
     use super::*;
 
-    fn all(expected: Option<bool>, replies: &[&str]) {
+    fn assert_verdict(expected: Option<bool>, replies: &[&str]) {
         for reply in replies {
             assert_eq!(verdict(reply), expected, "{reply}");
         }
     }
 
     #[test]
-    fn a_yes_is_found_in_any_wrapper() {
-        all(
+    fn yes_is_parsed_in_any_markup() {
+        assert_verdict(
             Some(true),
             &[
                 "yes",
@@ -181,8 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn a_no_is_found_in_any_wrapper() {
-        all(
+    fn no_is_parsed_in_any_markup() {
+        assert_verdict(
             Some(false),
             &[
                 "no",
@@ -202,8 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn json_is_read_by_its_keys() {
-        all(
+    fn json_verdicts_are_read_from_known_keys() {
+        assert_verdict(
             Some(true),
             &[
                 r#"{"answer": "yes"}"#,
@@ -220,16 +220,16 @@ mod tests {
                 r#"[{"answer": "yes"}]"#,
             ],
         );
-        all(Some(false), &[r#"{"answer": "no"}"#, r#"{"correct": false, "why": "yes"}"#, "false"]);
-        all(
+        assert_verdict(Some(false), &[r#"{"answer": "no"}"#, r#"{"correct": false, "why": "yes"}"#, "false"]);
+        assert_verdict(
             None,
             &[r#"{"wrong": "no"}"#, r#"{"answer": "yes", "verdict": "no"}"#, "{}", r#"{"answer": null}"#],
         );
     }
 
     #[test]
-    fn what_says_both_or_neither_is_no_verdict() {
-        all(
+    fn ambiguous_replies_have_no_verdict() {
+        assert_verdict(
             None,
             &[
                 "",
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_of_parts_is_joined_without_thinking() {
+    fn text_parts_are_joined_without_reasoning() {
         let parts = serde_json::json!([
             { "type": "thinking", "thinking": [{ "type": "text", "text": "No?" }] },
             { "type": "text", "text": "Ye" },

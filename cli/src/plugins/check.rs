@@ -1,4 +1,4 @@
-//! `unirl plugins check FILE`: whether what a plugin makes keeps its promises.
+//! `unirl plugins check FILE`: runs the conformance checks of every model and reward of a plugin.
 
 use std::path::Path;
 
@@ -10,34 +10,34 @@ use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
 use unirl::plugin::{Entry, EntryKind, Plugins};
 
 use crate::args::{ModelArgs, PluginsCheckArgs};
-use crate::build::{self, Settings};
-use crate::doctor;
+use crate::settings::Settings;
+use crate::{doctor, io, load};
 
 pub(super) fn run(args: &PluginsCheckArgs) -> Result<()> {
     let mut plugins = args.search.plugins()?;
     let plugin = plugins.load(&args.plugin)?;
     let (name, entries) = (plugin.name.clone(), plugin.entries.clone());
-    build::print(&format!("plugin {name} {}\n", plugin.version))?;
+    io::print(&format!("plugin {name} {}\n", plugin.version))?;
     let mut failed = 0;
     for entry in &entries {
         let findings = match entry.kind {
             EntryKind::Model => model(args, &format!("{name}/{}", entry.name), &mut plugins)?,
             EntryKind::Reward => reward(entry, &mut plugins)?,
-            EntryKind::Detector => continue, // it promises nothing but its form, which every call checks
+            EntryKind::Detector => continue, // every call checks the form of its output
         };
-        build::print(&format!("\n{} `{}`\n{}", entry.kind, entry.name, doctor::listed(&findings)))?;
+        io::print(&format!("\n{} `{}`\n{}", entry.kind, entry.name, doctor::format_findings(&findings)))?;
         failed += doctor::failed(&findings);
     }
     if failed > 0 {
-        return Err(Error::failure(format!("{failed} promises are not kept")));
+        return Err(Error::failure(format!("{failed} conformance checks failed")));
     }
     Ok(())
 }
 
 fn model(args: &PluginsCheckArgs, name: &str, plugins: &mut Plugins) -> Result<Vec<Finding>> {
-    let settings = Settings::new(&ModelArgs::of_entry(args, name), None)?;
-    let (mut model, config) = build::inference(&settings, plugins)?;
-    let device = build::device(&config.model.device)?;
+    let settings = Settings::new(&ModelArgs::for_entry(args, name), None)?;
+    let (mut model, config) = load::model_and_config(&settings, plugins)?;
+    let device = load::device(&config.model.device)?;
     let tasks = eval::tasks(1, config.eval.seed)?;
     let dry = |plugins: &mut Plugins, options: &serde_json::Value| {
         let source = ModelSource { checkpoint: Checkpoint::Fresh, device, seed: 1, dry: true };
@@ -54,21 +54,21 @@ fn model(args: &PluginsCheckArgs, name: &str, plugins: &mut Plugins) -> Result<V
 
 fn reward(entry: &Entry, plugins: &mut Plugins) -> Result<Vec<Finding>> {
     let mut findings = vec![unknown_option(|options| plugins.reward(&entry.name, options).map(drop))];
-    let rule = plugins.reward(&entry.name, &json!({}))?;
-    findings.extend(examine_reward(&*rule, &eval::tasks(2, 1)?)?);
+    let reward = plugins.reward(&entry.name, &json!({}))?;
+    findings.extend(examine_reward(&*reward, &eval::tasks(2, 1)?)?);
     Ok(findings)
 }
 
-/// Whether a misspelt option is told.
+/// Checks that an unknown option is refused.
 fn unknown_option(mut make: impl FnMut(&serde_json::Value) -> Result<()>) -> Finding {
     let outcome = match make(&json!({ "surely_no_option": 1 })) {
-        Err(error) if error.code() == Code::Usage => Outcome::Holds("an unknown one is refused".into()),
+        Err(error) if error.code() == Code::Usage => Outcome::Holds("an unknown option is refused".into()),
         Err(error) => Outcome::Fails(error.to_string()),
-        Ok(()) => Outcome::Fails("an unknown one is taken as if it meant something".into()),
+        Ok(()) => Outcome::Fails("an unknown option is accepted".into()),
     };
     Finding {
-        name: "options are those of the schema",
+        name: "unknown options are refused",
         outcome,
-        hint: "derive `JsonSchema` for the options; with `#[serde(flatten)]` any key would be one",
+        hint: "derive `JsonSchema` for the options, without `#[serde(flatten)]`, which accepts any key",
     }
 }

@@ -1,4 +1,4 @@
-//! `unirl plugins`: what there is.
+//! `unirl plugins`: lists, creates and checks plugins.
 
 mod check;
 mod new;
@@ -29,16 +29,16 @@ fn show(args: &PluginsListArgs) -> Result<()> {
     if args.json {
         println!(
             "{}",
-            serde_json::to_string_pretty(&describe(&mut plugins)).context(|| "cannot write the list")?
+            serde_json::to_string_pretty(&describe(&mut plugins)).context(|| "cannot serialize the list")?
         );
         return Ok(());
     }
-    println!("libtorch {}", mapped_version().unwrap_or_else(|| "of an unknown version".into()));
+    println!("libtorch {}", mapped_version().unwrap_or_else(|| "unknown version".into()));
     print!("{}", list(&mut plugins));
     Ok(())
 }
 
-/// Where plugins are looked for, and what became of each.
+/// The searched directories and the plugins in them, as text.
 pub(crate) fn list(plugins: &mut Plugins) -> String {
     let mut text = String::from("searched:\n");
     for dir in plugins.search_path() {
@@ -62,9 +62,9 @@ pub(crate) fn list(plugins: &mut Plugins) -> String {
     text
 }
 
-/// Opens a plugin in a process of its own, which it may end without ending this one.
+/// Opens a plugin in a separate process, so that a crash does not end this one.
 fn probe(path: &Path) -> Result<()> {
-    let place = || "cannot start a process to open it in";
+    let place = || "cannot start a process to open the plugin";
     let program = std::env::current_exe().context(place)?;
     let mut command = Command::new(program);
     command
@@ -75,12 +75,15 @@ fn probe(path: &Path) -> Result<()> {
         .stderr(Stdio::null());
     let status = command.status().context(place)?;
     match status.signal() {
-        None => Ok(()), // what is wrong otherwise is told when it is opened here
-        Some(signal) => Err(Error::failure(format!("it ends the process that opens it, by signal {signal}"))
-            .hint("what runs when the library is opened, such as a constructor, is at fault")),
+        None => Ok(()), // other errors are reported when it is opened in this process
+        Some(signal) => {
+            Err(Error::failure(format!("opening the plugin ends the process with signal {signal}"))
+                .hint("check the code that runs when the library is loaded, such as constructors"))
+        }
     }
 }
 
+/// The searched directories and the plugins in them, as JSON.
 pub(crate) fn describe(plugins: &mut Plugins) -> Value {
     let reports = plugins.discover_if(&mut probe).to_vec();
     let list: Vec<Value> = reports

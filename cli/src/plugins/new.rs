@@ -1,4 +1,4 @@
-//! `unirl plugins new NAME`: a crate that builds, loads and trains, to be changed from the inside.
+//! `unirl plugins new NAME`: creates a plugin crate from an example.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,15 +7,15 @@ use unirl::atomic_fs;
 use unirl::error::{Context, Error, Result};
 
 use crate::args::{PluginKind, PluginsNewArgs};
-use crate::build;
+use crate::io;
 
-/// The crates of `examples/`, which these names stand for.
+/// Names and code of the templates, the crates in `examples/`.
 const MODEL: (&str, &str) = ("my-model", include_str!("../../../examples/my-model/src/lib.rs"));
 const REWARD: (&str, &str) = ("my-reward", include_str!("../../../examples/my-reward/src/lib.rs"));
 
 pub(super) fn run(args: &PluginsNewArgs) -> Result<()> {
     let name = &args.name;
-    check(name)?;
+    check_name(name)?;
     let folder = args.dir.clone().unwrap_or_else(|| PathBuf::from(name));
     let (template, code) = match args.kind {
         PluginKind::Model => MODEL,
@@ -28,42 +28,45 @@ pub(super) fn run(args: &PluginsNewArgs) -> Result<()> {
         atomic_fs::write(&partial.join("Cargo.toml"), &manifest)?;
         atomic_fs::write(&partial.join("src/lib.rs"), &code)
     })
-    .map_err(|error| error.hint("name another folder: `--dir D`"))?;
-    build::print(&next(args, &folder))
+    .map_err(|error| error.hint("name another directory: `--dir DIR`"))?;
+    io::print(&next_steps(args, &folder))
 }
 
-/// A crate's name that is also a plugin's.
-fn check(name: &str) -> Result<()> {
+/// Errors unless `name` is valid for both a crate and a plugin.
+fn check_name(name: &str) -> Result<()> {
     let letters =
         |text: &str| text.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit());
-    let fits = name.starts_with(|first: char| first.is_ascii_lowercase())
+    let valid = name.starts_with(|first: char| first.is_ascii_lowercase())
         && name.split('-').all(|part| !part.is_empty() && letters(part));
-    if fits {
+    if valid {
         return Ok(());
     }
     Err(Error::usage(format!(
-        "plugin name `{name}`: expected lower-case words of letters and digits, joined by `-`"
+        "invalid plugin name `{name}`: expected lower-case words of letters and digits, joined by `-`"
     ))
-    .hint("for example `my-model`"))
+    .hint("for example, `my-model`"))
 }
 
 /// The crate `unirl` that this program was built with.
-const OWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../core");
+const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../core");
 
 fn manifest(name: &str, unirl: Option<&Path>) -> Result<String> {
     let version = env!("CARGO_PKG_VERSION");
-    let path = fs::canonicalize(unirl.unwrap_or(Path::new(OWN))).unwrap_or_default();
+    let path = fs::canonicalize(unirl.unwrap_or(Path::new(BUILT_WITH))).unwrap_or_default();
     if !path.join("Cargo.toml").is_file() {
         let error = match unirl {
-            Some(path) => format!("`--unirl {0}`: no crate at `{0}`", path.display()),
-            None => "`--unirl`: the checkout that this program was built from is gone".into(),
+            Some(path) => format!("`--unirl {0}`: `{0}` is not a crate", path.display()),
+            None => "the checkout that unirl was built from no longer exists".into(),
         };
-        return Err(Error::usage(error)
-            .hint("name the folder `core` of a checkout of unirl, such as `--unirl ../unirl/core`"));
+        return Err(
+            Error::usage(error).hint("name the directory `core` of a checkout: `--unirl ../unirl/core`")
+        );
     }
     let path = path.display().to_string();
     if path.contains(['"', '\\']) {
-        return Err(Error::usage(format!("`--unirl {path}`: expected a path without quotes")));
+        return Err(Error::usage(format!(
+            "`--unirl {path}`: expected a path without quotes and backslashes"
+        )));
     }
     let unirl = format!("{{ version = \"{version}\", path = \"{path}\" }}");
     Ok(format!(
@@ -87,7 +90,7 @@ serde = {{ version = "1", features = ["derive"] }}
     ))
 }
 
-/// The code of a template under another name, in each of the ways in which a name is written.
+/// The code of a template with its name replaced in every spelling: `my-model`, `my_model` and `MyModel`.
 fn renamed(code: &str, template: &str, name: &str) -> String {
     code.replace(&camel(template), &camel(name))
         .replace(template, name)
@@ -99,11 +102,11 @@ fn camel(name: &str) -> String {
     name.split('-').map(word).collect()
 }
 
-fn next(args: &PluginsNewArgs, folder: &Path) -> String {
+fn next_steps(args: &PluginsNewArgs, folder: &Path) -> String {
     let library = format!("target/release/libunirl_plugin_{}.so", args.name.replace('-', "_"));
     let mut text = format!("{}\n\n  cd {}\n", folder.display(), folder.display());
     if std::env::var_os("LIBTORCH").is_none() {
-        text += "  export LIBTORCH=…             # libtorch of this unirl: `.libtorch` of its checkout, after `./x setup`\n";
+        text += "  export LIBTORCH=…             # the libtorch of unirl: `.libtorch` in its checkout after `./x setup`\n";
     }
     text += "  cargo build --release\n";
     text += &format!("  unirl plugins check {library}\n");
@@ -121,18 +124,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_crates() {
-        for right in ["a", "my-model", "show-o2"] {
-            check(right).unwrap();
+    fn plugin_names_are_crate_names() {
+        for valid in ["a", "my-model", "show-o2"] {
+            check_name(valid).unwrap();
         }
-        for wrong in ["", "My-Model", "my_model", "-a", "a-", "a--b", "2a", "a/b", "größe"] {
-            assert!(check(wrong).is_err(), "{wrong}");
+        for invalid in ["", "My-Model", "my_model", "-a", "a-", "a--b", "2a", "a/b", "größe"] {
+            assert!(check_name(invalid).is_err(), "{invalid}");
         }
         assert_eq!(camel("show-o2-x"), "ShowO2X");
     }
 
     #[test]
-    fn every_spelling_of_the_name_is_another() {
+    fn every_spelling_of_the_name_is_replaced() {
         let code = renamed(MODEL.1, MODEL.0, "other-one");
         assert!(code.contains("struct OtherOne") && code.contains("\"other-one\""));
         assert!(!code.contains("MyModel") && !code.contains("my-model"));

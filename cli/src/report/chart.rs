@@ -1,11 +1,11 @@
-//! Curves as SVG.
+//! SVG line charts.
 
 use plotters::prelude::{
     ChartBuilder, Color, IntoDrawingArea, LineSeries, Polygon, RGBColor, SVGBackend, ShapeStyle,
 };
 use unirl::error::{Error, Result};
 
-/// The colours of the runs, in turn: those of Okabe and Ito, which colour-blind people tell apart.
+/// The colours of the runs: the colour-blind-safe palette of Okabe and Ito.
 pub(super) const COLORS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -16,20 +16,20 @@ pub(super) const COLORS: [RGBColor; 7] = [
     RGBColor(90, 90, 90),
 ];
 
-/// A curve with its interval.
+/// A curve with its confidence interval.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Curve {
-    /// Which of [`COLORS`].
+    /// Index into [`COLORS`].
     pub(super) color: usize,
     /// Step and value.
     pub(super) points: Vec<(f64, f64)>,
-    /// Step, lower and upper end.
+    /// Step, lower and upper bound.
     pub(super) interval: Vec<(f64, f64, f64)>,
 }
 
 impl Curve {
-    /// The running mean of values a step, over a twentieth of them but at least five, and its 95 % interval: 1.96 standard
-    /// errors.
+    /// The running mean of one value per step with its 95 % interval (1.96 standard errors). The window is a twentieth of the
+    /// values, at least five.
     pub(super) fn smoothed(color: usize, values: &[(f64, f64)]) -> Self {
         let width = (values.len() / 20).max(5);
         let mut curve = Self { color, ..Self::default() };
@@ -46,12 +46,12 @@ impl Curve {
     }
 }
 
-/// Draws curves; shares have the same axis everywhere.
-pub(super) fn svg(curves: &[Curve], shares: bool) -> Result<String> {
-    let wrong = |error: String| Error::failure("cannot draw a chart").cause(error);
+/// A chart of the curves; with `unit_axis`, the value axis is 0 to 1.
+pub(super) fn svg(curves: &[Curve], unit_axis: bool) -> Result<String> {
+    let failed = |error: String| Error::failure("cannot draw a chart").cause(error);
     let steps = curves.iter().flat_map(|curve| &curve.points).map(|(step, _)| *step);
     let last = steps.fold(1.0, f64::max);
-    let (low, high) = if shares { (0.0, 1.0) } else { range(curves) };
+    let (low, high) = if unit_axis { (0.0, 1.0) } else { range(curves) };
     let mut text = String::new();
     {
         let area = SVGBackend::with_string(&mut text, (380, 220)).into_drawing_area();
@@ -60,7 +60,7 @@ pub(super) fn svg(curves: &[Curve], shares: bool) -> Result<String> {
             .x_label_area_size(26)
             .y_label_area_size(48)
             .build_cartesian_2d(0.0..last, low..high)
-            .map_err(|error| wrong(error.to_string()))?;
+            .map_err(|error| failed(error.to_string()))?;
         chart
             .configure_mesh()
             .light_line_style(RGBColor(255, 255, 255))
@@ -69,28 +69,28 @@ pub(super) fn svg(curves: &[Curve], shares: bool) -> Result<String> {
             .x_label_formatter(&|step| format!("{step:.0}"))
             .y_label_formatter(&|value| label(*value))
             .draw()
-            .map_err(|error| wrong(error.to_string()))?;
+            .map_err(|error| failed(error.to_string()))?;
         for curve in curves {
             let color = COLORS[curve.color % COLORS.len()];
-            let cut = |value: f64| value.clamp(low, high);
-            let above = curve.interval.iter().map(|(step, _, high)| (*step, cut(*high)));
-            let below = curve.interval.iter().rev().map(|(step, low, _)| (*step, cut(*low)));
+            let clamp = |value: f64| value.clamp(low, high);
+            let above = curve.interval.iter().map(|(step, _, high)| (*step, clamp(*high)));
+            let below = curve.interval.iter().rev().map(|(step, low, _)| (*step, clamp(*low)));
             let outline: Vec<(f64, f64)> = above.chain(below).collect();
             let line: Vec<(f64, f64)> =
-                curve.points.iter().map(|(step, value)| (*step, cut(*value))).collect();
+                curve.points.iter().map(|(step, value)| (*step, clamp(*value))).collect();
             let style = ShapeStyle { color: color.to_rgba(), filled: false, stroke_width: 2 };
-            let drawn = chart
+            let result = chart
                 .draw_series([Polygon::new(outline, color.mix(0.18).filled())])
                 .map(drop)
                 .and_then(|()| chart.draw_series(LineSeries::new(line, style)).map(drop));
-            drawn.map_err(|error| wrong(error.to_string()))?;
+            result.map_err(|error| failed(error.to_string()))?;
         }
-        area.present().map_err(|error| wrong(error.to_string()))?;
+        area.present().map_err(|error| failed(error.to_string()))?;
     }
     Ok(text)
 }
 
-/// From the least to the most of the curves, with room above.
+/// The range of the values, including 0, with a margin above.
 fn range(curves: &[Curve]) -> (f64, f64) {
     let values = || curves.iter().flat_map(|curve| &curve.points).map(|(_, value)| *value);
     let (low, high) = (values().fold(f64::MAX, f64::min).min(0.0), values().fold(f64::MIN, f64::max));
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_running_mean_with_its_standard_error() {
+    fn smoothed_is_running_mean_with_standard_error() {
         let values: Vec<(f64, f64)> =
             [0.0, 1.0, 0.0, 1.0, 0.0, 1.0].into_iter().zip(1..).map(|(v, s)| (f64::from(s), v)).collect();
         let curve = Curve::smoothed(0, &values);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_short() {
+    fn axis_labels_are_short() {
         assert_eq!([0.0, 0.25, 12.0, 6e-4, 12345.0].map(label), ["0", "0.25", "12", "6e-4", "1e4"]);
     }
 }

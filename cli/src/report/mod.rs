@@ -1,4 +1,4 @@
-//! `unirl report RUN ...`: a page that needs nothing but a browser.
+//! `unirl report RUN...`: one self-contained HTML page about runs.
 
 mod chart;
 mod run;
@@ -8,27 +8,27 @@ use unirl::error::{Error, Result};
 use unirl::{atomic_fs, config::layers};
 
 use crate::args::ReportArgs;
-use crate::build::check_output;
+use crate::io::check_output;
 use crate::progress;
 use chart::Curve;
 use run::Run;
 
-/// What is drawn: title, the metric, whether it is a share.
+/// The charts: title, metric, and whether the axis is 0 to 1.
 const CHARTS: [(&str, &str, bool); 14] = [
-    ("reward of the drawings", "reward/mean", true),
-    ("drawings that the judge calls right", "judge/right", true),
-    ("wrong drawings that pass", "judge/wrong_passed", true),
-    ("T2I on the guard's set", "eval/t2i", true),
-    ("MMU on the guard's set", "eval/mmu", true),
-    ("T2I→MMU on the guard's set", "eval/t2i_to_mmu", true),
-    ("MMU→T2I on the guard's set", "eval/mmu_to_t2i", true),
-    ("samples in groups of unequal rewards", "reward/informative", true),
-    ("KL of the answers, nats a token", "kl/answer", false),
-    ("KL of the images, nats a token", "kl/image", false),
+    ("mean reward", "reward/mean", true),
+    ("correct images (judge)", "judge/right", true),
+    ("false positives (wrong images with full reward)", "judge/wrong_passed", true),
+    ("T2I (drift monitor)", "eval/t2i", true),
+    ("MMU (drift monitor)", "eval/mmu", true),
+    ("T2I→MMU (drift monitor)", "eval/t2i_to_mmu", true),
+    ("MMU→T2I (drift monitor)", "eval/mmu_to_t2i", true),
+    ("samples in groups with reward variance", "reward/informative", true),
+    ("KL of answers (nats per token)", "kl/answer", false),
+    ("KL of images (nats per token)", "kl/image", false),
     ("answer term of the loss", "loss/answer", false),
     ("image term of the loss", "loss/image", false),
-    ("norm of the gradient", "update/gradient_norm", false),
-    ("seconds of drawing", "time/draw", false),
+    ("gradient norm", "update/gradient_norm", false),
+    ("generation time (seconds)", "time/draw", false),
 ];
 
 #[derive(Template)]
@@ -37,7 +37,7 @@ struct Page {
     runs: Vec<Run>,
     /// Title and SVG.
     charts: Vec<(&'static str, String)>,
-    /// The other run, and where its settings differ from the first one's.
+    /// Name of another run, and the differences of its settings from those of the first run.
     changes: Vec<(String, Vec<String>)>,
     version: &'static str,
 }
@@ -52,13 +52,13 @@ pub(crate) fn run(args: &ReportArgs) -> Result<()> {
         .enumerate()
         .map(|(index, root)| Run::read(root, index))
         .collect::<Result<Vec<_>>>()?;
-    let (first, others) = runs.split_first().ok_or_else(|| Error::usage("no run is named"))?;
+    let (first, others) = runs.split_first().ok_or_else(|| Error::usage("expected at least one run"))?;
     let changes = others
         .iter()
         .map(|other| (other.name.clone(), layers::differences(&first.settings, &other.settings)))
         .collect();
     let page = Page { charts: charts(&runs)?, changes, runs, version: env!("CARGO_PKG_VERSION") };
-    let text = page.render().map_err(|error| Error::failure("cannot write the page").cause(error))?;
+    let text = page.render().map_err(|error| Error::failure("cannot render the report").cause(error))?;
     let out = args.out.clone().unwrap_or_else(|| args.runs[0].join("report.html"));
     atomic_fs::write(&out, &text)?;
     progress::note(&format!("report: {}", out.display()));
@@ -81,7 +81,7 @@ fn charts(runs: &[Run]) -> Result<Vec<(&'static str, String)>> {
     Ok(charts)
 }
 
-/// A metric with the interval that it brings along, or that of its running mean.
+/// A metric with its recorded interval, or its running mean with a standard error.
 fn curve(run: &Run, color: usize, name: &str) -> Curve {
     let values = run.values(name);
     let (low, high) = (run.values(&format!("{name}_low")), run.values(&format!("{name}_high")));

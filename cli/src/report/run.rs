@@ -1,4 +1,4 @@
-//! What a page says of a run, read from its folder.
+//! The contents of a report about one run, read from its directory.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use unirl::train::TrainWarnings;
 
 use super::chart::COLORS;
 
-/// The end of a run, as `report.json` has it.
+/// The parts of `report.json`, written at the end of a run, that the report shows.
 #[derive(Debug, Deserialize)]
 struct End {
     base: Option<Report>,
@@ -26,7 +26,7 @@ struct End {
     alarms: TrainWarnings,
 }
 
-/// A run.
+/// A run as the template shows it.
 pub(super) struct Run {
     pub(super) name: String,
     pub(super) color: String,
@@ -35,15 +35,15 @@ pub(super) struct Run {
     pub(super) lines: Vec<Line>,
     /// Label and value.
     pub(super) details: Vec<(&'static str, String)>,
-    /// A heading and a row a figure.
+    /// One row per figure.
     pub(super) figures: Vec<FigureRow>,
-    /// What they show and the picture as a `data:` address.
-    pub(super) pictures: Vec<(&'static str, String)>,
-    /// Seconds a step by phase, and their share.
+    /// Caption and image as a `data:` URL.
+    pub(super) images: Vec<(&'static str, String)>,
+    /// Phase, seconds per step and percentage of the step.
     pub(super) times: Vec<(String, f64, f64)>,
 }
 
-/// A figure before and after, for each category and for all of them.
+/// A figure before and after training, by category and as means.
 pub(super) struct FigureRow {
     pub(super) name: &'static str,
     pub(super) cells: Vec<Cell>,
@@ -53,9 +53,9 @@ pub(super) struct FigureRow {
 pub(super) struct Cell {
     /// `0.50 → 0.61`.
     pub(super) text: String,
-    /// The interval of the value after.
+    /// The interval of the value after training.
     pub(super) interval: String,
-    /// `rises`, `falls` or nothing: whether the intervals before and after lie apart.
+    /// CSS class: `rises` or `falls` if the intervals before and after do not overlap, otherwise empty.
     pub(super) class: &'static str,
 }
 
@@ -63,8 +63,11 @@ impl Run {
     pub(super) fn read(root: &Path, index: usize) -> Result<Self> {
         let config = root.join("config.toml");
         if !config.is_file() {
-            return Err(Error::usage(format!("`{}` holds no run: it has no `config.toml`", root.display()))
-                .hint("name the folder of a run, e.g. `runs/showo-grpo-001`"));
+            return Err(Error::usage(format!(
+                "`{}` is not a run: it does not contain `config.toml`",
+                root.display()
+            ))
+            .hint("name the directory of a run, e.g. `runs/showo-grpo-001`"));
         }
         let text = fs::read_to_string(&config).context(|| format!("cannot read `{}`", config.display()))?;
         let settings = RunConfig::from_table(layers::read(&config)?)?;
@@ -77,7 +80,7 @@ impl Run {
             color: format!("#{:02x}{:02x}{:02x}", color.0, color.1, color.2),
             details: details(&settings, &lines, end.as_ref()),
             figures: end.as_ref().map(figures).unwrap_or_default(),
-            pictures: pictures(root)?,
+            images: images(root)?,
             times: times(&lines),
             settings: settings.to_table()?,
             text,
@@ -105,9 +108,9 @@ fn end(root: &Path) -> Result<Option<End>> {
 fn details(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'static str, String)> {
     let (done, steps) = (lines.last().map_or(0, |line| line.step), config.train.steps);
     let state = match end {
-        None => format!("not at its end: {done} of {steps} steps"),
+        None => format!("incomplete: {done} of {steps} steps"),
         Some(End { stopped: Some(why), .. }) => {
-            format!("stopped by the guard after {done} of {steps} steps: {why}")
+            format!("stopped by the drift monitor after {done} of {steps} steps: {why}")
         }
         Some(_) => format!("complete: {steps} steps"),
     };
@@ -120,13 +123,13 @@ fn details(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'stat
         ("state", state),
     ];
     if config.train.shuffle_rewards {
-        details.push(("control", "rewards are shuffled: it must gain nothing".into()));
+        details.push(("control", "rewards are shuffled; the run must not gain".into()));
     }
     if let Some(end) = end {
         details.push(("wall time", format!("{:.0} s", end.wall_seconds)));
         for (count, what) in [
-            (end.alarms.equal_rewards, "of them had no group with unequal rewards"),
-            (end.alarms.diverged, "of them were more than 1 nat a token from the reference policy"),
+            (end.alarms.equal_rewards, "without reward variance in any group"),
+            (end.alarms.diverged, "with a KL above 1 nat per token to the reference policy"),
         ] {
             if count > 0 {
                 details.push(("steps", format!("{count} {what}")));
@@ -165,8 +168,8 @@ fn cells(before: &Score, after: &Score) -> Vec<Cell> {
     of(before).into_iter().zip(of(after)).map(cell).collect()
 }
 
-/// The pictures of the base, and of the trained model or of the last step that has some.
-fn pictures(root: &Path) -> Result<Vec<(&'static str, String)>> {
+/// The sample grids of the base model and of the trained model, or else of the last step that has one.
+fn images(root: &Path) -> Result<Vec<(&'static str, String)>> {
     let folder = root.join("samples");
     let mut steps: Vec<_> = fs::read_dir(&folder)
         .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
@@ -183,12 +186,12 @@ fn pictures(root: &Path) -> Result<Vec<(&'static str, String)>> {
         steps.pop().map(|path| ("last step", path))
     };
     let shown = [Some(("base", folder.join("base.png"))), last];
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     for (what, path) in shown.into_iter().flatten().filter(|(_, path)| path.is_file()) {
         let bytes = fs::read(&path).context(|| format!("cannot read `{}`", path.display()))?;
-        pictures.push((what, format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes))));
+        images.push((what, format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes))));
     }
-    Ok(pictures)
+    Ok(images)
 }
 
 fn times(lines: &[Line]) -> Vec<(String, f64, f64)> {
@@ -196,9 +199,10 @@ fn times(lines: &[Line]) -> Vec<(String, f64, f64)> {
         let values: Vec<f64> = lines.iter().filter_map(|line| line.metrics.get(name).copied()).collect();
         values.iter().sum::<f64>() / values.len().max(1) as f64
     };
-    let phases = ["draw", "answer", "score", "update"].map(|phase| (phase, mean(&format!("time/{phase}"))));
-    let whole: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
+    let phases = [("generate", "draw"), ("answer", "answer"), ("score", "score"), ("update", "update")]
+        .map(|(label, phase)| (label, mean(&format!("time/{phase}"))));
+    let total: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
     phases
-        .map(|(phase, seconds)| (phase.into(), seconds, 100.0 * seconds / whole.max(f64::MIN_POSITIVE)))
+        .map(|(label, seconds)| (label.into(), seconds, 100.0 * seconds / total.max(f64::MIN_POSITIVE)))
         .into()
 }

@@ -1,10 +1,12 @@
-//! TOML tables of settings: reading them, laying one over another, and telling their differences.
+//! Layers of settings as TOML tables: reading, merging and comparing them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::error::{Error, Result};
-use crate::input;
+use crate::{input, settings};
 
 /// Reads a TOML file.
 pub fn read(path: &Path) -> Result<toml::Table> {
@@ -13,7 +15,7 @@ pub fn read(path: &Path) -> Result<toml::Table> {
     })
 }
 
-/// Lays `top` over `base`, table by table.
+/// Merges `top` into `base`, table by table; values of `top` win.
 pub fn merge(base: &mut toml::Table, top: toml::Table) {
     for (key, value) in top {
         match (base.get_mut(&key), value) {
@@ -25,8 +27,9 @@ pub fn merge(base: &mut toml::Table, top: toml::Table) {
     }
 }
 
-/// Applies one `--set path.to.key=value`; a value that is not TOML is taken as a string.
-pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
+/// Applies one `--set path.to.key=value`. A value that is not TOML is taken as a string; former names that `schema` lists are
+/// replaced by the current ones.
+pub fn set(table: &mut toml::Table, assignment: &str, schema: &Value) -> Result<()> {
     let (path, value) = assignment
         .split_once('=')
         .filter(|(path, _)| !path.trim().is_empty())
@@ -36,11 +39,26 @@ pub fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
         .ok()
         .and_then(|mut parsed| parsed.remove("v"))
         .unwrap_or_else(|| toml::Value::String(value.into()));
-    put(table, path.trim(), value)
-        .map_err(|key| Error::usage(format!("`--set {assignment}`: `{key}` is not a section")))
+    let mut one = toml::Table::new();
+    let not_a_section = |key: &str| Error::usage(format!("`--set {assignment}`: `{key}` is not a section"));
+    put(&mut one, path.trim(), value).map_err(not_a_section)?;
+    settings::rename_former(schema, &mut one)?;
+
+    // Renaming keeps the depth: follow the only key of each level.
+    let (mut path, mut value) = (Vec::new(), toml::Value::Table(one));
+    for _ in assignment.split('=').next().unwrap_or_default().split('.') {
+        if let toml::Value::Table(level) = value {
+            let (key, inner) = level.into_iter().next().ok_or_else(|| not_a_section(""))?;
+            path.push(key);
+            value = inner;
+        } else {
+            break;
+        }
+    }
+    put(table, &path.join("."), value).map_err(not_a_section)
 }
 
-/// Sets the value at a dotted path, making the tables on the way; the error is the key that holds something else.
+/// Sets the value at a dotted path and creates the tables on it. The error is the key of the path that is not a table.
 pub fn put<'p>(table: &mut toml::Table, path: &'p str, value: toml::Value) -> Result<(), &'p str> {
     let mut keys: Vec<&str> = path.split('.').collect();
     let last = keys.pop().unwrap_or_default();
@@ -53,7 +71,7 @@ pub fn put<'p>(table: &mut toml::Table, path: &'p str, value: toml::Value) -> Re
     Ok(())
 }
 
-/// Where two tables differ: `path: before -> after` for each setting, in order.
+/// The differences between two tables, `path: before -> after`, sorted by path.
 pub fn differences(before: &toml::Table, after: &toml::Table) -> Vec<String> {
     let (before, after) = (flat(before), flat(after));
     let mut paths: Vec<&String> = before.keys().chain(after.keys()).collect();
@@ -68,7 +86,7 @@ pub fn differences(before: &toml::Table, after: &toml::Table) -> Vec<String> {
         .collect()
 }
 
-/// Every value that is not a table, by its dotted path.
+/// Every value that is not a table, by dotted path.
 pub fn flat(table: &toml::Table) -> BTreeMap<String, toml::Value> {
     let mut values = BTreeMap::new();
     for (key, value) in table {
@@ -89,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn differences_are_named_by_their_paths() {
+    fn differences_name_the_paths() {
         let before = "a = 1\n[b]\nc = 2.0\nd = \"x\"\n[b.e]\nf = true".parse().unwrap();
         let after = "a = 1\n[b]\nc = 3.0\ng = [1, 2]\nd = \"x\"".parse().unwrap();
         let expected = ["b.c: 2.0 -> 3.0", "b.e.f: true -> nothing", "b.g: nothing -> [1, 2]"];
@@ -98,14 +116,19 @@ mod tests {
     }
 
     #[test]
-    fn set_reaches_nested_keys_and_merge_lays_over() {
-        let mut table: toml::Table = "[update]\nlearning_rate = 0.1\nclip = 2.0".parse().unwrap();
-        set(&mut table, "update.learning_rate=0.5").unwrap();
+    fn set_reaches_nested_keys_under_former_names_and_merge_overrides() {
+        let schema = settings::schema::<crate::config::RunConfig>();
+        let mut table: toml::Table =
+            "[update]\nlearning_rate = 0.1\n[rollout]\ngroup_size = 2".parse().unwrap();
+        set(&mut table, "update.learning_rate=0.5", &schema).unwrap();
+        set(&mut table, "rollout.group = 3", &schema).unwrap();
         let mut top = toml::Table::new();
-        set(&mut top, "optimizer.name=sft").unwrap();
+        set(&mut top, "optimizer.name=sft", &schema).unwrap();
         merge(&mut table, top);
         let expected: toml::Table =
-            "[update]\nlearning_rate = 0.5\nclip = 2.0\n[optimizer]\nname = \"sft\"".parse().unwrap();
+            "[update]\nlearning_rate = 0.5\n[rollout]\ngroup_size = 3\n[optimizer]\nname = \"sft\""
+                .parse()
+                .unwrap();
         assert_eq!(table, expected);
     }
 }

@@ -313,11 +313,6 @@ pub fn preset(name: &str) -> Result<toml::Table> {
 }
 
 impl RunConfig {
-    /// Replaces former names of settings by their current ones: each source of settings, before they are merged.
-    pub fn rename_former(table: &mut toml::Table) -> Result<()> {
-        settings::rename_former(&settings::schema::<Self>(), table)
-    }
-
     /// Reads the merged settings.
     pub fn from_table(mut table: toml::Table) -> Result<Self> {
         home::expand_table(&mut table);
@@ -447,7 +442,7 @@ mod tests {
         ] {
             for value in values {
                 let mut table: toml::Table = "[optimizer]\nname = \"grpo\"".parse().unwrap();
-                crate::config::layers::set(&mut table, &format!("{key}={value}")).unwrap();
+                layers::set(&mut table, &format!("{key}={value}"), &settings::schema::<RunConfig>()).unwrap();
                 let error = RunConfig::from_table(table).unwrap_err();
                 assert!(
                     error.message().starts_with(&format!("`{key}`: expected a ")),

@@ -6,6 +6,7 @@ mod libtorch;
 mod load;
 mod registry;
 mod search;
+mod spec;
 pub(crate) mod stamp;
 
 use std::fmt;

@@ -177,7 +177,7 @@ impl Plugins {
 
     /// Returns the JSON Schema of the options of a model; `plugin` is as in [`Plugins::model`].
     pub fn model_schema(&mut self, plugin: &str) -> Result<&Value> {
-        let (value, entry) = spec::split(plugin);
+        let (value, entry) = split(plugin);
         let index = self.open(value)?;
         Ok(&self.loaded[index].pick(EntryKind::Model, entry)?.schema)
     }

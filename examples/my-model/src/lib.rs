@@ -1,8 +1,8 @@
-//! A unified model as a plugin: small, complete, and yours to replace from the inside.
+//! A small but complete unified model as a plugin. Replace it from the inside.
 //!
-//! It draws the tiles of the drawn world one by one and answers in words, with one network for both: a token is predicted
-//! from what was asked, what stands before it, and its place. Shapes: `B` batch, `N` image tokens, `K` codes, `T` answer
-//! tokens, `L` any length, `D` width, `V` words. §§ and eqs. are those of arXiv 2505.23380.
+//! It generates images of the tiles benchmark token by token and answers questions in words, with one network for both. A
+//! token is predicted from the prompt or question, the tokens before it, and its position. Shapes: `B` batch, `N` image tokens,
+//! `K` codes, `T` answer tokens, `L` any length, `D` width, `V` words. Sections and equations are those of arXiv 2505.23380.
 
 use std::path::Path;
 
@@ -32,66 +32,65 @@ impl Default for Config {
     }
 }
 
-/// Everything that scoring uses: a copy of it is a reference policy.
+/// All weights of the model. A copy is the reference policy.
 struct Network {
-    words: Tensor,  // [V,D], also the weights of the words' logits
-    codes: Tensor,  // [K,D], also the weights of the codes' logits
-    places: Tensor, // [PLACES,D]
-    mix: Tensor, // [4,D,D]: what becomes of the question, the image, the tokens before and the last of them
+    words: Tensor,     // [V,D], tied with the output layer of words
+    codes: Tensor,     // [K,D], tied with the output layer of codes
+    positions: Tensor, // [POSITIONS,D]
+    mix: Tensor,       // [4,D,D]: projections of question, image, mean of the earlier tokens, last token
 }
 
 impl Network {
-    /// What a text of words `[B,L]` asks for: `[B,D]`.
+    /// The embedding `[B,D]` of a prompt or question `[B,L]`.
     fn question(&self, ids: &Tensor) -> Tensor {
-        let there = ids.ne(PAD).to_kind(Kind::Float).unsqueeze(1); // [B,1,L]
-        let sum = there.matmul(&Tensor::embedding(&self.words, ids, -1, false, false)).squeeze_dim(1);
-        let count = there.sum_dim_intlist([2i64].as_slice(), false, Kind::Float).clamp_min(1.0); // [B,1]
+        let mask = ids.ne(PAD).to_kind(Kind::Float).unsqueeze(1); // [B,1,L]
+        let sum = mask.matmul(&Tensor::embedding(&self.words, ids, -1, false, false)).squeeze_dim(1);
+        let count = mask.sum_dim_intlist([2i64].as_slice(), false, Kind::Float).clamp_min(1.0); // [B,1]
         (sum / count).matmul(&self.mix.get(0))
     }
 
-    /// What an image shows: `[B,D]`. Relaxed tokens carry the gradient on to the image (eqs. 7 and 8).
+    /// The embedding `[B,D]` of an image. Relaxed tokens carry the gradient to image generation (eqs. 7 and 8).
     fn image(&self, images: &Images) -> Tensor {
         let table = &self.codes;
         let hard = || Tensor::embedding(table, &images.tokens, -1, false, false);
         let codes = images.relaxed.as_ref().map_or_else(hard, |relaxed| relaxed.matmul(table)); // [B,N,D]
-        let placed = (codes + self.places.narrow(0, 0, TILES as i64)).tanh(); // [B,N,D]
-        placed.mean_dim(1, false, Kind::Float).matmul(&self.mix.get(1))
+        let positioned = (codes + self.positions.narrow(0, 0, TILES as i64)).tanh(); // [B,N,D]
+        positioned.mean_dim(1, false, Kind::Float).matmul(&self.mix.get(1))
     }
 
-    /// Logits `[B,L,rows of the table]` of tokens `ids [B,L]`, each from `context [B,D]`, its place and what stands before it:
-    /// a token that is not drawn yet has no say, so that sampling and scoring are one function.
+    /// Logits `[B,L,rows of table]` of tokens `[B,L]` from `context [B,D]`, position and earlier tokens: for sampling and scoring.
     fn logits(&self, context: &Tensor, table: &Tensor, ids: &Tensor) -> Tensor {
         let length = ids.size()[1];
         let shifted = Tensor::embedding(table, ids, -1, false, false).constant_pad_nd([0, 0, 1, -1]);
         let counts = Tensor::arange(length, (Kind::Float, ids.device())).clamp_min(1.0).view([-1, 1]);
         let before = shifted.cumsum(1, Kind::Float) / counts;
         let mixed = before.matmul(&self.mix.get(2)) + shifted.matmul(&self.mix.get(3));
-        let hidden = context.unsqueeze(1) + mixed + self.places.narrow(0, 0, length);
+        let hidden = context.unsqueeze(1) + mixed + self.positions.narrow(0, 0, length);
         hidden.tanh().matmul(&table.tr())
     }
 }
 
-const PLACES: i64 = 32; // of a token: the longest answer
-const PAD: i64 = 0; // and every word that is not known
-const END: i64 = 1; // of an answer
+const POSITIONS: i64 = 32; // the longest answer
+const PAD: i64 = 0; // also unknown words
+const END: i64 = 1; // ends an answer
 
 struct MyModel {
     card: ModelCard,
     device: Device,
     words: Vec<String>,
     network: Network,
-    weights: Vec<(String, Tensor)>, // the same tensors by name
+    weights: Vec<(String, Tensor)>, // the tensors of `network` by name
     reference: Option<Network>,
 }
 
 impl MyModel {
-    fn make(Config { width }: &Config, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
+    fn load(Config { width }: &Config, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
         if *width < 1 {
             return Err(Error::usage(format!("`width`: expected at least 1, got {width}")));
         }
         let weights = match &source.checkpoint {
             Checkpoint::Folder(folder) => Some(Weights::find(folder)?),
-            Checkpoint::Builtin | Checkpoint::Fresh => None, // it carries no weights of its own
+            Checkpoint::Builtin | Checkpoint::Fresh => None, // without embedded weights
         };
         tch::manual_seed(source.seed as i64);
         let words: Vec<String> = ["", "."].map(String::from).into_iter().chain(vocabulary()).collect();
@@ -99,17 +98,17 @@ impl MyModel {
         let network = Network {
             words: store.take("words", &[words.len() as i64, *width], Init::Fan(1))?,
             codes: store.take("codes", &[codec::CODES, *width], Init::Fan(1))?,
-            places: store.take("places", &[PLACES, *width], Init::Fan(1))?,
+            positions: store.take("positions", &[POSITIONS, *width], Init::Fan(1))?,
             mix: store.take("mix", &[4, *width, *width], Init::Fan(*width))?,
         };
         let (space, decoding) = (ImageSpace::Shared, ImageDecoding::Autoregressive);
         let mut card = ModelCard::new("my-model", space, decoding, [TILES as i64, codec::CODES, SIDE as i64]);
-        card.sampling.guidance = 1.0; // none
+        card.sampling.guidance = 1.0; // no guidance
         let (device, weights) = (source.device, store.finish());
         Ok(Box::new(Self { card, device, words, network, weights, reference: None }))
     }
 
-    /// Texts as words `[B,L]`.
+    /// Texts as word ids `[B,L]`.
     fn ids(&self, texts: &[String]) -> Tensor {
         let id = |word: &str| self.words.iter().position(|known| known == word).unwrap_or(0) as i64;
         let rows: Vec<Vec<i64>> = texts.iter().map(|text| text.split(' ').map(id).collect()).collect();
@@ -119,8 +118,8 @@ impl MyModel {
         Tensor::from_slice(&flat).view([-1, length as i64]).to_device(self.device)
     }
 
-    /// Draws tokens one after the other, `[B,length]`, with the log-probability of each, as [`choose`] chooses.
-    fn draw(&self, context: &Tensor, table: &Tensor, length: i64, how: How) -> [Tensor; 2] {
+    /// Samples tokens one after another. Returns tokens and their log-probabilities, both `[B,length]`.
+    fn sample(&self, context: &Tensor, table: &Tensor, length: i64, how: Sampling) -> [Tensor; 2] {
         let size = [context.size()[0], length];
         let ids = Tensor::zeros(size, (Kind::Int64, self.device));
         let logps = Tensor::zeros(size, (Kind::Float, self.device));
@@ -134,15 +133,15 @@ impl MyModel {
     }
 }
 
-/// Temperature, the most likely tokens to choose among or 0 for all, and which rows of a larger batch these are.
-type How = (f64, i64, Option<BatchSlice>);
+/// Temperature, top-k (0 means all tokens), and the rows of a larger batch that these are.
+type Sampling = (f64, i64, Option<BatchSlice>);
 
 impl UnifiedModel for MyModel {
     fn card(&self) -> &ModelCard {
         &self.card
     }
 
-    /// The leaves that an update changes in place, in the group of the task that they serve.
+    /// The trainable leaves, each with the task that it serves. An update changes them in place.
     fn parameters(&self) -> Result<Vec<Parameter>> {
         let parameter = |(name, tensor): &(String, Tensor)| Parameter {
             name: name.clone(),
@@ -152,52 +151,53 @@ impl UnifiedModel for MyModel {
         Ok(self.weights.iter().map(parameter).collect())
     }
 
-    /// The weights of now become the reference policy of the KL terms (eq. 5).
+    /// Copies the current weights to the reference policy of the KL terms (eq. 5).
     fn freeze_reference(&mut self) -> Result<()> {
-        let Network { words, codes, places, mix } = &self.network;
-        let [words, codes, places, mix] = [words, codes, places, mix].map(|tensor| tensor.detach().copy());
-        self.reference = Some(Network { words, codes, places, mix });
+        let copy = |tensor: &Tensor| tensor.detach().copy();
+        let Network { words, codes, positions, mix } = &self.network;
+        let [words, codes, positions, mix] = [words, codes, positions, mix].map(copy);
+        self.reference = Some(Network { words, codes, positions, mix });
         Ok(())
     }
 
-    /// One image a prompt, `[B,N]`: the rollout of §3.3. All randomness comes from the seed.
+    /// Generates one image per prompt, `[B,N]` (§3.3). All randomness comes from the seed.
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
         sampling.check(prompts.len())?;
         tch::manual_seed(sampling.seed as i64);
         let context = self.network.question(&self.ids(prompts));
         let how = (sampling.temperature, 0, sampling.part);
-        let [tokens, logp] = self.draw(&context, &self.network.codes, TILES as i64, how);
+        let [tokens, logp] = self.sample(&context, &self.network.codes, TILES as i64, how);
         Ok(Images { logp: Some(logp), ..Images::from_tokens(tokens) })
     }
 
-    /// One answer a question, `[B,T]` with its end token: what the reward judges.
+    /// Samples one answer per question, `[B,T]` with its end token.
     fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
         images.check(&self.card, "questions", questions.len())?;
         sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
         let context = self.network.question(&self.ids(questions)) + self.network.image(images);
         let how = (sampling.temperature, sampling.top_k, sampling.part);
-        let [tokens, logp] = self.draw(&context, &self.network.words, sampling.max_tokens.min(PLACES), how);
+        let [tokens, logp] =
+            self.sample(&context, &self.network.words, sampling.max_tokens.min(POSITIONS), how);
         let ends = tokens.eq(END).to_kind(Kind::Int64);
-        let mask = (ends.cumsum(1, Kind::Int64) - &ends).eq(0); // up to the first end token, and with it
+        let mask = (ends.cumsum(1, Kind::Int64) - &ends).eq(0); // up to and including the first end token
         let text = |row| {
             let ids = Vec::<i64>::try_from(tokens.get(row))?;
-            let said = ids.iter().take_while(|id| **id != END).map(|id| &*self.words[*id as usize]);
-            Ok(said.collect::<Vec<&str>>().join(" ").trim().to_string())
+            let words = ids.iter().take_while(|id| **id != END).map(|id| &*self.words[*id as usize]);
+            Ok(words.collect::<Vec<&str>>().join(" ").trim().to_string())
         };
         let text = (0..questions.len() as i64).map(text).collect::<Result<_>>()?;
         Ok(Answers { logp: Some(logp * &mask), ..Answers::new(text, tokens * &mask, mask) })
     }
 
-    /// Texts as the tokens that `answer` would have said, for supervised training.
+    /// Encodes texts as `answer` would generate them, for supervised training.
     fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
         let ids = self.ids(&texts.iter().map(|text| format!("{text} .")).collect::<Vec<_>>());
         let mask = ids.ne(PAD);
         Ok(Answers::new(texts.to_vec(), ids, mask))
     }
 
-    /// Logits `[B,N,K]` of drawn images under a policy (A.3). Each token is scored behind those before it, whatever the replay;
-    /// there is no guidance.
+    /// Logits `[B,N,K]` of generated images under a policy (A.3). The model is autoregressive, so that the masking has no effect.
     fn image_logits(
         &self,
         prompts: &[String],
@@ -213,7 +213,7 @@ impl UnifiedModel for MyModel {
         })
     }
 
-    /// `log p(answer | image, question)` a token, `[B,T]` (eq. 5): the gradient reaches `images.relaxed`.
+    /// `log p(answer | image, question)` per token, `[B,T]` (eq. 5). The gradient reaches `images.relaxed`.
     fn answer_logp(
         &self,
         images: &Images,
@@ -230,21 +230,21 @@ impl UnifiedModel for MyModel {
         })
     }
 
-    /// Tokens as pixels `[B,3,H,W]` in `0..=1`, by an image tokenizer that need not learn.
+    /// Decodes tokens to pixels `[B,3,H,W]` in `0..=1`, with a fixed image tokenizer.
     fn pixels(&self, images: &Images) -> Result<Tensor> {
         Ok(codec::decode(&images.tokens))
     }
 
-    /// Pixels as tokens.
+    /// Encodes pixels as tokens.
     fn encode(&self, pixels: &Tensor) -> Result<Images> {
         Ok(Images::from_tokens(codec::encode(&pixels.to_device(self.device))))
     }
 
-    /// A folder from which `make` reads the model again.
+    /// Writes a checkpoint that `load` reads.
     fn save(&self, dir: &Path) -> Result<()> {
         weights::write(&dir.join("model.safetensors"), &self.weights, &[])
     }
 }
 
-unirl::register_model!("my-model", Config, |config, source| MyModel::make(&config, source));
+unirl::register_model!("my-model", Config, |config, source| MyModel::load(&config, source));
 unirl::export_plugin!();

@@ -1,11 +1,11 @@
-//! A reward rule that looks at the drawing: how much of the picture is covered by anything at all.
+//! A reward that uses pixels: the share of the image that is not background.
 //!
 //! ```text
 //! cargo build --release -p my-reward
 //! unirl --plugin showo --optimizer grpo --reward exact --reward my-reward
 //! ```
 //!
-//! With its own options, in a configuration:
+//! With options, in a configuration:
 //!
 //! ```toml
 //! [reward]
@@ -18,18 +18,18 @@ use unirl::prompts::Category;
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl::{Error, Result, Tensor};
 
-/// How much of a picture may be covered.
+/// The allowed share of covered pixels.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct MyReward {
-    /// The least share of pixels that differ from the background.
+    /// The smallest allowed share of pixels that differ from the background.
     least: f64,
-    /// The largest.
+    /// The largest allowed share.
     most: f64,
 }
 
 impl Default for MyReward {
-    /// Of the drawn world: one or two shapes of its sixteen tiles.
+    /// One or two shapes in the sixteen tiles of the tiles benchmark.
     fn default() -> Self {
         Self { least: 0.01, most: 0.125 }
     }
@@ -51,7 +51,7 @@ impl MyReward {
             return Reward::abstain("several objects need room");
         }
         let fits = (self.least..=self.most).contains(&covered);
-        let why = format!("{:.1} % of the picture is covered", covered * 100.0);
+        let why = format!("{:.1} % of the image is covered", covered * 100.0);
         Reward { why, ..Reward::new(if fits { 1.0 } else { 0.0 }, 1.0) }
     }
 }
@@ -62,7 +62,7 @@ impl RewardFunction for MyReward {
     }
 
     fn score(&self, samples: &[Sample], pixels: Option<&Tensor>) -> Result<Vec<Reward>> {
-        let pixels = pixels.ok_or_else(|| Error::failure("the drawings are missing"))?; // [B,3,H,W]
+        let pixels = pixels.ok_or_else(|| Error::failure("the pixels are missing"))?; // [B,3,H,W]
         let corner = pixels.narrow(2, 0, 1).narrow(3, 0, 1); // [B,3,1,1]
         let differs = (pixels - corner).abs().amax([1], false).gt(0.1); // [B,H,W]
         let covered = differs.to_kind(pixels.kind()).mean_dim([1_i64, 2].as_slice(), false, None); // [B]

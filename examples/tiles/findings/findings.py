@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""The paper's findings in small: trains every arm on seeds 1, 2 and 3, and writes its Tables 4, 5 and 6 with intervals.
+"""Reproduce the findings of the paper on tiles: train each arm with seeds 1, 2 and 3, and write Tables 4, 5 and 6 with intervals.
 
-    ./x findings                      # every arm that is not done yet, then the tables and the plots
+    ./x findings                      # train all incomplete arms, then write tables and plots
     ./x findings --only grpo sft      # only these arms
-    ./x findings --tables             # no training: what is done so far
+    ./x findings --tables             # no training, only tables and plots of complete arms
 
-Runs go to `runs/findings/ARM-SEED`, two at a time with a thread each, and are reused where they are complete: an
-interrupted command goes on where it was. Arms and what the paper found stand below. A figure is the mean over the seeds;
-its interval resamples seeds and tasks (95 %, percentile bootstrap), and that of a gain pairs each task with itself before
-training. Written: `findings.md`, `showo.svg`, `showo.png`, `janus.svg` and `janus.png` beside this file.
+Runs are written to `runs/findings/ARM-SEED`, two at a time with one thread each. Complete runs are reused, so an interrupted
+command can be repeated. A figure is the mean over the seeds. Its 95 % interval is a percentile bootstrap over seeds and prompts;
+the interval of a gain pairs each prompt before and after training. Output: `findings.md`, `showo.svg`, `showo.png`, `janus.svg`
+and `janus.png` next to this file.
 """
 
 import argparse
@@ -30,7 +30,7 @@ RESAMPLINGS = 1000
 SHOWO = ["--plugin", "showo"]
 JANUS = ["--plugin", "janus"]
 SHUFFLED = ["--set", "train.shuffle_rewards=true"]
-# Of each: its family, what it is called, and its arguments.
+# Family, label and arguments of each arm.
 ARMS = {
     "sft": ("Show-o", "SFT", [*SHOWO, "--optimizer", "sft", "--set", "update.learning_rate=2e-5"]),
     "grpo": ("Show-o", "GRPO, end to end", [*SHOWO, "--optimizer", "grpo"]),
@@ -41,21 +41,21 @@ ARMS = {
     "janus-sft": ("Janus", "SFT", [*JANUS, "--optimizer", "sft"]),
     "janus-shuffled": ("Janus", "GRPO, split, shuffled rewards", [*JANUS, "--optimizer", "grpo-split", *SHUFFLED]),
 }
-# What every arm is watched by while it trains: the curves.
-WATCH = ["--device", "cpu", "--set", "eval.every=10", "--set", "eval.every_prompts=20", "--set", "eval.batch=120"]
+# Evaluation during training, for the curves.
+MONITOR = ["--device", "cpu", "--set", "eval.every=10", "--set", "eval.every_prompts=20", "--set", "eval.batch=120"]
 
 CATEGORIES = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
 HEADS = ["Single.", "Two.", "Count.", "Colors", "Posi.", "Attri."]
 
-# Whether a task counts for a figure, and as a success.
+# Figures as functions of a verdict: success, or None if the prompt does not count.
 FIGURES = {
     "T2I": lambda v: v["strict"],
     "MMU": lambda v: v["understood"],
     "T2I→MMU": lambda v: v["passed"] if v["strict"] else None,
     "MMU→T2I": lambda v: v["strict"] if v["understood"] else None,
-    "wrong passed": lambda v: None if v["strict"] else v["passed"],
+    "false positives": lambda v: None if v["strict"] else v["passed"],
 }
-# The paper's Overall columns (Tables 4, 5 and 6; the chains are pooled there, the others means of the categories).
+# The Overall columns of the paper (Tables 4, 5 and 6): T2I and MMU are means of the categories, the others are pooled.
 PAPER = {
     ("Show-o", None): {"T2I": 0.60, "MMU": 0.71, "T2I→MMU": 0.83, "MMU→T2I": 0.70},
     ("Show-o", "sft"): {"T2I": 0.77, "MMU": 0.67, "T2I→MMU": 0.81, "MMU→T2I": 0.80},
@@ -68,20 +68,20 @@ PAPER = {
 # ---- training ----
 
 
-def folder(arm, seed):
+def run_dir(arm, seed):
     return RUNS / f"{arm}-{seed}"
 
 
 def complete(arm, seed):
-    return (folder(arm, seed) / "report.json").exists()
+    return (run_dir(arm, seed) / "report.json").exists()
 
 
 def train(job):
     arm, seed, program = job
-    place = folder(arm, seed)
-    shutil.rmtree(place, ignore_errors=True)
+    out = run_dir(arm, seed)
+    shutil.rmtree(out, ignore_errors=True)
     print(f"{arm}, seed {seed} ...", file=sys.stderr, flush=True)
-    command = [program, *ARMS[arm][2], *WATCH, "--seed", str(seed), "--out", place]
+    command = [program, *ARMS[arm][2], *MONITOR, "--seed", str(seed), "--out", out]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -92,7 +92,7 @@ def train(job):
     )
     if done.returncode != 0:
         sys.exit(f"{arm}, seed {seed}:\n{done.stderr}")
-    seconds = json.loads((place / "report.json").read_text())["wall_seconds"]
+    seconds = json.loads((out / "report.json").read_text())["wall_seconds"]
     print(f"{arm}, seed {seed}: {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -100,8 +100,8 @@ def train(job):
 
 
 def verdicts(arm, seed, what):
-    """The verdicts of a receipt by category, in the order of the tasks."""
-    receipt = json.loads((folder(arm, seed) / "eval" / f"{what}.json").read_text())
+    """The verdicts of a receipt by category, in the order of the prompts."""
+    receipt = json.loads((run_dir(arm, seed) / "eval" / f"{what}.json").read_text())
     by_category = {name: [] for name in CATEGORIES}
     for line in receipt["verdicts"]:
         by_category[line["task"]["category"]].append(line["verdict"])
@@ -109,7 +109,7 @@ def verdicts(arm, seed, what):
 
 
 def means(by_category, counts):
-    """A figure by category, the mean of the categories and the pooled one; None where nothing counts."""
+    """A figure by category, the mean of the categories, and the pooled value; None if no prompt counts."""
     values, hits, total = [], 0, 0
     for name in CATEGORIES:
         counted = [float(value) for value in map(counts, by_category[name]) if value is not None]
@@ -120,7 +120,7 @@ def means(by_category, counts):
 
 
 def average(rows):
-    """Column by column, over the rows that have a value there."""
+    """The mean of each column, without missing values."""
     columns = [[value for value in column if value is not None] for column in zip(*rows)]
     return [sum(column) / len(column) if column else None for column in columns]
 
@@ -134,7 +134,7 @@ def interval(samples):
 
 
 class Arm:
-    """The base and the trained verdicts of an arm's seeds, and figures of both with intervals."""
+    """The verdicts of an arm before and after training for all seeds, and their figures with intervals."""
 
     def __init__(self, name):
         self.name = name
@@ -142,16 +142,16 @@ class Arm:
         self.trained = [verdicts(name, seed, "trained") for seed in SEEDS]
         self.before, self.after, self.gain = {}, {}, {}
         rng = random.Random(6)
-        draws = []
+        resampled = []
         for _ in range(RESAMPLINGS):
             seeds = [rng.randrange(len(SEEDS)) for _ in SEEDS]
             tasks = {c: [rng.randrange(len(self.base[0][c])) for _ in self.base[0][c]] for c in CATEGORIES}
             pick = lambda runs: [{c: [runs[seed][c][task] for task in tasks[c]] for c in CATEGORIES} for seed in seeds]
-            draws.append((pick(self.base), pick(self.trained)))
+            resampled.append((pick(self.base), pick(self.trained)))
         for figure, counts in FIGURES.items():
             of = lambda runs: average([means(run, counts) for run in runs])
             before, after = of(self.base), of(self.trained)
-            olds, news = [of(draw[0]) for draw in draws], [of(draw[1]) for draw in draws]
+            olds, news = [of(pair[0]) for pair in resampled], [of(pair[1]) for pair in resampled]
             self.before[figure] = list(zip(before, map(interval, zip(*olds))))
             self.after[figure] = list(zip(after, map(interval, zip(*news))))
             minus = lambda new, old: None if None in (new, old) else new - old
@@ -187,19 +187,19 @@ def verdict(gain):
     number, ends = gain
     if number is None or ends is None:
         return "–"
-    return "rises" if ends[0] > 0 else "falls" if ends[1] < 0 else "no change beyond chance"
+    return "rises" if ends[0] > 0 else "falls" if ends[1] < 0 else "no significant change"
 
 
 def statements(arms):
-    lines = ["| | figure | paper | here | here it |", "|---|---|---|---|---|"]
+    lines = ["| | figure | paper | unirl | unirl: change |", "|---|---|---|---|---|"]
     for arm in arms:
         family, name, _ = ARMS[arm.name]
         paper = PAPER.get((family, arm.name))
         for figure in ("T2I", "MMU", "T2I→MMU", "MMU→T2I"):
             at = 7 if "→" in figure else 6
-            there = f"{PAPER[family, None][figure]:.2f} → {paper[figure]:.2f}" if paper else "not told"
+            in_paper = f"{PAPER[family, None][figure]:.2f} → {paper[figure]:.2f}" if paper else "not reported"
             here = f"{arm.before[figure][at][0]:.2f} → {arm.after[figure][at][0]:.2f}"
-            lines.append(f"| {family}, {name} | {figure} | {there} | {here} | {verdict(arm.gain[figure][at])} |")
+            lines.append(f"| {family}, {name} | {figure} | {in_paper} | {here} | {verdict(arm.gain[figure][at])} |")
     return lines + [""]
 
 
@@ -207,16 +207,16 @@ def report(arms):
     lines = [
         "<!-- written by findings.py -->",
         "",
-        "Seeds 1, 2 and 3 of each arm, 100 held-out prompts a category, 95 % intervals over seeds and tasks.",
-        "T2I and MMU are means of the categories, the chains are pooled, as in the paper.",
+        "Seeds 1, 2 and 3 of each arm, 100 held-out prompts per category, 95 % intervals over seeds and prompts.",
+        "As in the paper, T2I and MMU are means of the categories; T2I→MMU and MMU→T2I are pooled.",
         "",
     ]
-    lines += table("Table 4 in small: drawing (T2I)", "T2I", arms, False)
-    lines += table("Table 5 in small: reading (MMU)", "MMU", arms, False)
-    lines += table("Table 6 in small: T2I→MMU", "T2I→MMU", arms, True)
-    lines += table("Table 6 in small: MMU→T2I", "MMU→T2I", arms, True)
-    lines += table("Wrong drawings that the model passes", "wrong passed", arms, True)
-    lines += ["**Beside the paper** (Overall, before → after)", "", *statements(arms)]
+    lines += table("Table 4 on tiles: generation (T2I)", "T2I", arms, False)
+    lines += table("Table 5 on tiles: understanding (MMU)", "MMU", arms, False)
+    lines += table("Table 6 on tiles: T2I→MMU", "T2I→MMU", arms, True)
+    lines += table("Table 6 on tiles: MMU→T2I", "MMU→T2I", arms, True)
+    lines += table("False positives: wrong images whose answers get full reward", "false positives", arms, True)
+    lines += ["**Compared with the paper** (Overall, before → after)", "", *statements(arms)]
     lines += ["**By seed**", "", "| | T2I | MMU |", "|---|---|---|"]
     for arm in arms:
         family, name, _ = ARMS[arm.name]
@@ -231,7 +231,7 @@ def report(arms):
 
 def curve(arm, seed, name):
     """The steps and values of a metric."""
-    lines = (folder(arm, seed) / "metrics.jsonl").read_text().splitlines()
+    lines = (run_dir(arm, seed) / "metrics.jsonl").read_text().splitlines()
     points = [(line["step"], line[name]) for line in map(json.loads, lines) if name in line]
     return [step for step, _ in points], [value for _, value in points]
 
@@ -240,7 +240,7 @@ def plot(family, arms):
     try:
         import matplotlib
     except ImportError:
-        print("no plots: matplotlib is not installed; `./x findings` brings its own", file=sys.stderr)
+        print("no plots: matplotlib is not installed; `./x findings` installs it", file=sys.stderr)
         return
 
     matplotlib.use("Agg")
@@ -267,7 +267,7 @@ def plot(family, arms):
         axis.grid(alpha=0.3)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, fontsize="small", loc="outside lower center", ncols=len(names))
-    figure.suptitle(f"{family}: mean of the seeds, and from the least to the most")
+    figure.suptitle(f"{family}: mean and range over the seeds")
     for ending in ("svg", "png"):
         metadata = {"Date": None} if ending == "svg" else {"Software": None}
         figure.savefig(HERE / f"{family.lower().replace('-', '')}.{ending}", dpi=110, metadata=metadata)
@@ -277,9 +277,9 @@ def plot(family, arms):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="ARM", choices=list(ARMS), default=list(ARMS), help=", ".join(ARMS))
-    parser.add_argument("--tables", action="store_true", help="train nothing, write tables and plots of what is done")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (2)")
-    parser.add_argument("--unirl", type=Path, metavar="PROGRAM", default=ROOT / "target/release/unirl", help="the program")
+    parser.add_argument("--tables", action="store_true", help="write tables and plots of complete arms without training")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="number of parallel runs (2)")
+    parser.add_argument("--unirl", type=Path, metavar="PROGRAM", default=ROOT / "target/release/unirl", help="path of the unirl program")
     options = parser.parse_args()
     if not options.tables:
         program = options.unirl.resolve()
@@ -288,7 +288,7 @@ def main():
             list(pool.map(train, jobs))
     done = [arm for arm in ARMS if all(complete(arm, seed) for seed in SEEDS)]
     if not done:
-        sys.exit("error: no arm has all its seeds yet\n\nhint: `./x findings` trains them")
+        sys.exit("error: no arm is complete for all seeds\n\nhint: `./x findings` trains them")
     arms = [Arm(arm) for arm in done]
     report(arms)
     for family in dict.fromkeys(ARMS[arm.name][0] for arm in arms):

@@ -1,0 +1,121 @@
+//! The settings of a command: model, preset, file, `--set` and flags.
+
+use schemars::JsonSchema;
+use unirl::config::{self, RunConfig, layers};
+use unirl::error::{Error, Result};
+use unirl::model::{ImageSpace, ModelCard};
+use unirl::{eval, run_dir, settings};
+
+use crate::args::{GenerationArgs, ModelArgs};
+
+/// The settings of a command. Later layers override earlier ones: sampling defaults of the model, preset, `--config`, `--set`,
+/// flags.
+///
+/// Without `--preset`, models of the tiles benchmark use `tiles`, or `tiles-split` if understanding has a separate image
+/// representation. All other models use no preset, which leaves the settings of the paper.
+pub(crate) struct Settings {
+    preset: Option<String>,
+    user: toml::Table,
+}
+
+impl Settings {
+    pub(crate) fn new(args: &ModelArgs, preset: Option<&str>) -> Result<Self> {
+        let mut settings = Self { preset: preset.map(String::from), user: user_settings::<RunConfig>(args)? };
+        if let Some(seed) = args.seed {
+            settings.put("train.seed", seed as i64)?;
+        }
+        Ok(settings)
+    }
+
+    /// The settings of a command that generates images.
+    pub(crate) fn for_generation(args: &ModelArgs, generation: &GenerationArgs) -> Result<Self> {
+        let mut settings = Self::new(args, None)?;
+        if let Some(guidance) = generation.guidance {
+            settings.put("rollout.images.guidance", guidance)?;
+        }
+        if let Some(steps) = generation.steps {
+            settings.put("rollout.images.steps", steps)?;
+        }
+        Ok(settings)
+    }
+
+    /// Sets a setting by its dotted path.
+    pub(crate) fn put(&mut self, path: &str, value: impl Into<toml::Value>) -> Result<()> {
+        put(&mut self.user, path, value)
+    }
+
+    /// Replaces a run directory in `model.checkpoint` by its newest checkpoint, so that the settings of a run name a fixed one.
+    pub(crate) fn with_fixed_checkpoint(mut self) -> Result<Self> {
+        let named = self.early()?.model.checkpoint;
+        if named != "builtin" {
+            self.put("model.checkpoint", run_dir::model_folder(named.as_ref())?.display().to_string())?;
+        }
+        Ok(self)
+    }
+
+    /// The settings before the model is known, so that errors in them are found before it is loaded.
+    pub(crate) fn early(&self) -> Result<RunConfig> {
+        self.over_preset(toml::Table::new(), self.preset.as_deref().or(Some("tiles")))
+    }
+
+    /// The settings for a loaded model.
+    pub(crate) fn config(&self, card: &ModelCard) -> Result<RunConfig> {
+        let tiles = eval::check_tiles(card).is_ok().then_some(match card.image_space {
+            ImageSpace::Shared => "tiles",
+            ImageSpace::Decoupled => "tiles-split",
+        });
+        self.over_preset(sampling_defaults(card)?, self.preset.as_deref().or(tiles))
+    }
+
+    fn over_preset(&self, mut table: toml::Table, preset: Option<&str>) -> Result<RunConfig> {
+        if let Some(preset) = preset {
+            layers::merge(&mut table, config::preset(preset)?);
+        }
+        self.over(table)
+    }
+
+    /// The settings of the user over those of `table`.
+    pub(crate) fn over(&self, mut table: toml::Table) -> Result<RunConfig> {
+        layers::merge(&mut table, self.user.clone());
+        RunConfig::from_table(table)
+    }
+}
+
+/// The sampling defaults of a model as settings.
+pub(crate) fn sampling_defaults(card: &ModelCard) -> Result<toml::Table> {
+    let sampling = toml::Value::try_from(&card.sampling).map_err(|error| {
+        Error::failure(format!("cannot read the sampling defaults of model `{}`", card.name)).cause(error)
+    })?;
+    let mut table = toml::Table::new();
+    put(&mut table, "rollout.images", sampling)?;
+    Ok(table)
+}
+
+/// The settings of the user for a configuration of type `T`: `--config`, `--set` and flags, under their current names.
+pub(crate) fn user_settings<T: JsonSchema>(args: &ModelArgs) -> Result<toml::Table> {
+    let schema = settings::schema::<T>();
+    let mut table = toml::Table::new();
+    if let Some(path) = &args.config {
+        layers::merge(&mut table, layers::read(path)?);
+        settings::rename_former(&schema, &mut table)?;
+    }
+    for assignment in &args.sets {
+        layers::set(&mut table, assignment, &schema)?;
+    }
+    for (path, value) in [
+        ("model.plugin", &args.plugin),
+        ("model.checkpoint", &args.model),
+        ("model.device", &args.device),
+        ("model.options.tokenizer", &args.tokenizer),
+    ] {
+        if let Some(value) = value {
+            put(&mut table, path, value.as_str())?;
+        }
+    }
+    Ok(table)
+}
+
+fn put(table: &mut toml::Table, path: &str, value: impl Into<toml::Value>) -> Result<()> {
+    layers::put(table, path, value.into())
+        .map_err(|key| Error::usage(format!("configuration key `{key}`: expected a table")))
+}
