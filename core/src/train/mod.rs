@@ -1,5 +1,6 @@
 //! The post-training loop, top to bottom.
 
+mod judge;
 mod samples;
 mod step;
 mod tasks;
