@@ -165,7 +165,7 @@ fn show(report: &RunReport, config: &RunConfig, run_dir: &RunDir) {
     if let Some(why) = &report.stopped {
         println!("stopped by the guard: {why}\n");
     }
-    let alarms = report.alarms;
+    let alarms = report.warnings;
     for (count, what) in [
         (alarms.equal_rewards, "no group had unequal rewards: nothing was learned"),
         (alarms.diverged, "the policy was more than 1 nat a token from its reference"),

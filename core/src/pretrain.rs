@@ -12,7 +12,7 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 
 use crate::algorithms::backward;
-use crate::algorithms::objective::token_mean;
+use crate::algorithms::objective::mean_per_token;
 use crate::config::{EvalOptions, ModelOptions, Rollout};
 use crate::error::{Error, Result, unknown_name};
 use crate::model::{Images, Masking, Mode, ParameterGroup, Policy, UnifiedModel};
@@ -236,14 +236,14 @@ fn train_jointly(
         let images = tch::no_grad(|| model.encode(&tiles::render(&scenes)))?;
         let scored =
             model.image_logp(&prompts, &images, Policy::Current, &Masking::Pretrain { seed: step_seed })?;
-        let image_loss = -token_mean(&scored.logp, &scored.mask);
+        let image_loss = -mean_per_token(&scored.logp, &scored.mask);
 
         // 2. Understanding, from right answers about drawings that are not always right.
         let (questions, answers, scenes) = questioned(&mut rng, stage.questions, &config.data)?;
         let images = tch::no_grad(|| seen(model, &scenes))?;
         let answers = model.encode_answers(&answers)?;
         let scored = model.answer_logp(&images, &questions, &answers, Policy::Current)?;
-        let answer_loss = -token_mean(&scored.logp, &scored.mask);
+        let answer_loss = -mean_per_token(&scored.logp, &scored.mask);
 
         backward(&(&image_loss + &answer_loss).sum(Kind::Float), "loss")
             .map_err(|error| error.context(format!("joint step {step}")))?;

@@ -410,7 +410,7 @@ fn the_guard_stops_a_run_that_falls() {
     let (shown_text, metrics) = guarded(&home, &[RUINOUS, "eval.guard=stop"]);
     assert_eq!(metrics.len(), 2, "{shown_text}");
     assert!(
-        shown_text.contains("stopped by the guard: ") && shown_text.contains(" fell from "),
+        shown_text.contains("stopped by the guard: ") && shown_text.contains(" dropped from "),
         "{shown_text}"
     );
     let report = read(&home.path().join("run/report.json"));
@@ -422,7 +422,7 @@ fn the_guard_stops_a_run_that_falls() {
 fn the_guard_goes_back_to_the_best_weights() {
     let home = TempDir::new().unwrap();
     let (shown_text, metrics) = guarded(&home, &[RUINOUS, "eval.guard=rollback", "update.warmup=1"]);
-    assert!(shown_text.contains("back to the weights of the best step"), "{shown_text}");
+    assert!(shown_text.contains("rolled back to the weights of the best step"), "{shown_text}");
     assert_eq!(metrics.iter().filter(|line| line["eval/rollback"] == 1.0).count(), 2);
     // It fell at the last step, too: what is saved is the base.
     let figures = |arguments: &[&str]| {

@@ -33,7 +33,7 @@ fn a_step_with_bad_numbers_stops_the_run_and_can_be_done_again() {
     assert!(shown_text.starts_with("exit: 1") && shown_text.contains("error: step 2 failed"), "{shown_text}");
     assert!(shown_text.contains("expected finite values, got"), "{shown_text}");
     assert!(
-        shown_text.contains("hint: do it again: `unirl replay-step run/failed-step-000002`"),
+        shown_text.contains("hint: repeat the step with `unirl replay-step run/failed-step-000002`"),
         "{shown_text}"
     );
     let cause = shown_text.lines().find(|line| line.contains("caused by")).unwrap();
@@ -69,7 +69,7 @@ fn a_reward_that_is_not_finite_names_the_prompt() {
     let rules = "reward.rules=[{ name = \"constant\", weight = 1e308 }, { name = \"two\", weight = 1e308 }]";
     let (shown_text, _) = run(home.path(), "showo", &[rules]);
     assert!(shown_text.starts_with("exit: 1"), "{shown_text}");
-    assert!(shown_text.contains("`reward` is not finite for the prompt `a photo of"), "{shown_text}");
+    assert!(shown_text.contains("the reward is not finite for the prompt `a photo of"), "{shown_text}");
 }
 
 /// Prompts for a model that is not of the tiles.
@@ -93,8 +93,8 @@ fn an_exhausted_memory_halves_the_micro_batch() {
         let (shown_text, out) = run(home.path(), "fixture#tight", &settings);
         assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
         let told = [
-            "ran out with 7 images at once: it goes on with 4",
-            "ran out with 4 images at once: it goes on with 2",
+            "out of memory with a micro-batch of 7 images; continuing with 4",
+            "out of memory with a micro-batch of 4 images; continuing with 2",
         ];
         for told in told {
             assert_eq!(

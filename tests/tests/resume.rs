@@ -160,7 +160,7 @@ fn interrupted_by_a_signal_it_saves_the_step_and_says_how_to_go_on() {
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(130), "{text}");
-        assert!(text.contains(&format!("hint: go on: `unirl --resume {}`", out.display())), "{text}");
+        assert!(text.contains(&format!("hint: resume with `unirl --resume {}`", out.display())), "{text}");
         assert!(!out.join("report.json").exists());
         done(&["--resume", out.to_str().unwrap()]);
         assert!(end(&out) == end(&whole), "{signal}");

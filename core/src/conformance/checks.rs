@@ -216,7 +216,7 @@ fn ratio(subject: &mut Subject<'_>) -> Result<Outcome> {
 fn divergence(subject: &mut Subject<'_>) -> Result<Outcome> {
     let divergences = both_policies(subject)?.map(|(what, [current, reference], mask)| {
         let (k3, _) = objective::k3(&current, &reference);
-        subject.same(&format!("KL of {what}"), objective::token_mean(&k3, &mask).double_value(&[]).abs())
+        subject.same(&format!("KL of {what}"), objective::mean_per_token(&k3, &mask).double_value(&[]).abs())
     });
     Ok(all(divergences))
 }
@@ -246,7 +246,7 @@ fn gradients(subject: &mut Subject<'_>) -> Result<Outcome> {
     let answering = moved(subject, |subject| {
         let (generated, answers) = (&subject.generated, &subject.answers);
         let scored = subject.model.answer_logp(generated, &subject.questions, answers, Policy::Current)?;
-        Ok(objective::token_mean(&scored.logp, &scored.mask))
+        Ok(objective::mean_per_token(&scored.logp, &scored.mask))
     })?;
     for (what, groups, own, other) in [
         ("drawing", &drawing, "Generation", "Understanding"),
@@ -284,11 +284,11 @@ fn straight_through(subject: &mut Subject<'_>) -> Result<Outcome> {
         subject.model.image_logits(&subject.prompts, &subject.generated, Policy::Current, &replay)?;
     let leaf = scored.logits.detach().set_requires_grad(true); // [B,N,K]
     let sampled = objective::straight_through(&leaf, &leaf.zeros_like(), 1.0);
-    let (relaxed, tokens) = objective::complete(&sampled, &subject.generated.tokens, &scored.targets);
+    let (relaxed, tokens) = objective::fill_masked(&sampled, &subject.generated.tokens, &scored.targets);
     let images = Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) };
     let answers =
         subject.model.answer_logp(&images, &subject.questions, &subject.answers, Policy::Current)?;
-    objective::token_mean(&answers.logp, &answers.mask).f_backward()?;
+    objective::mean_per_token(&answers.logp, &answers.mask).f_backward()?;
     let gradient = leaf.grad();
     if !gradient.defined() {
         return Ok(fails("the logits of the image get no gradient"));

@@ -1,58 +1,58 @@
-//! What a model is.
+//! The properties of a model.
 
 use serde::{Deserialize, Serialize};
 
 use super::ImageSampling;
 
-/// Whether a model reads images through the same tokens that it draws (§3.5 of the paper).
+/// Whether a model understands images through the same tokens that it generates (§3.5 of the paper).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageSpace {
-    /// One token space for both, as Show-o: gradients of an answer reach the image tokens.
+    /// One token space for both, as in Show-o: the gradient of an answer reaches the image tokens.
     Shared,
-    /// Two representations, as Janus: only split objectives make sense.
+    /// Two representations, as in Janus: only split objectives apply.
     Decoupled,
 }
 
-/// How image tokens are drawn.
+/// The order in which image tokens are generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageDecoding {
-    /// In a few parallel steps, each revealing some tokens (MaskGIT).
+    /// In a few parallel steps, each of which reveals some tokens (MaskGIT).
     Masked,
-    /// One after the other.
+    /// One token after the other.
     Autoregressive,
 }
 
-/// What a model is, as far as the framework cares.
+/// The properties of a model that the framework uses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelCard {
-    /// The family, e.g. `showo`.
+    /// The model family, such as `showo`.
     pub name: String,
-    /// Whether images are read as they are drawn.
+    /// Whether generation and understanding share the image tokens.
     pub image_space: ImageSpace,
-    /// How images are drawn.
+    /// The order in which image tokens are generated.
     pub image_decoding: ImageDecoding,
-    /// `N`, tokens of an image.
+    /// `N`, the number of tokens of an image.
     pub image_tokens: i64,
-    /// `K`, codes an image token can take.
+    /// `K`, the size of the image codebook.
     pub codebook_size: i64,
-    /// Height and width of an image in pixels.
+    /// Height and width of a generated image in pixels.
     pub resolution: i64,
-    /// Height and width of the pictures that [`UnifiedModel::encode`] is given, where it is not `resolution`.
+    /// Height and width of the input of [`UnifiedModel::encode`](super::UnifiedModel::encode), if not `resolution`.
     #[serde(rename = "reads_at", default, skip_serializing_if = "Option::is_none")]
     pub input_resolution: Option<i64>,
-    /// The grey, of 255, around a picture that is read and not square; without one, its middle is read.
+    /// The grey value, `0..=255`, that pads an input image to a square; without one, the image is center-cropped.
     #[serde(rename = "pads_with", default, skip_serializing_if = "Option::is_none")]
     pub pad_value: Option<u8>,
-    /// How the checkpoint is meant to draw: what holds where the user says nothing.
+    /// The sampling options of the checkpoint, used as defaults.
     #[serde(default)]
     pub sampling: ImageSampling,
 }
 
 impl ModelCard {
-    /// The card of a model that reads square images as large as it draws them, of `tokens` tokens among `codes` codes, and
-    /// `resolution` pixels along an edge.
+    /// Returns the card of a model whose input and output images are squares of `resolution` pixels, encoded as `tokens`
+    /// tokens from a codebook of `codes`.
     pub fn new(
         name: &str,
         image_space: ImageSpace,

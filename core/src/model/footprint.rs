@@ -1,50 +1,50 @@
-//! The memory that a model needs.
+//! Memory estimates of a model.
 
 use serde::{Deserialize, Serialize};
 
 use super::{ImageSampling, TextSampling};
 
-/// What is asked of a model at once, for its [`Footprint`].
+/// The calls that a [`Footprint`] is estimated for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Workload {
-    /// How images are drawn.
+    /// Options of image generation.
     pub images: ImageSampling,
-    /// How answers are drawn.
+    /// Options of answer sampling.
     pub answers: TextSampling,
-    /// States of an image that are scored together: reveal steps, or 1 for a re-masking.
+    /// The number of states of an image that are scored together: reveal steps, or 1 for re-masking.
     pub states: i64,
 }
 
-/// Memory of one kind of call.
+/// The memory of one kind of call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Bytes an image for keys and values.
+    /// Bytes of the KV cache, per image.
     pub cache: i64,
-    /// Bytes an image for everything else, what is kept for a gradient included.
+    /// Bytes of everything else, per image, including what is saved for the backward pass.
     pub activations: i64,
 }
 
-/// The memory of a model in bytes, as its plugin reckons it from sizes alone.
+/// The memory of a model, estimated by its plugin from the sizes alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Footprint {
-    /// Values of all weights.
+    /// The number of parameters.
     pub values: i64,
-    /// Bytes of all weights.
+    /// Bytes of all parameters.
     pub weights: i64,
-    /// Values of the weights that learn in post-training.
+    /// The number of parameters trained in post-training.
     pub trainable: i64,
-    /// Bytes of these.
+    /// Bytes of the trained parameters.
     pub trainable_weights: i64,
-    /// Values of the largest of them: the update works tensor by tensor.
+    /// The number of values of the largest trained tensor: the update works tensor by tensor.
     pub largest: i64,
-    /// Bytes that [`UnifiedModel::freeze_reference`] takes.
+    /// Bytes that `freeze_reference` allocates.
     pub reference: i64,
-    /// [`UnifiedModel::generate`].
+    /// `generate`.
     pub generate: Cost,
-    /// [`UnifiedModel::answer`].
+    /// `answer`.
     pub answer: Cost,
-    /// [`UnifiedModel::image_logits`] or [`UnifiedModel::image_logp`] with gradient, whichever takes more.
+    /// `image_logits` or `image_logp` with gradient, whichever needs more.
     pub image_logits: Cost,
-    /// [`UnifiedModel::answer_logp`] with gradient.
+    /// `answer_logp` with gradient.
     pub answer_logp: Cost,
 }

@@ -1,4 +1,4 @@
-//! What the optimizers need of a unified multimodal model, and nothing of how a family does it.
+//! The interface between the algorithms and a unified multimodal model, independent of the model family.
 //!
 //! Shapes: `B` batch, `N` image tokens, `K` codes of the image codebook, `T` answer tokens, `H`×`W` pixels.
 
@@ -21,32 +21,32 @@ pub use footprint::{Cost, Footprint, Workload};
 pub use masking::{ImageLogits, Masking, Scoring, TokenLogp};
 pub use sampling::{ImageSampling, TextSampling};
 
-/// Which task a parameter serves.
+/// The task that a parameter serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ParameterGroup {
-    /// Drawing and answering.
+    /// Generation and understanding.
     Shared,
-    /// Drawing alone.
+    /// Generation only.
     Generation,
-    /// Answering alone.
+    /// Understanding only.
     Understanding,
-    /// The image tokenizer: learned in pretraining, frozen in post-training.
+    /// The image tokenizer: trained in pretraining, frozen in post-training.
     Tokenizer,
 }
 
 /// A named leaf tensor. The tensor shares its storage and its gradient with the model.
 #[derive(Debug)]
 pub struct Parameter {
-    /// The name in the family's own checkpoint.
+    /// The name in the checkpoint layout of the family.
     pub name: String,
-    /// The leaf itself.
+    /// The leaf tensor.
     pub tensor: Tensor,
-    /// Which task it serves.
+    /// The task that it serves.
     pub group: ParameterGroup,
 }
 
-/// Training or evaluation behaviour of layers that know the difference.
+/// Training or evaluation mode, for layers such as dropout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -56,18 +56,18 @@ pub enum Mode {
     Eval,
 }
 
-/// Which weights score a sequence.
+/// The weights that score a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
-    /// The weights being trained; the result carries gradient.
+    /// The weights that are trained; the result carries gradient.
     Current,
-    /// The weights remembered by [`UnifiedModel::freeze_reference`]; no gradient.
+    /// The copy made by [`UnifiedModel::freeze_reference`]; no gradient.
     Reference,
 }
 
 impl Policy {
-    /// Runs `work` on what this policy names of a model; the reference leaves no gradient.
+    /// Runs `work` on the current or on the reference weights; the reference runs without gradient.
     pub fn run<T, R>(
         self,
         current: &T,
@@ -78,68 +78,71 @@ impl Policy {
             (Self::Current, _) => work(current),
             (Self::Reference, Some(reference)) => tch::no_grad(|| work(reference)),
             (Self::Reference, None) => {
-                Err(Error::failure("there is no reference policy yet").hint("call `freeze_reference` first"))
+                Err(Error::failure("no reference policy").hint("call `freeze_reference` first"))
             }
         }
     }
 }
 
-/// Where a model's weights come from.
+/// The source of the weights of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Checkpoint {
-    /// The small one that the plugin carries.
+    /// The small checkpoint embedded in the plugin.
     Builtin,
-    /// A folder in the family's own layout.
+    /// A directory in the checkpoint layout of the family.
     Folder(PathBuf),
-    /// None: random weights, in the sizes that the plugin's configuration names.
+    /// Random weights, in the sizes given by the configuration of the plugin.
     Fresh,
 }
 
-/// What a plugin needs to construct a model, besides its own configuration.
+/// What a plugin needs to build a model, in addition to its configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSource {
-    /// Where the weights come from.
+    /// The source of the weights.
     pub checkpoint: Checkpoint,
-    /// Where the weights lie and the work is done.
+    /// The device of the weights and of the computation.
     pub device: Device,
     /// Seed of fresh weights.
     pub seed: u64,
-    /// Sizes alone are asked for: the model reads no weights and answers `card` and `footprint`, and no other method is
-    /// called.
+    /// Builds the model without weights: only `card` and `footprint` are called.
     pub dry: bool,
 }
 
-/// One network that draws an image from a prompt and answers questions about an image.
+/// A network that generates an image from a prompt and answers questions about an image.
 ///
 /// A plugin author implements this trait; the host calls it. One object is used by one thread at a time. All randomness
-/// comes from the `seed` of an argument: the same call on the same weights and device answers the same.
+/// comes from the `seed` of an argument: the same call on the same weights and device returns the same result.
 pub trait UnifiedModel: Send {
-    /// What the model is.
+    /// Returns the properties of the model.
     fn card(&self) -> &ModelCard;
 
-    /// Every weight, in a fixed order. The tensors are leaves that share storage and `.grad` with the model.
+    /// Returns all weights in a fixed order. The tensors are leaves that share storage and `.grad` with the model.
     fn parameters(&self) -> Result<Vec<Parameter>>;
 
-    /// Switches layers that behave differently in training. A model without such leaves this as it is.
+    /// Switches layers that behave differently in training, such as dropout. The default does nothing.
     fn set_mode(&mut self, _mode: Mode) -> Result<()> {
         Ok(())
     }
 
-    /// Remembers the weights of now as [`Policy::Reference`].
+    /// Copies the current weights as [`Policy::Reference`].
     fn freeze_reference(&mut self) -> Result<()>;
 
-    /// Reckons the memory that a workload takes, without doing it. A model that cannot say leaves this as it is.
+    /// Estimates the memory of a workload without running it. The default returns an error of code
+    /// [`Code::Unsupported`].
     fn footprint(&self, _workload: &Workload) -> Result<Footprint> {
-        Err(Error::new(Code::Unsupported, format!("model `{}` does not reckon its memory", self.card().name)))
+        Err(Error::new(
+            Code::Unsupported,
+            format!("model `{}` does not support memory estimation", self.card().name),
+        ))
     }
 
-    /// Draws one image a prompt, without gradient. A masked model fills `revealed_at`.
+    /// Generates one image per prompt, without gradient. A masked model fills `revealed_at`.
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images>;
 
     /// Answers `questions[i]` about image `i`, without gradient.
     fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers>;
 
-    /// The tokens of answers given as text, end token included: what supervised training needs.
+    /// Tokenizes answers given as text, end token included, for supervised training.
     fn encode_answers(&self, texts: &[String]) -> Result<Answers>;
 
     /// Feeds images back with their prompts and returns logits `[B,N,K]`, with gradient for [`Policy::Current`].
@@ -148,24 +151,24 @@ pub trait UnifiedModel: Send {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
+        masking: &Masking,
     ) -> Result<ImageLogits>;
 
-    /// `log p(token | prompt)` of the image's own tokens, each in the state that `replay` names, with gradient for
-    /// [`Policy::Current`]: `[B,N]`, of the targets alone. What [`Self::image_logits`] says of them, and a model that leaves this
-    /// as it is answers by that; one with many codes makes logits of a few tokens at a time here.
+    /// Returns `log p(token | prompt)` of the tokens of the images `[B,N]`, each in the state given by `masking`, with
+    /// gradient for [`Policy::Current`]. Only the targets are scored. The default uses [`Self::image_logits`]; a model with
+    /// a large codebook can override it to compute the logits of a few tokens at a time.
     fn image_logp(
         &self,
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
+        masking: &Masking,
     ) -> Result<TokenLogp> {
-        Ok(self.image_logits(prompts, images, policy, replay)?.logp(&images.tokens))
+        Ok(self.image_logits(prompts, images, policy, masking)?.logp(&images.tokens))
     }
 
-    /// `log p(answer | image, question)` a token, with gradient for [`Policy::Current`]. Where `image_space` is
-    /// [`ImageSpace::Shared`] and `images.relaxed` is set, the gradient reaches it.
+    /// Returns `log p(answer | image, question)` per token, with gradient for [`Policy::Current`]. If `image_space` is
+    /// [`ImageSpace::Shared`] and `images.relaxed` is set, the gradient reaches `images.relaxed`.
     fn answer_logp(
         &self,
         images: &Images,
@@ -180,16 +183,16 @@ pub trait UnifiedModel: Send {
     /// Encodes `[B,3,H,W]` f32 in `0..=1`, without gradient.
     fn encode(&self, pixels: &Tensor) -> Result<Images>;
 
-    /// The loss that teaches the image tokenizer to reproduce `[B,3,H,W]` pixels: a scalar with gradient to the
-    /// parameters of [`ParameterGroup::Tokenizer`]. `progress` in `0..=1` says how far training is, for a quantiser
-    /// that hardens on the way. A model without such parameters leaves this as it is.
+    /// Returns the reconstruction loss of the image tokenizer on `[B,3,H,W]` pixels: a scalar with gradient to the
+    /// parameters of [`ParameterGroup::Tokenizer`]. `progress` in `0..=1` is the share of training that is done, for a
+    /// quantizer that hardens during training. The default returns an error of code [`Code::Unsupported`].
     fn tokenizer_loss(&self, _pixels: &Tensor, _progress: f64) -> Result<Tensor> {
         Err(Error::new(
             Code::Unsupported,
-            format!("the image tokenizer of `{}` does not learn", self.card().name),
+            format!("the image tokenizer of `{}` cannot be trained", self.card().name),
         ))
     }
 
-    /// Writes the family's own checkpoint layout into an existing, empty folder, from which the plugin loads it again.
+    /// Writes a checkpoint in the layout of the family into an existing, empty directory.
     fn save(&self, dir: &Path) -> Result<()>;
 }

@@ -1,4 +1,4 @@
-//! How images and answers are sampled.
+//! Sampling options for images and answers.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,33 +6,33 @@ use serde::{Deserialize, Serialize};
 use super::BatchSlice;
 use crate::error::{Error, Result};
 
-/// How images are drawn.
+/// Options of image generation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageSampling {
-    /// Classifier-free guidance in the family's own convention. Show-o: `(1+g)·cond − g·uncond`, unguided at 0. Janus:
+    /// Classifier-free guidance in the convention of the family. Show-o: `(1+g)·cond − g·uncond`, unguided at 0. Janus:
     /// `uncond + g·(cond − uncond)`, unguided at 1.
     #[schemars(range(min = 0.0))]
     pub guidance: f64,
-    /// Parallel decoding steps of a masked model; an autoregressive one ignores it.
+    /// Parallel decoding steps of a masked model; ignored by an autoregressive one.
     #[schemars(range(min = 1))]
     pub steps: i64,
-    /// Temperature of the sampling, 1 as trained. For a masked model it scales the noise of the reveal order.
+    /// Sampling temperature, 1 as trained. For a masked model it scales the noise of the reveal order.
     #[schemars(range(min = 0.0))]
     pub temperature: f64,
     /// The only source of randomness.
     #[serde(skip_serializing_if = "is_zero")]
     pub seed: u64,
-    /// Which rows of a larger batch these are; none for a whole one.
+    /// The rows of a larger batch that this call generates; `None` for the whole batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
     pub part: Option<BatchSlice>,
 }
 
 impl ImageSampling {
-    /// Refuses to draw for no prompt, and in no step.
+    /// Errors if there is no prompt or no decoding step.
     pub fn check(&self, prompts: usize) -> Result<()> {
-        for (what, got) in [("prompts", prompts as i64), ("drawing steps", self.steps)] {
+        for (what, got) in [("prompts", prompts as i64), ("image decoding steps", self.steps)] {
             if got < 1 {
                 return Err(Error::usage(format!("{what}: expected at least 1, got {got}")));
             }
@@ -42,37 +42,37 @@ impl ImageSampling {
 }
 
 impl Default for ImageSampling {
-    /// The paper's setting for Show-o (§4.1): guidance 2, 16 steps.
+    /// The setting of the paper for Show-o (§4.1): guidance 2, 16 steps.
     fn default() -> Self {
         Self { guidance: 2.0, steps: 16, temperature: 1.0, seed: 0, part: None }
     }
 }
 
-/// How answers are drawn.
+/// Options of answer sampling.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TextSampling {
     /// 0 is greedy; 1 samples from the model's distribution.
     #[schemars(range(min = 0.0))]
     pub temperature: f64,
-    /// Samples among the most likely tokens, so many; 0 among all.
-    #[serde(skip_serializing_if = "is_none")]
+    /// Samples from the `top_k` most likely tokens; 0 samples from all.
+    #[serde(skip_serializing_if = "is_zero_count")]
     #[schemars(range(min = 0))]
     pub top_k: i64,
-    /// Most tokens of an answer, its end token counted.
+    /// Maximum number of tokens of an answer, end token included.
     #[schemars(range(min = 1))]
     pub max_tokens: i64,
     /// The only source of randomness.
     #[serde(skip_serializing_if = "is_zero")]
     pub seed: u64,
-    /// Which rows of a larger batch these are; none for a whole one.
+    /// The rows of a larger batch that this call generates; `None` for the whole batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
     pub part: Option<BatchSlice>,
 }
 
 impl TextSampling {
-    /// Refuses answers of no token.
+    /// Errors if `max_tokens` is below 1.
     pub fn check(&self) -> Result<()> {
         if self.max_tokens >= 1 {
             return Ok(());
@@ -87,12 +87,12 @@ impl Default for TextSampling {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(seed: &u64) -> bool {
     *seed == 0
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
-fn is_none(count: &i64) -> bool {
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero_count(count: &i64) -> bool {
     *count == 0
 }

@@ -1,4 +1,4 @@
-//! What the exact judge says of the images of each step.
+//! Metrics of each step from the exact judge of the tiles benchmark. The judge only measures; it never trains.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,13 @@ use crate::judge::{ImageJudge, TilesJudge};
 use crate::prompts::Task;
 
 impl Trainer<'_> {
-    /// Whether the exact judge can tell what the drawings of this run show.
+    /// Whether the exact judge applies to the images of this run.
     pub(super) fn judges(&self) -> bool {
         self.source.is_generated() && check_tiles(self.model.card()).is_ok()
     }
 
-    /// Measures what the judge thinks of the drawings of a step beside what the model made of them. The judge never teaches.
+    /// Adds `judge/right`, the share of strictly correct images, and `judge/wrong_passed`, the share of the incorrect images
+    /// whose answer passes.
     pub(super) fn judge(
         &self,
         tasks: &[Task],
@@ -27,24 +28,25 @@ impl Trainer<'_> {
         }
         let pixels = algorithms::pixels(self.model, &outcome.images, &self.rollout)?;
         let verdicts = TilesJudge.judge(tasks, &pixels)?;
-        let mut right = 0;
-        let mut wrong: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new(); // passed, all
+        let mut strict_correct = 0;
+        let mut false_positives: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new(); // passed, incorrect
         for ((task, verdict), reward) in tasks.iter().zip(verdicts).zip(&outcome.rewards) {
             if verdict.strict {
-                right += 1;
+                strict_correct += 1;
             } else {
-                let (passed, all) = wrong.entry(task.spec.category.name()).or_default();
+                let (passed, incorrect) = false_positives.entry(task.spec.category.name()).or_default();
                 *passed += u64::from(reward.passes());
-                *all += 1;
+                *incorrect += 1;
             }
         }
-        metrics.insert("judge/right".into(), f64::from(right) / tasks.len() as f64);
-        let (passed, all) = wrong.values().fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
-        if all > 0 {
-            metrics.insert("judge/wrong_passed".into(), passed as f64 / all as f64);
+        metrics.insert("judge/right".into(), f64::from(strict_correct) / tasks.len() as f64);
+        let (passed, incorrect) =
+            false_positives.values().fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
+        if incorrect > 0 {
+            metrics.insert("judge/wrong_passed".into(), passed as f64 / incorrect as f64);
         }
-        for (category, (passed, all)) in wrong {
-            metrics.insert(format!("judge/wrong_passed/{category}"), passed as f64 / all as f64);
+        for (category, (passed, incorrect)) in false_positives {
+            metrics.insert(format!("judge/wrong_passed/{category}"), passed as f64 / incorrect as f64);
         }
         Ok(())
     }

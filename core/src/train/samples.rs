@@ -1,5 +1,5 @@
-//! Pictures of a run: drawings of the same prompts from the same seeds, drawn as in the evaluation, so that base, steps and
-//! result can be compared.
+//! Sample grids of a run: images of the same prompts from the same seeds, sampled as in the evaluation, so that the base
+//! model, the steps and the result can be compared.
 
 use super::step::Trainer;
 use crate::algorithms::{self, Iteration, Phases};
@@ -10,7 +10,7 @@ use crate::model::{Mode, TextSampling};
 use crate::prompts::Task;
 use crate::run_dir::{RunDir, Samples};
 
-/// Draws each prompt `eval.pictures` times, and saves them as `samples/NAME`.
+/// Generates `eval.pictures` images per prompt and saves the grid as `samples/NAME`.
 pub(super) fn save(
     trainer: &mut Trainer<'_>,
     options: &EvalOptions,
@@ -20,7 +20,7 @@ pub(super) fn save(
     let columns = options.pictures;
     let tasks: Vec<Task> = trainer
         .source
-        .shown(options.seed)?
+        .sample_tasks(options.seed)?
         .into_iter()
         .flat_map(|task| std::iter::repeat_n(task, columns))
         .collect();
