@@ -211,9 +211,9 @@ fn train_tokenizer(
 fn reproduced(model: &dyn UnifiedModel, config: &PretrainConfig) -> Result<f64> {
     let mut rng = Rng::new(seed::derive(config.seed, &[3]));
     let (_, _, scenes) = questioned(&mut rng, REPRODUCED, &config.data)?;
-    let seen = judge::tiles::read(&model.pixels(&model.encode(&tiles::render(&scenes))?)?)?;
+    let seen = judge::tiles::recognize(&model.pixels(&model.encode(&tiles::render(&scenes))?)?)?;
     let same =
-        scenes.iter().zip(&seen).filter(|(scene, reading)| reading.scene().as_ref() == Some(*scene)).count();
+        scenes.iter().zip(&seen).filter(|(scene, reading)| reading.grid().as_ref() == Some(*scene)).count();
     Ok(same as f64 / scenes.len() as f64)
 }
 
@@ -276,7 +276,7 @@ fn captioned(rng: &mut Rng, batch: usize, data: &DataOptions) -> Result<(Vec<Str
         let task = tiles::sample(Category::ALL[weighted(rng, &weights)?], Split::All, rng)?;
         let drawn: Task =
             if rng.chance(data.caption_noise) { tiles::caption_noise(&task, rng)? } else { task.clone() };
-        pairs.push((task.prompt, TileGrid::draw(&drawn.spec, rng)?));
+        pairs.push((task.prompt, TileGrid::sample(&drawn.spec, rng)?));
     }
     Ok(pairs.into_iter().unzip())
 }
@@ -295,7 +295,7 @@ fn questioned(
         let scene = if rng.chance(data.mistakes) {
             TileGrid::with_mistake(&task.spec, rng)?
         } else {
-            TileGrid::draw(&task.spec, rng)?
+            TileGrid::sample(&task.spec, rng)?
         };
         questions.push(task.question);
         answers.push(tiles::reference_answer(category, &scene));

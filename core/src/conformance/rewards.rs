@@ -58,7 +58,7 @@ pub fn examine_reward(rule: &dyn RewardFunction, tasks: &[Task]) -> Result<Vec<F
     for task in tasks {
         for answer in [task.reference_answer.as_str(), "nothing", "two purple stars"] {
             samples.push(Sample::new(task, answer));
-            scenes.push(tiles::TileGrid::draw(&task.spec, &mut rng)?);
+            scenes.push(tiles::TileGrid::sample(&task.spec, &mut rng)?);
         }
     }
     let subject = Subject { rule, samples, pixels: tiles::render(&scenes) };

@@ -83,7 +83,7 @@ impl TileGrid {
 
     /// A right drawing of the facts; colours and places that they leave open are random. Fails for a noun or colour
     /// of another world.
-    pub fn draw(spec: &PromptSpec, rng: &mut Rng) -> Result<Self> {
+    pub fn sample(spec: &PromptSpec, rng: &mut Rng) -> Result<Self> {
         spec.check()?;
         let mut tiles = Vec::new();
         for object in &spec.objects {
@@ -109,7 +109,7 @@ impl TileGrid {
         let kinds = mistakes(spec.category);
         // A second mistake may undo the first, and a random change may change nothing: then again.
         for _ in 0..64 {
-            let mut scene = Self::draw(spec, rng)?;
+            let mut scene = Self::sample(spec, rng)?;
             scene.spoil(kinds[rng.below(kinds.len())], spec, rng);
             if rng.chance(SECOND_MISTAKE) {
                 scene.spoil(kinds[rng.below(kinds.len())], spec, rng);
@@ -241,7 +241,7 @@ pub fn caption_noise(task: &Task, rng: &mut Rng) -> Result<Task> {
 mod tests {
     use super::super::{reference_answer, sample};
     use super::*;
-    use crate::judge::answer_is_right;
+    use crate::judge::is_correct_answer;
     use crate::prompts::Split;
 
     fn each_task(seed: u64, mut test: impl FnMut(Task, &mut Rng)) {
@@ -257,15 +257,15 @@ mod tests {
     #[test]
     fn a_truthful_reader_passes_right_drawings_and_no_other() {
         each_task(1, |task, rng| {
-            assert!(answer_is_right(&task.spec, &task.reference_answer), "{task:?}");
-            let right = TileGrid::draw(&task.spec, rng).unwrap();
+            assert!(is_correct_answer(&task.spec, &task.reference_answer), "{task:?}");
+            let right = TileGrid::sample(&task.spec, rng).unwrap();
             right.check(&task.spec).unwrap();
             let said = reference_answer(task.spec.category, &right);
-            assert!(answer_is_right(&task.spec, &said), "{}: {said}", task.prompt);
+            assert!(is_correct_answer(&task.spec, &said), "{}: {said}", task.prompt);
             let wrong = TileGrid::with_mistake(&task.spec, rng).unwrap();
             assert!(wrong.check(&task.spec).is_err(), "{}", task.prompt);
             let said = reference_answer(task.spec.category, &wrong);
-            assert!(!answer_is_right(&task.spec, &said), "{}: {said}", task.prompt);
+            assert!(!is_correct_answer(&task.spec, &said), "{}: {said}", task.prompt);
         });
     }
 
@@ -279,7 +279,7 @@ mod tests {
             let said = reference_answer(task.spec.category, &scene);
             assert_eq!(
                 scene.check(&task.spec).is_ok(),
-                answer_is_right(&task.spec, &said),
+                is_correct_answer(&task.spec, &said),
                 "{}: {said}",
                 task.prompt
             );
@@ -292,7 +292,7 @@ mod tests {
             let noisy = caption_noise(&task, rng).unwrap();
             noisy.spec.check().unwrap();
             assert!(
-                !answer_is_right(&task.spec, &noisy.reference_answer),
+                !is_correct_answer(&task.spec, &noisy.reference_answer),
                 "{}: {}",
                 task.prompt,
                 noisy.prompt
