@@ -10,7 +10,7 @@ mod objects;
 mod parse;
 pub mod rng;
 mod template;
-mod wording;
+mod templates;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ pub use jsonl::{Record, read_jsonl, read_records, write_jsonl};
 pub use lexicon::synonyms;
 pub use objects::ObjectList;
 pub use template::{Place, Segment, Slot, Template};
-pub use wording::{PromptTemplates, TemplateFile};
+pub use templates::{PromptTemplates, TemplateFile};
 
 /// `GenEval`'s six kinds of prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

@@ -5,8 +5,8 @@
 
 pub mod codec;
 mod describe;
-mod draw;
 mod palette;
+mod sampling;
 
 use tch::Tensor;
 
@@ -15,8 +15,8 @@ use crate::prompts::rng::Rng;
 use crate::prompts::{self, Category, ObjectList, PromptSpec, PromptTemplates, Relation, Split, Task};
 
 pub use describe::{reference_answer, vocabulary};
-pub use draw::caption_noise;
 pub use palette::{BACKGROUND, COLORS, SHAPES, partner};
+pub use sampling::caption_noise;
 
 /// Tiles along an edge.
 pub const GRID: usize = 4;
