@@ -38,7 +38,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
             bar = progress::bar(name, steps);
             tracing::info!("{name}: {steps} steps");
         }
-        Event::Reproduced(share) => {
+        Event::Reconstructed(share) => {
             bar.suspend(|| tracing::info!("tokenizer: {:.1} % of the scenes reproduced", share * 100.0));
         }
         Event::Stepped(losses) => {
