@@ -13,9 +13,9 @@ use crate::error::{Error, Result, unknown_name};
 use crate::{config::layers, settings};
 
 const SHIPPED: [(&str, &str); 3] = [
-    ("paper", include_str!("wordings/paper.toml")),
-    ("evaluation", include_str!("wordings/evaluation.toml")),
-    ("tiles", include_str!("wordings/tiles.toml")),
+    ("paper", include_str!("templates/paper.toml")),
+    ("evaluation", include_str!("templates/evaluation.toml")),
+    ("tiles", include_str!("templates/tiles.toml")),
 ];
 
 /// A file of wordings.
