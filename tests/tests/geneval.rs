@@ -548,7 +548,7 @@ fn a_set_of_jpegs_is_judged() {
     }
     fs::write(root.join("00001/samples/00.png"), "").unwrap();
     let twice = unirl(home, &["judge", "--images", "set", "--detections", "found.jsonl"]);
-    assert!(twice.starts_with("exit: 2") && twice.contains("has one image twice"), "{twice}");
+    assert!(twice.starts_with("exit: 2") && twice.contains("duplicate image number"), "{twice}");
 }
 
 #[test]

@@ -105,7 +105,7 @@ fn an_empty_task_file_makes_no_run() {
         fs::write(home.path().join("tasks.jsonl"), text).unwrap();
         let shown_text = train(home.path(), &["--set", "train.tasks=tasks.jsonl", "--out", "run"]);
         assert!(
-            shown_text.starts_with("exit: 2") && shown_text.contains("`tasks.jsonl` holds no task"),
+            shown_text.starts_with("exit: 2") && shown_text.contains("`tasks.jsonl` contains no tasks"),
             "{shown_text}"
         );
         assert!(!home.path().join("run").exists());
