@@ -213,7 +213,7 @@ fn judge(args: &GenevalJudgeArgs) -> Result<()> {
         (None, None) => return Err(Error::usage("expected `--detections` or `--detector`")),
     };
     let (lines, summary) = geneval::judge_all(&prompts, &detections, thresholds, subset.as_ref())?;
-    for warning in summary.seen.warnings(&thresholds) {
+    for warning in summary.detections.warnings(&thresholds) {
         tracing::warn!("{warning}");
     }
     if let Some(out) = &args.out {

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
             bar = progress::bar(name, steps);
             tracing::info!("{name}: {steps} steps");
         }
-        Event::Reproduced(share) => {
+        Event::Reconstructed(share) => {
             bar.suspend(|| {
                 tracing::info!("tokenizer: {:.1} % of the tile grids reconstructed exactly", share * 100.0)
             });

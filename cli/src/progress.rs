@@ -64,7 +64,7 @@ impl TrainProgress {
             format("reward/mean"),
             format("judge/right"),
             format("judge/wrong_passed"),
-            phases.draw.as_secs_f64(),
+            phases.generate.as_secs_f64(),
             phases.answer.as_secs_f64(),
             phases.score.as_secs_f64(),
             phases.update.as_secs_f64(),

@@ -185,7 +185,7 @@ fn show(report: &RunReport, config: &RunConfig, run_dir: &RunDir) {
     if let Some(why) = &report.stopped {
         println!("stopped early: {why}\n");
     }
-    let alarms = report.alarms;
+    let alarms = report.warnings;
     for (count, what) in [
         (alarms.equal_rewards, "every group had equal rewards, so there was nothing to learn"),
         (alarms.diverged, "the KL divergence from the reference policy was above 1 nat per token"),

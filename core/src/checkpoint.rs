@@ -79,7 +79,7 @@ impl TrainingState {
         fs::create_dir_all(folder.join("training")).context(place)?;
         let mut tensors = Vec::new();
         for slot in &self.slots {
-            for (part, tensor) in slot.parts() {
+            for (part, tensor) in slot.tensors() {
                 tensors.push((format!("{part}/{}", slot.name), tensor.shallow_clone()));
             }
         }
@@ -137,7 +137,7 @@ impl TrainingState {
 
         let tensors = Weights::open(&folder.join(TENSORS)).context(damaged)?;
         let slot = |(name, steps): &(String, u64)| {
-            SlotState::from_parts(name, *steps, |part| tensors.read(&format!("{part}/{name}")))
+            SlotState::from_tensors(name, *steps, |part| tensors.read(&format!("{part}/{name}")))
         };
         let slots = body.updates.iter().map(slot).collect::<Result<Vec<_>>>().context(damaged)?;
         let best = if tensors.names().any(|name| name.starts_with("best/")) {
@@ -162,7 +162,7 @@ impl TrainingState {
     /// The size of the state on disk.
     fn bytes(&self) -> u64 {
         let of = |tensor: &Tensor| tensor.numel() as u64 * tensor.kind().elt_size_in_bytes() as u64;
-        let slots = self.slots.iter().flat_map(SlotState::parts).map(|(_, tensor)| of(tensor)).sum::<u64>();
+        let slots = self.slots.iter().flat_map(SlotState::tensors).map(|(_, tensor)| of(tensor)).sum::<u64>();
         slots + self.best.iter().map(of).sum::<u64>()
     }
 }

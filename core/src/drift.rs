@@ -1,8 +1,8 @@
-//! The drift guard: every so many steps a small fixed set of tasks is drawn, answered and judged in both directions. The run
-//! keeps its best checkpoint, warns when a category falls below what chance explains, and may stop or go back.
+//! The drift monitor: every `eval.every` steps it evaluates generation and understanding on a small fixed set of tasks. The
+//! run keeps its best checkpoint, warns when a category drops below its confidence interval, and can stop or roll back.
 //!
-//! The set is made of training tasks: the choice of a checkpoint does not see what the evaluation at the end asks, but for
-//! the two categories that have too few tasks to be split.
+//! The set consists of training tasks, so the choice of a checkpoint does not depend on the final evaluation, except for the
+//! two categories that have too few tasks to be split.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,47 +18,47 @@ use crate::prompts::rng::Rng;
 use crate::prompts::{Category, Split, Task};
 use crate::{seed, tiles};
 
-/// Goings back after which the run stops: what falls again and again is not chance.
-const MOST_ROLLBACKS: u32 = 3;
+/// The number of rollbacks after which a further regression stops the run.
+const MAX_ROLLBACKS: u32 = 3;
 
-/// The stream of the evaluation's seed that the set is drawn from.
+/// The stream of the evaluation seed from which the set is sampled.
 const STREAM: u64 = 7;
 
-/// What the guard made of a step; nothing where it was not its time.
+/// The result of a drift check; the default for a step without a check.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct DriftCheck {
-    /// No step before was as good.
+    /// The step is the best one so far.
     pub(crate) best: bool,
-    /// The run is to end, and why.
+    /// The reason to stop the run, if it must stop.
     pub(crate) stop: Option<String>,
 }
 
-/// What the guard remembers.
+/// The state of the monitor in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DriftState {
     /// The model before the first step.
     base: Report,
-    /// The chosen figure at its best, where it counted anything.
+    /// The best value of the figure `eval.best`, if it counted anything.
     best: Option<f64>,
-    /// The step of that; the base has none.
+    /// The step of the best value; `None` for the base model.
     pub(crate) best_step: Option<u64>,
-    /// Figures and categories that had fallen at the last look.
+    /// Figures and categories that had regressed at the last check.
     fallen: BTreeSet<String>,
     rollbacks: u32,
 }
 
-/// The guard of a run.
+/// The drift monitor of a run.
 pub(crate) struct DriftMonitor<'a> {
     config: &'a RunConfig,
     tasks: Vec<Task>,
     pub(crate) state: DriftState,
-    /// Where the guard may go back: the weights of the best step.
+    /// The weights of the best step, for a rollback.
     pub(crate) weights: Vec<Tensor>,
 }
 
 impl<'a> DriftMonitor<'a> {
-    /// The guard of a run that begins with `model`; `None` where it asks for no guard.
+    /// Starts the monitor of a run that begins with `model`; `None` if `eval.every` is 0.
     pub(crate) fn new(
         model: &mut dyn UnifiedModel,
         config: &'a RunConfig,
@@ -73,7 +73,7 @@ impl<'a> DriftMonitor<'a> {
         Ok(Some(Self { config, tasks, state, weights }))
     }
 
-    /// The guard of a run that goes on.
+    /// Resumes the monitor of a run.
     pub(crate) fn resume(
         config: &'a RunConfig,
         state: DriftState,
@@ -82,8 +82,8 @@ impl<'a> DriftMonitor<'a> {
         Ok(tasks(config)?.map(|tasks| Self { config, tasks, state, weights }))
     }
 
-    /// Looks at the model after a step, where it is time.
-    pub(crate) fn after(
+    /// Checks the model after a step, every `eval.every` steps.
+    pub(crate) fn check(
         &mut self,
         step: u64,
         model: &mut dyn UnifiedModel,
@@ -105,28 +105,28 @@ impl<'a> DriftMonitor<'a> {
             }
         }
         let state = &mut self.state;
-        let falls = falls(&state.base, &report);
-        let new: Vec<&Fall> = falls.iter().filter(|fall| !state.fallen.contains(&fall.of)).collect();
-        let messages: Vec<String> = new.iter().map(|fall| fall.text.clone()).collect();
-        for text in &messages {
-            tracing::warn!("step {step}: {text}");
+        let regressions = regressions(&state.base, &report);
+        let new = regressions.iter().filter(|regression| !state.fallen.contains(&regression.name));
+        let messages: Vec<String> = new.map(|regression| regression.message.clone()).collect();
+        for message in &messages {
+            tracing::warn!("step {step}: {message}");
         }
         let action = self.config.eval.guard;
-        let stop = |why: String| DriftCheck { best: false, stop: Some(why) };
-        if !falls.is_empty() && action == RegressionAction::Rollback {
+        let stop = |reason: String| DriftCheck { best: false, stop: Some(reason) };
+        if !regressions.is_empty() && action == RegressionAction::Rollback {
             state.rollbacks += 1;
-            if state.rollbacks > MOST_ROLLBACKS {
-                return Ok(stop(format!("the model fell again after {MOST_ROLLBACKS} goings back")));
+            if state.rollbacks > MAX_ROLLBACKS {
+                return Ok(stop(format!("the model regressed again after {MAX_ROLLBACKS} rollbacks")));
             }
             update.restore(&self.weights);
             metrics.insert("eval/rollback".into(), 1.0);
-            tracing::warn!("step {step}: back to the weights of the best step");
+            tracing::warn!("step {step}: rolled back to the weights of the best step");
             return Ok(DriftCheck::default());
         }
         if !messages.is_empty() && action == RegressionAction::Stop {
             return Ok(stop(messages.join("; ")));
         }
-        state.fallen = falls.into_iter().map(|fall| fall.of).collect();
+        state.fallen = regressions.into_iter().map(|regression| regression.name).collect();
         let chosen = chosen(&report, self.config);
         let best = chosen > state.best;
         if best {
@@ -139,7 +139,7 @@ impl<'a> DriftMonitor<'a> {
     }
 }
 
-/// The fixed set, where the run asks for a guard.
+/// Samples the fixed set; `None` if `eval.every` is 0.
 fn tasks(config: &RunConfig) -> Result<Option<Vec<Task>>> {
     let options = &config.eval;
     if options.every == 0 {
@@ -159,23 +159,24 @@ fn evaluate(tasks: &[Task], config: &RunConfig, model: &mut dyn UnifiedModel) ->
     Ok(Report::of(tasks, &items))
 }
 
-/// The figure by which checkpoints are chosen; one that counted nothing is the worst.
+/// Returns the figure that ranks checkpoints; `None`, if it counted nothing, ranks last.
 fn chosen(report: &Report, config: &RunConfig) -> Option<f64> {
     report.figure(&config.eval.best)?.macro_mean
 }
 
-/// A category that is lower than it was.
-struct Fall {
+/// A category whose accuracy dropped significantly.
+struct Regression {
     /// `FIGURE/CATEGORY`.
-    of: String,
-    text: String,
+    name: String,
+    message: String,
 }
 
-/// Where drawing or reading fell by more than chance explains: the base's value lies above the interval of now, and the value
-/// of now below the interval of the base. (Of 20 right answers all 20 have an interval of no width.)
-fn falls(base: &Report, now: &Report) -> Vec<Fall> {
-    let mut falls = Vec::new();
-    for (name, shown) in [("t2i", "T2I"), ("mmu", "MMU")] {
+/// Returns the categories in which generation or understanding dropped significantly: the base value lies above the current
+/// interval, and the current value below the interval of the base. Both are required, because 20 correct answers of 20 have an
+/// interval of zero width.
+fn regressions(base: &Report, now: &Report) -> Vec<Regression> {
+    let mut regressions = Vec::new();
+    for (name, title) in [("t2i", "T2I"), ("mmu", "MMU")] {
         let (Some(before), Some(after)) = (base.figure(name), now.figure(name)) else { continue };
         for category in Category::ALL {
             let (Some((old, [low, _])), Some((new, [_, high]))) = (before.of(category), after.of(category))
@@ -183,15 +184,15 @@ fn falls(base: &Report, now: &Report) -> Vec<Fall> {
                 continue;
             };
             if new < low && old > high {
-                let text = format!(
-                    "{shown} of `{}` fell from {old:.2} to {new:.2} (at most {high:.2})",
+                let message = format!(
+                    "{title} of `{}` dropped from {old:.2} to {new:.2} (95 % interval up to {high:.2})",
                     category.name()
                 );
-                falls.push(Fall { of: format!("{name}/{}", category.name()), text });
+                regressions.push(Regression { name: format!("{name}/{}", category.name()), message });
             }
         }
     }
-    falls
+    regressions
 }
 
 #[cfg(test)]
@@ -199,27 +200,31 @@ mod tests {
     use super::*;
     use crate::eval::Item;
 
-    fn report(right: usize, mmu_correct: usize) -> Report {
+    fn report(strict_correct: usize, mmu_correct: usize) -> Report {
         let tasks: Vec<Task> = (0..20)
             .map(|index| tiles::sample(Category::Colors, Split::All, &mut Rng::new(index)).unwrap())
             .collect();
         let item = |index: usize| Item {
-            strict: index < right,
+            strict: index < strict_correct,
             mmu_correct: Some(index < mmu_correct),
             ..Item::default()
         };
         Report::of(&tasks, &(0..20).map(item).collect::<Vec<_>>())
     }
 
-    /// With 10 of 20 right the lower end of the interval is near .5 - 1.96 · .112 = .28: 6 of 20 are within, 4 are not.
+    /// With 10 of 20 correct, the interval begins near .5 - 1.96 · .112 = .28: 6 of 20 are within, 4 are not.
     #[test]
-    fn a_fall_is_what_chance_does_not_explain() {
+    fn regressions_lie_outside_the_intervals() {
         let base = report(10, 20);
-        let texts =
-            |report: &Report| falls(&base, report).into_iter().map(|fall| fall.text).collect::<Vec<_>>();
-        assert!(texts(&report(6, 20)).is_empty());
-        assert_eq!(texts(&report(4, 20)).len(), 1);
-        assert!(texts(&report(12, 19)).is_empty());
-        assert_eq!(texts(&report(12, 15)), ["MMU of `colors` fell from 1.00 to 0.75 (at most 0.90)"]);
+        let messages = |report: &Report| {
+            regressions(&base, report).into_iter().map(|one| one.message).collect::<Vec<_>>()
+        };
+        assert!(messages(&report(6, 20)).is_empty());
+        assert_eq!(messages(&report(4, 20)).len(), 1);
+        assert!(messages(&report(12, 19)).is_empty());
+        assert_eq!(
+            messages(&report(12, 15)),
+            ["MMU of `colors` dropped from 1.00 to 0.75 (95 % interval up to 0.90)"]
+        );
     }
 }

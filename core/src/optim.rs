@@ -1,7 +1,7 @@
-//! The weight update: AdamW with f32 masters, global-norm clipping and warm-up.
+//! AdamW with f32 master weights, gradient clipping by global norm, warm-up and cosine decay.
 //!
-//! A weight without gradient in a step, such as one of drawing in a step of answering, is left alone: nothing decays, and
-//! its bias correction does not count the step. The learning rate follows the steps of the run.
+//! A step skips weights without gradient, such as those of generation in a step that trains understanding only: they do not
+//! decay, and their bias correction does not count the step. The learning rate follows the steps of the run.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,40 +12,40 @@ use crate::error::{Code, Error, Result};
 use crate::model::Parameter;
 use crate::ops::{self, AdamWRates, AdamWTensors};
 
-/// Values that are updated at once, 256 MiB in f32; a larger weight is updated alone.
+/// The number of values per fused update, 256 MiB in f32; a larger weight is updated alone.
 pub(crate) const VALUES_AT_ONCE: usize = 1 << 26;
 
 /// Options of the weight update.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpdateOptions {
-    /// Step size after warm-up.
+    /// Learning rate after warm-up.
     #[schemars(range(min = 0.0))]
     pub learning_rate: f64,
-    /// Decay rate of the gradient's running mean.
+    /// Decay rate of the running mean of the gradient.
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub beta1: f64,
-    /// Decay rate of the squared gradient's running mean.
+    /// Decay rate of the running mean of the squared gradient.
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub beta2: f64,
-    /// Added to the root of the squared mean.
+    /// Added to the denominator for numerical stability.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub epsilon: f64,
     /// Decoupled weight decay.
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
-    /// Largest global norm of the gradient; 0 does not clip.
+    /// Maximum global norm of the gradient; 0 disables clipping.
     #[schemars(range(min = 0.0))]
     pub clip: f64,
-    /// Steps in which the learning rate rises linearly.
+    /// The number of warm-up steps, in which the learning rate rises linearly.
     pub warmup: u64,
-    /// Let the learning rate fall along a half cosine to this share at the last step; 1 keeps it.
+    /// The learning rate of the last step as a share of `learning_rate`, reached by cosine decay; 1 disables the decay.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub final_rate: f64,
 }
 
 impl Default for UpdateOptions {
-    /// The paper's learning rate with AdamW's usual settings.
+    /// The learning rate of the paper and the usual settings of AdamW.
     fn default() -> Self {
         Self {
             learning_rate: 1e-5,
@@ -60,26 +60,26 @@ impl Default for UpdateOptions {
     }
 }
 
-/// A weight as a checkpoint keeps it.
+/// The state of a weight in a checkpoint.
 #[derive(Debug)]
 pub(crate) struct SlotState {
     pub(crate) name: String,
-    /// In the precision in which it is updated.
+    /// The weight, in f32.
     weight: Tensor,
     mean: Tensor,
     square: Tensor,
-    /// Steps in which there was a gradient.
+    /// The number of steps with a gradient.
     pub(crate) steps: u64,
 }
 
 impl SlotState {
-    /// The tensors, and what they are called on disk.
-    pub(crate) fn parts(&self) -> [(&'static str, &Tensor); 3] {
+    /// Returns the tensors with their names on disk.
+    pub(crate) fn tensors(&self) -> [(&'static str, &Tensor); 3] {
         [("weight", &self.weight), ("mean", &self.mean), ("square", &self.square)]
     }
 
-    /// The inverse of [`Self::parts`].
-    pub(crate) fn from_parts(
+    /// The inverse of [`Self::tensors`].
+    pub(crate) fn from_tensors(
         name: &str,
         steps: u64,
         mut read: impl FnMut(&'static str) -> Result<Tensor>,
@@ -92,15 +92,15 @@ impl SlotState {
 struct Slot {
     name: String,
     weight: Tensor,
-    /// The f32 copy that is updated, where the weight itself is of a shorter kind.
+    /// The f32 master copy of a weight of lower precision.
     master: Option<Tensor>,
     mean: Tensor,
     square: Tensor,
-    /// Steps in which there was a gradient.
+    /// The number of steps with a gradient.
     steps: u64,
 }
 
-/// AdamW over a model's parameters.
+/// AdamW over the parameters of a model.
 pub struct AdamW {
     options: UpdateOptions,
     slots: Vec<Slot>,
@@ -108,17 +108,17 @@ pub struct AdamW {
     total_steps: u64,
 }
 
-/// What one update did.
+/// The report of an update.
 #[derive(Debug, Clone, Copy)]
 pub struct UpdateReport {
     /// The global norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// The learning rate used.
+    /// The learning rate of the update.
     pub learning_rate: f64,
 }
 
 impl AdamW {
-    /// An update rule for `parameters`, with a schedule that ends at `total_steps`.
+    /// Creates the optimizer for `parameters`, with a schedule that ends at `total_steps`.
     pub fn new(parameters: Vec<Parameter>, options: UpdateOptions, total_steps: u64) -> Self {
         let slots = parameters
             .into_iter()
@@ -132,13 +132,13 @@ impl AdamW {
         Self { options, slots, step: 0, total_steps }
     }
 
-    /// Copies of all weights, in the precision in which they are updated.
+    /// Returns f32 copies of all weights.
     pub fn weights(&self) -> Vec<Tensor> {
         let copy = |slot: &Slot| slot.master.as_ref().unwrap_or(&slot.weight).detach().copy();
         self.slots.iter().map(copy).collect()
     }
 
-    /// Takes such copies back, and forgets moments: the next update is like the first, but for the schedule.
+    /// Restores weights returned by [`Self::weights`] and resets the moments. The schedule continues.
     pub fn restore(&mut self, weights: &[Tensor]) {
         tch::no_grad(|| {
             for (slot, weight) in self.slots.iter_mut().zip(weights) {
@@ -153,7 +153,7 @@ impl AdamW {
         });
     }
 
-    /// What goes into a checkpoint: no copies, so it is to be written before the next update.
+    /// Returns the state for a checkpoint. It shares storage with the weights, so write it before the next update.
     pub(crate) fn state(&self) -> Vec<SlotState> {
         let state = |slot: &Slot| SlotState {
             name: slot.name.clone(),
@@ -165,26 +165,26 @@ impl AdamW {
         self.slots.iter().map(state).collect()
     }
 
-    /// Goes on after `step` steps, with what a checkpoint kept.
+    /// Resumes after `step` steps with the state of a checkpoint.
     pub(crate) fn resume(&mut self, step: u64, states: &[SlotState]) -> Result<()> {
-        let other = |what: String| {
-            Error::failure("the checkpoint is of another model").cause(what).hint(
-                "the model's options, `model.checkpoint` and the plugin have to be those that the run began with",
+        let mismatch = |cause: String| {
+            Error::failure("the checkpoint belongs to another model").cause(cause).hint(
+                "use the model options, `model.checkpoint` and the plugin with which the run was started",
             )
         };
         if states.len() != self.slots.len() {
-            return Err(other(format!("expected {} weights, got {}", self.slots.len(), states.len())));
+            return Err(mismatch(format!("expected {} weights, got {}", self.slots.len(), states.len())));
         }
         for (slot, state) in self.slots.iter_mut().zip(states) {
             let name = &slot.name;
             if state.name != *name {
-                return Err(other(format!("expected `{name}`, got `{}`", state.name)));
+                return Err(mismatch(format!("expected `{name}`, got `{}`", state.name)));
             }
-            for (part, tensor) in state.parts() {
+            for (tensor_name, tensor) in state.tensors() {
                 let (got, expected) = (tensor.size(), slot.weight.size());
                 if got != expected {
-                    return Err(other(format!(
-                        "{part} of `{name}`: expected shape {expected:?}, got {got:?}"
+                    return Err(mismatch(format!(
+                        "{tensor_name} of `{name}`: expected shape {expected:?}, got {got:?}"
                     )));
                 }
             }
@@ -202,14 +202,14 @@ impl AdamW {
         Ok(())
     }
 
-    /// Forgets all gradients.
+    /// Clears all gradients.
     pub fn zero_grad(&mut self) {
         for slot in &mut self.slots {
             clear_gradient(&mut slot.weight);
         }
     }
 
-    /// Applies the gradients. The first gradient that is not finite is an error that names its tensor.
+    /// Applies the gradients. Errors if a gradient is not finite, naming the first such tensor.
     pub fn apply(&mut self) -> Result<UpdateReport> {
         tch::no_grad(|| {
             let gradient_norm = self.gradient_norm()?;
@@ -225,14 +225,14 @@ impl AdamW {
                 weight_decay: o.weight_decay,
                 epsilon: o.epsilon,
             };
-            let mut learning: Vec<&mut Slot> =
+            let mut with_gradient: Vec<&mut Slot> =
                 self.slots.iter_mut().filter(|slot| slot.weight.grad().defined()).collect();
-            let mut rest = &mut learning[..];
-            while !rest.is_empty() {
-                let together = at_once(rest);
-                let (slots, others) = rest.split_at_mut(together);
-                update(slots, rates, scale);
-                rest = others;
+            let mut remaining = &mut with_gradient[..];
+            while !remaining.is_empty() {
+                let count = chunk_len(remaining);
+                let (chunk, others) = remaining.split_at_mut(count);
+                update(chunk, rates, scale);
+                remaining = others;
             }
             Ok(UpdateReport { gradient_norm, learning_rate })
         })
@@ -269,17 +269,17 @@ impl AdamW {
     }
 }
 
-/// How many of the first slots are updated at once: gradients of a shorter type are there in f32 as long.
-fn at_once(slots: &[&mut Slot]) -> usize {
+/// Returns how many of the first slots are updated together. The limit bounds the memory of their f32 gradients.
+fn chunk_len(slots: &[&mut Slot]) -> usize {
     let mut values = 0;
-    let more = slots.iter().take_while(|slot| {
+    let fitting = slots.iter().take_while(|slot| {
         values += slot.weight.numel();
         values <= VALUES_AT_ONCE
     });
-    more.count().max(1)
+    fitting.count().max(1)
 }
 
-/// A step of AdamW on slots that have a gradient, which is multiplied by `scale` before.
+/// Applies a step of AdamW to slots with a gradient, which is first multiplied by `scale`.
 fn update(slots: &mut [&mut Slot], rates: AdamWRates, scale: f64) {
     let device = slots[0].weight.device();
     for slot in &mut *slots {
@@ -296,9 +296,9 @@ fn update(slots: &mut [&mut Slot], rates: AdamWRates, scale: f64) {
         steps: steps.iter().collect(),
     };
     ops::adamw(&learning, rates, &Tensor::from((1.0 / scale) as f32).to_device(device));
-    let (shorter, masters): (Vec<&Tensor>, Vec<&Tensor>) =
+    let (weights, masters): (Vec<&Tensor>, Vec<&Tensor>) =
         slots.iter().filter_map(|slot| Some((&slot.weight, slot.master.as_ref()?))).unzip();
-    ops::copy(&shorter, &masters);
+    ops::copy(&weights, &masters);
 }
 
 #[cfg(test)]
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_restored_goes_the_same_way_again() {
+    fn restore_repeats_the_same_updates() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let p = parameter(&[1.0, -2.0], kind);
             let weight = p.tensor.shallow_clone();
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_resumed_goes_on_as_if_nothing_had_been() {
+    fn resume_continues_bit_exactly() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let options = UpdateOptions { learning_rate: 0.1, warmup: 4, ..UpdateOptions::default() };
             let fresh = || {
@@ -358,8 +358,8 @@ mod tests {
             for _ in 0..3 {
                 step(&mut adam, &weight);
                 step(&mut other, &same);
-                assert!(weight.equal(&same), "to the bit");
-                assert!(adam.weights()[0].equal(&other.weights()[0]), "to the bit");
+                assert!(weight.equal(&same), "bit-exact");
+                assert!(adam.weights()[0].equal(&other.weights()[0]), "bit-exact");
             }
             let error = other.resume(3, &[]).unwrap_err();
             assert_eq!(error.causes(), ["expected 1 weights, got 0"]);
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn two_steps_by_hand() {
+    fn apply_two_steps_match_numbers_by_hand() {
         // Constant gradient 2: both corrected moments are exact, so each step is lr·2/(2+eps) after the decay.
         let p = parameter(&[1.0], Kind::Float);
         let weight = p.tensor.shallow_clone();
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_gradient_a_weight_and_its_moments_stand_still() {
+    fn apply_skips_weights_without_gradient() {
         let [p, q] = [parameter(&[1.0], Kind::Float), parameter(&[1.0], Kind::Float)];
         let weights = [p.tensor.shallow_clone(), q.tensor.shallow_clone()];
         let options = UpdateOptions {
@@ -407,13 +407,14 @@ mod tests {
             adam.zero_grad();
             (&weights[learns] * gradient).sum(Kind::Float).backward();
             let rate = adam.apply().unwrap().learning_rate;
-            assert!(weights[1 - learns].equal(&before), "to the bit");
+            assert!(weights[1 - learns].equal(&before), "bit-exact");
             (rate, weights[learns].double_value(&[0]))
         };
-        // The rate warms up by the steps of the run. A first step of a weight goes by the sign of its gradient.
+        // The learning rate warms up with the steps of the run. The first step of a weight depends only on the sign of its
+        // gradient.
         let first = 1.0 * (1.0 - 0.1 * 0.5) - 0.1;
         let other = 1.0 * (1.0 - 0.2 * 0.5) + 0.2;
-        // Its second, with gradients 2 and 1: mean 1/2·1 + 1/2·1 = 1, square 1/2·2 + 1/2·1 = 3/2, each corrected by
+        // The second step, with gradients 2 and 1: mean 1/2·1 + 1/2·1 = 1, square 1/2·2 + 1/2·1 = 3/2, each corrected by
         // 1 − (1/2)² = 3/4, is (4/3)/√2.
         let second = first * (1.0 - 0.3 * 0.5) - 0.3 * (4.0 / 3.0) / f64::sqrt(2.0);
         for ((learns, gradient), (rate, weight)) in
@@ -425,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn clipping_reports_the_norm_before_it() {
+    fn gradient_norm_is_reported_before_clipping() {
         let p = parameter(&[0.0, 0.0], Kind::Float);
         let weight = p.tensor.shallow_clone();
         let mut adam = AdamW::new(vec![p], UpdateOptions::default(), 10);
@@ -434,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn bf16_weights_move_through_their_masters() {
+    fn bf16_weights_are_updated_through_f32_masters() {
         let p = parameter(&[0.02], Kind::BFloat16);
         let weight = p.tensor.shallow_clone();
         let before = weight.double_value(&[0]);
@@ -452,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_that_is_not_finite_names_its_tensor() {
+    fn non_finite_gradient_error_names_the_tensor() {
         let p = parameter(&[1.0], Kind::Float);
         let weight = p.tensor.shallow_clone();
         let mut adam = AdamW::new(vec![p], UpdateOptions::default(), 1);

@@ -1,8 +1,9 @@
-//! Pretraining on drawn images: how the embedded checkpoints are made, for any plugin.
+//! Pretraining on images of the tiles benchmark, for any plugin. The embedded checkpoints are made this way.
 //!
-//! First the image tokenizer learns to reproduce drawings. Then drawing is learned from captions of which a part has one
-//! fact wrong, as captions on the web have, and understanding from right questions and answers about drawings of which a
-//! part has the mistakes that drawings make. So the base draws well-formed and often wrong in a fact, and sees that itself.
+//! The first stage trains the image tokenizer to reconstruct images. The second stage trains generation on captions of which
+//! a share has one mistake, like captions on the web, and understanding on questions with correct answers about images of
+//! which a share has mistakes. The resulting base model generates well-formed images that often differ from the prompt in one
+//! detail, and recognizes these mistakes.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 
 use crate::algorithms::backward;
-use crate::algorithms::objective::token_mean;
+use crate::algorithms::objective::mean_per_token;
 use crate::config::{EvalOptions, ModelOptions, Rollout};
 use crate::error::{Error, Result, unknown_name};
 use crate::model::{Images, Masking, Mode, ParameterGroup, Policy, UnifiedModel};
@@ -22,23 +23,23 @@ use crate::prompts::{Category, Split, Task};
 use crate::tiles::{self, TileGrid};
 use crate::{eval, home, judge, seed, settings};
 
-/// Everything that decides a pretraining run.
+/// The configuration of a pretraining run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PretrainConfig {
-    /// Which plugin; its options name the sizes of the fresh model.
+    /// The plugin; its options set the sizes of the fresh model.
     pub model: ModelOptions,
-    /// The seed of everything random.
+    /// The seed of the run.
     pub seed: u64,
     /// The stage that trains the image tokenizer.
     pub tokenizer: TokenizerStage,
-    /// The stage that trains drawing and understanding.
+    /// The stage that trains generation and understanding.
     pub joint: JointStage,
-    /// What the drawings and captions are like.
+    /// The training data.
     pub data: DataOptions,
-    /// How images are drawn in the evaluation at the end.
+    /// How images are sampled in the final evaluation.
     pub rollout: Rollout,
-    /// The evaluation at the end.
+    /// The final evaluation.
     pub eval: EvalOptions,
 }
 
@@ -60,12 +61,12 @@ impl Default for PretrainConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TokenizerStage {
-    /// Updates of the weights.
+    /// The number of steps.
     pub steps: u64,
-    /// Pictures a step.
+    /// Images per step.
     #[schemars(range(min = 1))]
     pub pictures: usize,
-    /// The weight update.
+    /// The optimizer and its schedule.
     pub update: UpdateOptions,
 }
 
@@ -75,19 +76,19 @@ impl Default for TokenizerStage {
     }
 }
 
-/// The stage that trains drawing and understanding.
+/// The stage that trains generation and understanding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JointStage {
-    /// Updates of the weights.
+    /// The number of steps.
     pub steps: u64,
-    /// Drawings with captions a step.
+    /// Images with captions per step.
     #[schemars(range(min = 1))]
     pub captions: usize,
-    /// Drawings with questions a step.
+    /// Images with questions per step.
     #[schemars(range(min = 1))]
     pub questions: usize,
-    /// The weight update.
+    /// The optimizer and its schedule.
     pub update: UpdateOptions,
 }
 
@@ -101,20 +102,20 @@ fn schedule() -> UpdateOptions {
     UpdateOptions { learning_rate: 1e-3, final_rate: 0.02, warmup: 100, ..UpdateOptions::default() }
 }
 
-/// What the drawings and captions are like.
+/// The training data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataOptions {
-    /// Share of captions with one fact wrong.
+    /// The share of captions with one mistake.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub caption_noise: f64,
-    /// Share of drawings with mistakes among those that understanding learns from.
+    /// The share of images with mistakes in the training data of understanding.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub mistakes: f64,
-    /// How often a caption is of each category, relative to the others, by its name; 1 if it is not named.
+    /// The relative frequency of each category among captions, by name; 1 by default.
     #[schemars(extend("additionalProperties" = json!({ "type": "number", "minimum": 0 })))]
     pub drawing_weights: BTreeMap<String, f64>,
-    /// The same for understanding.
+    /// The relative frequency of each category among questions, by name; 1 by default.
     #[schemars(extend("additionalProperties" = json!({ "type": "number", "minimum": 0 })))]
     pub understanding_weights: BTreeMap<String, f64>,
 }
@@ -131,7 +132,7 @@ impl Default for DataOptions {
 }
 
 impl PretrainConfig {
-    /// Reads a merged table.
+    /// Reads the configuration from a merged table.
     pub fn from_table(mut table: toml::Table) -> Result<Self> {
         home::expand_table(&mut table);
         let config: Self = settings::read("", table)?;
@@ -148,19 +149,18 @@ impl PretrainConfig {
 /// Progress of a pretraining run.
 #[derive(Debug)]
 pub enum Event {
-    /// A stage of so many steps begins.
+    /// A stage begins: its name and its number of steps.
     Stage(&'static str, u64),
-    /// A step is done; smoothed losses by name.
+    /// A step is done: smoothed losses by name.
     Stepped(Vec<(&'static str, f64)>),
-    /// The tokenizer is trained: the share of scenes, of the kind that understanding learns from, of which it reproduces
-    /// every tile.
-    Reproduced(f64),
+    /// The tokenizer is trained: the share of images of which it reconstructs every tile.
+    Reconstructed(f64),
 }
 
-/// How many scenes show how well the tokenizer reproduces them.
-const REPRODUCED: usize = 512;
+/// The number of images that measure the reconstruction of the tokenizer.
+const RECONSTRUCTED: usize = 512;
 
-/// Trains a model through both stages.
+/// Trains a model in both stages.
 pub fn pretrain(
     model: &mut dyn UnifiedModel,
     config: &PretrainConfig,
@@ -184,37 +184,37 @@ fn train_tokenizer(
     watch: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let stage = &config.tokenizer;
-    let learning = parameters(model, true)?;
-    if learning.is_empty() {
+    let trained = parameters(model, true)?;
+    if trained.is_empty() {
         return Ok(());
     }
-    let mut update = AdamW::new(learning, stage.update.clone(), stage.steps);
+    let mut update = AdamW::new(trained, stage.update.clone(), stage.steps);
     let mut smooth = Smooth::default();
     watch(Event::Stage("tokenizer", stage.steps));
     for step in 1..=stage.steps {
         let step_seed = seed::derive(config.seed, &[1, step]);
-        let scenes: Vec<TileGrid> = {
+        let grids: Vec<TileGrid> = {
             let mut rng = Rng::new(step_seed);
             (0..stage.pictures).map(|_| TileGrid::scattered(&mut rng)).collect()
         };
         update.zero_grad();
         tch::manual_seed(step_seed as i64);
-        let loss = model.tokenizer_loss(&tiles::render(&scenes), step as f64 / stage.steps as f64)?;
+        let loss = model.tokenizer_loss(&tiles::render(&grids), step as f64 / stage.steps as f64)?;
         backward(&loss, "loss/tokenizer").map_err(|error| error.context(format!("tokenizer step {step}")))?;
         update.apply()?;
         watch(Event::Stepped(vec![("loss/tokenizer", smooth.add(loss.double_value(&[])))]));
     }
-    watch(Event::Reproduced(reproduced(model, config)?));
+    watch(Event::Reconstructed(reconstructed(model, config)?));
     Ok(())
 }
 
-fn reproduced(model: &dyn UnifiedModel, config: &PretrainConfig) -> Result<f64> {
+/// Returns the share of images, as in the training data of understanding, of which the tokenizer reconstructs every tile.
+fn reconstructed(model: &dyn UnifiedModel, config: &PretrainConfig) -> Result<f64> {
     let mut rng = Rng::new(seed::derive(config.seed, &[3]));
-    let (_, _, scenes) = questioned(&mut rng, REPRODUCED, &config.data)?;
-    let seen = judge::tiles::read(&model.pixels(&model.encode(&tiles::render(&scenes))?)?)?;
-    let same =
-        scenes.iter().zip(&seen).filter(|(scene, reading)| reading.scene().as_ref() == Some(*scene)).count();
-    Ok(same as f64 / scenes.len() as f64)
+    let (_, _, grids) = understanding_batch(&mut rng, RECONSTRUCTED, &config.data)?;
+    let recognized = judge::tiles::recognize(&model.pixels(&model.encode(&tiles::render(&grids))?)?)?;
+    let same = grids.iter().zip(&recognized).filter(|(grid, found)| found.grid().as_ref() == Some(*grid));
+    Ok(same.count() as f64 / grids.len() as f64)
 }
 
 fn train_jointly(
@@ -231,19 +231,19 @@ fn train_jointly(
         let mut rng = Rng::new(step_seed);
         update.zero_grad();
 
-        // 1. Drawing, from captions that are not always right.
-        let (prompts, scenes) = captioned(&mut rng, stage.captions, &config.data)?;
-        let images = tch::no_grad(|| model.encode(&tiles::render(&scenes)))?;
+        // 1. Generation, from noisy captions.
+        let (prompts, grids) = generation_batch(&mut rng, stage.captions, &config.data)?;
+        let images = tch::no_grad(|| model.encode(&tiles::render(&grids)))?;
         let scored =
             model.image_logp(&prompts, &images, Policy::Current, &Masking::Pretrain { seed: step_seed })?;
-        let image_loss = -token_mean(&scored.logp, &scored.mask);
+        let image_loss = -mean_per_token(&scored.logp, &scored.mask);
 
-        // 2. Understanding, from right answers about drawings that are not always right.
-        let (questions, answers, scenes) = questioned(&mut rng, stage.questions, &config.data)?;
-        let images = tch::no_grad(|| seen(model, &scenes))?;
+        // 2. Understanding, from correct answers about images with and without mistakes.
+        let (questions, answers, grids) = understanding_batch(&mut rng, stage.questions, &config.data)?;
+        let images = tch::no_grad(|| understanding_input(model, &grids))?;
         let answers = model.encode_answers(&answers)?;
         let scored = model.answer_logp(&images, &questions, &answers, Policy::Current)?;
-        let answer_loss = -token_mean(&scored.logp, &scored.mask);
+        let answer_loss = -mean_per_token(&scored.logp, &scored.mask);
 
         backward(&(&image_loss + &answer_loss).sum(Kind::Float), "loss")
             .map_err(|error| error.context(format!("joint step {step}")))?;
@@ -256,75 +256,76 @@ fn train_jointly(
     Ok(())
 }
 
-/// Drawings as understanding sees them. Where it looks at pixels, half are as the image tokenizer gives them back: so it
-/// will see the model's own.
-fn seen(model: &dyn UnifiedModel, scenes: &[TileGrid]) -> Result<Images> {
-    let mut images = model.encode(&tiles::render(scenes))?;
+/// Encodes images for understanding. For a model that understands pixels, half of the images are reconstructed by the image
+/// tokenizer, like the images that the model generates.
+fn understanding_input(model: &dyn UnifiedModel, grids: &[TileGrid]) -> Result<Images> {
+    let mut images = model.encode(&tiles::render(grids))?;
     if let Some(pixels) = &images.pixels {
         let (half, all) = (images.len() / 2, images.len());
-        let given_back = model.pixels(&images.narrow(0, half))?;
-        images.pixels = Some(Tensor::cat(&[given_back, pixels.narrow(0, half, all - half)], 0));
+        let reconstructed = model.pixels(&images.narrow(0, half))?;
+        images.pixels = Some(Tensor::cat(&[reconstructed, pixels.narrow(0, half, all - half)], 0));
     }
     Ok(images)
 }
 
-/// Prompts with drawings; a share of the drawings follows another prompt that differs in one fact.
-fn captioned(rng: &mut Rng, batch: usize, data: &DataOptions) -> Result<(Vec<String>, Vec<TileGrid>)> {
+/// Samples prompts with images. A share of the images shows a prompt that differs in one detail.
+fn generation_batch(rng: &mut Rng, batch: usize, data: &DataOptions) -> Result<(Vec<String>, Vec<TileGrid>)> {
     let weights = category_weights(&data.drawing_weights);
     let mut pairs = Vec::with_capacity(batch);
     for _ in 0..batch {
         let task = tiles::sample(Category::ALL[weighted(rng, &weights)?], Split::All, rng)?;
-        let drawn: Task =
+        let shown: Task =
             if rng.chance(data.caption_noise) { tiles::caption_noise(&task, rng)? } else { task.clone() };
-        pairs.push((task.prompt, TileGrid::draw(&drawn.spec, rng)?));
+        pairs.push((task.prompt, TileGrid::sample(&shown.spec, rng)?));
     }
     Ok(pairs.into_iter().unzip())
 }
 
-/// Questions, right answers, drawings; a share of the drawings has the mistakes that drawings make.
-fn questioned(
+/// Samples questions with correct answers and images. A share of the images has mistakes.
+fn understanding_batch(
     rng: &mut Rng,
     batch: usize,
     data: &DataOptions,
 ) -> Result<(Vec<String>, Vec<String>, Vec<TileGrid>)> {
     let weights = category_weights(&data.understanding_weights);
-    let (mut questions, mut answers, mut scenes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut questions, mut answers, mut grids) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..batch {
         let category = Category::ALL[weighted(rng, &weights)?];
         let task = tiles::sample(category, Split::All, rng)?;
-        let scene = if rng.chance(data.mistakes) {
+        let grid = if rng.chance(data.mistakes) {
             TileGrid::with_mistake(&task.spec, rng)?
         } else {
-            TileGrid::draw(&task.spec, rng)?
+            TileGrid::sample(&task.spec, rng)?
         };
         questions.push(task.question);
-        answers.push(tiles::reference_answer(category, &scene));
-        scenes.push(scene);
+        answers.push(tiles::reference_answer(category, &grid));
+        grids.push(grid);
     }
-    Ok((questions, answers, scenes))
+    Ok((questions, answers, grids))
 }
 
 fn category_weights(named: &BTreeMap<String, f64>) -> [f64; 6] {
     Category::ALL.map(|category| named.get(category.name()).copied().unwrap_or(1.0))
 }
 
+/// Samples an index with probabilities proportional to `weights`.
 fn weighted(rng: &mut Rng, weights: &[f64]) -> Result<usize> {
     const RESOLUTION: usize = 1 << 20;
     let total: f64 = weights.iter().sum();
     if total <= 0.0 {
-        return Err(Error::usage("the weights of categories in `data`: expected one above 0, got 0 for all"));
+        return Err(Error::usage("category weights in `data`: expected at least one above 0, got all 0"));
     }
-    let mut left = rng.below(RESOLUTION) as f64 / RESOLUTION as f64 * total;
+    let mut remaining = rng.below(RESOLUTION) as f64 / RESOLUTION as f64 * total;
     for (index, weight) in weights.iter().enumerate() {
-        left -= weight;
-        if left < 0.0 {
+        remaining -= weight;
+        if remaining < 0.0 {
             return Ok(index);
         }
     }
     Ok(weights.len() - 1)
 }
 
-/// An exponential mean that starts at its first value.
+/// An exponential moving average that starts at its first value.
 #[derive(Default)]
 struct Smooth(Option<f64>);
 
@@ -341,7 +342,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrong_settings_are_refused_by_their_path() {
+    fn invalid_settings_are_refused_with_their_path() {
         for (text, expected) in [
             ("joint.pictures = 3", "unknown key `joint.pictures`"),
             ("steps = 3", "did you mean `tokenizer.steps`?"),

@@ -409,7 +409,7 @@ fn drift_monitor_stops_a_regressing_run() {
     let home = TempDir::new().unwrap();
     let (printed, metrics) = monitored(&home, &[COLLAPSE, "eval.guard=stop"]);
     assert_eq!(metrics.len(), 2, "{printed}");
-    assert!(printed.contains("stopped by the guard: ") && printed.contains(" fell from "), "{printed}");
+    assert!(printed.contains("stopped early: ") && printed.contains(" dropped from "), "{printed}");
     let report = read(&home.path().join("run/report.json"));
     assert_eq!(report["steps"], 2);
     assert!(home.path().join("run/checkpoints/latest").canonicalize().unwrap().ends_with("step-000002"));
@@ -419,7 +419,7 @@ fn drift_monitor_stops_a_regressing_run() {
 fn drift_monitor_rolls_back_to_the_best_weights() {
     let home = TempDir::new().unwrap();
     let (printed, metrics) = monitored(&home, &[COLLAPSE, "eval.guard=rollback", "update.warmup=1"]);
-    assert!(printed.contains("back to the weights of the best step"), "{printed}");
+    assert!(printed.contains("rolled back to the weights of the best step"), "{printed}");
     assert_eq!(metrics.iter().filter(|line| line["eval/rollback"] == 1.0).count(), 2);
     // The last step regressed as well, so the saved weights are those of the base.
     let figures = |arguments: &[&str]| {

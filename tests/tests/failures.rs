@@ -32,7 +32,10 @@ fn non_finite_step_stops_the_run_and_can_be_replayed() {
     let (printed, out) = train(home.path(), "showo", &settings);
     assert!(printed.starts_with("exit: 1") && printed.contains("error: step 2 failed"), "{printed}");
     assert!(printed.contains("expected finite values, got"), "{printed}");
-    assert!(printed.contains("hint: do it again: `unirl replay-step run/failed-step-000002`"), "{printed}");
+    assert!(
+        printed.contains("hint: repeat the step with `unirl replay-step run/failed-step-000002`"),
+        "{printed}"
+    );
     let cause = printed.lines().find(|line| line.contains("caused by")).unwrap();
 
     let failed = out.join("failed-step-000002");
@@ -66,7 +69,7 @@ fn non_finite_reward_names_the_prompt() {
     let rules = "reward.rules=[{ name = \"constant\", weight = 1e308 }, { name = \"two\", weight = 1e308 }]";
     let (printed, _) = train(home.path(), "showo", &[rules]);
     assert!(printed.starts_with("exit: 1"), "{printed}");
-    assert!(printed.contains("`reward` is not finite for the prompt `a photo of"), "{printed}");
+    assert!(printed.contains("the reward is not finite for the prompt `a photo of"), "{printed}");
 }
 
 /// Prompts for a model outside the tiles benchmark.
@@ -90,8 +93,8 @@ fn out_of_memory_halves_the_micro_batch() {
         let (printed, out) = train(home.path(), "fixture#tight", &settings);
         assert!(printed.starts_with("exit: 0"), "{printed}");
         let messages = [
-            "ran out with 7 images at once: it goes on with 4",
-            "ran out with 4 images at once: it goes on with 2",
+            "out of memory with a micro-batch of 7 images; continuing with 4",
+            "out of memory with a micro-batch of 4 images; continuing with 2",
         ];
         for message in messages {
             assert_eq!(

@@ -105,7 +105,7 @@ fn empty_prompts_file_is_usage_error() {
         fs::write(home.path().join("tasks.jsonl"), text).unwrap();
         let printed = train(home.path(), &["--set", "train.tasks=tasks.jsonl", "--out", "run"]);
         assert!(
-            printed.starts_with("exit: 2") && printed.contains("`tasks.jsonl` holds no task"),
+            printed.starts_with("exit: 2") && printed.contains("`tasks.jsonl` contains no tasks"),
             "{printed}"
         );
         assert!(!home.path().join("run").exists());

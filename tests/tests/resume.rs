@@ -156,7 +156,7 @@ fn interrupted_run_saves_the_step_and_resumes() {
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(130), "{text}");
-        assert!(text.contains(&format!("hint: go on: `unirl --resume {}`", out.display())), "{text}");
+        assert!(text.contains(&format!("hint: resume with `unirl --resume {}`", out.display())), "{text}");
         assert!(!out.join("report.json").exists());
         run_ok(&["--resume", out.to_str().unwrap()]);
         assert!(result_of(&out) == result_of(&complete), "{signal}");

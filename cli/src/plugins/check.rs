@@ -48,7 +48,7 @@ fn model(args: &PluginsCheckArgs, name: &str, plugins: &mut Plugins) -> Result<V
         let checkpoint = Checkpoint::Folder(folder.into());
         plugins.model(name, &json!({}), &ModelSource { checkpoint, device, seed: 2, dry: false })
     };
-    findings.extend(examine(&mut *model, &tasks, &config.rollout, Extent::TrainSession, Some(&mut load)));
+    findings.extend(examine(&mut *model, &tasks, &config.rollout, Extent::Full, Some(&mut load)));
     Ok(findings)
 }
 

@@ -1,25 +1,25 @@
 //! GRPO end to end (§3.4, eq. 5): the gradient of the answers flows through the image tokens.
 //!
-//! For `P` prompts with `G` images each, `ũ_i` the completed image, `a_i` the answer about it and `w_i` its weight:
+//! For `P` prompts with `G` images each, with `ũ_i` the completed image, `a_i` the answer about it and `w_i` its weight:
 //!
 //! ```text
 //! L = answer_coefficient · [ −(1/P) Σ_p Σ_i w_i · (1/|a_i|) Σ_t log π_θ(a_it | ũ_i, q)  +  beta · KL(π_θ ‖ π_ref) ]
 //! ```
 //!
-//! Reductions: the policy term is a mean over the tokens of each answer, a weighted sum over the `G` of a prompt (softmax
-//! weights add up to 1, advantages are divided by `G`) and a mean over prompts. The KL is a mean over all answer tokens of
-//! the batch.
+//! Reductions: the policy term is a mean over the tokens of each answer, a weighted sum over the `G` answers of a prompt
+//! (softmax weights add up to 1, advantages are divided by `G`) and a mean over prompts. The KL is a mean over all answer
+//! tokens of the batch.
 //!
-//! Deviations from the paper, and choices where it is silent:
+//! Deviations from the paper, and choices that it leaves open:
 //! 1. The log-likelihood of an answer is a mean over its tokens.
-//! 2. The KL is the k3 estimate on answer tokens, with log-ratios clamped to ±20, and is multiplied by `answer_coefficient`
-//!    too: the effective factor is `answer_coefficient · beta`.
-//! 3. The current policy answers, without gradient. There is one update per rollout, so `π_old = π_θ`: no importance ratio
-//!    and no clipping (eq. 2).
+//! 2. The KL is the k3 estimate on answer tokens, with log-ratios clamped to ±20. `answer_coefficient` also scales it, so its
+//!    weight in the loss is `answer_coefficient · beta`.
+//! 3. The current policy samples the answers, without gradient. There is one update per rollout, so `π_old = π_θ`: no
+//!    importance ratio and no clipping (eq. 2).
 //! 4. Answers are greedy unless `rollout.answers.temperature` is above 0.
-//! 5. `weighting = "advantage"` is standard GRPO's signed weight (eq. 2); `"softmax"` is the paper's.
+//! 5. `weighting = "advantage"` is the signed weight of standard GRPO (eq. 2); `"softmax"` is the paper's.
 //! 6. `image` adds the log-likelihood of the generated image tokens, weighted by the rewards of the answers about the
-//!    *generated* images; these rewards are the ones that are logged then. Preset `paper` leaves 5 and 6 off.
+//!    *generated* images; these rewards are then logged. Preset `paper` uses neither 5 nor 6.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -44,21 +44,21 @@ pub struct Grpo {
     /// `τ` of the softmax weights.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub weight_temperature: f64,
-    /// Factor of the end-to-end answer term; 0 leaves it out.
+    /// Weight of the end-to-end answer term in the loss; 0 disables it.
     #[schemars(range(min = 0.0))]
     pub answer_coefficient: f64,
-    /// Factor of the KL on answer tokens.
+    /// Weight of the KL on answer tokens.
     #[schemars(range(min = 0.0))]
     pub beta: f64,
     /// `τ` of the straight-through Gumbel-softmax (eq. 7).
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub gumbel_temperature: f64,
-    /// The log-likelihood of the drawing, weighted by the same rule set.
+    /// The log-likelihood of the generated image tokens, weighted by the same rewards.
     pub image: ImageTerm,
 }
 
 impl Default for Grpo {
-    /// The paper's form, `β` = 0.2 by the names of the authors' runs.
+    /// The form of the paper; `β` = 0.2 is taken from the names of the authors' runs.
     fn default() -> Self {
         Self {
             weighting: Weighting::Softmax,
@@ -92,7 +92,7 @@ impl Algorithm for Grpo {
         let generated = iteration.generate()?; // u [B,N]
         let (mut trained_on, mut answered, mut rewarded) = (None, Vec::new(), Vec::new());
 
-        // 2. Ours, off in the paper: the image tokens themselves, by the rewards of the answers about them.
+        // 2. Addition to the paper: the image term, weighted by the rewards of the answers about the generated images.
         if self.image.coefficient > 0.0 {
             let answers = iteration.answer(&generated)?;
             let Scored { rewards, scores } = iteration.score(&generated, &answers)?; // [B]
@@ -132,20 +132,20 @@ impl Algorithm for Grpo {
                 let TokenLogp { logp, mask } =
                     model.answer_logp(&images, questions, &answers, Policy::Current)?; // [b,T]
 
-                // A mean per sequence, weighted, and averaged over the prompts.
-                let per_sequence = objective::row_mean(&logp, &mask); // [b]
+                // Policy term: a mean per sequence, weighted, averaged over the prompts.
+                let per_sequence = objective::mean_per_sequence(&logp, &mask); // [b]
                 let policy = -(per_sequence * weights).sum(Kind::Float) / micro.groups() * micro.share();
                 add(&mut metrics, "loss/answer", &policy);
                 let mut loss = policy;
 
-                // A mean over all answer tokens of the batch.
+                // KL: a mean over all answer tokens of the batch.
                 if self.beta > 0.0 {
                     let hard = Images::from_tokens(images.tokens.shallow_clone());
                     let reference =
                         tch::no_grad(|| model.answer_logp(&hard, questions, &answers, Policy::Reference))?;
                     let (k3, clamped) = objective::k3(&logp, &reference.logp); // [b,T]
-                    let kl = objective::token_mean(&k3, &mask);
-                    let clamped = objective::token_mean(&clamped, &mask);
+                    let kl = objective::mean_per_token(&k3, &mask);
+                    let clamped = objective::mean_per_token(&clamped, &mask);
                     let token_share = objective::token_count(&answers.mask) / tokens;
                     add(&mut metrics, "kl/answer", &(&kl * token_share));
                     add(&mut metrics, "kl/answer_clamped", &(clamped * token_share));
@@ -155,7 +155,7 @@ impl Algorithm for Grpo {
             }
             iteration.phases.update += started.elapsed();
 
-            // Without the image term, only these images were scored.
+            // Without the image term, the completed images are the scored ones.
             if self.image.coefficient <= 0.0 {
                 reward_metrics(&rewards, &scores, group, &mut metrics);
                 (answered, rewarded) = (answers.text, rewards);
@@ -188,7 +188,8 @@ mod tests {
 
     const GUMBEL_TAU: f64 = 1e4;
 
-    /// Code 0 is 12 above code 1, so every completed image is code 0: the words have ¾ and ¼, and the reference gives ½ each.
+    /// Code 0 is 12 above code 1, so every completed image is code 0: the words have probabilities ¾ and ¼, and ½ each under
+    /// the reference policy.
     fn model() -> Halves {
         Halves::shared([[12.0, 0.0], [0.0, 0.0]], [[10.0, 0.0], [-f64::ln(3.0), 0.0]])
     }
@@ -210,13 +211,13 @@ mod tests {
     /// The answers have 3 tokens of word 0 and 6 of word 1.
     const KL: f64 = (3.0 * K3_LIKELY + 6.0 * K3_UNLIKELY) / 9.0;
 
-    /// By the logits of the words d log p₀ = (¼, −¼) and d log p₁ = (−¾, ¾).
+    /// With respect to the logits of the words, d log p₀ = (¼, −¼) and d log p₁ = (−¾, ¾).
     /// Policy: −0.65 · ¼ + 0.35 · ¾ = 0.1. KL: (3 · ⅓ · ¼ + 6 · (−1) · (−¾)) / 9 = 4.75/9.
     fn answer_gradient(coefficient: f64, beta: f64) -> f64 {
         coefficient * (0.1 + beta * 4.75 / 9.0)
     }
 
-    /// Through ũ, which a word's logit has times ln 3; the Gumbel-softmax of a large τ has the derivative ¼/τ.
+    /// Through ũ, which the logit of a word contains times ln 3; the Gumbel-softmax of a large τ has the derivative ¼/τ.
     fn end_to_end(answers: f64) -> f64 {
         f64::ln(3.0) * answers / 2.0 / GUMBEL_TAU
     }
@@ -233,7 +234,7 @@ mod tests {
                 let [got_generation, got_answers] = model.gradients();
                 assert_gradient("answers", got_answers, [answers, -answers]);
                 assert_gradient(
-                    "draws · τ",
+                    "generation · τ",
                     got_generation.map(|g| g.map(|g| g * GUMBEL_TAU)),
                     [generation, -generation],
                 );
@@ -250,14 +251,14 @@ mod tests {
         }
     }
 
-    /// Generated images are half code 0 and half code 1, with `q` = softmax(12, 0); the reference has softmax(10, 0).
+    /// Half of the generated images are code 0 and half code 1, with `q` = softmax(12, 0); the reference has softmax(10, 0).
     #[test]
     fn accumulate_image_term_matches_numbers_by_hand() {
         let log_softmax = |gap: f64| [-(-gap).exp().ln_1p(), -gap - (-gap).exp().ln_1p()];
         let ([q0, q1], [r0, r1]) = (log_softmax(12.0), log_softmax(10.0));
         let (d0, d1) = (r0 - q0, r1 - q1);
         let kl = (d0.exp() - d0 - 1.0 + d1.exp() - d1 - 1.0) / 2.0;
-        // d log q₀ = (q₁, −q₁), d log q₁ = (−q₀, q₀); that of k3 by log q is 1 − exp(d).
+        // d log q₀ = (q₁, −q₁), d log q₁ = (−q₀, q₀); d k3 / d log q = 1 − exp(d).
         let (up, down) = (q1.exp(), -q0.exp());
         let policy = -0.65 * up - 0.35 * down;
         let divergence = 0.5 * ((1.0 - d0.exp()) * up + (1.0 - d1.exp()) * down);
@@ -271,7 +272,7 @@ mod tests {
                     let answers = answer_gradient(answer_coefficient, beta);
                     let generation = coefficient * (policy + image_beta * divergence) + end_to_end(answers);
                     let [got_generation, got_answers] = model.gradients();
-                    assert_gradient("draws", got_generation, [generation, -generation]);
+                    assert_gradient("generation", got_generation, [generation, -generation]);
                     let mut expected = vec![
                         ("loss/image", policy_term(q0, q1)),
                         ("reward/informative", 1.0),
@@ -294,7 +295,8 @@ mod tests {
             }
         }
     }
-    /// Generated images are code 0 and code 1 in turns, completed ones are all code 0, which is worth a point.
+
+    /// Generated images alternate between code 0 and code 1; completed images are all code 0, whose answers are rewarded.
     fn answers_by_code() -> Halves {
         model().answering_by(1)
     }
@@ -312,7 +314,7 @@ mod tests {
             assert_eq!(outcome.answers, ["0"; 6]);
             assert!(outcome.rewards.iter().all(Reward::passes));
             let calls = if micro_batch == 0 { 1 } else { 6usize.div_ceil(micro_batch) };
-            assert_eq!(model.answered.get(), calls, "answers are generated once");
+            assert_eq!(model.answer_calls.get(), calls, "answers are generated once");
         }
     }
 
@@ -326,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn accumulate_without_terms_learns_nothing() {
+    fn accumulate_without_terms_has_no_gradients() {
         let mut model = model();
         let outcome = TWO_GROUPS.accumulate(&grpo(0.0, 0.2, ImageTerm::default()), &mut model);
         assert!(outcome.metrics.is_empty() && outcome.answers.is_empty() && outcome.rewards.is_empty());

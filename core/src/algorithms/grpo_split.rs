@@ -1,28 +1,27 @@
-//! GRPO with separate objectives for generation and understanding (§3.5, A.3), for models that see images through another
-//! representation than they generate. It runs on shared-space models too.
+//! GRPO with separate objectives for generation and understanding (§3.5, A.3), for models that understand images through
+//! another representation than the one they generate. It also runs on models with a shared token space.
 //!
-//! For `P` prompts with `G` images each, `u_i` a generated image, `a_i` the answer about it:
+//! For `P` prompts with `G` images each, with `u_i` a generated image and `a_i` the answer about it:
 //!
 //! ```text
 //! L_image  = image.coefficient  · [ −(1/P) Σ_p Σ_i w_i · (1/|u_i|) Σ_n log π_θ(u_in | prompt)  + image.beta · KL_image ]
 //! L_answer = answer_coefficient · [ −(1/P) Σ_p Σ_i v_i · (1/|a_i|) Σ_t log π_θ(a_it | u_i, q)  + beta · KL_answer ]
 //! ```
 //!
-//! No gradient passes from one to the other. The weights `w` come from the rewards of the answers; so do `v`, unless the
-//! answer objective has its own rules (`reward.answer_rules`).
+//! No gradient passes from one objective to the other. Both weights `w` and `v` come from the rewards of the answers; `v` has
+//! separate rewards if `reward.answer_rules` is set.
 //!
-//! Reductions: each policy term is a mean over the tokens of a sequence, a weighted sum over the `G` of a prompt (softmax
-//! weights add up to 1, advantages are divided by `G`) and a mean over prompts. Each KL is a mean over all its tokens of the
-//! batch. `L_image` is written out in `image_term.rs`.
+//! Reductions: each policy term is a mean over the tokens of a sequence, a weighted sum over the `G` sequences of a prompt
+//! (softmax weights add up to 1, advantages are divided by `G`) and a mean over prompts. Each KL is a mean over all its
+//! tokens of the batch. `L_image` is written out in `image_term.rs`.
 //!
-//! Deviations from the paper, and choices where it is silent:
+//! Deviations from the paper, and choices that it leaves open:
 //! 1. Both log-likelihoods are means over their tokens.
-//! 2. The KL terms are k3 estimates, with log-ratios clamped to ±20, and are multiplied by the coefficient of their term
-//!    too.
-//! 3. The current policy answers, without gradient. There is one update per rollout, so `π_old = π_θ`: no importance ratio
-//!    and no clipping (eq. 2).
+//! 2. The KL terms are k3 estimates, with log-ratios clamped to ±20. The coefficient of a term also scales its KL.
+//! 3. The current policy samples the answers, without gradient. There is one update per rollout, so `π_old = π_θ`: no
+//!    importance ratio and no clipping (eq. 2).
 //! 4. Answers are greedy unless `rollout.answers.temperature` is above 0.
-//! 5. `weighting = "advantage"`, and the replay of the reveal steps (`image.replay = "reveal"`), are additions.
+//! 5. `weighting = "advantage"` and the scoring of the reveal steps (`image.replay = "reveal"`) are additions.
 //! 6. A.3 only says that the two objectives are optimized independently. Here every step trains both, or, with
 //!    `schedule = "alternate"`, odd steps train generation and even steps understanding.
 
@@ -40,13 +39,13 @@ use super::{Algorithm, AlgorithmEntry, ImageTerm, Iteration, Outcome, Scored, Te
 use crate::error::{Error, Result};
 use crate::model::{Images, Policy, TokenLogp};
 
-/// Which objective learns when.
+/// The steps in which each objective is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
     /// Both in every step.
     Joint,
-    /// Drawing in steps 1, 3, …, answering in steps 2, 4, ….
+    /// Generation in steps 1, 3, …, understanding in steps 2, 4, ….
     Alternate,
 }
 
@@ -54,20 +53,20 @@ pub enum Schedule {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GrpoSplit {
-    /// Which objective learns when.
+    /// The steps in which each objective is trained.
     pub schedule: Schedule,
     /// How rewards become weights.
     pub weighting: Weighting,
     /// `τ` of the softmax weights.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub weight_temperature: f64,
-    /// Factor of the answer objective; 0 leaves it out.
+    /// Weight of the answer objective in the loss; 0 disables it.
     #[schemars(range(min = 0.0))]
     pub answer_coefficient: f64,
-    /// Factor of the KL on answer tokens.
+    /// Weight of the KL on answer tokens.
     #[schemars(range(min = 0.0))]
     pub beta: f64,
-    /// The image objective.
+    /// The generation objective.
     pub image: ImageTerm,
 }
 
@@ -87,7 +86,7 @@ impl Default for GrpoSplit {
 inventory::submit! {
     AlgorithmEntry {
         name: "grpo-split",
-        summary: "separate reward-weighted objectives for drawing and answering (A.3)",
+        summary: "separate reward-weighted objectives for generation and understanding (A.3)",
         end_to_end: false,
         answer_rules: true,
         schema: |generator| generator.root_schema_for::<GrpoSplit>(),
@@ -97,7 +96,7 @@ inventory::submit! {
 }
 
 impl GrpoSplit {
-    /// Refuses a schedule whose every other step would do nothing.
+    /// Errors if the alternate schedule has an objective that is disabled.
     fn checked(self) -> Result<Self> {
         for (name, coefficient) in
             [("image.coefficient", self.image.coefficient), ("answer_coefficient", self.answer_coefficient)]
@@ -107,14 +106,14 @@ impl GrpoSplit {
                     "`optimizer.grpo-split.{name}`: expected a number above 0 with `schedule = \"alternate\"`, got \
                      {coefficient}"
                 ))
-                .hint("use `schedule = \"joint\"`, which can leave an objective out"));
+                .hint("use `schedule = \"joint\"` to disable an objective"));
             }
         }
         Ok(self)
     }
 
     /// Whether a step trains generation, and whether it trains understanding.
-    fn learns(&self, step: u64) -> (bool, bool) {
+    fn trained_in(&self, step: u64) -> (bool, bool) {
         let odd = step % 2 == 1;
         match self.schedule {
             Schedule::Joint => (self.image.coefficient > 0.0, self.answer_coefficient > 0.0),
@@ -125,7 +124,7 @@ impl GrpoSplit {
 
 impl Algorithm for GrpoSplit {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
-        let (generation, understanding) = self.learns(iteration.step);
+        let (generation, understanding) = self.trained_in(iteration.step);
         let mut metrics = BTreeMap::new();
 
         // 1. Generate a group of G images per prompt, answer about them, and score the answers.
@@ -135,9 +134,9 @@ impl Algorithm for GrpoSplit {
         let group = iteration.group();
         reward_metrics(&rewards, &scores, group, &mut metrics);
         let answer_scores = match iteration.score_answers(&generated, &answers)? {
-            Some(own) => {
-                metrics.insert("reward/answer_mean", mean_reward(&own.rewards));
-                own.scores
+            Some(separate) => {
+                metrics.insert("reward/answer_mean", mean_reward(&separate.rewards));
+                separate.scores
             }
             None => scores.shallow_clone(),
         };
@@ -164,20 +163,20 @@ impl Algorithm for GrpoSplit {
                 let TokenLogp { logp, mask } =
                     model.answer_logp(&images, questions, &answers, Policy::Current)?; // [b,T]
 
-                // A mean per sequence, weighted, and averaged over the prompts.
-                let per_sequence = objective::row_mean(&logp, &mask); // [b]
+                // Policy term: a mean per sequence, weighted, averaged over the prompts.
+                let per_sequence = objective::mean_per_sequence(&logp, &mask); // [b]
                 let policy = -(per_sequence * weights).sum(Kind::Float) / micro.groups() * micro.share();
                 add(&mut metrics, "loss/answer", &policy);
                 let mut loss = policy;
 
-                // A mean over all answer tokens of the batch.
+                // KL: a mean over all answer tokens of the batch.
                 if self.beta > 0.0 {
                     let hard = Images::from_tokens(images.tokens.shallow_clone());
                     let reference =
                         tch::no_grad(|| model.answer_logp(&hard, questions, &answers, Policy::Reference))?;
                     let (k3, clamped) = objective::k3(&logp, &reference.logp); // [b,T]
-                    let kl = objective::token_mean(&k3, &mask);
-                    let clamped = objective::token_mean(&clamped, &mask);
+                    let kl = objective::mean_per_token(&k3, &mask);
+                    let clamped = objective::mean_per_token(&clamped, &mask);
                     let token_share = objective::token_count(&answers.mask) / tokens;
                     add(&mut metrics, "kl/answer", &(&kl * token_share));
                     add(&mut metrics, "kl/answer_clamped", &(clamped * token_share));
@@ -206,7 +205,7 @@ mod tests {
     use super::*;
     use crate::algorithms::passes;
     use crate::algorithms::testing::{
-        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient as close,
+        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient,
         assert_metrics, policy_term, prefers,
     };
     use crate::config::Rollout;
@@ -218,30 +217,35 @@ mod tests {
         super::options::<GrpoSplit>("grpo-split", text.parse().unwrap())?.checked()
     }
 
-    /// The gradients of `draws` and `answers`, and the metrics.
-    type Learned = ([Option<[f64; 2]>; 2], BTreeMap<&'static str, f64>);
+    /// The gradients of `generation` and `answers`, and the metrics.
+    type StepResult = ([Option<[f64; 2]>; 2], BTreeMap<&'static str, f64>);
 
     /// A step with one group of two.
-    fn step(options: &str, step: u64) -> Learned {
-        step_by(options, step, None, false)
+    fn step(options: &str, step: u64) -> StepResult {
+        step_with(options, step, None, false)
     }
 
-    fn step_by(options: &str, step: u64, answer_rules: Option<&RewardSet>, shuffle_rewards: bool) -> Learned {
+    fn step_with(
+        options: &str,
+        step: u64,
+        answer_rules: Option<&RewardSet>,
+        shuffle_rewards: bool,
+    ) -> StepResult {
         let mut model = Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]);
         let batch = TestStep { prompts: 1, group: 2, step, answer_rules, shuffle_rewards, ..TWO_GROUPS };
         let outcome = batch.accumulate(&self::options(options).unwrap(), &mut model);
         (model.gradients(), outcome.metrics)
     }
 
-    /// Descent towards the first of two. Advantages of the rewards 1 and 0 are ±w, w = 1/2 / (1/2 + 1e-4) / 2; the loss
-    /// −w·(log p₀ − log p₁) is −w·(θ₀ − θ₁).
+    /// The gradient that raises the first of two. The weights of the rewards 1 and 0 are ±w, w = 1/2 / (1/2 + 1e-4) / 2; the
+    /// loss −w·(log p₀ − log p₁) is −w·(θ₀ − θ₁).
     const FIRST: [f64; 2] = [-0.499_900_02, 0.499_900_02];
     const SECOND: [f64; 2] = [0.499_900_02, -0.499_900_02];
 
     const IMAGE: &str = "image = { coefficient = 1.0, beta = 0.0 }";
 
-    /// Codes and words have ¾ and ¼, the reference gives ½ each. By the logits d log p₀ = (¼, −¼) and
-    /// d log p₁ = (−¾, ¾); that of k3 by log p is ⅓ and −1.
+    /// Codes and words have probabilities ¾ and ¼, and ½ each under the reference policy. With respect to the logits,
+    /// d log p₀ = (¼, −¼) and d log p₁ = (−¾, ¾); d k3 / d log p is ⅓ and −1.
     fn model() -> Halves {
         Halves::decoupled([[f64::ln(3.0), 0.0]; 2], [[0.0; 2]; 2])
     }
@@ -267,10 +271,10 @@ mod tests {
                 let [generation, answers] = model.gradients();
                 // Policy: −0.65 · ¼ + 0.35 · ¾ = 0.1. KL: (⅓ · ¼ + (−1) · (−¾)) / 2 = 5/12.
                 let expected = image[0] * (0.1 + image[1] * 5.0 / 12.0);
-                close("draws", generation, [expected, -expected]);
+                assert_gradient("generation", generation, [expected, -expected]);
                 // KL: (3 · ⅓ · ¼ + 6 · (−1) · (−¾)) / 9 = 4.75/9.
                 let expected = answer[0] * (0.1 + answer[1] * 4.75 / 9.0);
-                close("answers", answers, [expected, -expected]);
+                assert_gradient("answers", answers, [expected, -expected]);
                 assert_metrics(
                     &outcome.metrics,
                     &[
@@ -292,7 +296,7 @@ mod tests {
     #[test]
     fn accumulate_advantages_match_numbers_by_hand() {
         // Rewards 1 0 1 | 0 1 0 are ⅓ or ⅔ from their mean, with the standard deviation √2/3: weights a −2a a | −a 2a −a.
-        // Policy: −½ · (4a · l₀ − 4a · l₁), and ¼ + ¾ = 1 by the logits.
+        // Policy: −½ · (4a · l₀ − 4a · l₁), whose derivative with respect to the logits has the factor ¼ + ¾ = 1.
         let a = 1.0 / 3.0 / (f64::sqrt(2.0) / 3.0 + 1e-4) / 3.0;
         let expected = -2.0 * a;
         for micro_batch in MICRO_BATCHES {
@@ -300,8 +304,8 @@ mod tests {
             let batch = TestStep { micro_batch, ..TWO_GROUPS };
             let outcome = batch.accumulate(&split(Weighting::Advantage, [1.0, 0.0], [1.0, 0.0]), &mut model);
             let [generation, answers] = model.gradients();
-            close("draws", generation, [expected, -expected]);
-            close("answers", answers, [expected, -expected]);
+            assert_gradient("generation", generation, [expected, -expected]);
+            assert_gradient("answers", answers, [expected, -expected]);
             let loss = expected * (f64::ln(0.75) - f64::ln(0.25));
             let rewards = [("reward/informative", 1.0), ("reward/mean", 0.5), ("reward/pass", 0.5)];
             assert_metrics(
@@ -312,62 +316,62 @@ mod tests {
     }
 
     #[test]
-    fn both_objectives_learn_in_a_joint_step() {
+    fn joint_schedule_trains_both_objectives() {
         for number in 1..=2 {
             let ([generation, answers], metrics) = step(IMAGE, number);
-            close("draws", generation, FIRST);
-            close("answers", answers, FIRST);
+            assert_gradient("generation", generation, FIRST);
+            assert_gradient("answers", answers, FIRST);
             assert!(metrics.contains_key("loss/image") && metrics.contains_key("loss/answer"));
         }
     }
 
     #[test]
-    fn alternate_steps_draw_and_answer_in_turn() {
+    fn alternate_schedule_trains_one_objective_per_step() {
         let options = format!("schedule = \"alternate\"\n{IMAGE}");
         for number in [1, 3] {
             let ([generation, answers], metrics) = step(&options, number);
-            close("draws", generation, FIRST);
+            assert_gradient("generation", generation, FIRST);
             assert!(answers.is_none() && !metrics.contains_key("loss/answer"));
             assert!(metrics.contains_key("loss/image") && metrics.contains_key("reward/mean"));
         }
         for number in [2, 4] {
             let ([generation, answers], metrics) = step(&options, number);
-            close("answers", answers, FIRST);
+            assert_gradient("answers", answers, FIRST);
             assert!(generation.is_none() && !metrics.contains_key("loss/image"));
             assert!(metrics.contains_key("loss/answer") && metrics.contains_key("reward/mean"));
         }
     }
 
     #[test]
-    fn answers_may_have_rules_of_their_own() {
-        let own = prefers("1");
-        let ([generation, answers], metrics) = step_by(IMAGE, 1, Some(&own), false);
-        close("draws", generation, FIRST);
-        close("answers", answers, SECOND);
+    fn answer_rules_weight_the_answer_objective() {
+        let separate = prefers("1");
+        let ([generation, answers], metrics) = step_with(IMAGE, 1, Some(&separate), false);
+        assert_gradient("generation", generation, FIRST);
+        assert_gradient("answers", answers, SECOND);
         assert_eq!((metrics["reward/mean"], metrics["reward/answer_mean"]), (0.5, 0.5));
         assert!(!step(IMAGE, 1).1.contains_key("reward/answer_mean"));
-        let never = step_by(IMAGE, 1, Some(&prefers("2")), false);
-        close("draws", never.0[0], FIRST);
-        close("answers", never.0[1], [0.0, 0.0]);
-        assert_eq!((never.1["reward/mean"], never.1["reward/answer_mean"]), (0.5, 0.0));
+        let ([generation, answers], metrics) = step_with(IMAGE, 1, Some(&prefers("2")), false);
+        assert_gradient("generation", generation, FIRST);
+        assert_gradient("answers", answers, [0.0, 0.0]);
+        assert_eq!((metrics["reward/mean"], metrics["reward/answer_mean"]), (0.5, 0.0));
     }
 
     #[test]
-    fn both_rewards_are_shuffled_alike() {
-        let own = prefers("1");
+    fn shuffle_permutes_both_rewards_alike() {
+        let separate = prefers("1");
         let mut orders = [0, 0];
         for number in 1..=8 {
-            let ([generation, answers], _) = step_by(IMAGE, number, Some(&own), true);
+            let ([generation, answers], _) = step_with(IMAGE, number, Some(&separate), true);
             let kept = generation.unwrap()[0] < 0.0;
             orders[usize::from(kept)] += 1;
-            close("draws", generation, if kept { FIRST } else { SECOND });
-            close("answers", answers, if kept { SECOND } else { FIRST });
+            assert_gradient("generation", generation, if kept { FIRST } else { SECOND });
+            assert_gradient("answers", answers, if kept { SECOND } else { FIRST });
         }
-        assert!(orders[0] > 0 && orders[1] > 0, "{orders:?}: else the test shows nothing");
+        assert!(orders[0] > 0 && orders[1] > 0, "both orders must occur: {orders:?}");
     }
 
     #[test]
-    fn only_a_joint_step_has_gradients_of_both() {
+    fn passes_accumulate_gradients_in_joint_steps_only() {
         let grads_accumulated = |text| -> Vec<bool> {
             let options = options(text).unwrap();
             let passes = passes(
@@ -386,13 +390,13 @@ mod tests {
     }
 
     #[test]
-    fn what_an_inner_table_leaves_out_is_as_in_grpo_split() {
+    fn image_options_left_out_keep_the_defaults_of_grpo_split() {
         let image = options("image = { beta = 0.5 }").unwrap().image;
         assert_eq!(image, ImageTerm { beta: 0.5, ..GrpoSplit::default().image });
     }
 
     #[test]
-    fn a_schedule_with_steps_that_do_nothing_is_refused() {
+    fn alternate_schedule_with_a_disabled_objective_is_refused() {
         for (text, name) in [
             ("answer_coefficient = 0.0", "answer_coefficient"),
             ("image = { coefficient = 0.0 }", "image.coefficient"),

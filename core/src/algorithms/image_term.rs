@@ -1,11 +1,11 @@
-//! The log-likelihood of generated image tokens (A.3), weighted by rewards: the generation objective of `grpo-split`, and
-//! our addition to `grpo`.
+//! The reward-weighted log-likelihood of generated image tokens (A.3): the generation objective of `grpo-split`, and an
+//! addition to `grpo`.
 //!
 //! ```text
 //! L = coefficient · [ −(1/P) Σ_p Σ_i w_i · (1/|u_i|) Σ_n log π_θ(u_in | prompt) + beta · KL(π_θ ‖ π_ref) ]
 //! ```
 //!
-//! with `u_in` the target tokens of a replay. The KL is the k3 estimate, a mean over all target tokens.
+//! where `u_in` are the target tokens. The KL is the k3 estimate, a mean over all target tokens.
 
 use std::collections::BTreeMap;
 
@@ -20,22 +20,23 @@ use crate::config::Rollout;
 use crate::error::Result;
 use crate::model::{ImageDecoding, Images, Masking, ModelCard, Policy, Scoring, TokenLogp};
 
-/// How the log-likelihood of a drawing is measured and weighted: the image side of `grpo-split`, and an addition to `grpo`.
+/// How the log-likelihood of a generated image is measured and weighted: the generation objective of `grpo-split`, and an
+/// addition to `grpo`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageTerm {
-    /// Factor of the term; 0 leaves it out.
+    /// Weight of the term in the loss; 0 disables it.
     #[schemars(range(min = 0.0))]
     pub coefficient: f64,
-    /// `remask`: the tokens hidden by a random re-masking (the paper's replay); `reveal`: every token in the state in which
-    /// it was drawn.
+    /// The tokens that are scored. `remask`: those masked by a random re-masking, as in the paper; `reveal`: every token in
+    /// the state in which it was sampled.
     pub replay: MaskingKind,
-    /// Of the reveal steps, how many to replay an iteration, drawn at random; 0 replays all.
+    /// For `replay = "reveal"`: the number of randomly chosen decoding steps to score in a step; 0 scores all.
     #[schemars(range(min = 0))]
     pub reveal_steps: i64,
     /// The distribution that scores the tokens: `conditional`, `guided` or `guided-detached`.
     pub scoring: Scoring,
-    /// Factor of the divergence of the image tokens from the reference policy; 0 leaves it out.
+    /// Weight of the KL of the image tokens to the reference policy; 0 disables it.
     #[schemars(range(min = 0.0))]
     pub beta: f64,
 }
@@ -63,7 +64,7 @@ impl Default for ImageTerm {
 }
 
 impl ImageTerm {
-    /// Adds the gradients of the term, micro-batch by micro-batch. Every image of a replay has the same number of targets.
+    /// Adds the gradients of the term, micro-batch by micro-batch. Every image has the same number of targets.
     pub(crate) fn accumulate(
         &self,
         iteration: &Iteration<'_>,
@@ -73,23 +74,23 @@ impl ImageTerm {
     ) -> Result<()> {
         let prompts = iteration.prompts();
         for micro in iteration.micro_batches() {
-            let replay = self.replay(iteration, micro);
+            let masking = self.masking(iteration, micro);
             let prompts = &prompts[micro.rows()];
             let images = images.narrow(micro.first, micro.len);
             let weights = weights.narrow(0, micro.first, micro.len);
             let model = &*iteration.model;
             let TokenLogp { logp, mask: targets } =
-                model.image_logp(prompts, &images, Policy::Current, &replay)?; // [b,N]
+                model.image_logp(prompts, &images, Policy::Current, &masking)?; // [b,N]
             let policy =
                 objective::weighted_loss(&logp, &targets, &weights, iteration.group()) * micro.share();
             add(metrics, "loss/image", &policy);
             let mut loss = policy;
             if self.beta > 0.0 {
                 let reference =
-                    tch::no_grad(|| model.image_logp(prompts, &images, Policy::Reference, &replay))?;
+                    tch::no_grad(|| model.image_logp(prompts, &images, Policy::Reference, &masking))?;
                 let (k3, clamped) = objective::k3(&logp, &reference.logp); // [b,N]
-                let kl = objective::token_mean(&k3, &targets);
-                let clamped = objective::token_mean(&clamped, &targets);
+                let kl = objective::mean_per_token(&k3, &targets);
+                let clamped = objective::mean_per_token(&clamped, &targets);
                 add(metrics, "kl/image", &(&kl * micro.share()));
                 add(metrics, "kl/image_clamped", &(clamped * micro.share()));
                 loss += kl * (self.beta * micro.share());
@@ -99,7 +100,7 @@ impl ImageTerm {
         Ok(())
     }
 
-    /// States of an image that are scored together: the branches of guidance count apart.
+    /// Returns the number of states of an image that are scored together. Each branch of guidance counts.
     pub(crate) fn states(&self, rollout: &Rollout, card: &ModelCard) -> i64 {
         let branches = if self.scoring == Scoring::Conditional { 1 } else { 2 };
         let steps = match (self.replay, card.image_decoding) {
@@ -112,11 +113,11 @@ impl ImageTerm {
         steps * branches
     }
 
-    fn replay(&self, iteration: &Iteration<'_>, micro: MicroBatch) -> Masking {
+    fn masking(&self, iteration: &Iteration<'_>, micro: MicroBatch) -> Masking {
         let (scoring, guidance) = (self.scoring, iteration.rollout.images.guidance);
         match self.replay {
             MaskingKind::Remask => {
-                let (seed, part) = (iteration.stream(Stream::Masking), micro.part());
+                let (seed, part) = (iteration.stream(Stream::Masking), micro.slice());
                 Masking::Remask { seed, part, scoring, guidance }
             }
             MaskingKind::Reveal => {

@@ -1,4 +1,4 @@
-//! The metrics of an iteration, under the names of [`crate::metrics`].
+//! Metrics of an iteration, under the names of [`crate::metrics`].
 
 use std::collections::BTreeMap;
 
@@ -12,13 +12,13 @@ pub(crate) fn add(metrics: &mut BTreeMap<&'static str, f64>, name: &'static str,
     *metrics.entry(name).or_default() += value.double_value(&[]);
 }
 
-/// The mean of rewards as shares of their maximum, over those that are not abstained from; 0 if there is none.
+/// Returns the mean reward as a share of the maximum, without abstained samples; 0 if all abstain.
 pub(crate) fn mean_reward(rewards: &[Reward]) -> f64 {
     let shares: Vec<f64> = rewards.iter().filter(|r| !r.abstains()).map(|r| r.score / r.max).collect();
     shares.iter().sum::<f64>() / shares.len().max(1) as f64
 }
 
-/// The reward figures that every optimizer logs.
+/// Adds the reward metrics that every algorithm logs.
 pub(crate) fn reward_metrics(
     rewards: &[Reward],
     scores: &Tensor,
@@ -32,21 +32,21 @@ pub(crate) fn reward_metrics(
     metrics.insert("reward/informative", spread.mean(Kind::Float).double_value(&[]));
 }
 
-/// The mean points of the parts of rewards, and the share of drawings about which no rule had anything to say.
-pub(crate) fn part_metrics(rewards: &[Reward]) -> BTreeMap<String, f64> {
-    let mut parts: BTreeMap<String, (f64, usize)> = BTreeMap::new();
+/// Returns the mean of each reward component, and the share of samples on which the reward abstained.
+pub(crate) fn component_metrics(rewards: &[Reward]) -> BTreeMap<String, f64> {
+    let mut components: BTreeMap<String, (f64, usize)> = BTreeMap::new();
     for (name, points) in rewards.iter().flat_map(|reward| &reward.parts) {
-        let (sum, count) = parts.entry(format!("reward/part/{name}")).or_default();
+        let (sum, count) = components.entry(format!("reward/part/{name}")).or_default();
         *sum += points;
         *count += 1;
     }
-    let mut figures: BTreeMap<String, f64> =
-        parts.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect();
+    let mut metrics: BTreeMap<String, f64> =
+        components.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect();
     let abstained = rewards.iter().filter(|reward| reward.abstains()).count();
     if abstained > 0 {
-        figures.insert("reward/abstained".into(), abstained as f64 / rewards.len() as f64);
+        metrics.insert("reward/abstained".into(), abstained as f64 / rewards.len() as f64);
     }
-    figures
+    metrics
 }
 
 #[cfg(test)]
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_means_over_the_samples_that_have_them() {
+    fn component_metrics_are_means_over_samples_with_the_component() {
         let reward = |parts: &[(&str, f64)]| Reward {
             parts: parts.iter().map(|(name, points)| ((*name).to_string(), *points)).collect(),
             ..Reward::new(1.0, 2.0)
@@ -66,6 +66,9 @@ mod tests {
             reward(&[("noun", 0.0), ("color", 1.0)]),
         ];
         let expected = [("reward/abstained", 0.25), ("reward/part/color", 0.5), ("reward/part/noun", 1.0)];
-        assert_eq!(part_metrics(&rewards), expected.map(|(name, value)| (name.to_string(), value)).into());
+        assert_eq!(
+            component_metrics(&rewards),
+            expected.map(|(name, value)| (name.to_string(), value)).into()
+        );
     }
 }

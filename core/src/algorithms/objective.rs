@@ -1,6 +1,10 @@
-//! The mathematics of the objectives, free of any model family: weights, log-probabilities, divergence, relaxation.
+//! The mathematics of the objectives, independent of the model family: weights, reductions, KL, straight-through
+//! Gumbel-softmax.
 //!
-//! Shapes: `B = P·G` samples, the `G` of a prompt side by side; `N` image tokens, `K` codes, `T` answer tokens.
+//! Shapes: `B = P·G` samples, the `G` samples of a prompt in consecutive rows; `N` image tokens, `K` codes, `T` answer tokens.
+//!
+//! Reductions: [`mean_per_sequence`] averages over the tokens of each sequence, for the policy terms; [`mean_per_token`]
+//! averages over all tokens of a batch, for the KL terms and for the loss of `sft`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,66 +13,66 @@ use tch::{Kind, Tensor};
 /// Log-ratios are clamped to `±LOG_RATIO_LIMIT` before they are exponentiated.
 pub const LOG_RATIO_LIMIT: f64 = 20.0;
 
-/// Keeps the advantage of a group with equal rewards at zero instead of 0/0.
+/// Added to the standard deviation, so that the advantages of a zero-variance group are 0 and not 0/0.
 const STD_FLOOR: f64 = 1e-4;
 
-/// How the rewards of a group become weights of its samples.
+/// How the rewards of a group become the weights of its samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Weighting {
-    /// The paper's (eq. 5): a softmax of the rewards over a temperature. All weights are positive: a bad sample is
-    /// reinforced too, only less, and centring the rewards changes nothing.
+    /// The paper's softmax of the rewards over a temperature (eq. 5). All weights are positive, so a bad sample is also
+    /// reinforced, only less; centering the rewards has no effect.
     Softmax,
-    /// Standard GRPO (eq. 2): (reward − mean) / standard deviation. A bad sample is pushed away, a group of equal rewards
-    /// teaches nothing.
+    /// The advantage of standard GRPO (eq. 2): (reward − mean) / standard deviation. Bad samples have negative weights; a
+    /// zero-variance group has no gradient.
     Advantage,
 }
 
 impl Weighting {
-    /// Weights `[B]` from rewards `[B]`, f32, group by group; `temperature` is the paper's `τ` and ignored by advantages.
+    /// Returns f32 weights `[B]` from rewards `[B]`, per group. `temperature` is the `τ` of the softmax; advantages ignore it.
     ///
-    /// Softmax weights add up to 1 in a group; advantages are divided by `G`, so that either way
-    /// `Σ_i w_i · log p_i`, averaged over the groups, is the policy term.
+    /// For `Advantage` the weights are `A/G`, the advantages of eq. 2 divided by `G`. Softmax weights add up to 1 in a
+    /// group. So for both, the policy term is `Σ_i w_i · log p_i`, averaged over the groups.
     pub fn weights(self, rewards: &Tensor, group: i64, temperature: f64) -> Tensor {
         let rewards = rewards.to_kind(Kind::Float).view([-1, group]); // [P,G]
-        let centred = &rewards - rewards.mean_dim(1, true, Kind::Float);
+        let centered = &rewards - rewards.mean_dim(1, true, Kind::Float);
         match self {
-            Weighting::Softmax => (centred / temperature).softmax(1, Kind::Float),
+            Weighting::Softmax => (centered / temperature).softmax(1, Kind::Float),
             Weighting::Advantage => {
-                let std = centred.square().mean_dim(1, true, Kind::Float).sqrt();
-                centred / (std + STD_FLOOR) / group as f64
+                let std = centered.square().mean_dim(1, true, Kind::Float).sqrt();
+                centered / (std + STD_FLOOR) / group as f64
             }
         }
         .view([-1])
     }
 }
 
-/// The mean of `values [B,T]` over the true positions of `mask`, a row: `[B]`. A row without any is 0.
-pub fn row_mean(values: &Tensor, mask: &Tensor) -> Tensor {
+/// Returns the mean of `values [B,T]` over the true positions of `mask`, per row: `[B]`; 0 for a row without any.
+pub fn mean_per_sequence(values: &Tensor, mask: &Tensor) -> Tensor {
     let mask = mask.to_kind(Kind::Float);
     (values * &mask).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)
         / mask.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float).clamp_min(1.0)
 }
 
-/// The mean of `values` over all true positions of `mask`: a scalar.
-pub fn token_mean(values: &Tensor, mask: &Tensor) -> Tensor {
+/// Returns the mean of `values` over all true positions of `mask`: a scalar.
+pub fn mean_per_token(values: &Tensor, mask: &Tensor) -> Tensor {
     let mask = mask.to_kind(Kind::Float);
     (values * &mask).sum(Kind::Float) / mask.sum(Kind::Float).clamp_min(1.0)
 }
 
-/// The number of true positions of `mask`, at least 1.
+/// Returns the number of true positions of `mask`, at least 1.
 pub fn token_count(mask: &Tensor) -> f64 {
     mask.to_kind(Kind::Float).sum(Kind::Float).double_value(&[]).max(1.0)
 }
 
-/// `−Σ_i w_i · (mean of log p over the tokens of i)`, averaged over the groups (eq. 5, A.3): a scalar.
+/// Returns `−Σ_i w_i · (mean of log p over the tokens of i)`, averaged over the groups (eq. 5, A.3): a scalar.
 pub fn weighted_loss(logp: &Tensor, mask: &Tensor, weights: &Tensor, group: i64) -> Tensor {
     let groups = weights.size()[0] as f64 / group as f64;
-    -(row_mean(logp, mask) * weights).sum(Kind::Float) / groups
+    -(mean_per_sequence(logp, mask) * weights).sum(Kind::Float) / groups
 }
 
-/// The k3 estimate of `KL(policy ‖ reference)` a token, `exp(d) − d − 1` with `d = log p_ref − log p`, and where it had
-/// to clamp `d` to ±[`LOG_RATIO_LIMIT`]: both shaped as the input.
+/// Returns the k3 estimate of `KL(policy ‖ reference)` per token, `exp(d) − d − 1` with `d = log p_ref − log p`, and a mask
+/// of the tokens where `d` was clamped to ±[`LOG_RATIO_LIMIT`]. Both have the shape of the input.
 pub fn k3(logp: &Tensor, reference: &Tensor) -> (Tensor, Tensor) {
     let d = reference - logp;
     let clamped = d.abs().gt(LOG_RATIO_LIMIT);
@@ -76,23 +80,23 @@ pub fn k3(logp: &Tensor, reference: &Tensor) -> (Tensor, Tensor) {
     (d.exp() - &d - 1.0, clamped)
 }
 
-/// Standard Gumbel noise `−ln(−ln U)` from uniforms in `[0,1)`, of the same shape.
+/// Returns standard Gumbel noise `−ln(−ln U)` from uniforms in `[0,1)`, of the same shape.
 pub fn gumbel(uniform: &Tensor) -> Tensor {
     let inner = -uniform.clamp_min(1e-20).log();
     -inner.clamp_min(1e-20).log()
 }
 
-/// The straight-through Gumbel-softmax of `logits [B,N,K]` with given `noise` (eqs. 7 and 8): one-hot forwards,
-/// `softmax((logits + noise)/τ)` backwards.
+/// The straight-through Gumbel-softmax of `logits [B,N,K]` with given `noise` (eqs. 7 and 8): one-hot in the forward pass,
+/// with the gradient of `softmax((logits + noise)/τ)` in the backward pass.
 pub fn straight_through(logits: &Tensor, noise: &Tensor, temperature: f64) -> Tensor {
     let soft = ((logits + noise) / temperature).softmax(-1, Kind::Float); // [B,N,K]
     let hard = soft.zeros_like().scatter_value(-1, &soft.argmax(-1, true), 1.0);
     hard - soft.detach() + soft
 }
 
-/// The completed image sequence of eq. 3: `sampled [B,N,K]` at the targets, the one-hot of `tokens [B,N]` elsewhere.
-/// Answers its hard tokens `[B,N]` too.
-pub fn complete(sampled: &Tensor, tokens: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
+/// Fills the masked tokens (eq. 3): returns `sampled [B,N,K]` at the targets and the one-hot of `tokens [B,N]` elsewhere,
+/// and the hard tokens `[B,N]` of the result.
+pub fn fill_masked(sampled: &Tensor, tokens: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
     let known = sampled.detach().zeros_like().scatter_value_(-1, &tokens.unsqueeze(-1), 1.0);
     let relaxed = sampled.where_self(&targets.unsqueeze(-1), &known);
     let hard = relaxed.detach().argmax(-1, false);
@@ -121,14 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn softmax_weights_of_the_reference_table() {
+    fn softmax_weights_match_reference_values() {
         let rewards = Tensor::from_slice(&[0.0f32, 1.0, 2.0, 1.0, 1.0, 1.0]);
         let weights = Weighting::Softmax.weights(&rewards, 3, 0.5);
         close(&weights, &[0.015_876_2, 0.117_310_4, 0.866_813_3, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0], F32);
     }
 
     #[test]
-    fn centring_is_a_no_op_under_a_softmax() {
+    fn softmax_weights_ignore_a_constant_offset() {
         let rewards = Tensor::from_slice(&[0.0f32, 1.0, 2.0]);
         let shifted = &rewards + 7.0;
         close(
@@ -139,8 +143,8 @@ mod tests {
     }
 
     #[test]
-    fn advantages_push_bad_samples_away_and_ignore_equal_groups() {
-        // Mean 1, population standard deviation sqrt(2/3): advantages ∓1.2247, over G = 3, and the 1e-4 floor.
+    fn advantages_are_negative_for_bad_samples_and_zero_for_equal_rewards() {
+        // Mean 1, population standard deviation sqrt(2/3), plus the 1e-4 floor: advantages ∓1.2247, divided by G = 3.
         let rewards = Tensor::from_slice(&[0.0f32, 1.0, 2.0, 4.0, 4.0, 4.0]);
         let expected = 1.0 / (f64::sqrt(2.0 / 3.0) + 1e-4) / 3.0;
         close(
@@ -151,17 +155,17 @@ mod tests {
     }
 
     #[test]
-    fn weighted_loss_is_the_mean_over_groups_of_weighted_row_means() {
+    fn weighted_loss_averages_weighted_sequence_means_over_groups() {
         let logp = Tensor::from_slice(&[-1.0f32, -3.0, -2.0, 0.0]).view([2, 2]);
         let mask = Tensor::from_slice(&[true, true, true, false]).view([2, 2]);
         let weights = Tensor::from_slice(&[0.25f32, 0.75]);
-        // −(0.25·(−2) + 0.75·(−2)) over one group of two, half of that... over two groups of one.
+        // −(0.25·(−2) + 0.75·(−2)) for one group of two; half of that for two groups of one.
         close(&weighted_loss(&logp, &mask, &weights, 2), &[2.0], F32);
         close(&weighted_loss(&logp, &mask, &weights, 1), &[1.0], F32);
     }
 
     #[test]
-    fn the_policy_gradient_raises_what_was_better_than_its_group() {
+    fn policy_gradient_raises_samples_with_positive_advantage() {
         let logits = Tensor::zeros([2, 1, 2], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
         let tokens = Tensor::from_slice(&[0i64, 0]).view([2, 1]);
         let mask = Tensor::from_slice(&[true, true]).view([2, 1]);
@@ -175,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn k3_by_hand_and_clamped() {
+    fn k3_matches_numbers_by_hand_and_clamps() {
         let (value, clamped) =
             k3(&Tensor::from_slice(&[-1.0f32, -1.0, -60.0]), &Tensor::from_slice(&[-1.0f32, -1.5, -1.0]));
         let expected = f64::exp(-0.5) + 0.5 - 1.0;
@@ -185,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn straight_through_is_hard_forwards_and_soft_backwards() {
+    fn straight_through_is_hard_forward_and_soft_backward() {
         let logits = Tensor::from_slice(&[1.0f32, 0.0]).view([1, 1, 2]).set_requires_grad(true);
         let sampled = straight_through(&logits, &logits.zeros_like(), 1.0);
         close(&sampled, &[1.0, 0.0], F32);
@@ -195,12 +199,12 @@ mod tests {
     }
 
     #[test]
-    fn completion_keeps_known_tokens_without_gradient() {
+    fn fill_masked_keeps_known_tokens_without_gradient() {
         let logits = Tensor::zeros([1, 2, 3], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
         let noise = Tensor::from_slice(&[0.0f32, 5.0, 0.0, 0.0, 5.0, 0.0]).view([1, 2, 3]);
         let tokens = Tensor::from_slice(&[2i64, 2]).view([1, 2]);
         let targets = Tensor::from_slice(&[true, false]).view([1, 2]);
-        let (relaxed, hard) = complete(&straight_through(&logits, &noise, 1.0), &tokens, &targets);
+        let (relaxed, hard) = fill_masked(&straight_through(&logits, &noise, 1.0), &tokens, &targets);
         assert_eq!(Vec::<i64>::try_from(hard.view([-1])).unwrap(), [1, 2]);
         relaxed.select(2, 1).sum(Kind::Float).backward();
         let gradient = values(&logits.grad());

@@ -1,4 +1,4 @@
-//! The passes with gradient of a step, derived from the terms of a loss: what the memory plan needs.
+//! The passes with gradient of a step, derived from the terms of the loss, for the memory plan.
 
 use super::ImageTerm;
 use crate::config::Rollout;
@@ -9,26 +9,26 @@ use crate::model::ModelCard;
 pub struct Terms<'a> {
     /// The log-likelihood of the image tokens.
     pub image: Option<&'a ImageTerm>,
-    /// Whether there is a log-likelihood of answers.
+    /// Whether the loss has a log-likelihood of the answers.
     pub answer: bool,
     /// Whether the gradient of the answers passes through the image tokens.
     pub end_to_end: bool,
-    /// Whether the two terms are trained in different steps.
+    /// Whether the two terms are trained in alternate steps.
     pub alternate: bool,
 }
 
 /// A pass with gradient, from its first forward to its backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pass {
-    /// States of each image that are scored, 0 without image tokens.
+    /// The number of states of each image that are scored; 0 without image tokens.
     pub(crate) states: i64,
     /// Whether answers are scored.
     pub(crate) answers: bool,
-    /// Whether a pass before it in the same step has left gradients.
+    /// Whether an earlier pass of the step left gradients.
     pub(crate) grads_accumulated: bool,
 }
 
-/// The passes of a step, the image term first.
+/// Returns the passes of a step, the image term first.
 pub(crate) fn passes(terms: Terms<'_>, rollout: &Rollout, card: &ModelCard) -> Vec<Pass> {
     let image = terms.image.map(|term| Pass {
         states: term.states(rollout, card),

@@ -1,5 +1,5 @@
-//! What every algorithm does before its loss: generate images, answer about them, score the answers, and complete re-masked
-//! images by the straight-through Gumbel-softmax (§3.3).
+//! The operations that algorithms share before their loss: generate images, answer about them, score the answers, and
+//! complete re-masked images by the straight-through Gumbel-softmax (§3.3).
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -17,13 +17,13 @@ use crate::seed;
 /// The rewards of a batch of answers.
 #[derive(Debug)]
 pub struct Scored {
-    /// One per answer, for the log.
+    /// One per answer, for the metrics.
     pub rewards: Vec<Reward>,
-    /// `[B]`: what the policy learns from; permuted in the shuffled control.
+    /// `[B]`: the scores that the loss uses; permuted in the shuffled-reward control.
     pub scores: Tensor,
 }
 
-/// Rows of a batch that go through the model at once. Losses of micro-batches add up to that of the batch.
+/// The rows of a batch that pass through the model at once. The losses of the micro-batches add up to that of the batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MicroBatch {
     pub(crate) first: i64,
@@ -37,69 +37,71 @@ impl MicroBatch {
         self.first as usize..(self.first + self.len) as usize
     }
 
-    /// Its place in the batch; none if it is the whole batch.
-    pub(crate) fn part(self) -> Option<BatchSlice> {
+    /// The position in the batch; `None` for the whole batch.
+    pub(crate) fn slice(self) -> Option<BatchSlice> {
         (self.len < self.of).then_some(BatchSlice { first: self.first, of: self.of })
     }
 
-    /// Its share of the sequences of the batch.
+    /// The share of the sequences of the batch.
     pub(crate) fn share(self) -> f64 {
         self.len as f64 / self.of as f64
     }
 
-    /// Prompts in it; a fraction if it cuts a group.
+    /// The number of groups; fractional if the micro-batch cuts a group.
     pub(crate) fn groups(self) -> f64 {
         self.len as f64 / self.group as f64
     }
 }
 
-/// Where the time of an iteration went.
+/// The time of each phase of an iteration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Phases {
-    /// Drawing images.
-    pub draw: Duration,
+    /// Generating images.
+    pub generate: Duration,
     /// Answering questions.
     pub answer: Duration,
-    /// Judging answers.
+    /// Scoring answers.
     pub score: Duration,
-    /// Everything with gradient, and the weight update.
+    /// All passes with gradient, and the weight update.
     pub update: Duration,
 }
 
 impl Phases {
-    /// Seconds, under the names of [`crate::metrics`].
+    /// Returns the seconds, under the names of [`crate::metrics`].
     pub(crate) fn metrics(&self) -> [(String, f64); 4] {
-        [("draw", self.draw), ("answer", self.answer), ("score", self.score), ("update", self.update)]
+        [("draw", self.generate), ("answer", self.answer), ("score", self.score), ("update", self.update)]
             .map(|(name, time)| (format!("time/{name}"), time.as_secs_f64()))
     }
 }
 
-/// The model, the tasks and the rule set of one iteration, and the steps that all optimizers share.
+/// The state of one training step while an [`Algorithm`](super::Algorithm) computes its gradients: the model, the batch of
+/// tasks, the rewards and the random streams. Its methods are the rollout; they split the batch into micro-batches and measure
+/// the time of each phase.
 pub struct Iteration<'a> {
-    /// The model that learns.
+    /// The policy.
     pub model: &'a mut dyn UnifiedModel,
-    /// `B = P·G` tasks, the `G` copies of a task side by side.
+    /// `B = P·G` tasks, the `G` copies of a task in consecutive rows.
     pub tasks: &'a [Task],
-    /// What answers are worth.
+    /// The rewards of the answers.
     pub rules: &'a RewardSet,
-    /// What they are worth to the answer objective, where that has its own rules.
+    /// The rewards of the answer objective, if it has separate ones.
     pub answer_rules: Option<&'a RewardSet>,
     /// How images and answers are sampled.
     pub rollout: &'a Rollout,
-    /// The step of training, from 1.
+    /// The training step, from 1.
     pub step: u64,
     /// The seed of this iteration.
     pub seed: u64,
-    /// Permutes the rewards over the whole batch: the control that must learn nothing.
+    /// Permutes the rewards over the batch: the shuffled-reward control, which must not gain.
     pub shuffle_rewards: bool,
-    /// Where the time went so far.
+    /// The time of each phase so far.
     pub phases: Phases,
 }
 
-/// Distinct streams of one iteration's seed.
+/// The random streams of an iteration. The numbers are fixed: they decide what is sampled.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Stream {
-    Draw = 1,
+    Generate = 1,
     Answer,
     Masking,
     Gumbel,
@@ -108,26 +110,27 @@ pub(crate) enum Stream {
 }
 
 impl Iteration<'_> {
-    /// `G`.
+    /// Returns `G`.
     pub fn group(&self) -> i64 {
         self.rollout.group as i64
     }
 
+    /// Returns the seed of a stream.
     pub(crate) fn stream(&self, stream: Stream) -> u64 {
         seed::derive(self.seed, &[stream as u64])
     }
 
-    /// The prompts, one a sample.
+    /// Returns the prompts, one per sample.
     pub fn prompts(&self) -> Vec<String> {
         self.tasks.iter().map(|task| task.prompt.clone()).collect()
     }
 
-    /// The questions, one a sample.
+    /// Returns the questions, one per sample.
     pub fn questions(&self) -> Vec<String> {
         self.tasks.iter().map(|task| task.question.clone()).collect()
     }
 
-    /// The rows that go through the model at once.
+    /// Splits the batch into micro-batches.
     pub(crate) fn micro_batches(&self) -> Vec<MicroBatch> {
         let of = self.tasks.len();
         let micro_batch = |rows: Range<usize>| MicroBatch {
@@ -142,24 +145,24 @@ impl Iteration<'_> {
     /// Generates one image per task, without gradient.
     pub fn generate(&mut self) -> Result<Images> {
         let started = Instant::now();
-        let (prompts, seed) = (self.prompts(), self.stream(Stream::Draw));
+        let (prompts, seed) = (self.prompts(), self.stream(Stream::Generate));
         let mut images = Vec::new();
         for micro in self.micro_batches() {
-            let part = micro.part();
+            let part = micro.slice();
             let sampling = ImageSampling { seed, part, ..self.rollout.images.clone() };
             images.push(tch::no_grad(|| self.model.generate(&prompts[micro.rows()], &sampling))?);
         }
-        self.phases.draw += started.elapsed();
+        self.phases.generate += started.elapsed();
         Ok(Images::cat(images))
     }
 
-    /// Asks the model about every image, without gradient.
+    /// Answers the question of each task about its image, without gradient.
     pub fn answer(&mut self, images: &Images) -> Result<Answers> {
         let started = Instant::now();
         let (questions, seed) = (self.questions(), self.stream(Stream::Answer));
         let mut answers = Vec::new();
         for micro in self.micro_batches() {
-            let part = micro.part();
+            let part = micro.slice();
             let sampling = TextSampling { seed, part, ..self.rollout.answers.clone() };
             let images = images.narrow(micro.first, micro.len);
             answers.push(tch::no_grad(|| self.model.answer(&images, &questions[micro.rows()], &sampling))?);
@@ -168,12 +171,12 @@ impl Iteration<'_> {
         Ok(Answers::cat(answers))
     }
 
-    /// The rewards of the answers.
+    /// Scores the answers.
     pub fn score(&mut self, images: &Images, answers: &Answers) -> Result<Scored> {
         self.score_by(self.rules, images, answers)
     }
 
-    /// The same by the rules of the answer objective, where it has its own: with the same permutation.
+    /// Scores the answers with the rewards of the answer objective, if it has separate ones. A shuffle permutes both alike.
     pub(crate) fn score_answers(&mut self, images: &Images, answers: &Answers) -> Result<Option<Scored>> {
         self.answer_rules.map(|rules| self.score_by(rules, images, answers)).transpose()
     }
@@ -184,12 +187,12 @@ impl Iteration<'_> {
         let samples: Vec<Sample> =
             self.tasks.iter().zip(&answers.text).map(|(task, answer)| Sample::new(task, answer)).collect();
         let rewards = rules.score(&samples, pixels.as_ref())?;
-        let wrong = |reward: &Reward| !(reward.score.is_finite() && reward.max.is_finite());
-        if let Some((task, _)) = self.tasks.iter().zip(&rewards).find(|(_, reward)| wrong(reward)) {
+        let non_finite = |reward: &Reward| !(reward.score.is_finite() && reward.max.is_finite());
+        if let Some((task, _)) = self.tasks.iter().zip(&rewards).find(|(_, reward)| non_finite(reward)) {
             let prompt = &task.prompt;
             return Err(Error::new(
                 Code::NonFinite,
-                format!("`reward` is not finite for the prompt `{prompt}`"),
+                format!("the reward is not finite for the prompt `{prompt}`"),
             ));
         }
         let scores: Vec<f32> = rewards.iter().map(|reward| reward.score as f32).collect();
@@ -203,8 +206,8 @@ impl Iteration<'_> {
         Ok(Scored { rewards, scores })
     }
 
-    /// Feeds the generated images of a micro-batch back re-masked and completes them by the straight-through
-    /// Gumbel-softmax (§3.3, eq. 3).
+    /// Re-masks the generated images of a micro-batch and completes them by the straight-through Gumbel-softmax (§3.3,
+    /// eq. 3).
     pub(crate) fn complete(
         &mut self,
         generated: &Images,
@@ -212,26 +215,26 @@ impl Iteration<'_> {
         temperature: f64,
     ) -> Result<Images> {
         let images = generated.narrow(micro.first, micro.len);
-        let replay = Masking::remask(self.stream(Stream::Masking), micro.part());
+        let masking = Masking::remask(self.stream(Stream::Masking), micro.slice());
         let prompts = &self.prompts()[micro.rows()];
-        let logits = self.model.image_logits(prompts, &images, Policy::Current, &replay)?;
+        let logits = self.model.image_logits(prompts, &images, Policy::Current, &masking)?;
         tch::manual_seed(self.stream(Stream::Gumbel) as i64);
-        let one = logits.logits.get(0).detach(); // [N,K]
-        // An image at a time from the start of the batch: an image gets the same noise in any part.
+        let first = logits.logits.get(0).detach(); // [N,K]
+        // Sampled per image from the start of the batch, so that micro-batches do not change the noise of an image.
         let noise: Vec<Tensor> = (0..micro.first + micro.len)
-            .map(|_| one.rand_like())
+            .map(|_| first.rand_like())
             .enumerate()
             .filter(|(row, _)| *row >= micro.rows().start)
             .map(|(_, noise)| noise)
             .collect();
         let noise = objective::gumbel(&Tensor::stack(&noise, 0)); // [B,N,K]
         let sampled = objective::straight_through(&logits.logits, &noise, temperature);
-        let (relaxed, tokens) = objective::complete(&sampled, &images.tokens, &logits.targets);
+        let (relaxed, tokens) = objective::fill_masked(&sampled, &images.tokens, &logits.targets);
         Ok(Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) })
     }
 
-    /// All generated images, completed. Only a single micro-batch keeps its gradient; of several, each is completed again,
-    /// with the same noise, when its gradient is computed.
+    /// Completes all generated images. The gradient is kept only if there is a single micro-batch; otherwise each
+    /// micro-batch is completed again, with the same noise, when its gradient is computed.
     pub(crate) fn complete_all(&mut self, generated: &Images, temperature: f64) -> Result<Images> {
         let started = Instant::now();
         let micro_batches = self.micro_batches();
@@ -249,11 +252,11 @@ impl Iteration<'_> {
     }
 }
 
-/// Decodes images as many at once as go through the model otherwise: `[B,3,H,W]` in `0..=1` on the CPU.
+/// Decodes images to `[B,3,H,W]` in `0..=1` on the CPU, by micro-batches.
 pub(crate) fn pixels(model: &dyn UnifiedModel, images: &Images, rollout: &Rollout) -> Result<Tensor> {
-    let parts = rollout.parts(images.len() as usize).into_iter().map(|rows| {
-        let part = images.narrow(rows.start as i64, rows.len() as i64);
-        Ok(tch::no_grad(|| model.pixels(&part))?.to_device(tch::Device::Cpu))
+    let batches = rollout.parts(images.len() as usize).into_iter().map(|rows| {
+        let images = images.narrow(rows.start as i64, rows.len() as i64);
+        Ok(tch::no_grad(|| model.pixels(&images))?.to_device(tch::Device::Cpu))
     });
-    Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0))
+    Ok(Tensor::cat(&batches.collect::<Result<Vec<_>>>()?, 0))
 }

@@ -1,15 +1,16 @@
 //! Supervised fine-tuning through the model's own images (§3.4, eq. 4): the gradient reaches generation and understanding.
 //!
-//! For every sample `i`, `ũ_i` the completed image and `y_i` the right answer, over all `T` answer tokens of the batch:
+//! With `ũ_i` the completed image and `y_i` the reference answer of sample `i`, and `T` the number of answer tokens in the
+//! batch:
 //!
 //! ```text
 //! L = −(1/T) Σ_i Σ_t log π_θ(y_it | ũ_i, q_i)
 //! ```
 //!
-//! Deviations from the paper, and choices where it is silent:
-//! 1. The log-likelihood is a mean over all answer tokens of the batch, so a long answer counts more than a short one (the
-//!    paper leaves sum or mean open; `grpo` takes a mean per answer).
-//! 2. The model's answers about the *generated* images and their rewards are only measured, for the log.
+//! Deviations from the paper, and choices that it leaves open:
+//! 1. The log-likelihood is a mean over all answer tokens of the batch, so a long answer has more weight than a short one
+//!    (the paper leaves sum or mean open; `grpo` takes a mean per answer).
+//! 2. The answers about the *generated* images and their rewards are only logged.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -41,7 +42,7 @@ impl Default for Sft {
 inventory::submit! {
     AlgorithmEntry {
         name: "sft",
-        summary: "log-likelihood of the right answer about the model's own drawing, end to end",
+        summary: "log-likelihood of the reference answer about the model's own image, end to end (eq. 4)",
         end_to_end: true,
         answer_rules: false,
         schema: |generator| generator.root_schema_for::<Sft>(),
@@ -54,16 +55,17 @@ impl Algorithm for Sft {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
         let mut metrics = BTreeMap::new();
 
-        // 1. Generate images; answer and score them for the log.
+        // 1. Generate images. Answer about them and score the answers, for the metrics.
         let generated = iteration.generate()?; // u [B,N]
         let answers = iteration.answer(&generated)?;
         let Scored { rewards, scores } = iteration.score(&generated, &answers)?;
         reward_metrics(&rewards, &scores, iteration.group(), &mut metrics);
 
-        // 2. The right answers.
+        // 2. Tokenize the reference answers.
         let started = Instant::now();
-        let truths: Vec<String> = iteration.tasks.iter().map(|task| task.reference_answer.clone()).collect();
-        let targets = iteration.model.encode_answers(&truths)?; // y [B,T]
+        let references: Vec<String> =
+            iteration.tasks.iter().map(|task| task.reference_answer.clone()).collect();
+        let targets = iteration.model.encode_answers(&references)?; // y [B,T]
         let tokens = objective::token_count(&targets.mask);
         let questions = iteration.questions();
 
@@ -77,7 +79,7 @@ impl Algorithm for Sft {
             let TokenLogp { logp, mask } =
                 iteration.model.answer_logp(&completed, questions, &targets, Policy::Current)?; // [b,T]
             let token_share = objective::token_count(&targets.mask) / tokens;
-            let loss = -objective::token_mean(&logp, &mask) * token_share;
+            let loss = -objective::mean_per_token(&logp, &mask) * token_share;
             add(&mut metrics, "loss/answer", &loss);
             backward(&loss, "loss/answer")?;
         }
@@ -100,14 +102,14 @@ mod tests {
 
     #[test]
     fn accumulate_shared_model_matches_numbers_by_hand() {
-        // Every completed image is code 0 (12 above code 1), so the words have ¾ and ¼. The right answers are word 0, one
-        // token, for the first three images and word 1, two tokens, for the others: 3 and 6 tokens of 9.
+        // Every completed image is code 0 (12 above code 1), so the words have probabilities ¾ and ¼. The reference answers
+        // are word 0, one token, for the first three images and word 1, two tokens, for the others: 3 and 6 tokens of 9.
         let (l0, l1) = (f64::ln(0.75), f64::ln(0.25));
         let loss = -(3.0 * l0 + 6.0 * l1) / 9.0;
-        // d log p₀ = (¼, −¼) and d log p₁ = (−¾, ¾) by the logits of the words.
+        // With respect to the logits of the words, d log p₀ = (¼, −¼) and d log p₁ = (−¾, ¾).
         let answers = -(3.0 * 0.25 - 6.0 * 0.75) / 9.0;
-        // A word's logit has ln 3 · ũ. A softmax with a large τ is ½ each, with the derivative ¼/τ; the difference of the
-        // gradients of ũ₀ and ũ₁ is 2 · ln 3 · answers.
+        // The logit of a word contains ln 3 · ũ. A softmax with a large τ is ½ each, with the derivative ¼/τ; the difference
+        // of the gradients of ũ₀ and ũ₁ is 2 · ln 3 · answers.
         let generation = f64::ln(3.0) * answers / 2.0;
         for micro_batch in MICRO_BATCHES {
             let mut model = Halves::shared([[12.0, 0.0], [0.0, 0.0]], [[0.0; 2]; 2]);
@@ -116,7 +118,7 @@ mod tests {
             let [got_generation, got_answers] = model.gradients();
             assert_gradient("answers", got_answers, [answers, -answers]);
             assert_gradient(
-                "draws · τ",
+                "generation · τ",
                 got_generation.map(|g| g.map(|g| g * 1e4)),
                 [generation, -generation],
             );

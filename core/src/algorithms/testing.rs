@@ -1,11 +1,11 @@
 //! A model small enough that losses and gradients are derived by hand, for tests of [`Algorithm::accumulate`].
 //!
-//! Two weights of two logits: `draws` generates an image, `answers` answers about it. An image is two tokens: the first
+//! Two weights of two logits: `generation` generates an image, `answers` answers about it. An image is two tokens: the first
 //! identifies the image and is never re-masked, the second is sampled from `draws`. Row `i` of a batch has the image
 //! `[i % 2, i % 2]`. An answer to image `[k, _]` is word `k`, once for word 0 and twice for word 1, so that a mean over
 //! tokens differs from a mean over sequences.
 //!
-//! The log-probability of a word is that of `answers + sees · ũ`, with `ũ` the (relaxed) one-hot of the second image token.
+//! The logits of the words are `answers + sees · ũ`, with `ũ` the (relaxed) one-hot of the second image token.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ use crate::model::{
 use crate::prompts::{Category, PromptSpec, Task};
 use crate::reward::{Reward, RewardFunction, RewardSet, Sample, WeightedReward};
 
-/// `f32` arithmetic on a handful of numbers near 1.
+/// Tolerance: f32 arithmetic on a handful of numbers near 1.
 const F32: f64 = 2e-6;
 
 pub(super) struct Halves {
@@ -31,13 +31,13 @@ pub(super) struct Halves {
     generation: Tensor, // [2]
     answers: Tensor,    // [2]
     /// Logits of the reference policy.
-    reference_draws: Tensor, // [2]
+    reference_generation: Tensor, // [2]
     reference_answers: Tensor, // [2]
     sees: f64,
     /// The position of the image token that an answer names.
     answers_by: i64,
-    /// Calls of `answer`.
-    pub(super) answered: Cell<usize>,
+    /// The number of calls of `answer`.
+    pub(super) answer_calls: Cell<usize>,
 }
 
 fn weight(logits: [f64; 2]) -> Tensor {
@@ -55,20 +55,20 @@ impl Halves {
             card: ModelCard::new("halves", image_space, ImageDecoding::Autoregressive, [2, 2, 1]),
             generation: weight(generation).set_requires_grad(true),
             answers: weight(answers).set_requires_grad(true),
-            reference_draws: weight(reference[0]),
+            reference_generation: weight(reference[0]),
             reference_answers: weight(reference[1]),
             sees,
             answers_by: 0,
-            answered: Cell::new(0),
+            answer_calls: Cell::new(0),
         }
     }
 
-    /// A model that does not see the tokens it generates.
+    /// Returns a model that does not see the tokens it generates.
     pub(super) fn decoupled(weights: [[f64; 2]; 2], reference: [[f64; 2]; 2]) -> Self {
         Self::new(ImageSpace::Decoupled, 0.0, weights, reference)
     }
 
-    /// A model that sees the tokens it generates, with `sees` = ln 3.
+    /// Returns a model that sees the tokens it generates, with `sees` = ln 3.
     pub(super) fn shared(weights: [[f64; 2]; 2], reference: [[f64; 2]; 2]) -> Self {
         Self::new(ImageSpace::Shared, f64::ln(3.0), weights, reference)
     }
@@ -78,7 +78,7 @@ impl Halves {
         Self { answers_by: position, ..self }
     }
 
-    /// The gradients of `draws` and `answers`.
+    /// Returns the gradients of `generation` and `answers`.
     pub(super) fn gradients(&self) -> [Option<[f64; 2]>; 2] {
         [&self.generation, &self.answers].map(|weight| {
             let gradient = weight.grad();
@@ -87,8 +87,8 @@ impl Halves {
     }
 }
 
-/// Word `k` once for 0 and twice for 1, padded to two tokens.
-fn say(words: &[i64]) -> Answers {
+/// Encodes answers: word 0 once, word 1 twice, padded to two tokens.
+fn encode(words: &[i64]) -> Answers {
     let text = words.iter().map(ToString::to_string).collect();
     let tokens: Vec<i64> = words.iter().flat_map(|word| [*word, *word]).collect();
     let mask: Vec<bool> = words.iter().flat_map(|word| [true, *word == 1]).collect();
@@ -101,19 +101,19 @@ impl UnifiedModel for Halves {
     }
 
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
-        let first = sampling.part.map_or(0, |part| part.first);
+        let first = sampling.part.map_or(0, |slice| slice.first);
         let codes = (Tensor::arange(prompts.len() as i64, tch::kind::INT64_CPU) + first).remainder(2); // [B]
         Ok(Images::from_tokens(Tensor::stack(&[&codes, &codes], 1))) // [B,2]
     }
 
     fn answer(&mut self, images: &Images, _: &[String], _: &TextSampling) -> Result<Answers> {
-        self.answered.set(self.answered.get() + 1);
-        Ok(say(&Vec::<i64>::try_from(images.tokens.select(1, self.answers_by))?))
+        self.answer_calls.set(self.answer_calls.get() + 1);
+        Ok(encode(&Vec::<i64>::try_from(images.tokens.select(1, self.answers_by))?))
     }
 
     fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
         let words: Vec<i64> = texts.iter().map(|text| text.parse().unwrap()).collect();
-        Ok(say(&words))
+        Ok(encode(&words))
     }
 
     fn image_logits(
@@ -125,7 +125,7 @@ impl UnifiedModel for Halves {
     ) -> Result<ImageLogits> {
         let generation = match policy {
             Policy::Current => &self.generation,
-            Policy::Reference => &self.reference_draws,
+            Policy::Reference => &self.reference_generation,
         };
         let logits = generation.expand([images.len(), 2, 2], true); // [B,N,K]
         let targets = Tensor::from_slice(&[false, true]).expand([images.len(), 2], true); // [B,N]
@@ -143,7 +143,10 @@ impl UnifiedModel for Halves {
             Policy::Current => &self.answers,
             Policy::Reference => &self.reference_answers,
         };
-        assert!(policy == Policy::Current || images.relaxed.is_none(), "the reference reads hard tokens");
+        assert!(
+            policy == Policy::Current || images.relaxed.is_none(),
+            "the reference policy gets hard tokens"
+        );
         let codes = match &images.relaxed {
             Some(relaxed) => relaxed.shallow_clone(),
             None => images.tokens.one_hot(2).to_kind(Kind::Float),
@@ -179,7 +182,7 @@ impl UnifiedModel for Halves {
     }
 }
 
-/// A point for one answer.
+/// Rewards one answer.
 struct Prefers(&'static str);
 
 impl RewardFunction for Prefers {
@@ -193,7 +196,7 @@ pub(super) fn prefers(answer: &'static str) -> RewardSet {
     RewardSet::new(vec![(WeightedReward::named("prefers"), Box::new(Prefers(answer)))]).unwrap()
 }
 
-/// A step's batch. The rules give a point for the answer "0"; the right answer about the images of prompt `p` is `p % 2`.
+/// The batch of a step. The reward prefers the answer "0"; the reference answer of prompt `p` is `p % 2`.
 pub(super) struct TestStep<'a> {
     pub(super) prompts: usize,
     pub(super) group: usize,
@@ -207,11 +210,11 @@ pub(super) struct TestStep<'a> {
 pub(super) const TWO_GROUPS: TestStep<'static> =
     TestStep { prompts: 2, group: 3, micro_batch: 0, step: 1, answer_rules: None, shuffle_rewards: false };
 
-/// Ways to cut six rows into micro-batches.
+/// Micro-batch sizes for six rows.
 pub(super) const MICRO_BATCHES: [usize; 5] = [0, 1, 2, 4, 6];
 
 impl TestStep<'_> {
-    pub(super) fn accumulate(&self, optimizer: &dyn Algorithm, model: &mut Halves) -> Outcome {
+    pub(super) fn accumulate(&self, algorithm: &dyn Algorithm, model: &mut Halves) -> Outcome {
         let task = |row: usize| Task {
             spec: PromptSpec { category: Category::Counting, objects: Vec::new(), relation: None },
             prompt: String::new(),
@@ -232,7 +235,7 @@ impl TestStep<'_> {
             shuffle_rewards: self.shuffle_rewards,
             phases: Phases::default(),
         };
-        optimizer.accumulate(&mut iteration).unwrap()
+        algorithm.accumulate(&mut iteration).unwrap()
     }
 }
 
@@ -256,17 +259,17 @@ pub(super) fn assert_metrics(metrics: &BTreeMap<&'static str, f64>, expected: &[
     }
 }
 
-/// Rewards of [`TWO_GROUPS`] to the power of e become powers of two at this temperature: the softmax weights are
+/// The reward temperature at which exp(reward / τ) is 2 or 1: the softmax weights of [`TWO_GROUPS`] are
 /// 2/5 1/5 2/5 | 1/4 2/4 1/4.
 pub(super) const TAU: f64 = std::f64::consts::LOG2_E;
 
-/// The policy term of [`TWO_GROUPS`] from the log-probabilities of word (or code) 0 and 1, both a mean over the tokens of a
+/// The policy term of [`TWO_GROUPS`] from the log-probabilities of word (or code) 0 and 1, averaged over the tokens of a
 /// sequence and over two groups: −½ · ((2/5 + 2/5 + 2/4) · l₀ + (1/5 + 1/4 + 1/4) · l₁).
 pub(super) fn policy_term(l0: f64, l1: f64) -> f64 {
     -0.65 * l0 - 0.35 * l1
 }
 
-/// k3 where the policy gives ¾ and the reference ½: d = ln ⅔, exp(d) − d − 1; its derivative by log p is 1 − exp(d) = ⅓.
+/// k3 for policy ¾ and reference ½: d = ln ⅔, exp(d) − d − 1; the derivative with respect to log p is 1 − exp(d) = ⅓.
 pub(super) const K3_LIKELY: f64 = 0.072_131_774_775;
-/// k3 where the policy gives ¼ and the reference ½: d = ln 2; the derivative is −1.
+/// k3 for policy ¼ and reference ½: d = ln 2; the derivative is −1.
 pub(super) const K3_UNLIKELY: f64 = 0.306_852_819_440;

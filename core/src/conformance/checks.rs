@@ -1,4 +1,4 @@
-//! The promises, one by one.
+//! The checks that the first training step relies on.
 
 use std::collections::BTreeMap;
 
@@ -14,61 +14,57 @@ use crate::model::{
 
 pub(super) const ALL: &[Check] = &[
     Check {
-        name: "token ids are sane",
-        hint: "`revealed_at` lies in `0..steps`, and an answer is a run of tokens that \
-               ends with the same end token whether it was said or encoded: special tokens are found by name, not by number",
+        name: "token ids are valid",
+        hint: "`revealed_at` must be in `0..steps`. Sampled and encoded answers must be runs of tokens that end with the same \
+               end token: look up special tokens by name, not by number",
         run: token_ids,
     },
     Check {
-        name: "the seed decides",
-        hint: "all randomness of `generate` and `answer` comes from `sampling.seed`: seed libtorch with it, and draw nothing \
-               before",
+        name: "the seed determines the samples",
+        hint: "all randomness of `generate` and `answer` must come from `sampling.seed`: seed libtorch with it before \
+               sampling",
         run: seeds,
     },
     Check {
-        name: "drawing: scoring finds the probabilities of sampling",
-        hint: "`image_logits` has to see what `generate` saw: the same prompt, the same guidance, every token in the state in \
-               which it was drawn, and the logits that predict a token at its own place",
-        run: drawing_is_scored_as_sampled,
+        name: "generation: scoring reproduces the sampling probabilities",
+        hint: "`image_logits` must use the inputs of `generate`: the same prompt, the same guidance and every token in the \
+               state in which it was sampled; the logits of a token must be at its own position",
+        run: image_scores_match_sampling,
     },
     Check {
-        name: "answering: scoring finds the probabilities of sampling",
-        hint: "`answer_logp` reads the sequence at once, `answer` with a cache: positions, masks and the place of a token's \
-               logits have to be the same",
-        run: answering_is_scored_as_sampled,
+        name: "understanding: scoring reproduces the sampling probabilities",
+        hint: "`answer_logp` processes the whole sequence, `answer` uses a KV cache: positions, masks and the position of \
+               each token's logits must be the same",
+        run: answer_scores_match_sampling,
     },
     Check {
-        name: "before the first update the ratio is 1",
-        hint: "right after `freeze_reference` both policies are one: copy every weight that scoring uses, and drop nothing out \
-               in `Mode::Eval`",
+        name: "the initial importance ratio is 1",
+        hint: "right after `freeze_reference` both policies must be equal: copy every weight that scoring uses, and disable \
+               dropout in `Mode::Eval`",
         run: ratio,
     },
+    Check { name: "the initial KL is 0", hint: "the same as for the importance ratio", run: divergence },
     Check {
-        name: "before the first update the KL is 0",
-        hint: "as for the ratio; a KL that begins above 0 pulls the model away from itself",
-        run: divergence,
-    },
-    Check {
-        name: "gradients reach what learns, and nothing else",
-        hint: "`parameters` are the leaves that scoring uses, in the group that they serve: drawing moves `Generation` and \
-               `Shared`, answering `Understanding` and `Shared`, and neither the `Tokenizer`",
+        name: "gradients reach the right parameter groups",
+        hint: "`parameters` must return the leaves that scoring uses, in the right group: generation trains `Generation` and \
+               `Shared`, understanding trains `Understanding` and `Shared`, and neither trains `Tokenizer`",
         run: gradients,
     },
     Check {
-        name: "an answer's gradient reaches the image",
-        hint: "`answer_logp` has to read `images.relaxed` where it is set, by a product with the embedding table and without a \
-               detach (eqs. 7 and 8)",
+        name: "the gradient of an answer reaches the image",
+        hint: "if `images.relaxed` is set, `answer_logp` must multiply it with the embedding table, without a detach (eqs. 7 \
+               and 8)",
         run: straight_through,
     },
     Check {
-        name: "a relaxed one-hot is its token",
-        hint: "`answer_logp` of `relaxed` rows that are one-hot has to be that of `tokens`",
+        name: "a relaxed one-hot equals its token",
+        hint: "`answer_logp` must return the same result for one-hot rows of `relaxed` and for `tokens`",
         run: relaxed_is_hard,
     },
 ];
 
-/// The largest difference where `mask` is true.
-fn off(one: &Tensor, other: &Tensor, mask: &Tensor) -> f64 {
+/// Returns the largest difference where `mask` is true.
+fn max_difference(one: &Tensor, other: &Tensor, mask: &Tensor) -> f64 {
     let differences = (one.detach().to_kind(Kind::Float) - other.detach().to_kind(Kind::Float)).abs();
     let counted = differences.masked_select(mask);
     if counted.numel() == 0 { 0.0 } else { counted.max().double_value(&[]) }
@@ -78,18 +74,18 @@ fn token_ids(subject: &mut Subject<'_>) -> Result<Outcome> {
     let (card, generated) = (subject.model.card().clone(), &subject.generated);
     if card.image_decoding == ImageDecoding::Masked {
         let Some(revealed_at) = &generated.revealed_at else {
-            return Ok(fails("a masked model has to say in `revealed_at` when it settled each token"));
+            return Ok(fails("`generate` of a masked model must set `revealed_at`"));
         };
         let steps = subject.images.steps;
         let [first, last] = [revealed_at.min(), revealed_at.max()].map(|step| step.int64_value(&[]));
         if first < 0 || last >= steps {
-            return Ok(fails(format!("`revealed_at` from {first} to {last}, expected 0..{steps}")));
+            return Ok(fails(format!("`revealed_at`: expected 0..{steps}, got {first}..={last}")));
         }
     }
     let encoded = subject.model.encode_answers(&subject.reference_answers)?;
     if encoded.text != subject.reference_answers {
         let (got, expected) = (&encoded.text[0], &subject.reference_answers[0]);
-        return Ok(fails(format!("`encode_answers` gives back the text `{got}`, expected `{expected}`")));
+        return Ok(fails(format!("`encode_answers` returns the text `{got}`, expected `{expected}`")));
     }
     let mut ends = Vec::new();
     for (what, answers, longest) in [
@@ -98,9 +94,9 @@ fn token_ids(subject: &mut Subject<'_>) -> Result<Outcome> {
     ] {
         for row in 0..answers.tokens.size()[0] {
             let mask = Vec::<bool>::try_from(answers.mask.get(row))?;
-            let length = mask.iter().take_while(|there| **there).count();
+            let length = mask.iter().take_while(|token| **token).count();
             if length == 0 || mask[length..].contains(&true) {
-                return Ok(fails(format!("the mask of {what} is no run of true from its beginning")));
+                return Ok(fails(format!("the mask of {what} is not a run of `true` followed by `false`")));
             }
             if (length as i64) < longest {
                 ends.push((what, answers.tokens.int64_value(&[row, length as i64 - 1])));
@@ -118,17 +114,17 @@ fn token_ids(subject: &mut Subject<'_>) -> Result<Outcome> {
 fn seeds(subject: &mut Subject<'_>) -> Result<Outcome> {
     let again = tch::no_grad(|| subject.model.generate(&subject.prompts, &subject.images))?;
     if !again.tokens.equal(&subject.generated.tokens) {
-        return Ok(fails("the same seed draws other images"));
+        return Ok(fails("the same seed generates different images"));
     }
     let other = ImageSampling { seed: subject.images.seed + 1, ..subject.images.clone() };
     let other = tch::no_grad(|| subject.model.generate(&subject.prompts, &other))?;
     if other.tokens.equal(&subject.generated.tokens) {
-        return Ok(fails("another seed draws the same images"));
+        return Ok(fails("another seed generates the same images"));
     }
     let (questions, sampling) = (&subject.questions, &subject.answering);
     let again = tch::no_grad(|| subject.model.answer(&subject.generated, questions, sampling))?;
     if again.text != subject.answers.text {
-        return Ok(fails("the same seed answers otherwise"));
+        return Ok(fails("the same seed samples different answers"));
     }
     let differs = (1..=8).any(|more| {
         let other = TextSampling { seed: sampling.seed + more, ..sampling.clone() };
@@ -136,71 +132,73 @@ fn seeds(subject: &mut Subject<'_>) -> Result<Outcome> {
         other.is_ok_and(|other| other.text != subject.answers.text)
     });
     Ok(Outcome::Holds(if differs {
-        "another seed draws and answers otherwise".into()
+        "another seed generates other images and answers".into()
     } else {
-        "another seed draws otherwise; eight answer the same, as sure as the model is".into()
+        "another seed generates other images; eight seeds give the same answers".into()
     }))
 }
 
-/// How the drawings are scored by the distribution that drew them.
-fn as_drawn(images: &ImageSampling) -> Masking {
+/// Scoring by the distribution from which the images were sampled.
+fn as_sampled(images: &ImageSampling) -> Masking {
     let steps = (0..images.steps).collect();
     Masking::Reveal { steps, scoring: Scoring::Guided, guidance: images.guidance }
 }
 
-/// Log-probabilities of the drawings, and which of them count.
+/// Returns the log-probabilities of the generated images, and the mask of the targets.
 fn image_logp(subject: &Subject<'_>, policy: Policy) -> Result<(Tensor, Tensor)> {
-    let replay = as_drawn(&subject.images);
-    let scored = subject.model.image_logp(&subject.prompts, &subject.generated, policy, &replay)?;
+    let masking = as_sampled(&subject.images);
+    let scored = subject.model.image_logp(&subject.prompts, &subject.generated, policy, &masking)?;
     Ok((scored.logp, scored.mask))
 }
 
-fn drawing_is_scored_as_sampled(subject: &mut Subject<'_>) -> Result<Outcome> {
+fn image_scores_match_sampling(subject: &mut Subject<'_>) -> Result<Outcome> {
     let Some(sampled) = &subject.generated.logp else {
-        return Ok(Outcome::Skipped("`generate` does not say `logp`".into()));
+        return Ok(Outcome::Skipped("`generate` does not return `logp`".into()));
     };
     let (scored, targets) = tch::no_grad(|| image_logp(subject, Policy::Current))?;
     if !bool::try_from(targets.all())? {
-        return Ok(fails("a replay of all reveal steps leaves tokens out of `targets`"));
+        return Ok(fails("scoring all reveal steps leaves tokens out of `targets`"));
     }
-    let same = subject.same("nats a token", off(&scored, sampled, &targets));
-    if matches!(same, Outcome::Fails(_)) {
-        return Ok(same);
+    let outcome = subject.within_tolerance("nats per token", max_difference(&scored, sampled, &targets));
+    if matches!(outcome, Outcome::Fails(_)) {
+        return Ok(outcome);
     }
     let (prompts, generated) = (&subject.prompts, &subject.generated);
-    let replay = as_drawn(&subject.images);
-    let logits = tch::no_grad(|| subject.model.image_logits(prompts, generated, Policy::Current, &replay))?
+    let masking = as_sampled(&subject.images);
+    let logits = tch::no_grad(|| subject.model.image_logits(prompts, generated, Policy::Current, &masking))?
         .logp(&generated.tokens);
     if !logits.mask.equal(&targets) {
-        return Ok(fails("`image_logits` and `image_logp` have other targets"));
+        return Ok(fails("`image_logits` and `image_logp` have different targets"));
     }
-    Ok(all([subject.same("nats a token by `image_logits`", off(&logits.logp, sampled, &targets)), same]))
+    let difference = max_difference(&logits.logp, sampled, &targets);
+    Ok(all([subject.within_tolerance("nats per token of `image_logits`", difference), outcome]))
 }
 
-fn answering_is_scored_as_sampled(subject: &mut Subject<'_>) -> Result<Outcome> {
+fn answer_scores_match_sampling(subject: &mut Subject<'_>) -> Result<Outcome> {
     let Some(sampled) = &subject.answers.logp else {
-        return Ok(Outcome::Skipped("`answer` does not say `logp`".into()));
+        return Ok(Outcome::Skipped("`answer` does not return `logp`".into()));
     };
     let (generated, answers) = (&subject.generated, &subject.answers);
     let scored =
         tch::no_grad(|| subject.model.answer_logp(generated, &subject.questions, answers, Policy::Current))?;
     if !scored.mask.equal(&answers.mask) {
-        return Ok(fails("the mask of `answer_logp` is not that of the answers"));
+        return Ok(fails("the mask of `answer_logp` differs from that of the answers"));
     }
-    Ok(subject.same("nats a token", off(&scored.logp, sampled, &answers.mask)))
+    let difference = max_difference(&scored.logp, sampled, &answers.mask);
+    Ok(subject.within_tolerance("nats per token", difference))
 }
 
-/// Log-probabilities by both policies, and which count: of answers, and of drawings.
+/// Returns the log-probabilities under both policies and their mask, for answers and for images.
 fn both_policies(subject: &Subject<'_>) -> Result<[(&'static str, [Tensor; 2], Tensor); 2]> {
     tch::no_grad(|| {
         let (generated, answers) = (&subject.generated, &subject.answers);
         let score = |policy| subject.model.answer_logp(generated, &subject.questions, answers, policy);
         let [current, reference] = [score(Policy::Current)?.logp, score(Policy::Reference)?.logp];
-        let (drawing, targets) = image_logp(subject, Policy::Current)?;
-        let (before, _) = image_logp(subject, Policy::Reference)?;
+        let (image_current, targets) = image_logp(subject, Policy::Current)?;
+        let (image_reference, _) = image_logp(subject, Policy::Reference)?;
         Ok([
             ("answers", [current, reference], answers.mask.shallow_clone()),
-            ("drawings", [drawing, before], targets),
+            ("images", [image_current, image_reference], targets),
         ])
     })
 }
@@ -208,7 +206,8 @@ fn both_policies(subject: &Subject<'_>) -> Result<[(&'static str, [Tensor; 2], T
 fn ratio(subject: &mut Subject<'_>) -> Result<Outcome> {
     let ratios = both_policies(subject)?.map(|(what, [current, reference], mask)| {
         let ratio = (current - reference).exp();
-        subject.same(&format!("ratio of {what}"), off(&ratio, &ratio.ones_like(), &mask))
+        let difference = max_difference(&ratio, &ratio.ones_like(), &mask);
+        subject.within_tolerance(&format!("ratio of {what}"), difference)
     });
     Ok(all(ratios))
 }
@@ -216,13 +215,14 @@ fn ratio(subject: &mut Subject<'_>) -> Result<Outcome> {
 fn divergence(subject: &mut Subject<'_>) -> Result<Outcome> {
     let divergences = both_policies(subject)?.map(|(what, [current, reference], mask)| {
         let (k3, _) = objective::k3(&current, &reference);
-        subject.same(&format!("KL of {what}"), objective::token_mean(&k3, &mask).double_value(&[]).abs())
+        let kl = objective::mean_per_token(&k3, &mask).double_value(&[]).abs();
+        subject.within_tolerance(&format!("KL of {what}"), kl)
     });
     Ok(all(divergences))
 }
 
-/// The groups of which some parameter gets a gradient that is not 0, by `objective`.
-fn moved(
+/// Returns, for each parameter group, whether any parameter gets a non-zero gradient from `objective`.
+fn groups_with_gradient(
     subject: &Subject<'_>,
     objective: impl FnOnce(&Subject<'_>) -> Result<Tensor>,
 ) -> Result<BTreeMap<String, bool>> {
@@ -242,62 +242,68 @@ fn moved(
 }
 
 fn gradients(subject: &mut Subject<'_>) -> Result<Outcome> {
-    let drawing = moved(subject, |subject| Ok(image_logp(subject, Policy::Current)?.0.mean(Kind::Float)))?;
-    let answering = moved(subject, |subject| {
+    let generation = groups_with_gradient(subject, |subject| {
+        Ok(image_logp(subject, Policy::Current)?.0.mean(Kind::Float))
+    })?;
+    let understanding = groups_with_gradient(subject, |subject| {
         let (generated, answers) = (&subject.generated, &subject.answers);
         let scored = subject.model.answer_logp(generated, &subject.questions, answers, Policy::Current)?;
-        Ok(objective::token_mean(&scored.logp, &scored.mask))
+        Ok(objective::mean_per_token(&scored.logp, &scored.mask))
     })?;
     for (what, groups, own, other) in [
-        ("drawing", &drawing, "Generation", "Understanding"),
-        ("answering", &answering, "Understanding", "Generation"),
+        ("generation", &generation, "Generation", "Understanding"),
+        ("understanding", &understanding, "Understanding", "Generation"),
     ] {
         if !groups.contains_key(own) && !groups.contains_key("Shared") {
-            return Ok(fails(format!("no parameter is of a group that {what} serves: `Shared` or `{own}`")));
+            return Ok(fails(format!("no parameter is in a group that {what} trains: `Shared` or `{own}`")));
         }
-        for wanted in ["Shared", own] {
-            if groups.get(wanted) == Some(&false) {
-                return Ok(fails(format!("{what} leaves no gradient in `{wanted}`")));
+        for expected in ["Shared", own] {
+            if groups.get(expected) == Some(&false) {
+                return Ok(fails(format!("{what} leaves no gradient in `{expected}`")));
             }
         }
-        for unwanted in ["Tokenizer", other] {
-            if groups.get(unwanted) == Some(&true) {
-                return Ok(fails(format!("{what} leaves a gradient in `{unwanted}`")));
+        for unexpected in ["Tokenizer", other] {
+            if groups.get(unexpected) == Some(&true) {
+                return Ok(fails(format!("{what} leaves a gradient in `{unexpected}`")));
             }
         }
     }
-    let groups: Vec<String> = drawing.into_keys().collect();
+    let groups: Vec<String> = generation.into_keys().collect();
     Ok(Outcome::Holds(format!("groups: {}", groups.join(", "))))
 }
 
 fn decoupled(subject: &Subject<'_>) -> Option<Outcome> {
     let decoupled = subject.model.card().image_space == ImageSpace::Decoupled;
-    decoupled.then(|| Outcome::Skipped("the model reads images in another space than it draws them".into()))
+    decoupled.then(|| {
+        Outcome::Skipped(
+            "the model understands images through another representation than it generates".into(),
+        )
+    })
 }
 
 fn straight_through(subject: &mut Subject<'_>) -> Result<Outcome> {
     if let Some(skipped) = decoupled(subject) {
         return Ok(skipped);
     }
-    let replay = Masking::remask(3, None);
+    let masking = Masking::remask(3, None);
     let scored =
-        subject.model.image_logits(&subject.prompts, &subject.generated, Policy::Current, &replay)?;
+        subject.model.image_logits(&subject.prompts, &subject.generated, Policy::Current, &masking)?;
     let leaf = scored.logits.detach().set_requires_grad(true); // [B,N,K]
     let sampled = objective::straight_through(&leaf, &leaf.zeros_like(), 1.0);
-    let (relaxed, tokens) = objective::complete(&sampled, &subject.generated.tokens, &scored.targets);
+    let (relaxed, tokens) = objective::fill_masked(&sampled, &subject.generated.tokens, &scored.targets);
     let images = Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) };
     let answers =
         subject.model.answer_logp(&images, &subject.questions, &subject.answers, Policy::Current)?;
-    objective::token_mean(&answers.logp, &answers.mask).f_backward()?;
+    objective::mean_per_token(&answers.logp, &answers.mask).f_backward()?;
     let gradient = leaf.grad();
     if !gradient.defined() {
         return Ok(fails("the logits of the image get no gradient"));
     }
     let largest = gradient.abs().max().double_value(&[]);
     if largest > 0.0 && largest.is_finite() {
-        return Ok(Outcome::Holds(format!("the largest gradient of an image logit is {largest:.1e}")));
+        return Ok(Outcome::Holds(format!("largest gradient of an image logit: {largest:.1e}")));
     }
-    Ok(fails(format!("the largest gradient of an image logit is {largest}")))
+    Ok(fails(format!("largest gradient of an image logit: expected a finite number above 0, got {largest}")))
 }
 
 fn relaxed_is_hard(subject: &mut Subject<'_>) -> Result<Outcome> {
@@ -313,5 +319,6 @@ fn relaxed_is_hard(subject: &mut Subject<'_>) -> Result<Outcome> {
             subject.model.answer_logp(images, &subject.questions, &subject.answers, Policy::Current)
         })
     };
-    Ok(subject.same("nats a token", off(&score(&hard)?.logp, &score(&soft)?.logp, &subject.answers.mask)))
+    let difference = max_difference(&score(&hard)?.logp, &score(&soft)?.logp, &subject.answers.mask);
+    Ok(subject.within_tolerance("nats per token", difference))
 }

@@ -1,5 +1,5 @@
-//! Whether a model keeps what [`UnifiedModel`] promises, found out from outside: what reinforcement learning builds on and
-//! what otherwise shows as a run that learns nothing, or the wrong thing.
+//! Conformance checks of models and rewards: the properties of [`UnifiedModel`] that training relies on, tested from outside.
+//! A violation otherwise shows only as a run that learns nothing, or the wrong thing.
 
 mod checks;
 mod rewards;
@@ -20,51 +20,52 @@ use crate::prompts::Task;
 
 pub use rewards::examine_reward;
 
-/// What a check came to.
+/// The outcome of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "outcome", content = "detail")]
 pub enum Outcome {
-    /// It is as promised; what was measured.
+    /// The check passed; what was measured.
     Holds(String),
-    /// It is not, and how.
+    /// The check failed, and how.
     Fails(String),
-    /// It could not be found out, and why.
+    /// The check does not apply, and why.
     Skipped(String),
 }
 
-/// What was found out.
+/// A check with its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was to hold.
+    /// The property that was checked.
     pub name: &'static str,
-    /// Whether it does.
+    /// Whether it holds.
     #[serde(flatten)]
     pub outcome: Outcome,
-    /// Where to look when it does not.
+    /// What to fix on a failure.
     pub hint: &'static str,
 }
 
-/// One promise.
+/// A conformance check of a model.
 struct Check {
     name: &'static str,
     hint: &'static str,
     run: fn(&mut Subject<'_>) -> Result<Outcome>,
 }
 
-/// Makes a model of the same plugin from a checkpoint folder.
+/// Loads a model of the same plugin from a checkpoint directory.
 pub type Load<'a> = dyn FnMut(&Path) -> Result<Box<dyn UnifiedModel>> + 'a;
 
-/// How much is examined.
+/// The checks to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// What training builds on at its first step.
+    /// The checks that the first training step relies on.
     Training,
-    /// All that is promised: batches of every size, wrong input, checkpoints, memory.
-    TrainSession,
+    /// All checks, including batch splits, invalid input, checkpoints and memory.
+    Full,
 }
 
-/// Examines a model on some tasks, drawn as `rollout` says; `load` makes it again from what it saves. The model's weights stay,
-/// its reference becomes the weights of now. Nothing that the model does ends the examination.
+/// Runs the checks of a model on some tasks, with the sampling options of `rollout`; `load` loads a saved checkpoint. The
+/// weights of the model do not change; its reference policy becomes the current weights. An error or a panic of the model fails
+/// the check and does not end the run.
 pub fn examine<'a>(
     model: &'a mut dyn UnifiedModel,
     tasks: &[Task],
@@ -76,18 +77,18 @@ pub fn examine<'a>(
         Ok(subject) => subject,
         Err(error) => {
             return vec![Finding {
-                name: "the model draws and answers",
+                name: "the model generates and answers",
                 outcome: Outcome::Fails(error.to_string()),
-                hint: "nothing else can be examined before it does",
+                hint: "fix `generate` and `answer` first: every other check needs them",
             }];
         }
     };
-    let find = |check: &Check| found(check.name, check.hint, || (check.run)(&mut subject));
-    let more = if extent == Extent::TrainSession { robustness::ALL } else { &[] };
-    checks::ALL.iter().chain(more).map(find).collect()
+    let run = |check: &Check| run_check(check.name, check.hint, || (check.run)(&mut subject));
+    let more = if extent == Extent::Full { robustness::ALL } else { &[] };
+    checks::ALL.iter().chain(more).map(run).collect()
 }
 
-/// A model with drawings of its own and its answers about them.
+/// A model with images that it generated and its answers about them.
 struct Subject<'a> {
     model: &'a mut dyn UnifiedModel,
     load: Option<&'a mut Load<'a>>,
@@ -98,7 +99,7 @@ struct Subject<'a> {
     answering: TextSampling,
     generated: Images,
     answers: Answers,
-    /// How far apart two log-probabilities may be that ought to be one.
+    /// The largest difference between log-probabilities that should be equal.
     tolerance: f64,
 }
 
@@ -112,7 +113,7 @@ impl<'a> Subject<'a> {
         let texts = |of: fn(&Task) -> &String| tasks.iter().map(|task| of(task).clone()).collect::<Vec<_>>();
         let (prompts, questions) = (texts(|task| &task.prompt), texts(|task| &task.question));
         let images = ImageSampling { seed: 11, part: None, ..rollout.images.clone() };
-        // Sampled: what is likeliest hides small differences.
+        // Sampled, because greedy answers hide small differences.
         let answering =
             TextSampling { seed: 12, part: None, temperature: 1.0, top_k: 0, ..rollout.answers.clone() };
         let (generated, answers) = catch_unwind_to_error(|| {
@@ -123,10 +124,9 @@ impl<'a> Subject<'a> {
             model.freeze_reference()?;
             Ok((generated, answers))
         })?;
-        // f32 through two orders of summation; bf16 has 8 bits of mantissa, and a token of 10 nats is off by 1/25.
-        let short =
-            model.parameters()?.iter().any(|p| matches!(p.tensor.kind(), Kind::BFloat16 | Kind::Half));
-        let tolerance = if short { 0.2 } else { 2e-3 };
+        // f32 in two orders of summation; bf16 has 8 bits of mantissa, so a token of 10 nats is off by 1/25.
+        let half = model.parameters()?.iter().any(|p| matches!(p.tensor.kind(), Kind::BFloat16 | Kind::Half));
+        let tolerance = if half { 0.2 } else { 2e-3 };
         let reference_answers = texts(|task| &task.reference_answer);
         Ok(Self {
             model,
@@ -142,37 +142,37 @@ impl<'a> Subject<'a> {
         })
     }
 
-    /// Whether two things of `what` that ought to be one are.
-    fn same(&self, what: &str, off: f64) -> Outcome {
-        if off <= self.tolerance {
-            Outcome::Holds(format!("{what}: off by {off:.1e} at most"))
+    /// Compares the largest difference of `what` with the tolerance.
+    fn within_tolerance(&self, what: &str, difference: f64) -> Outcome {
+        if difference <= self.tolerance {
+            Outcome::Holds(format!("{what}: off by at most {difference:.1e}"))
         } else {
-            Outcome::Fails(format!("{what}: off by {off:.3}, expected at most {}", self.tolerance))
+            Outcome::Fails(format!("{what}: off by {difference:.3}, expected at most {}", self.tolerance))
         }
     }
 }
 
 fn check_codes(generated: &Images, codes: i64) -> Result<()> {
-    let [least, most] = [generated.tokens.min(), generated.tokens.max()].map(|token| token.int64_value(&[]));
-    if least >= 0 && most < codes {
+    let [min, max] = [generated.tokens.min(), generated.tokens.max()].map(|token| token.int64_value(&[]));
+    if min >= 0 && max < codes {
         return Ok(());
     }
-    Err(Error::failure(format!("image tokens from {least} to {most}, expected 0..{codes}")))
+    Err(Error::failure(format!("image tokens: expected 0..{codes}, got {min}..={max}")))
 }
 
 fn fails(text: impl Into<String>) -> Outcome {
     Outcome::Fails(text.into())
 }
 
-/// What comes of a check, an error or a panic included.
-fn found(name: &'static str, hint: &'static str, run: impl FnOnce() -> Result<Outcome>) -> Finding {
+/// Runs a check; an error or a panic is a failure.
+fn run_check(name: &'static str, hint: &'static str, run: impl FnOnce() -> Result<Outcome>) -> Finding {
     let outcome = catch_unwind_to_error(run).unwrap_or_else(|error| fails(error.to_string()));
     Finding { name, outcome, hint }
 }
 
-/// The outcome of several: the first that fails, else that of the last.
+/// Combines outcomes: the first failure, or the last outcome.
 fn all(outcomes: impl IntoIterator<Item = Outcome>) -> Outcome {
-    let mut last = Outcome::Skipped("there is nothing to examine".into());
+    let mut last = Outcome::Skipped("nothing to check".into());
     for outcome in outcomes {
         if matches!(outcome, Outcome::Fails(_)) {
             return outcome;

@@ -1,8 +1,8 @@
-//! What a reward rule promises.
+//! The conformance checks of rewards.
 
 use tch::Tensor;
 
-use super::{Finding, Outcome, found};
+use super::{Finding, Outcome, run_check};
 use crate::error::Result;
 use crate::prompts::Task;
 use crate::reward::{Reward, RewardFunction, Sample};
@@ -16,30 +16,30 @@ struct Check {
 
 const ALL: [Check; 4] = [
     Check {
-        name: "rewards are points in 0..=max",
-        hint: "a rule that has nothing to say about a sample gives `Reward::abstain`, whose `max` is 0",
-        run: points,
+        name: "rewards are in 0..=max",
+        hint: "return `Reward::abstain`, whose `max` is 0, for a sample that the reward does not apply to",
+        run: in_range,
     },
     Check {
         name: "the same samples get the same rewards",
-        hint: "a rule holds no state and draws no random numbers",
-        run: repeated,
+        hint: "a reward must have no state and no randomness",
+        run: deterministic,
     },
     Check {
-        name: "a sample is worth what it is worth alone",
-        hint: "a rule compares a sample with its facts, not with the other samples: groups are the optimizer's business",
-        run: alone,
+        name: "samples are scored independently",
+        hint: "compare a sample with its spec, not with other samples: the algorithm normalizes rewards within groups",
+        run: independent,
     },
     Check {
-        name: "strange answers are scored",
-        hint: "an empty answer, another alphabet and ten thousand words are answers, too",
-        run: strange,
+        name: "unusual answers are scored",
+        hint: "handle empty answers, other alphabets and ten thousand words",
+        run: unusual_answers,
     },
 ];
 
-/// A rule with samples of right and wrong answers, and drawings of what was asked for.
+/// A reward with samples of correct and incorrect answers, and images that show the prompts.
 struct Subject<'a> {
-    rule: &'a dyn RewardFunction,
+    reward: &'a dyn RewardFunction,
     samples: Vec<Sample>,
     /// `[B,3,32,32]`.
     pixels: Tensor,
@@ -47,65 +47,67 @@ struct Subject<'a> {
 
 impl Subject<'_> {
     fn score(&self, samples: &[Sample], pixels: &Tensor) -> Result<Vec<Reward>> {
-        self.rule.score(samples, self.rule.wants_pixels().then_some(pixels))
+        self.reward.score(samples, self.reward.wants_pixels().then_some(pixels))
     }
 }
 
-/// Examines a reward rule on tasks of the drawn world. Nothing that it does ends the examination.
-pub fn examine_reward(rule: &dyn RewardFunction, tasks: &[Task]) -> Result<Vec<Finding>> {
+/// Runs the checks of a reward on tasks of the tiles benchmark. An error or a panic of the reward fails the check and does not
+/// end the run.
+pub fn examine_reward(reward: &dyn RewardFunction, tasks: &[Task]) -> Result<Vec<Finding>> {
     let mut rng = crate::prompts::rng::Rng::new(1);
-    let (mut samples, mut scenes) = (Vec::new(), Vec::new());
+    let (mut samples, mut grids) = (Vec::new(), Vec::new());
     for task in tasks {
         for answer in [task.reference_answer.as_str(), "nothing", "two purple stars"] {
             samples.push(Sample::new(task, answer));
-            scenes.push(tiles::TileGrid::draw(&task.spec, &mut rng)?);
+            grids.push(tiles::TileGrid::sample(&task.spec, &mut rng)?);
         }
     }
-    let subject = Subject { rule, samples, pixels: tiles::render(&scenes) };
-    let find = |check: &Check| found(check.name, check.hint, || (check.run)(&subject));
-    Ok(ALL.iter().map(find).collect())
+    let subject = Subject { reward, samples, pixels: tiles::render(&grids) };
+    let run = |check: &Check| run_check(check.name, check.hint, || (check.run)(&subject));
+    Ok(ALL.iter().map(run).collect())
 }
 
-fn points(subject: &Subject<'_>) -> Result<Outcome> {
+fn in_range(subject: &Subject<'_>) -> Result<Outcome> {
     let rewards = subject.score(&subject.samples, &subject.pixels)?;
     if rewards.len() != subject.samples.len() {
         return Ok(Outcome::Fails(format!(
-            "{} rewards for {} samples",
-            rewards.len(),
-            subject.samples.len()
+            "expected {} rewards, got {}",
+            subject.samples.len(),
+            rewards.len()
         )));
     }
     for (reward, sample) in rewards.iter().zip(&subject.samples) {
         let (score, max) = (reward.score, reward.max);
         if !(score.is_finite() && max.is_finite() && 0.0 <= score && score <= max) {
-            return Ok(Outcome::Fails(format!("{score} of {max} points for `{}`", sample.answer)));
+            return Ok(Outcome::Fails(format!("score {score}, max {max} for `{}`", sample.answer)));
         }
     }
     let full = rewards.iter().filter(|reward| reward.passes()).count();
-    let silent = rewards.iter().filter(|reward| reward.abstains()).count();
-    Ok(Outcome::Holds(format!("{full} of {} get every point, about {silent} nothing is said", rewards.len())))
+    let abstained = rewards.iter().filter(|reward| reward.abstains()).count();
+    Ok(Outcome::Holds(format!("{full} of {} get full points, {abstained} abstain", rewards.len())))
 }
 
-fn repeated(subject: &Subject<'_>) -> Result<Outcome> {
+fn deterministic(subject: &Subject<'_>) -> Result<Outcome> {
     let [one, other] = [
         subject.score(&subject.samples, &subject.pixels)?,
         subject.score(&subject.samples, &subject.pixels)?,
     ];
-    Ok(compared(subject, &one, &other, "scored twice"))
+    Ok(compare(subject, &one, &other, "scored again"))
 }
 
-fn alone(subject: &Subject<'_>) -> Result<Outcome> {
-    let whole = subject.score(&subject.samples, &subject.pixels)?;
-    let mut each = Vec::new();
+fn independent(subject: &Subject<'_>) -> Result<Outcome> {
+    let batch = subject.score(&subject.samples, &subject.pixels)?;
+    let mut single = Vec::new();
     for (row, sample) in (0..).zip(&subject.samples) {
-        each.extend(subject.score(std::slice::from_ref(sample), &subject.pixels.narrow(0, row, 1))?);
+        single.extend(subject.score(std::slice::from_ref(sample), &subject.pixels.narrow(0, row, 1))?);
     }
-    Ok(compared(subject, &whole, &each, "scored alone"))
+    Ok(compare(subject, &batch, &single, "scored alone"))
 }
 
-fn compared(subject: &Subject<'_>, one: &[Reward], other: &[Reward], how: &str) -> Outcome {
+fn compare(subject: &Subject<'_>, one: &[Reward], other: &[Reward], how: &str) -> Outcome {
     let differs = |((one, other), sample): ((&Reward, &Reward), &Sample)| {
-        (one != other).then(|| format!("{} and, {how}, {} for `{}`", one.score, other.score, sample.answer))
+        (one != other)
+            .then(|| format!("{}, but {} when {how}, for `{}`", one.score, other.score, sample.answer))
     };
     match one.iter().zip(other).zip(&subject.samples).find_map(differs) {
         Some(difference) => Outcome::Fails(difference),
@@ -113,7 +115,7 @@ fn compared(subject: &Subject<'_>, one: &[Reward], other: &[Reward], how: &str) 
     }
 }
 
-fn strange(subject: &Subject<'_>) -> Result<Outcome> {
+fn unusual_answers(subject: &Subject<'_>) -> Result<Outcome> {
     let long = "a star and ".repeat(5_000);
     let answers = ["", " ", "\u{0}", "zwei Bänke", "两把长椅", "🪑🪑", "{\"count\": 2}", &long];
     let samples: Vec<Sample> = answers
@@ -126,11 +128,10 @@ fn strange(subject: &Subject<'_>) -> Result<Outcome> {
     let none = subject.score(&[], &subject.pixels.narrow(0, 0, 0))?;
     if rewards.len() != samples.len() || !none.is_empty() {
         return Ok(Outcome::Fails(format!(
-            "{} rewards for {} samples, {} for none",
+            "expected {rows} rewards for {rows} samples and 0 for an empty batch, got {} and {}",
             rewards.len(),
-            rows,
             none.len()
         )));
     }
-    Ok(Outcome::Holds(format!("{rows} of them, and an empty batch")))
+    Ok(Outcome::Holds(format!("{rows} answers, and an empty batch")))
 }

@@ -1,4 +1,4 @@
-//! A small model that keeps every promise, and bugs planted in it, each of which has to be found by its check and named.
+//! A small model that passes every check, and bugs planted in it, each of which a check must find.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::prompts::rng::Rng;
 use crate::prompts::{Category, Split, Task};
 use crate::tiles;
 
-/// Image tokens, codes, width, words of which the last is the end, words of an answer.
+/// Image tokens, codes, width, and words, of which the last is the end token.
 const N: i64 = 6;
 const K: i64 = 5;
 const D: i64 = 8;
@@ -25,33 +25,33 @@ const END: i64 = WORDS - 1;
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Bug {
     None,
-    CodesFromOne,
+    TokensFromOne,
     RevealedAfterTheEnd,
     TwoEndTokens,
     SeedIgnored,
     SeedOfAnswersIgnored,
     ScoredWithoutGuidance,
-    ScoredOnePlaceOff,
-    PromptForgotten,
+    ScoredOnePositionOff,
+    PromptIgnored,
     CacheOnePositionOff,
     ReferenceOfOtherWeights,
     DropoutInEvaluation,
     WeightLeftOut,
-    TokenizerMoves,
+    TokenizerHasGradient,
     DetachedImage,
     RelaxedScaled,
     EncodesAnotherText,
-    DrawingFails,
+    GenerationFails,
 }
 
 struct Toy {
     card: ModelCard,
     bug: Bug,
-    codes: Tensor,     // [K,D], read and drawn: shared
-    words: Tensor,     // [WORDS,D], shared
-    drawing: Tensor,   // [D,D]
-    answering: Tensor, // [D,D]
-    tokenizer: Tensor, // [D]
+    codes: Tensor,         // [K,D], shared
+    words: Tensor,         // [WORDS,D], shared
+    generation: Tensor,    // [D,D]
+    understanding: Tensor, // [D,D]
+    tokenizer: Tensor,     // [D]
     reference: Option<Box<[Tensor; 4]>>,
 }
 
@@ -76,44 +76,45 @@ impl Toy {
             bug,
             codes: weight(K, D, 0.0),
             words: weight(WORDS, D, 1.0),
-            drawing: weight(D, D, 2.0),
-            answering: weight(D, D, 3.0),
+            generation: weight(D, D, 2.0),
+            understanding: weight(D, D, 3.0),
             tokenizer: weight(1, D, 4.0),
             reference: None,
         }
     }
 
     fn weights(&self, policy: Policy) -> Result<[Tensor; 4]> {
-        let own = [&self.codes, &self.words, &self.drawing, &self.answering].map(Tensor::shallow_clone);
+        let current =
+            [&self.codes, &self.words, &self.generation, &self.understanding].map(Tensor::shallow_clone);
         match policy {
-            Policy::Current => Ok(own),
+            Policy::Current => Ok(current),
             Policy::Reference => {
-                let known = self.reference.as_ref().ok_or_else(|| Error::failure("no reference"))?;
-                Ok([0, 1, 2, 3].map(|at| known[at].shallow_clone()))
+                let reference = self.reference.as_ref().ok_or_else(|| Error::failure("no reference"))?;
+                Ok([0, 1, 2, 3].map(|at| reference[at].shallow_clone()))
             }
         }
     }
 
-    /// Each place by itself: `[B,N,K]`.
+    /// Logits of each position on its own: `[B,N,K]`.
     fn image_logits_of(&self, policy: Policy, prompts: &[String], guidance: f64) -> Result<Tensor> {
-        let [codes, _, drawing, _] = self.weights(policy)?;
+        let [codes, _, generation, _] = self.weights(policy)?;
         let letters = |prompt: &String| prompt.bytes().map(f64::from).sum::<f64>() % 7.0;
         let starts: Vec<f32> = prompts.iter().map(|prompt| letters(prompt) as f32).collect();
         let places = (Tensor::arange(N * D, (Kind::Float, Device::Cpu)) * 0.3).cos().view([1, N, D]);
-        let asked = (Tensor::from_slice(&starts).view([-1, 1, 1]) + &places * 2.0).sin();
-        let mut hidden = asked.matmul(&drawing);
-        if self.bug == Bug::TokenizerMoves {
+        let input = (Tensor::from_slice(&starts).view([-1, 1, 1]) + &places * 2.0).sin();
+        let mut hidden = input.matmul(&generation);
+        if self.bug == Bug::TokenizerHasGradient {
             hidden += &self.tokenizer;
         }
         let logits = |hidden: Tensor| hidden.matmul(&codes.tr());
-        let empty = logits(places.expand_as(&hidden).matmul(&drawing));
+        let empty = logits(places.expand_as(&hidden).matmul(&generation));
         Ok(logits(hidden) * (1.0 + guidance) - empty * guidance)
     }
 
-    /// What predicts the word after `previous [B,T]`, `at` words after the beginning: `[B,T,WORDS]`.
+    /// Logits `[B,T,WORDS]` of the words after `previous [B,T]`, which begins at position `at`.
     fn word_logits(&self, policy: Policy, images: &Images, previous: &Tensor, at: i64) -> Result<Tensor> {
-        let [codes, words, _, answering] = self.weights(policy)?;
-        let seen = match &images.relaxed {
+        let [codes, words, _, understanding] = self.weights(policy)?;
+        let embedded = match &images.relaxed {
             Some(relaxed) => {
                 let relaxed =
                     if self.bug == Bug::DetachedImage { relaxed.detach() } else { relaxed.shallow_clone() };
@@ -121,10 +122,10 @@ impl Toy {
             }
             None => codes.index_select(0, &images.tokens.view([-1])).view([-1, N, D]),
         };
-        let seen = seen.mean_dim(1, true, Kind::Float); // [B,1,D]
+        let image = embedded.mean_dim(1, true, Kind::Float); // [B,1,D]
         let places = Tensor::arange(previous.size()[1], (Kind::Float, Device::Cpu)) + at as f64;
         let before = words.index_select(0, &previous.reshape([-1])).view([previous.size()[0], -1, D]);
-        let mut hidden = (seen + before + (places.view([1, -1, 1]) * 0.9).sin()).matmul(&answering);
+        let mut hidden = (image + before + (places.view([1, -1, 1]) * 0.9).sin()).matmul(&understanding);
         if self.bug == Bug::DropoutInEvaluation {
             hidden = hidden.dropout(0.1, true);
         }
@@ -132,14 +133,14 @@ impl Toy {
     }
 }
 
-/// Draws classes `[..]` of `logits [..,C]`, and their log-probabilities.
+/// Samples classes `[..]` from `logits [..,C]`; returns them with their log-probabilities.
 fn sample(logits: &Tensor) -> (Tensor, Tensor) {
     let size = logits.size();
     let classes = size[size.len() - 1];
     let logp = logits.log_softmax(-1, Kind::Float);
-    let generated = logp.exp().view([-1, classes]).multinomial(1, true).view(&size[..size.len() - 1]);
-    let chosen = logp.gather(-1, &generated.unsqueeze(-1), false).squeeze_dim(-1);
-    (generated, chosen)
+    let sampled = logp.exp().view([-1, classes]).multinomial(1, true).view(&size[..size.len() - 1]);
+    let sampled_logp = logp.gather(-1, &sampled.unsqueeze(-1), false).squeeze_dim(-1);
+    (sampled, sampled_logp)
 }
 
 impl UnifiedModel for Toy {
@@ -155,12 +156,12 @@ impl UnifiedModel for Toy {
         };
         let mut parameters = vec![
             parameter("codes", &self.codes, ParameterGroup::Shared),
-            parameter("drawing", &self.drawing, ParameterGroup::Generation),
-            parameter("answering", &self.answering, ParameterGroup::Understanding),
+            parameter("generation", &self.generation, ParameterGroup::Generation),
+            parameter("understanding", &self.understanding, ParameterGroup::Understanding),
             parameter("tokenizer", &self.tokenizer, ParameterGroup::Tokenizer),
         ];
         if self.bug == Bug::WeightLeftOut {
-            parameters[2].tensor = self.answering.copy().detach().set_requires_grad(true);
+            parameters[2].tensor = self.understanding.copy().detach().set_requires_grad(true);
         }
         Ok(parameters)
     }
@@ -179,13 +180,13 @@ impl UnifiedModel for Toy {
     }
 
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
-        if self.bug == Bug::DrawingFails {
-            return Err(Error::failure("no pencil"));
+        if self.bug == Bug::GenerationFails {
+            return Err(Error::failure("out of paint"));
         }
         tch::manual_seed(if self.bug == Bug::SeedIgnored { 1 } else { sampling.seed as i64 });
         let (mut tokens, logp) =
             sample(&self.image_logits_of(Policy::Current, prompts, sampling.guidance)?);
-        if self.bug == Bug::CodesFromOne {
+        if self.bug == Bug::TokensFromOne {
             tokens += 1;
         }
         let late = i64::from(self.bug == Bug::RevealedAfterTheEnd);
@@ -234,9 +235,9 @@ impl UnifiedModel for Toy {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
+        masking: &Masking,
     ) -> Result<ImageLogits> {
-        let guidance = match replay {
+        let guidance = match masking {
             Masking::Reveal { scoring: Scoring::Guided, guidance, .. }
                 if self.bug != Bug::ScoredWithoutGuidance =>
             {
@@ -244,10 +245,10 @@ impl UnifiedModel for Toy {
             }
             _ => 0.0,
         };
-        let forgotten = vec![String::new(); prompts.len()];
-        let prompts = if self.bug == Bug::PromptForgotten { &forgotten } else { prompts };
+        let empty = vec![String::new(); prompts.len()];
+        let prompts = if self.bug == Bug::PromptIgnored { &empty } else { prompts };
         let mut logits = self.image_logits_of(policy, prompts, guidance)?;
-        if self.bug == Bug::ScoredOnePlaceOff {
+        if self.bug == Bug::ScoredOnePositionOff {
             logits = logits.roll([1], [1]);
         }
         Ok(ImageLogits { logits, targets: images.tokens.ones_like().to_kind(Kind::Bool) })
@@ -285,7 +286,7 @@ impl UnifiedModel for Toy {
     }
 }
 
-fn examined(bug: Bug) -> Vec<Finding> {
+fn findings(bug: Bug) -> Vec<Finding> {
     let mut rng = Rng::new(1);
     let tasks: Vec<Task> = Category::ALL
         .iter()
@@ -297,46 +298,47 @@ fn examined(bug: Bug) -> Vec<Finding> {
 }
 
 #[test]
-fn a_model_that_keeps_its_promises_passes() {
-    for finding in examined(Bug::None) {
+fn examine_conforming_model_passes() {
+    for finding in findings(Bug::None) {
         assert!(matches!(finding.outcome, Outcome::Holds(_)), "{finding:?}");
     }
 }
 
-/// Which check finds a bug, and what it says of it.
+/// Each bug with the check that finds it and its message.
 #[test]
-fn every_planted_bug_is_found_by_its_check() {
-    let (drawing, answering) = (
-        "drawing: scoring finds the probabilities of sampling",
-        "answering: scoring finds the probabilities of sampling",
+fn examine_finds_every_planted_bug() {
+    let (generation, understanding) = (
+        "generation: scoring reproduces the sampling probabilities",
+        "understanding: scoring reproduces the sampling probabilities",
     );
     let (ratio, gradients) =
-        ("before the first update the ratio is 1", "gradients reach what learns, and nothing else");
+        ("the initial importance ratio is 1", "gradients reach the right parameter groups");
+    let (tokens, seed) = ("token ids are valid", "the seed determines the samples");
     for (bug, check, text) in [
-        (Bug::DrawingFails, "the model draws and answers", "no pencil"),
-        (Bug::CodesFromOne, "the model draws and answers", "image tokens from 1 to 5, expected 0..5"),
-        (Bug::RevealedAfterTheEnd, "token ids are sane", "`revealed_at` from 1 to 3, expected 0..3"),
-        (Bug::TwoEndTokens, "token ids are sane", "ends with token 6, an encoded answer with 5"),
-        (Bug::EncodesAnotherText, "token ids are sane", "`encode_answers` gives back the text"),
-        (Bug::SeedIgnored, "the seed decides", "another seed draws the same images"),
-        (Bug::SeedOfAnswersIgnored, "the seed decides", "the same seed answers otherwise"),
-        (Bug::ScoredWithoutGuidance, drawing, "nats a token: off by"),
-        (Bug::ScoredOnePlaceOff, drawing, "nats a token: off by"),
-        (Bug::PromptForgotten, drawing, "nats a token: off by"),
-        (Bug::CacheOnePositionOff, answering, "nats a token: off by"),
+        (Bug::GenerationFails, "the model generates and answers", "out of paint"),
+        (Bug::TokensFromOne, "the model generates and answers", "image tokens: expected 0..5, got 1..=5"),
+        (Bug::RevealedAfterTheEnd, tokens, "`revealed_at`: expected 0..3, got 1..=3"),
+        (Bug::TwoEndTokens, tokens, "ends with token 6, an encoded answer with 5"),
+        (Bug::EncodesAnotherText, tokens, "`encode_answers` returns the text"),
+        (Bug::SeedIgnored, seed, "another seed generates the same images"),
+        (Bug::SeedOfAnswersIgnored, seed, "the same seed samples different answers"),
+        (Bug::ScoredWithoutGuidance, generation, "nats per token: off by"),
+        (Bug::ScoredOnePositionOff, generation, "nats per token: off by"),
+        (Bug::PromptIgnored, generation, "nats per token: off by"),
+        (Bug::CacheOnePositionOff, understanding, "nats per token: off by"),
         (Bug::ReferenceOfOtherWeights, ratio, "ratio of answers: off by"),
-        (Bug::ReferenceOfOtherWeights, "before the first update the KL is 0", "KL of answers: off by"),
+        (Bug::ReferenceOfOtherWeights, "the initial KL is 0", "KL of answers: off by"),
         (Bug::DropoutInEvaluation, ratio, "ratio of answers: off by"),
-        (Bug::WeightLeftOut, gradients, "answering leaves no gradient in `Understanding`"),
-        (Bug::TokenizerMoves, gradients, "drawing leaves a gradient in `Tokenizer`"),
-        (Bug::DetachedImage, "an answer's gradient reaches the image", "get no gradient"),
-        (Bug::RelaxedScaled, "a relaxed one-hot is its token", "nats a token: off by"),
+        (Bug::WeightLeftOut, gradients, "understanding leaves no gradient in `Understanding`"),
+        (Bug::TokenizerHasGradient, gradients, "generation leaves a gradient in `Tokenizer`"),
+        (Bug::DetachedImage, "the gradient of an answer reaches the image", "get no gradient"),
+        (Bug::RelaxedScaled, "a relaxed one-hot equals its token", "nats per token: off by"),
     ] {
-        let findings = examined(bug);
+        let findings = findings(bug);
         let finding = findings.iter().find(|finding| finding.name == check);
-        let Some(Finding { outcome: Outcome::Fails(answers), .. }) = finding else {
+        let Some(Finding { outcome: Outcome::Fails(message), .. }) = finding else {
             panic!("{bug:?} was not found by `{check}`: {findings:#?}");
         };
-        assert!(answers.contains(text), "{bug:?}: {answers}");
+        assert!(message.contains(text), "{bug:?}: {message}");
     }
 }

@@ -1,4 +1,4 @@
-//! From verdicts to figures: accuracies by category, their means, their counts, and how far chance reaches.
+//! The figures of an evaluation: accuracies per category, their means, counts and bootstrap intervals.
 
 use std::collections::BTreeMap;
 
@@ -8,64 +8,64 @@ use super::Item;
 use crate::prompts::rng::Rng;
 use crate::prompts::{Category, Task};
 
-/// Resamplings behind an interval.
+/// The number of bootstrap resamples of an interval.
 const RESAMPLINGS: usize = 2000;
-/// The seed of the resampling: the same verdicts always have the same intervals.
+/// The seed of the resampling, so that the same verdicts always have the same intervals.
 const SEED: u64 = 95;
 
-/// The lower and upper end of a 95 % interval.
+/// The lower and upper end of a 95 % confidence interval.
 pub type Interval = [f64; 2];
 
-/// An accuracy; `null` where nothing was counted.
+/// An accuracy. A value is `null` if nothing was counted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
-    /// The mean of the categories, `GenEval`'s figure.
+    /// The mean over categories, as in `GenEval`.
     #[serde(rename = "macro")]
     pub macro_mean: Option<f64>,
-    /// Its interval: percentile bootstrap over the tasks of each category.
+    /// The interval of the macro mean: percentile bootstrap over the tasks of each category.
     pub macro_interval: Option<Interval>,
-    /// The mean of all samples, the paper's figure.
+    /// The mean over samples, as in the paper.
     #[serde(rename = "micro")]
     pub micro_mean: Option<f64>,
-    /// Its interval.
+    /// The interval of the micro mean.
     pub micro_interval: Option<Interval>,
-    /// By category.
+    /// The accuracy of each category.
     pub by_category: BTreeMap<String, Option<f64>>,
-    /// The intervals by category.
+    /// The interval of each category.
     pub intervals: BTreeMap<String, Option<Interval>>,
-    /// Successes and samples by category.
+    /// Successes and samples of each category.
     pub counts: BTreeMap<String, [u64; 2]>,
 }
 
 impl Score {
-    /// A category's value and interval, where something was counted.
+    /// Returns the accuracy and the interval of a category, if anything was counted.
     pub(crate) fn of(&self, category: Category) -> Option<(f64, Interval)> {
         let name = category.name();
         self.by_category.get(name).copied().flatten().zip(self.intervals.get(name).copied().flatten())
     }
 }
 
-/// What an evaluation found.
+/// The figures of an evaluation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Drawings that the strict judge calls right.
+    /// Images that are correct according to the strict judge.
     pub t2i: Score,
-    /// Drawings that pass in `GenEval`'s lenient manner.
+    /// Images that are correct in the lenient sense of `GenEval`.
     pub t2i_lenient: Score,
-    /// Right answers about reference images, which show what was asked for.
+    /// Correct answers about reference images, which show the prompt.
     pub mmu: Score,
-    /// Of the right drawings, those whose answer is right too (eq. 6).
+    /// Correct answers among the tasks with a correct image (eq. 6).
     pub t2i_to_mmu: Score,
-    /// Of the tasks answered right on a reference image, those drawn right too (eq. 6).
+    /// Correct images among the tasks answered correctly on a reference image (eq. 6).
     pub mmu_to_t2i: Score,
-    /// Of the wrong drawings, those whose answer gets every point: what the model does not see.
+    /// Passing answers among the incorrect images: false positives.
     pub wrong_passed: Score,
-    /// Answers that the judge gave no verdict on; they count as wrong.
+    /// Answers without a verdict; they count as incorrect.
     #[serde(default, skip_serializing_if = "super::is_zero")]
     pub not_judged: u64,
 }
 
-/// Whether an item counts for a figure, and as a success; `None` where it does not count.
+/// Whether an item is a success for a figure; `None` if the figure does not count it.
 type Counts = fn(&Item) -> Option<bool>;
 
 const FIGURES: [Counts; 6] = [
@@ -78,14 +78,14 @@ const FIGURES: [Counts; 6] = [
 ];
 
 impl Report {
-    /// The figures of some verdicts, an item a task.
+    /// Computes the figures from the verdicts, one item per task.
     pub fn of(tasks: &[Task], items: &[Item]) -> Self {
         let mut by_category: [Vec<&Item>; 6] = Default::default();
         for (task, item) in tasks.iter().zip(items) {
             by_category[task.spec.category as usize].push(item);
         }
         let mut rng = Rng::new(SEED);
-        // The same resampled tasks for every figure: what a chain and its parts share moves together.
+        // All figures use the same resampled tasks, so that a chain and the figures it is made of vary together.
         let resampled: Vec<[Tally; 6]> = (0..RESAMPLINGS)
             .map(|_| {
                 let mut tallies = <[Tally; 6]>::default();
@@ -105,19 +105,19 @@ impl Report {
             }
         }
         let [t2i, t2i_lenient, mmu, t2i_to_mmu, mmu_to_t2i, wrong_passed] = std::array::from_fn(|figure| {
-            let others: Vec<&Tally> = resampled.iter().map(|tallies| &tallies[figure]).collect();
-            tallies[figure].score(&others)
+            let resampled: Vec<&Tally> = resampled.iter().map(|tallies| &tallies[figure]).collect();
+            tallies[figure].score(&resampled)
         });
         let not_judged = items.iter().map(|item| item.not_judged).sum();
         Self { t2i, t2i_lenient, mmu, t2i_to_mmu, mmu_to_t2i, wrong_passed, not_judged }
     }
 
-    /// The figures with the names that people read.
+    /// Returns the figures with their display names.
     pub fn rows(&self) -> [(&'static str, &Score); 6] {
         ROWS.map(|(name, _, figure)| (name, figure(self)))
     }
 
-    /// A figure by its name in JSON.
+    /// Returns a figure by its JSON name.
     pub fn figure(&self, name: &str) -> Option<&Score> {
         ROWS.iter().find(|(_, known, _)| *known == name).map(|(_, _, figure)| figure(self))
     }
@@ -132,7 +132,7 @@ fn add(tallies: &mut [Tally; 6], category: usize, item: &Item) {
     }
 }
 
-/// Successes and samples by category.
+/// Successes and samples of each category.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally([[u64; 2]; 6]);
 
@@ -147,7 +147,7 @@ impl Tally {
     }
 
     fn micro_mean(&self) -> Option<f64> {
-        share(self.0.iter().fold([0, 0], |sum, part| [sum[0] + part[0], sum[1] + part[1]]))
+        share(self.0.iter().fold([0, 0], |sum, counts| [sum[0] + counts[0], sum[1] + counts[1]]))
     }
 
     fn score(&self, resampled: &[&Tally]) -> Score {
@@ -172,7 +172,7 @@ impl Tally {
     }
 }
 
-/// From the 2.5th to the 97.5th of a hundred.
+/// The 2.5th and the 97.5th percentile.
 fn interval(mut values: Vec<f64>) -> Option<Interval> {
     values.sort_by(f64::total_cmp);
     let at = |share: f64| values.get(((values.len() as f64 - 1.0) * share).round() as usize).copied();
@@ -181,14 +181,14 @@ fn interval(mut values: Vec<f64>) -> Option<Interval> {
 
 type Figure = fn(&Report) -> &Score;
 
-/// As people read them, as JSON names them.
+/// The figures: display name, JSON name, field.
 const ROWS: [(&str, &str, Figure); 6] = [
     ("T2I", "t2i", |report| &report.t2i),
     ("T2I lenient", "t2i_lenient", |report| &report.t2i_lenient),
     ("MMU", "mmu", |report| &report.mmu),
     ("T2I->MMU", "t2i_to_mmu", |report| &report.t2i_to_mmu),
     ("MMU->T2I", "mmu_to_t2i", |report| &report.mmu_to_t2i),
-    ("wrong passed", "wrong_passed", |report| &report.wrong_passed),
+    ("false pos.", "wrong_passed", |report| &report.wrong_passed),
 ];
 
 const HEADS: [&str; 8] = ["single", "two", "count", "colors", "position", "attr", "macro", "micro"];
@@ -197,14 +197,14 @@ fn number(value: Option<f64>) -> String {
     value.map_or_else(|| " -  ".into(), |value| format!("{value:.2}"))
 }
 
-/// Six categories and both means.
+/// The values of the six categories and both means.
 fn values(score: &Score) -> [Option<f64>; 8] {
     let of = |category: Category| score.by_category.get(category.name()).copied().flatten();
     let [a, b, c, d, e, f] = Category::ALL.map(of);
     [a, b, c, d, e, f, score.macro_mean, score.micro_mean]
 }
 
-/// Their intervals.
+/// The intervals of the six categories and both means.
 fn intervals(score: &Score) -> [Option<Interval>; 8] {
     let of = |category: Category| score.intervals.get(category.name()).copied().flatten();
     let [a, b, c, d, e, f] = Category::ALL.map(of);
@@ -219,7 +219,7 @@ fn heading(width: usize) -> String {
     text + "\n"
 }
 
-/// A table with a row a figure and a column a category, the 95 % intervals below.
+/// Renders a table with a row per figure and a column per category, with the 95 % intervals below each row.
 pub fn table(report: &Report) -> String {
     let mut text = heading(9);
     for (name, _, figure) in ROWS {
@@ -237,12 +237,13 @@ pub fn table(report: &Report) -> String {
         text.push('\n');
     }
     if report.not_judged > 0 {
-        text += &format!("not judged    {} answers without a verdict, counted as wrong\n", report.not_judged);
+        text +=
+            &format!("not judged    {} answers without a verdict, counted as incorrect\n", report.not_judged);
     }
     text
 }
 
-/// The same for two reports, `base -> trained` in every cell.
+/// Renders a table of two reports with `base -> trained` in every cell.
 pub fn comparison(before: &Report, after: &Report) -> String {
     let mut text = heading(12);
     for (name, _, figure) in ROWS {
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn macro_is_the_mean_of_categories_and_micro_of_samples() {
+    fn macro_averages_categories_and_micro_samples() {
         let tasks = [Category::SingleObject, Category::Colors, Category::Colors, Category::Colors].map(task);
         let items = [
             item(true, true, true),
@@ -289,28 +290,29 @@ mod tests {
         assert!((report.t2i.macro_mean.unwrap() - f64::midpoint(1.0, 1.0 / 3.0)).abs() < 1e-12);
         assert_eq!(report.t2i.by_category["position"], None);
         assert_eq!(report.t2i.counts["colors"], [1, 3]);
-        // Of the two right drawings one is answered right; of the three understood tasks two are drawn right.
+        // Of the two correct images one is answered correctly; of the three tasks answered correctly on the reference image
+        // two have a correct image.
         assert_eq!(report.t2i_to_mmu.micro_mean, Some(0.5));
         assert_eq!(report.mmu_to_t2i.micro_mean, Some(2.0 / 3.0));
         assert_eq!(report.wrong_passed.micro_mean, Some(0.5));
     }
 
     #[test]
-    fn nothing_counted_is_null_and_never_nan() {
+    fn empty_report_has_null_and_not_nan() {
         let json = serde_json::to_value(Report::of(&[], &[])).unwrap();
         assert_eq!(json["t2i"]["macro"], serde_json::Value::Null);
         assert_eq!(json["t2i"]["micro_interval"], serde_json::Value::Null);
     }
 
-    /// Of 400 tasks with 3 of 4 right, the share has a standard error of sqrt(.75 · .25 / 400) = .0217: the interval of the
-    /// bootstrap is .75 ± 1.96 · .0217 = .708 to .792, to within the .005 that 2000 resamplings leave open.
+    /// With 3 of 4 correct in 400 tasks, the standard error of the share is sqrt(.75 · .25 / 400) = .0217: the bootstrap
+    /// interval is .75 ± 1.96 · .0217 = .708 to .792. The tolerance .005 covers the error of 2000 resamples.
     #[test]
-    fn an_interval_is_as_wide_as_chance_reaches() {
+    fn interval_matches_the_normal_approximation() {
         let tasks = vec![task(Category::SingleObject); 400];
         let items: Vec<Item> = (0..400).map(|index| item(index % 4 != 0, true, true)).collect();
         let [low, high] = Report::of(&tasks, &items).t2i.micro_interval.unwrap();
         assert!((low - 0.7075).abs() < 0.005 && (high - 0.7925).abs() < 0.005, "{low} {high}");
-        // A figure without a failure has no width: the bootstrap knows no other.
+        // Without failures the bootstrap interval has zero width.
         assert_eq!(Report::of(&tasks, &items).mmu.micro_interval, Some([1.0, 1.0]));
     }
 }

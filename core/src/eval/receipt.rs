@@ -1,4 +1,4 @@
-//! The receipt of an evaluation: what was evaluated, on what, by whom, every verdict, the figures, and a seal over all of it.
+//! The receipt of an evaluation: the model, the tasks, the judges, every verdict, the figures, and a checksum of all of it.
 
 use std::path::Path;
 
@@ -8,14 +8,14 @@ use serde_json::Value;
 use super::{Evaluation, Item, Report};
 use crate::checksum;
 use crate::error::{Context, Error, Result};
-use crate::judge::{AnswerJudge, Exact, answer_is_right};
+use crate::judge::{AnswerJudge, Exact, is_correct_answer};
 use crate::model::{ImageSampling, TextSampling, UnifiedModel};
 use crate::plugin::mapped_version;
 use crate::prompts::{Task, read_records, write_jsonl};
 use crate::sealed;
 use crate::weights::{self, ModelFingerprint};
 
-/// The form of a receipt; one of another form is refused.
+/// The format version of a receipt; other versions are refused.
 const FORM: u32 = 1;
 
 /// Everything that decides the verdicts of an evaluation.
@@ -24,19 +24,19 @@ const FORM: u32 = 1;
 pub struct Plan {
     /// The model.
     pub model: ModelFingerprint,
-    /// The judge of drawings.
+    /// The judge of images.
     pub image_judge: String,
     /// The judge of answers.
     pub answer_judge: String,
-    /// How images were drawn.
+    /// Options of image generation.
     pub images: ImageSampling,
-    /// How answers were drawn.
+    /// Options of answer sampling.
     pub answers: TextSampling,
-    /// The seed of drawings and reference images.
+    /// The seed of generated and reference images.
     pub seed: u64,
-    /// Tasks a part: what is drawn together shares its random numbers.
+    /// Tasks per chunk. The images of a chunk share a random stream.
     pub batch: usize,
-    /// The SHA-256 of the tasks, as lines.
+    /// The SHA-256 of the tasks as JSON lines.
     pub prompts: String,
     /// The version of unirl.
     pub unirl: String,
@@ -61,22 +61,22 @@ impl Plan {
     }
 }
 
-/// An evaluation that can be checked.
+/// A verifiable record of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Receipt {
-    /// What decided the verdicts.
+    /// Everything that decided the verdicts.
     pub plan: Plan,
     /// The tasks.
     pub tasks: Vec<Task>,
-    /// The verdicts, one a task.
+    /// The verdicts, one per task.
     pub items: Vec<Item>,
-    /// The figures that follow from them.
+    /// The figures computed from the verdicts.
     pub figures: Report,
-    /// How many of the tasks the model was trained on, of those that training is to leave out; where it is known.
+    /// The number of held-out tasks that the model was trained on, if known.
     pub trained_on: Option<usize>,
 }
 
-/// The JSON of a receipt, but for the seal.
+/// The JSON of a receipt without the checksum.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
@@ -88,7 +88,7 @@ struct Body {
     verdicts: Vec<Line>,
 }
 
-/// A task with its verdicts.
+/// A task with its verdict.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -97,11 +97,11 @@ struct Line {
 }
 
 impl Receipt {
-    /// The receipt of a whole evaluation; refuses one that lacks verdicts.
+    /// Builds the receipt of an evaluation. Errors if verdicts are missing.
     pub fn new(evaluation: &Evaluation<'_>, model: ModelFingerprint, items: Vec<Item>) -> Result<Self> {
         if items.len() != evaluation.tasks.len() {
             return Err(Error::failure(format!(
-                "an evaluation of {} tasks has {} verdicts",
+                "incomplete evaluation: expected {} verdicts, got {}",
                 evaluation.tasks.len(),
                 items.len()
             )));
@@ -111,10 +111,10 @@ impl Receipt {
         Ok(Self { plan, tasks, items, figures, trained_on: None })
     }
 
-    /// As JSON text, sealed.
+    /// Serializes the receipt to JSON with its checksum.
     pub fn to_json(&self) -> Result<String> {
         let line = |(task, item): (&Task, &Item)| -> Result<Line> {
-            let task = serde_json::to_value(task).context(|| "cannot write a task as JSON")?;
+            let task = serde_json::to_value(task).context(|| "cannot serialize a task")?;
             Ok(Line { task, verdict: item.clone() })
         };
         let body = Body {
@@ -124,13 +124,13 @@ impl Receipt {
             trained_on: self.trained_on,
             verdicts: self.tasks.iter().zip(&self.items).map(line).collect::<Result<_>>()?,
         };
-        let place = || "cannot write the receipt";
+        let place = || "cannot serialize the receipt";
         let json = sealed::seal(serde_json::to_value(&body).context(place)?);
         Ok(serde_json::to_string_pretty(&json).context(place)? + "\n")
     }
 
-    /// Reads a receipt and checks it: the seal, the prompts, whether every task has its verdict, that the verdicts on answers
-    /// follow from the answers, and that the figures follow from the verdicts.
+    /// Reads a receipt and verifies it: the checksum, the hash of the prompts, the verdicts on answers, which are recomputed
+    /// from the answers, and the figures, which are recomputed from the verdicts.
     pub fn verify(path: &Path) -> Result<Self> {
         let place = || format!("receipt `{}`", path.display());
         let text = std::fs::read_to_string(path)
@@ -138,7 +138,7 @@ impl Receipt {
         Self::check(&text).map_err(|error| error.context(place()))
     }
 
-    /// The receipt of this very evaluation of this very model, if there is one.
+    /// Returns the receipt at `path` if it belongs to this evaluation of this model.
     pub(crate) fn find(
         path: &Path,
         evaluation: &Evaluation<'_>,
@@ -154,7 +154,7 @@ impl Receipt {
     }
 
     fn check(text: &str) -> Result<Self> {
-        let renew = "evaluate again: `unirl eval --out DIR` writes a new one";
+        let renew = "evaluate again with `unirl eval --out DIR` to write a new receipt";
         let altered = |what: &str| Error::failure(format!("the receipt was altered: {what}")).hint(renew);
         let json = sealed::unseal("receipt", FORM, text).map_err(|error| error.hint(renew))?;
         let body: Body = serde_json::from_value(json).context(|| "not a receipt")?;
@@ -162,40 +162,40 @@ impl Receipt {
             body.verdicts.into_iter().map(|line| (line.task.to_string(), line.verdict)).unzip();
         let tasks = read_records("task", &lines.join("\n"), crate::prompts::Record::task)?;
         if checksum::text(&write_jsonl(&tasks)?) != body.plan.prompts {
-            return Err(altered("its prompts are others"));
+            return Err(altered("the prompts do not match their hash"));
         }
         if body.plan.answer_judge == Exact.name() {
-            let right = |task: &Task, answer: &String| answer_is_right(&task.spec, answer);
-            let fits = |(task, item): (&Task, &Item)| {
-                let mmu_correct = item.mmu_answer.as_ref().map(|answer| right(task, answer));
-                item.passed == right(task, &item.answer) && item.mmu_correct == mmu_correct
+            let correct = |task: &Task, answer: &String| is_correct_answer(&task.spec, answer);
+            let consistent = |(task, item): (&Task, &Item)| {
+                let mmu_correct = item.mmu_answer.as_ref().map(|answer| correct(task, answer));
+                item.passed == correct(task, &item.answer) && item.mmu_correct == mmu_correct
             };
-            if !tasks.iter().zip(&items).all(fits) {
-                return Err(altered("a verdict on an answer does not follow from the answer"));
+            if !tasks.iter().zip(&items).all(consistent) {
+                return Err(altered("a verdict does not follow from the answer"));
             }
         }
         let figures = Report::of(&tasks, &items);
         if figures != body.figures {
-            return Err(altered("its figures do not follow from its verdicts"));
+            return Err(altered("the figures do not follow from the verdicts"));
         }
         Ok(Self { plan: body.plan, tasks, items, figures, trained_on: body.trained_on })
     }
 
-    /// Refuses a model whose weights are not those of the receipt.
+    /// Errors if the weights of the model are not those of the receipt.
     pub fn check_model(&self, model: &dyn UnifiedModel) -> Result<()> {
         let weights = weights::checksum(model)?;
         if weights == self.plan.model.weights {
             return Ok(());
         }
         Err(Error::failure(format!(
-            "the model is not that of the receipt: weights {}, expected {}",
-            short(&weights),
-            short(&self.plan.model.weights)
+            "the model is not that of the receipt: expected weights {}, got {}",
+            short(&self.plan.model.weights),
+            short(&weights)
         )))
     }
 }
 
-/// The beginning of a hash.
+/// Returns the first 12 digits of a hash.
 pub(super) fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_is_what_was_written() {
+    fn receipt_json_round_trips() {
         let receipt = receipt();
         assert_eq!(Receipt::check(&receipt.to_json().unwrap()).unwrap(), receipt);
         assert!(!receipt.to_json().unwrap().contains("trained_on"));
@@ -238,30 +238,30 @@ mod tests {
         assert_eq!(Receipt::check(&overlapping.to_json().unwrap()).unwrap(), overlapping);
     }
 
-    /// Every letter and digit of the whole text, one after the other, becomes another: never is the receipt taken.
+    /// Changes every seventh character of the text, if it is a letter or a digit.
     #[test]
-    fn any_changed_byte_is_seen() {
+    fn check_detects_every_changed_character() {
         let text = receipt().to_json().unwrap();
         let mut tried = 0;
-        for (at, letter) in text.char_indices().step_by(7) {
-            let other = match letter {
-                '0'..='8' | 'a'..='y' => char::from(letter as u8 + 1),
+        for (at, character) in text.char_indices().step_by(7) {
+            let other = match character {
+                '0'..='8' | 'a'..='y' => char::from(character as u8 + 1),
                 '9' => '8',
                 'z' => 'y',
                 _ => continue,
             };
             let mut altered = text.clone();
             altered.replace_range(at..=at, &other.to_string());
-            assert!(Receipt::check(&altered).is_err(), "byte {at} of {letter} to {other}");
+            assert!(Receipt::check(&altered).is_err(), "byte {at}: {character} to {other}");
             tried += 1;
         }
         assert!(tried > 500, "{tried}");
     }
 
-    /// With a new seal, too: verdicts, figures and prompts must follow from each other.
+    /// Verdicts, figures and prompts must be consistent even if the checksum is correct.
     #[test]
-    fn a_new_seal_does_not_help() {
-        let sealed = |change: &dyn Fn(&mut Value)| {
+    fn check_detects_changes_with_a_recomputed_checksum() {
+        let resealed = |change: &dyn Fn(&mut Value)| {
             let mut json: Value = serde_json::from_str(&receipt().to_json().unwrap()).unwrap();
             json.as_object_mut().unwrap().remove("seal");
             change(&mut json);
@@ -269,21 +269,23 @@ mod tests {
             json["seal"] = seal.into();
             Receipt::check(&json.to_string()).unwrap_err().message().to_string()
         };
-        assert!(sealed(&|json| json["verdicts"][0]["verdict"]["strict"] = false.into()).contains("figures"));
         assert!(
-            sealed(&|json| json["verdicts"][0]["verdict"]["understood"] = true.into())
-                .contains("from the answer")
+            resealed(&|json| json["verdicts"][0]["verdict"]["strict"] = false.into()).contains("figures")
         );
         assert!(
-            sealed(&|json| json["verdicts"][0]["task"]["prompt"] = "a photo of a cat".into())
+            resealed(&|json| json["verdicts"][0]["verdict"]["understood"] = true.into())
+                .contains("follow from the answer")
+        );
+        assert!(
+            resealed(&|json| json["verdicts"][0]["task"]["prompt"] = "a photo of a cat".into())
                 .contains("prompts")
         );
-        assert!(sealed(&|json| json["figures"]["t2i"]["macro"] = 0.9.into()).contains("figures"));
-        assert!(sealed(&|json| drop(json["verdicts"].as_array_mut().unwrap().pop())).contains("prompts"));
+        assert!(resealed(&|json| json["figures"]["t2i"]["macro"] = 0.9.into()).contains("figures"));
+        assert!(resealed(&|json| drop(json["verdicts"].as_array_mut().unwrap().pop())).contains("prompts"));
     }
 
     #[test]
-    fn a_set_that_lacks_verdicts_is_refused() {
+    fn receipt_with_missing_verdicts_is_refused() {
         let receipt = receipt();
         let rollout = Rollout::default();
         let evaluation = Evaluation {
@@ -295,6 +297,6 @@ mod tests {
             seed: 1,
         };
         let error = Receipt::new(&evaluation, receipt.plan.model, receipt.items[1..].to_vec()).unwrap_err();
-        assert_eq!(error.message(), "an evaluation of 12 tasks has 11 verdicts");
+        assert_eq!(error.message(), "incomplete evaluation: expected 12 verdicts, got 11");
     }
 }

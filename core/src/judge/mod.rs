@@ -1,4 +1,4 @@
-//! Judges: whether a drawing, and an answer about it, are right. They measure; rewards come from reward rules.
+//! Judges decide whether an image, and an answer about it, is correct. They only measure; rewards train.
 
 pub mod geneval;
 pub mod tiles;
@@ -12,45 +12,45 @@ use crate::prompts::rng::Rng;
 use crate::prompts::{PromptSpec, Task};
 use crate::tiles::TileGrid;
 
-/// What a judge says of one drawing.
+/// The verdict of a judge on an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Exactly what was asked for, and nothing else.
+    /// The image shows exactly what the prompt asks for.
     pub strict: bool,
-    /// In `GenEval`'s manner: what was asked for is there, whatever else is.
+    /// The image shows what the prompt asks for, and possibly more, as in `GenEval`.
     pub lenient: bool,
-    /// Why the drawing is not strictly right; empty if it is.
+    /// Why the image is not strictly correct; empty if it is.
     pub reason: String,
 }
 
-/// Whether the answer says all that the question asks for and no more: full points under the rule set `bound`.
-pub fn answer_is_right(spec: &PromptSpec, answer: &str) -> bool {
+/// Whether the answer states everything that the question asks for and nothing else: full points under the reward `bound`.
+pub fn is_correct_answer(spec: &PromptSpec, answer: &str) -> bool {
     match_answer(spec, answer).is_right(spec.category)
 }
 
-/// Judges drawings, and has images that show what was asked for.
+/// Judges images and provides reference images.
 pub trait ImageJudge {
-    /// What stands in a receipt: its name, and what decides its verdicts.
+    /// Returns the name in receipts: the judge, and everything that decides its verdicts.
     fn name(&self) -> String;
 
-    /// A verdict a task. `pixels [B,3,H,W]`, f32 in `0..=1`.
+    /// Returns a verdict per task on `pixels [B,3,H,W]`, f32 in `0..=1`.
     fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>>;
 
-    /// For each task an image that shows what it asks for, `[3,H,W]` in `0..=1`, where there is one; the same for the same
-    /// seed.
+    /// Returns, per task, an image `[3,H,W]` in `0..=1` that shows the prompt, if available. Depends on the tasks and the
+    /// seed only.
     fn references(&self, tasks: &[Task], seed: u64) -> Result<Vec<Option<Tensor>>>;
 }
 
 /// Judges answers.
 pub trait AnswerJudge {
-    /// What stands in a receipt.
+    /// Returns the name in receipts.
     fn name(&self) -> String;
 
-    /// Whether each answer is right; `None` where the judge gives no verdict.
+    /// Returns whether each answer is correct; `None` if the judge gives no verdict.
     fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<Option<bool>>>;
 }
 
-/// The exact judge of the drawn world.
+/// The exact judge of the tiles benchmark.
 #[derive(Debug, Clone, Copy)]
 pub struct TilesJudge;
 
@@ -60,28 +60,28 @@ impl ImageJudge for TilesJudge {
     }
 
     fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>> {
-        let readings = tiles::read(pixels)?;
-        Ok(tasks.iter().zip(&readings).map(|(task, reading)| tiles::judge(&task.spec, reading)).collect())
+        let grids = tiles::recognize(pixels)?;
+        Ok(tasks.iter().zip(&grids).map(|(task, grid)| tiles::judge(&task.spec, grid)).collect())
     }
 
     fn references(&self, tasks: &[Task], seed: u64) -> Result<Vec<Option<Tensor>>> {
         let mut rng = Rng::new(seed);
-        tasks.iter().map(|task| Ok(Some(TileGrid::draw(&task.spec, &mut rng)?.render()))).collect()
+        tasks.iter().map(|task| Ok(Some(TileGrid::sample(&task.spec, &mut rng)?.render()))).collect()
     }
 }
 
-/// [`answer_is_right`]: what the reward rule set `exact` pays for.
+/// [`is_correct_answer`], as in the reward `exact`.
 #[derive(Debug, Clone, Copy)]
 pub struct Exact;
 
 impl AnswerJudge for Exact {
-    /// The number changes with the grammar: a receipt is checked by the grammar that made it, or not at all.
+    /// The number is the version of the answer grammar: a receipt is only verified with the grammar that made it.
     fn name(&self) -> String {
         "exact 2".into()
     }
 
     fn judge(&self, tasks: &[Task], answers: &[String]) -> Result<Vec<Option<bool>>> {
-        let right = |(task, answer): (&Task, &String)| Some(answer_is_right(&task.spec, answer));
-        Ok(tasks.iter().zip(answers).map(right).collect())
+        let correct = |(task, answer): (&Task, &String)| Some(is_correct_answer(&task.spec, answer));
+        Ok(tasks.iter().zip(answers).map(correct).collect())
     }
 }

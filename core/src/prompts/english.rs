@@ -26,7 +26,7 @@ const NUMBERS: [&str; 21] = [
     "twenty",
 ];
 
-/// Plurals that no rule gives, by the last word of a noun.
+/// Irregular plurals, by the last word of a noun.
 #[rustfmt::skip]
 const IRREGULAR: [(&str, &str); 44] = [
     ("person", "people"), ("man", "men"), ("woman", "women"), ("child", "children"), ("snowman", "snowmen"),
@@ -41,26 +41,26 @@ const IRREGULAR: [(&str, &str); 44] = [
     ("binoculars", "binoculars"),
 ];
 
-/// Nouns in `-ie`, whose plural reads like one in `-y`.
+/// Nouns in `-ie`, whose plural looks like that of a noun in `-y`.
 const IE: [&str; 8] = ["tie", "pie", "cookie", "movie", "hoodie", "brownie", "smoothie", "zombie"];
 
-/// A vowel that is spoken as a consonant, and the other way round.
+/// Beginnings with a vowel letter that sounds like a consonant, and the reverse.
 const A_BEFORE: [&str; 8] = ["uni", "use", "usu", "uk", "eu", "ewe", "one", "once"];
 const AN_BEFORE: [&str; 4] = ["hour", "honest", "heir", "unin"];
 
-/// How nouns get their plural.
+/// How plurals are spelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Plurals {
-    /// As in a dictionary: `knives`, `benches`, `sheep`.
+    /// English: `knives`, `benches`, `sheep`.
     #[default]
     English,
-    /// As `GenEval` prints them: `es` behind an `s`, `s` behind everything else (`knifes`, `benchs`, `sheeps`).
+    /// As in `GenEval`: `es` after an `s`, else `s` (`knifes`, `benchs`, `sheeps`).
     Geneval,
 }
 
 impl Plurals {
-    /// The plural of a noun.
+    /// Returns the plural of a noun.
     pub fn of(self, noun: &str) -> String {
         match self {
             Plurals::English => plural(noun),
@@ -69,12 +69,12 @@ impl Plurals {
     }
 }
 
-/// What stands before the last word of `noun`, if that word is `last`.
+/// Returns the text before the last word of `noun`, if that word is `last`.
 fn before<'n>(noun: &'n str, last: &str) -> Option<&'n str> {
     noun.strip_suffix(last).filter(|start| start.is_empty() || start.ends_with([' ', '-']))
 }
 
-/// The plural of an English noun: `stars`, `crosses`, `wine glasses`, `knives`.
+/// Returns the English plural of a noun: `stars`, `crosses`, `wine glasses`, `knives`.
 pub fn plural(noun: &str) -> String {
     for (one, many) in IRREGULAR {
         if let Some(start) = before(noun, one) {
@@ -90,7 +90,7 @@ pub fn plural(noun: &str) -> String {
     format!("{noun}{}", if hisses { "es" } else { "s" })
 }
 
-/// The noun of a plural of either kind. Where English allows two (`houses`: `house`, `hous`) it is the likelier one.
+/// Returns the singular of a plural of either spelling. If English allows two (`houses`: `house`, `hous`), the more likely one.
 pub(super) fn singular(many: &str) -> String {
     for (one, irregular) in IRREGULAR {
         if let Some(start) = before(many, irregular) {
@@ -113,19 +113,19 @@ pub(super) fn singular(many: &str) -> String {
     if one.ends_with('s') { many.into() } else { one.into() }
 }
 
-/// `a` or `an`, by the sound of what follows.
+/// Returns `a` or `an`, by the sound of the next word.
 pub fn article(next: &str) -> &'static str {
     let starts = |known: &[&str]| known.iter().any(|start| next.starts_with(start));
     let vowel = next.starts_with(['a', 'e', 'i', 'o', 'u']) && !starts(&A_BEFORE);
     if vowel || starts(&AN_BEFORE) { "an" } else { "a" }
 }
 
-/// The number in words up to twenty, in digits from there.
+/// Returns a number in words up to twenty, and in digits above.
 pub fn number_word(number: u32) -> String {
     NUMBERS.get(number as usize).map_or_else(|| number.to_string(), ToString::to_string)
 }
 
-/// The inverse of [`number_word`]; also reads digits and `no`.
+/// The inverse of [`number_word`]; also accepts digits and `no`.
 pub(super) fn number(word: &str) -> Option<u32> {
     if word == "no" {
         return Some(0);
@@ -133,7 +133,7 @@ pub(super) fn number(word: &str) -> Option<u32> {
     NUMBERS.iter().position(|known| *known == word).map(|n| n as u32).or_else(|| word.parse().ok())
 }
 
-/// Whether a pair of these is one thing: `a pair of scissors`.
+/// Whether a pair is one object: `a pair of scissors`.
 pub(super) fn is_always_a_pair(noun: &str) -> bool {
     [
         "scissors",
@@ -151,7 +151,7 @@ pub(super) fn is_always_a_pair(noun: &str) -> bool {
     .contains(&noun)
 }
 
-/// `text` with its first letter in upper case.
+/// Returns `text` with its first letter in upper case.
 pub(super) fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plurals() {
+    fn plurals_of_both_spellings() {
         let nouns = [
             "star",
             "cross",
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plural_of_either_kind_has_its_noun_back() {
+    fn singular_inverts_both_spellings() {
         let nouns = ["star", "cross", "house", "vase", "bus", "box", "knife", "sheep", "bench", "toy", "tie"];
         for noun in nouns {
             assert_eq!(singular(&plural(noun)), noun);
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn articles_go_by_sound() {
+    fn article_follows_the_sound() {
         for (next, expected) in [
             ("apple", "an"),
             ("bench", "a"),

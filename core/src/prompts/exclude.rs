@@ -1,50 +1,50 @@
-//! What must not be trained on: the prompts of an evaluation.
+//! Exclusion of the prompts of an evaluation from training.
 
 use std::collections::HashSet;
 
 use super::lexicon::canonical;
 use super::{Category, PromptSpec, Task};
 
-/// Prompts that no generated one may equal, in words or in what they ask for.
+/// Excluded prompts, by their text and by their spec.
 #[derive(Debug, Clone, Default)]
 pub struct Exclusion {
     prompts: HashSet<String>,
-    scenes: HashSet<String>,
+    specs: HashSet<String>,
     nouns: HashSet<String>,
 }
 
 impl Exclusion {
-    /// Excludes the prompts of `tasks`, and their objects from the category `single_object` (§4.4 of the paper: there,
-    /// training and test share no object type).
+    /// Excludes the prompts of `tasks`, and their objects from the category `single_object`: in §4.4 of the paper, training
+    /// and test share no object type.
     pub fn add(&mut self, tasks: &[Task]) {
         for task in tasks {
-            self.prompts.insert(normal(&task.prompt));
-            self.scenes.insert(scene(&task.spec));
+            self.prompts.insert(normalized(&task.prompt));
+            self.specs.insert(key(&task.spec));
             self.nouns.extend(task.spec.objects.iter().map(|object| canonical(&object.noun)));
         }
     }
 
-    /// Whether a task asks for the scene of an excluded one, or has its prompt.
+    /// Whether a task has the prompt or the spec of an excluded task.
     pub fn repeats(&self, task: &Task) -> bool {
-        self.prompts.contains(&normal(&task.prompt)) || self.scenes.contains(&scene(&task.spec))
+        self.prompts.contains(&normalized(&task.prompt)) || self.specs.contains(&key(&task.spec))
     }
 
-    /// Whether a task is excluded. Case, marks and articles do not tell prompts apart, nor do order, the side from which a
-    /// position is told, and synonyms.
+    /// Whether a task is excluded. Prompts are equal if they differ only in case, punctuation, articles, the order of
+    /// objects, the direction of a relation, or synonyms.
     pub fn holds(&self, task: &Task) -> bool {
-        let known_type =
+        let excluded_noun =
             || task.spec.objects.iter().any(|object| self.nouns.contains(&canonical(&object.noun)));
-        self.repeats(task) || (task.spec.category == Category::SingleObject && known_type())
+        self.repeats(task) || (task.spec.category == Category::SingleObject && excluded_noun())
     }
 }
 
-fn normal(prompt: &str) -> String {
+fn normalized(prompt: &str) -> String {
     let lower = prompt.to_lowercase();
     let words = lower.split(|letter: char| !letter.is_alphanumeric());
     words.filter(|word| !matches!(*word, "" | "a" | "an" | "the")).collect::<Vec<_>>().join(" ")
 }
 
-fn scene(spec: &PromptSpec) -> String {
+fn key(spec: &PromptSpec) -> String {
     let mut spec = spec.clone();
     for object in &mut spec.objects {
         object.noun = canonical(&object.noun);
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rewording_is_no_way_around() {
+    fn holds_detects_reworded_prompts() {
         let task = |category, prompt: &str| {
             PromptTemplates::evaluation().task(PromptSpec::parse(category, prompt).unwrap())
         };
@@ -86,7 +86,7 @@ mod tests {
         ] {
             assert!(!exclusion.holds(&task(category, prompt)), "{prompt}");
         }
-        // Other words for facts that are not excluded, but the very text of an excluded prompt.
+        // A spec that is not excluded, with the text of an excluded prompt.
         let spec = PromptSpec {
             category: Category::Position,
             objects: vec![Object::one("x"), Object::one("y")],

@@ -1,4 +1,4 @@
-//! Random tasks from a list of objects: one at a time from a split, or many by a mix of categories.
+//! Random tasks from an object list: single specs of a split, or a set with a mix of categories.
 
 use std::collections::HashSet;
 
@@ -8,21 +8,21 @@ use super::rng::{Rng, mix};
 use super::{Category, Exclusion, Object, ObjectList, PromptSpec, PromptTemplates, Relation, Task};
 use crate::error::{Error, Result, unknown_name};
 
-/// Draws without anything fit before there is taken to be nothing.
-const PATIENCE: usize = 10_000;
+/// The number of rejected samples after which no valid one is assumed to exist.
+const MAX_ATTEMPTS: usize = 10_000;
 
-/// Which tasks to sample.
+/// The split of the tasks into training and test.
 ///
-/// The categories with many combinations (`two_object`, `colors`, `position`, `color_attr`) are split: a quarter of
-/// the combinations is for the test. `single_object` and `counting` have too few, so that both splits share them all.
+/// The categories with many combinations (`two_object`, `colors`, `position`, `color_attr`) are split: a quarter of the
+/// combinations is for testing. `single_object` and `counting` have too few, so both splits share them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Split {
-    /// Never seen in a test.
+    /// Training tasks.
     Train,
-    /// Never trained on.
+    /// Held-out tasks.
     Test,
-    /// Both.
+    /// Both splits.
     All,
 }
 
@@ -40,7 +40,7 @@ impl std::str::FromStr for Split {
 }
 
 impl Split {
-    /// Whether tasks of these facts belong to the split. What says the same in another order has the same place.
+    /// Whether a spec belongs to the split. Equivalent specs belong to the same split.
     pub fn holds(self, spec: &PromptSpec) -> bool {
         match self {
             _ if !spec.category.is_split() => true,
@@ -51,7 +51,7 @@ impl Split {
     }
 }
 
-/// FNV-1a of the facts.
+/// Whether a spec is for testing, by the FNV-1a hash of its key.
 fn is_test(spec: &PromptSpec) -> bool {
     let hash = spec.key().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -59,7 +59,7 @@ fn is_test(spec: &PromptSpec) -> bool {
     mix(hash).is_multiple_of(4)
 }
 
-fn random_facts(list: &ObjectList, category: Category, rng: &mut Rng) -> PromptSpec {
+fn random_spec(list: &ObjectList, category: Category, rng: &mut Rng) -> PromptSpec {
     let (first, second) = rng.two_below(list.nouns.len());
     let (one, other) = rng.two_below(list.colors.len());
     let plain = |noun: usize| Object::one(&list.nouns[noun]);
@@ -76,29 +76,29 @@ fn random_facts(list: &ObjectList, category: Category, rng: &mut Rng) -> PromptS
     PromptSpec { category, objects, relation }
 }
 
-/// As in `GenEval`, nobody is asked to paint a person.
-fn paints_a_person(spec: &PromptSpec) -> bool {
+/// Whether a person has a colour. As in `GenEval`, such specs are not generated.
+fn has_colored_person(spec: &PromptSpec) -> bool {
     spec.objects.iter().any(|object| object.noun == "person" && object.color.is_some())
 }
 
-/// Random facts of a category. Fails for a list that is unfit or has nothing in the split.
+/// Samples a spec of a category. Errors if the list is invalid or has no specs in the split.
 pub fn sample(list: &ObjectList, category: Category, split: Split, rng: &mut Rng) -> Result<PromptSpec> {
     list.check()?;
-    (0..PATIENCE)
-        .map(|_| random_facts(list, category, rng))
-        .find(|spec| split.holds(spec) && !paints_a_person(spec))
+    (0..MAX_ATTEMPTS)
+        .map(|_| random_spec(list, category, rng))
+        .find(|spec| split.holds(spec) && !has_colored_person(spec))
         .ok_or_else(|| {
             Error::usage(format!("the object list has no `{}` tasks in this split", category.name()))
-                .hint("name more nouns and colors")
+                .hint("add nouns and colors to the list")
         })
 }
 
-/// How many tasks of each category, as shares.
+/// The shares of the categories.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mix([f64; 6]);
 
 impl Default for Mix {
-    /// As many of each.
+    /// Equal shares.
     fn default() -> Self {
         Self([1.0; 6])
     }
@@ -107,13 +107,14 @@ impl Default for Mix {
 impl std::str::FromStr for Mix {
     type Err = Error;
 
-    /// `single=1,two=1,counting=2`: a category by its name or the first words of it; what is not named has no share.
+    /// Parses shares such as `single=1,two=1,counting=2`. Categories have short names; those left out have no share.
     fn from_str(text: &str) -> Result<Self> {
         let mut shares = [0.0; 6];
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let wrong = || Error::usage(format!("mix `{part}`: expected `CATEGORY=SHARE`, e.g. `two=1`"));
-            let (name, share) = part.split_once('=').ok_or_else(wrong)?;
-            let share: f64 = share.trim().parse().map_err(|_| wrong())?;
+            let invalid =
+                || Error::usage(format!("mix `{part}`: expected `CATEGORY=SHARE`, such as `two=1`"));
+            let (name, share) = part.split_once('=').ok_or_else(invalid)?;
+            let share: f64 = share.trim().parse().map_err(|_| invalid())?;
             if !(share.is_finite() && share >= 0.0) {
                 return Err(Error::usage(format!("mix `{part}`: expected a share of at least 0")));
             }
@@ -135,27 +136,27 @@ impl std::str::FromStr for Mix {
         }
         if shares.iter().sum::<f64>() <= 0.0 {
             return Err(Error::usage(format!(
-                "mix `{text}`: expected a share above 0 for one category at least"
+                "mix `{text}`: expected a share above 0 for at least one category"
             )));
         }
         Ok(Self(shares))
     }
 }
 
-/// What [`generate`] made.
+/// The result of [`generate`].
 #[derive(Debug)]
 pub struct Generated {
-    /// The tasks, categories in turn.
+    /// The tasks, with interleaved categories.
     pub tasks: Vec<Task>,
-    /// Categories that had fewer different prompts than were asked for, and how many: from there on they repeat.
+    /// Categories whose prompts repeat, with the number of their different prompts.
     pub repeated: Vec<(Category, usize)>,
 }
 
-/// `count` random tasks of a split, none of them excluded, their categories as near to the mix as whole numbers are, at every length
-/// of the list. No prompt comes twice before its category has, in 10,000 draws, nothing new.
+/// Generates `count` random tasks of a split, without excluded ones. Every prefix of the result is as close to the mix as whole
+/// numbers allow. A prompt repeats only if 10,000 samples of its category contain no new one.
 pub fn generate(
     list: &ObjectList,
-    wording: &PromptTemplates,
+    templates: &PromptTemplates,
     mix: Mix,
     (split, exclusion): (Split, &Exclusion),
     count: usize,
@@ -164,30 +165,31 @@ pub fn generate(
     list.check()?;
     let mut rng = Rng::new(seed);
     let total: f64 = mix.0.iter().sum();
-    let mut given = [0_usize; 6];
+    let mut counts = [0_usize; 6];
     let mut seen: [HashSet<String>; 6] = Default::default();
     let mut generated = Generated { tasks: Vec::with_capacity(count), repeated: Vec::new() };
     while generated.tasks.len() < count {
         let due = (generated.tasks.len() + 1) as f64;
-        let lack = |category: &Category| {
+        let deficit = |category: &Category| {
             let at = *category as usize;
-            mix.0[at] / total * due - given[at] as f64
+            mix.0[at] / total * due - counts[at] as f64
         };
         let category = Category::ALL
             .into_iter()
             .filter(|category| mix.0[*category as usize] > 0.0)
-            .reduce(|most, next| if lack(&next) > lack(&most) { next } else { most })
+            .reduce(|most, next| if deficit(&next) > deficit(&most) { next } else { most })
             .unwrap_or(Category::SingleObject);
         let seen = &mut seen[category as usize];
-        let fresh = (0..PATIENCE)
-            .map(|_| wording.task(random_facts(list, category, &mut rng)))
-            .filter(|task| split.holds(&task.spec) && !paints_a_person(&task.spec) && !exclusion.holds(task))
+        let new = (0..MAX_ATTEMPTS)
+            .map(|_| templates.task(random_spec(list, category, &mut rng)))
+            .filter(|task| {
+                split.holds(&task.spec) && !has_colored_person(&task.spec) && !exclusion.holds(task)
+            })
             .find(|task| !seen.contains(&task.prompt));
-        let Some(task) = fresh else {
+        let Some(task) = new else {
             if seen.is_empty() {
-                return Err(Error::usage(format!("no `{}` prompt is left", category.name())).hint(
-                    "every one is excluded: name more objects with `--objects`, or leave the category out with `--mix`",
-                ));
+                return Err(Error::usage(format!("all `{}` prompts are excluded", category.name()))
+                    .hint("add objects with `--objects`, or leave the category out with `--mix`"));
             }
             if !generated.repeated.iter().any(|(known, _)| *known == category) {
                 generated.repeated.push((category, seen.len()));
@@ -196,7 +198,7 @@ pub fn generate(
             continue;
         };
         seen.insert(task.prompt.clone());
-        given[category as usize] += 1;
+        counts[category as usize] += 1;
         generated.tasks.push(task);
     }
     Ok(generated)
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_splits_share_nothing_where_they_can() {
+    fn splits_are_disjoint_in_split_categories() {
         for category in [Category::TwoObject, Category::Colors, Category::Position, Category::ColorAttr] {
             let [train, test] = [Split::Train, Split::Test].map(|split| {
                 let mut rng = Rng::new(7);
@@ -232,61 +234,61 @@ mod tests {
     }
 
     #[test]
-    fn rephrasing_stays_in_the_split() {
+    fn equivalent_specs_are_in_the_same_split() {
         let mut rng = Rng::new(1);
         for _ in 0..200 {
             let spec = sample(&list(), Category::Position, Split::Test, &mut rng).unwrap();
-            let mut turned = spec.clone();
-            turned.objects.reverse();
-            turned.relation = turned.relation.map(Relation::opposite);
-            assert!(Split::Test.holds(&turned), "{spec:?}");
+            let mut reversed = spec.clone();
+            reversed.objects.reverse();
+            reversed.relation = reversed.relation.map(Relation::opposite);
+            assert!(Split::Test.holds(&reversed), "{spec:?}");
         }
     }
 
     fn everyday(mix: &str, count: usize, seed: u64) -> Generated {
-        let (list, wording) = (ObjectList::everyday(), PromptTemplates::find("paper").unwrap());
-        generate(&list, &wording, mix.parse().unwrap(), (Split::All, &Exclusion::default()), count, seed)
+        let (list, templates) = (ObjectList::everyday(), PromptTemplates::find("paper").unwrap());
+        generate(&list, &templates, mix.parse().unwrap(), (Split::All, &Exclusion::default()), count, seed)
             .unwrap()
     }
 
     #[test]
-    fn a_seed_gives_the_same_tasks_in_the_mix_asked_for() {
-        let made = everyday("two=1,position=2,attr=1", 400, 3).tasks;
-        assert_eq!(made, everyday("two=1,position=2,attr=1", 400, 3).tasks);
-        assert_ne!(made, everyday("two=1,position=2,attr=1", 400, 4).tasks);
-        let count = |category| made.iter().filter(|task| task.spec.category == category).count();
+    fn generate_is_deterministic_and_follows_the_mix() {
+        let tasks = everyday("two=1,position=2,attr=1", 400, 3).tasks;
+        assert_eq!(tasks, everyday("two=1,position=2,attr=1", 400, 3).tasks);
+        assert_ne!(tasks, everyday("two=1,position=2,attr=1", 400, 4).tasks);
+        let count = |category| tasks.iter().filter(|task| task.spec.category == category).count();
         assert_eq!(Category::ALL.map(count), [0, 100, 0, 0, 200, 100]);
-        let prompts: BTreeSet<_> = made.iter().map(|task| &task.prompt).collect();
-        assert_eq!(prompts.len(), 400, "a prompt came twice");
-        assert!(made.iter().all(|task| !paints_a_person(&task.spec)));
+        let prompts: BTreeSet<_> = tasks.iter().map(|task| &task.prompt).collect();
+        assert_eq!(prompts.len(), 400, "a prompt repeats");
+        assert!(tasks.iter().all(|task| !has_colored_person(&task.spec)));
     }
 
     #[test]
-    fn a_small_category_repeats_only_when_it_has_nothing_new() {
-        let made = everyday("single=1", 400, 1);
-        assert_eq!(made.repeated, [(Category::SingleObject, 160)]);
-        let first: BTreeSet<_> = made.tasks[..160].iter().map(|task| &task.prompt).collect();
+    fn generate_repeats_prompts_only_after_all_others() {
+        let generated = everyday("single=1", 400, 1);
+        assert_eq!(generated.repeated, [(Category::SingleObject, 160)]);
+        let first: BTreeSet<_> = generated.tasks[..160].iter().map(|task| &task.prompt).collect();
         assert_eq!(first.len(), 160);
     }
 
     #[test]
-    fn mixes_are_checked() {
-        let wrong = |text: &str| text.parse::<Mix>().unwrap_err().to_string();
-        assert!(wrong("colours=1").contains("did you mean `colors`?"));
-        assert!(wrong("two").contains("expected `CATEGORY=SHARE`"));
-        assert!(wrong("two=-1").contains("at least 0"));
-        assert!(wrong("two=0").contains("above 0"));
+    fn invalid_mixes_are_refused() {
+        let error = |text: &str| text.parse::<Mix>().unwrap_err().to_string();
+        assert!(error("colours=1").contains("did you mean `colors`?"));
+        assert!(error("two").contains("expected `CATEGORY=SHARE`"));
+        assert!(error("two=-1").contains("at least 0"));
+        assert!(error("two=0").contains("above 0"));
         assert_eq!("single=2, two=1".parse::<Mix>().unwrap(), Mix([2.0, 1.0, 0.0, 0.0, 0.0, 0.0]));
     }
 
     #[test]
-    fn a_category_without_prompts_is_an_error() {
-        let (list, wording) = (list(), PromptTemplates::tiles());
+    fn generate_with_all_prompts_excluded_is_an_error() {
+        let (list, templates) = (list(), PromptTemplates::tiles());
         let none = Exclusion::default();
-        let all = generate(&list, wording, Mix::default(), (Split::All, &none), 60, 1).unwrap().tasks;
+        let all = generate(&list, templates, Mix::default(), (Split::All, &none), 60, 1).unwrap().tasks;
         let mut exclusion = Exclusion::default();
         exclusion.add(&all);
-        let error = generate(&list, wording, Mix::default(), (Split::All, &exclusion), 60, 1).unwrap_err();
-        assert_eq!(error.message(), "no `single_object` prompt is left");
+        let error = generate(&list, templates, Mix::default(), (Split::All, &exclusion), 60, 1).unwrap_err();
+        assert_eq!(error.message(), "all `single_object` prompts are excluded");
     }
 }

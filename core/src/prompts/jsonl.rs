@@ -1,4 +1,4 @@
-//! Tasks in files, one JSON object a line: our own, `GenEval`'s metadata, or as little as a category and a prompt.
+//! Tasks as JSON lines: our own format, the metadata of `GenEval`, or just a category and a prompt.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::{input, json};
 
 impl PromptSpec {
-    /// Refuses facts that their category does not allow: the wrong number of objects, a missing colour or relation.
+    /// Errors if the spec does not fit its category, such as a wrong number of objects or a missing colour or relation.
     pub fn check(&self) -> Result<()> {
         let name = self.category.name();
         if self.objects.len() != self.category.objects() {
@@ -23,7 +23,7 @@ impl PromptSpec {
         }
         if self.relation.is_some() != (self.category == Category::Position) {
             return Err(Error::usage(format!(
-                "`facts.relation`: only `position` has one, and always has one; this is `{name}`"
+                "`facts.relation`: required for `position` and not allowed for other categories, got `{name}`"
             )));
         }
         for (index, object) in self.objects.iter().enumerate() {
@@ -32,13 +32,14 @@ impl PromptSpec {
                 return Err(Error::usage(format!("`{place}.noun` is empty")));
             }
             if object.color.is_some() != self.category.names_colors() {
-                let wants = if self.category.names_colors() { "a" } else { "no" };
-                return Err(Error::usage(format!("`{place}.color`: `{name}` has {wants} colour")));
+                let rule = if self.category.names_colors() { "required" } else { "not allowed" };
+                return Err(Error::usage(format!("`{place}.color`: {rule} for `{name}`")));
             }
             let counting = self.category == Category::Counting;
             if !(if counting { object.count > 0 } else { object.count == 1 }) {
+                let expected = if counting { "at least 1" } else { "1" };
                 return Err(Error::usage(format!(
-                    "`{place}.count` of {} does not fit `{name}`",
+                    "`{place}.count`: expected {expected} for `{name}`, got {}",
                     object.count
                 )));
             }
@@ -47,21 +48,21 @@ impl PromptSpec {
     }
 }
 
-/// A line of a file, as far as it is known: what else stands there is left alone.
+/// A line of a file. Unknown keys are ignored.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Record {
-    /// The category; `tag` in `GenEval`'s files. `facts` may hold it, too.
+    /// The category; `tag` in the files of `GenEval`. It can also be in `facts`.
     #[serde(alias = "tag")]
     category: Option<Category>,
     prompt: String,
     #[serde(rename = "facts")]
     spec: Option<SpecRecord>,
-    /// `GenEval`'s facts.
+    /// The spec in the format of `GenEval`.
     include: Option<Vec<Included>>,
     question: Option<String>,
     #[serde(rename = "truth")]
     reference_answer: Option<String>,
-    /// The right answer beside `GenEval`'s facts; a model's answer in samples.
+    /// The reference answer in the format of `GenEval`; otherwise the answer of a model.
     answer: Option<String>,
     keywords: Option<Vec<String>>,
     reward: Option<serde_json::Value>,
@@ -74,7 +75,7 @@ struct SpecRecord {
     relation: Option<Relation>,
 }
 
-/// An object that must be there; `position` is where it lies, seen from the object of that index.
+/// An object in the format of `GenEval`; `position` is a relation to the object with the given index.
 #[derive(Debug, Clone, Deserialize)]
 struct Included {
     class: String,
@@ -84,32 +85,32 @@ struct Included {
 }
 
 impl Record {
-    /// The task of the line. Facts that are not there are read from the prompt; question and truth that are not there are
-    /// worded as in the paper, or, beside `GenEval`'s facts, as in its evaluation.
+    /// Returns the task of the line. A missing spec is parsed from the prompt. A missing question or reference answer comes
+    /// from the templates `evaluation` in the format of `GenEval`, and from `paper` otherwise.
     pub fn task(&self) -> Result<Task> {
         let spec = self.spec()?;
-        let wording = match &self.include {
+        let templates = match &self.include {
             Some(_) => PromptTemplates::evaluation(),
             None => PromptTemplates::paper(),
         };
-        let worded = wording.task(spec);
+        let default = templates.task(spec);
         let reference_answer =
             self.reference_answer.clone().or_else(|| self.answer.clone().filter(|_| self.include.is_some()));
         Ok(Task {
             prompt: self.prompt.clone(),
-            question: self.question.clone().unwrap_or(worded.question),
-            reference_answer: reference_answer.unwrap_or(worded.reference_answer),
-            keywords: self.keywords.clone().unwrap_or(worded.keywords),
-            spec: worded.spec,
+            question: self.question.clone().unwrap_or(default.question),
+            reference_answer: reference_answer.unwrap_or(default.reference_answer),
+            keywords: self.keywords.clone().unwrap_or(default.keywords),
+            spec: default.spec,
         })
     }
 
-    /// What a model answered; `None` beside `GenEval`'s facts, where `answer` is the truth.
+    /// Returns the answer of a model; `None` in the format of `GenEval`, where `answer` is the reference answer.
     pub fn answer(&self) -> Option<&str> {
         self.answer.as_deref().filter(|_| self.include.is_none())
     }
 
-    /// What a run gave the answer, as it stands there.
+    /// Returns the reward that a run recorded for the answer.
     pub fn reward(&self) -> Option<&serde_json::Value> {
         self.reward.as_ref()
     }
@@ -138,7 +139,8 @@ impl Record {
     }
 }
 
-/// `GenEval`'s facts: of a position, the object that has it stands second in the file and first in the prompt.
+/// Converts a spec from the format of `GenEval`, where the object with a position is second in the file and first in the
+/// prompt.
 fn included(category: Category, include: &[Included]) -> Result<PromptSpec> {
     let mut relation = None;
     let mut objects: Vec<Object> = Vec::new();
@@ -148,7 +150,7 @@ fn included(category: Category, include: &[Included]) -> Result<PromptSpec> {
             let known = Relation::ALL.into_iter().find(|relation| relation.words() == words);
             if index != 1 || *target != 0 || known.is_none() {
                 return Err(Error::usage(format!(
-                    "`include[{index}].position`: expected `[RELATION, 0]` at the second object, got `[\"{words}\", {target}]`"
+                    "`include[{index}].position`: expected `[RELATION, 0]` for the second object only, got `[\"{words}\", {target}]`"
                 ))
                 .hint("relations: left of, right of, above, below"));
             }
@@ -162,7 +164,7 @@ fn included(category: Category, include: &[Included]) -> Result<PromptSpec> {
 }
 
 impl Serialize for Task {
-    /// `category`, `prompt`, `facts` (objects and relation), `question`, `truth`, `keywords`.
+    /// Writes `category`, `prompt`, `facts` (objects and relation), `question`, `truth`, `keywords`.
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Inner<'a> {
@@ -182,8 +184,7 @@ impl Serialize for Task {
     }
 }
 
-/// Reads the lines of a text called `name`, skipping empty ones: what `read` makes of each. An error names file, line and
-/// field.
+/// Reads the non-empty lines of a text and converts each with `read`. An error names `name`, the line and the field.
 pub fn read_records<T>(name: &str, text: &str, read: impl Fn(&Record) -> Result<T>) -> Result<Vec<T>> {
     json::lines(text)
         .map(|(number, line)| {
@@ -193,22 +194,22 @@ pub fn read_records<T>(name: &str, text: &str, read: impl Fn(&Record) -> Result<
         .collect()
 }
 
-/// Reads the tasks of a file, which has at least one.
+/// Reads the tasks of a file. Errors if it has none.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Task>> {
     let tasks = read_records(&path.display().to_string(), &input::read_text(path)?, Record::task)?;
     if tasks.is_empty() {
-        return Err(Error::usage(format!("`{}` holds no task", path.display())).hint(
-            "a task is a line such as `{\"category\": \"counting\", \"prompt\": \"a photo of two dogs\"}`",
+        return Err(Error::usage(format!("`{}` contains no tasks", path.display())).hint(
+            "write one task per line, such as `{\"category\": \"counting\", \"prompt\": \"a photo of two dogs\"}`",
         ));
     }
     Ok(tasks)
 }
 
-/// The tasks as lines.
+/// Writes the tasks as JSON lines.
 pub fn write_jsonl(tasks: &[Task]) -> Result<String> {
     let mut text = String::new();
     for task in tasks {
-        let line = serde_json::to_string(task).context(|| "cannot write a task as JSON")?;
+        let line = serde_json::to_string(task).context(|| "cannot serialize a task")?;
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{line}");
     }
@@ -225,18 +226,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
-        for wording in [PromptTemplates::paper(), PromptTemplates::evaluation(), PromptTemplates::tiles()] {
+    fn write_and_read_round_trip() {
+        for templates in [PromptTemplates::paper(), PromptTemplates::evaluation(), PromptTemplates::tiles()] {
             let list = ObjectList::everyday();
-            let tasks = generate(&list, wording, Mix::default(), (Split::All, &Exclusion::default()), 60, 5)
-                .unwrap()
-                .tasks;
+            let tasks =
+                generate(&list, templates, Mix::default(), (Split::All, &Exclusion::default()), 60, 5)
+                    .unwrap()
+                    .tasks;
             assert_eq!(read(&write_jsonl(&tasks).unwrap()).unwrap(), tasks);
         }
     }
 
     #[test]
-    fn geneval_is_read() {
+    fn geneval_metadata_is_read() {
         let lines = [
             r#"{"tag": "position", "include": [{"class": "teddy bear", "count": 1}, {"class": "dog", "count": 1, "position": ["right of", 0]}], "prompt": "a photo of a dog right of a teddy bear"}"#,
             r#"{"tag": "counting", "include": [{"class": "bench", "count": 4}], "exclude": [{"class": "bench", "count": 5}], "prompt": "a photo of four benchs", "question": "How many?", "answer": "four of them"}"#,
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_category_and_a_prompt_are_enough() {
+    fn category_and_prompt_are_sufficient() {
         let tasks = read(r#"{"category": "colors", "prompt": "a photo of a green fork"}"#).unwrap();
         assert_eq!(
             [&*tasks[0].question, &*tasks[0].reference_answer],
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named_with_its_field() {
+    fn invalid_line_error_names_line_and_field() {
         for (line, words) in [
             (r#"{"category":"position","prompt":"","facts":{"objects":[]}}"#, "`facts.objects`: expected 2"),
             (

@@ -1,11 +1,11 @@
-//! Everyday objects, what else they are called, and colours.
+//! Everyday objects with their synonyms, and colours.
 
-/// `GenEval`'s ten colours.
+/// The ten colours of `GenEval`.
 pub(super) const COLORS: [&str; 10] =
     ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"];
 
-/// The eighty classes of COCO as `GenEval` spells them, in its order, and eighty more everyday objects: 160, as in the paper
-/// (§3.2). Behind each is what an answer may call it instead; none of that names another object of the list.
+/// The 80 classes of COCO in the spelling and order of `GenEval`, and 80 more everyday objects: 160, as in the paper (§3.2). Each
+/// has its synonyms in answers. No synonym names another object of the list.
 #[rustfmt::skip]
 pub(super) const EVERYDAY: [(&str, &[&str]); 160] = [
     ("person", &["man", "woman", "human", "child", "kid", "boy", "girl", "baby", "lady", "guy", "adult", "toddler"]), ("bicycle", &["bike"]), ("car", &["automobile"]),
@@ -46,7 +46,7 @@ pub(super) const EVERYDAY: [(&str, &[&str]); 160] = [
     ("rabbit", &["bunny"]), ("penguin", &[]), ("turtle", &["tortoise"]), ("fish", &[]), ("windmill", &[]),
 ];
 
-/// Words that are an object where shapes are what is asked for, and describe one elsewhere (`a square table`).
+/// Words that are objects if the prompt asks for shapes, and modifiers otherwise (`a square table`).
 pub(super) const SHAPES: [&str; 16] = [
     "circle",
     "ring",
@@ -66,19 +66,19 @@ pub(super) const SHAPES: [&str; 16] = [
     "stripe",
 ];
 
-/// Other words for a noun, e.g. `sofa` for `couch`.
+/// Returns the synonyms of a noun, such as `sofa` for `couch`.
 pub fn synonyms(noun: &str) -> &'static [&'static str] {
     EVERYDAY.iter().find(|(name, _)| *name == noun).map_or(&[], |(_, others)| others)
 }
 
-/// The name that the list has for a noun or its synonym; another noun as it is, in lower case.
+/// Returns the name in the list for a noun or a synonym; another noun in lower case.
 pub(super) fn canonical(noun: &str) -> String {
     let noun = noun.to_lowercase();
     let known = EVERYDAY.iter().find(|(_, others)| others.contains(&noun.as_str()));
     known.map_or(noun, |(name, _)| (*name).into())
 }
 
-/// Every spelling of a colour: `gray` and `grey` are one.
+/// Returns the spellings of a colour: `gray` and `grey` are equivalent.
 pub(crate) fn color_spellings(color: &str) -> Vec<String> {
     let mut spellings = vec![color.to_lowercase()];
     for (one, other) in [("gray", "grey"), ("grey", "gray")] {
@@ -96,9 +96,9 @@ mod tests {
     use super::super::Plurals;
     use super::*;
 
-    /// No two objects share a name, a synonym or a plural of either: what is said of one is never said of another.
+    /// No two objects share a name, a synonym or a plural.
     #[test]
-    fn no_object_is_called_as_another() {
+    fn names_of_objects_are_unique() {
         let mut owner = std::collections::HashMap::new();
         for (noun, others) in EVERYDAY {
             let words: HashSet<String> = others
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn grey_is_gray() {
+    fn gray_and_grey_are_equivalent() {
         assert_eq!(color_spellings("dark gray"), ["dark gray", "dark grey"]);
         assert_eq!(color_spellings("Grey"), ["grey", "gray"]);
         assert_eq!(color_spellings("green"), ["green"]);

@@ -1,4 +1,4 @@
-//! Scenes: what is to be drawn, as facts, and as the prompt, question and answer made from them (§3.2, Table 1).
+//! Prompts: their specifications, and the prompts, questions and reference answers made from them (§3.2, Table 1).
 
 pub mod answer;
 mod english;
@@ -10,7 +10,7 @@ mod objects;
 mod parse;
 pub mod rng;
 mod template;
-mod wording;
+mod templates;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,9 +22,9 @@ pub use jsonl::{Record, read_jsonl, read_records, write_jsonl};
 pub use lexicon::synonyms;
 pub use objects::ObjectList;
 pub use template::{Place, Segment, Slot, Template};
-pub use wording::{PromptTemplates, TemplateFile};
+pub use templates::{PromptTemplates, TemplateFile};
 
-/// `GenEval`'s six kinds of prompts.
+/// The six categories of prompts of `GenEval`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
@@ -32,18 +32,18 @@ pub enum Category {
     SingleObject,
     /// Two different objects.
     TwoObject,
-    /// Two to four objects of a kind.
+    /// Two to four objects of one kind.
     Counting,
-    /// One object of a colour.
+    /// One object with a colour.
     Colors,
     /// Two objects, one left of, right of, above or below the other.
     Position,
-    /// Two objects, each of a colour.
+    /// Two objects with a colour each.
     ColorAttr,
 }
 
 impl Category {
-    /// All six, in the order of the paper's tables.
+    /// All six, in the order of the tables of the paper.
     pub const ALL: [Category; 6] = [
         Category::SingleObject,
         Category::TwoObject,
@@ -53,7 +53,7 @@ impl Category {
         Category::ColorAttr,
     ];
 
-    /// `GenEval`'s tag, e.g. `single_object`.
+    /// Returns the `GenEval` tag, such as `single_object`.
     pub fn name(self) -> &'static str {
         match self {
             Category::SingleObject => "single_object",
@@ -65,12 +65,12 @@ impl Category {
         }
     }
 
-    /// The category of a tag.
+    /// Returns the category of a tag.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|category| category.name() == name)
     }
 
-    /// How many kinds of objects its facts have.
+    /// Returns the number of kinds of objects in a spec.
     pub fn objects(self) -> usize {
         match self {
             Category::SingleObject | Category::Counting | Category::Colors => 1,
@@ -78,28 +78,28 @@ impl Category {
         }
     }
 
-    /// Whether its tasks are many enough to be split into those of training and those of the evaluation.
+    /// Whether the tasks are split into training and test tasks. Categories with few tasks are not.
     pub fn is_split(self) -> bool {
         !matches!(self, Category::SingleObject | Category::Counting)
     }
 
-    /// Whether its facts name colours.
+    /// Whether the specs have colours.
     pub fn names_colors(self) -> bool {
         matches!(self, Category::Colors | Category::ColorAttr)
     }
 }
 
-/// Where the first object lies, seen from the second.
+/// The position of the first object relative to the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Relation {
-    /// In the same row, nearer to the left edge.
+    /// In the same row, closer to the left edge.
     LeftOf,
-    /// In the same row, nearer to the right edge.
+    /// In the same row, closer to the right edge.
     RightOf,
-    /// In the same column, nearer to the top.
+    /// In the same column, closer to the top.
     Above,
-    /// In the same column, nearer to the bottom.
+    /// In the same column, closer to the bottom.
     Below,
 }
 
@@ -107,7 +107,7 @@ impl Relation {
     /// All four.
     pub const ALL: [Relation; 4] = [Relation::LeftOf, Relation::RightOf, Relation::Above, Relation::Below];
 
-    /// The words of a prompt, e.g. `left of`.
+    /// Returns the words of a prompt, such as `left of`.
     pub fn words(self) -> &'static str {
         match self {
             Relation::LeftOf => "left of",
@@ -117,7 +117,7 @@ impl Relation {
         }
     }
 
-    /// The relation seen from the other object.
+    /// Returns the relation of the second object to the first.
     #[must_use]
     pub fn opposite(self) -> Self {
         match self {
@@ -129,39 +129,39 @@ impl Relation {
     }
 }
 
-/// Objects of a kind that a prompt asks for.
+/// The objects of one kind in a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Object {
-    /// The noun in the singular, e.g. `wine glass`.
+    /// The noun in the singular, such as `wine glass`.
     pub noun: String,
-    /// How many.
+    /// The number of objects.
     pub count: u32,
-    /// The colour, where the prompt names one.
+    /// The colour, if the prompt names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub color: Option<String>,
 }
 
 impl Object {
-    /// One object, its colour left open.
+    /// Returns one object without a colour.
     pub fn one(noun: impl Into<String>) -> Self {
         Self { noun: noun.into(), count: 1, color: None }
     }
 }
 
-/// What a prompt asks for: all that a judge or a reward rule knows of it.
+/// The structured content of a prompt. Judges and rewards know the prompt by its spec.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PromptSpec {
-    /// The kind of prompt.
+    /// The category.
     pub category: Category,
     /// The objects in the order of the prompt.
     pub objects: Vec<Object>,
-    /// Where the first object lies, seen from the second; only for [`Category::Position`].
+    /// The position of the first object relative to the second; only for [`Category::Position`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relation: Option<Relation>,
 }
 
 impl PromptSpec {
-    /// One text for all facts that ask for the same scene: `a left of b` and `b right of a` have the same.
+    /// Returns a key that equivalent specs share, such as `a left of b` and `b right of a`.
     pub fn key(&self) -> String {
         let one = |object: &Object| match self.category {
             Category::Counting => format!("{} {}", object.count, object.noun),
@@ -177,17 +177,17 @@ impl PromptSpec {
     }
 }
 
-/// Facts with the texts made from them; a [`PromptTemplates`] makes it.
+/// A spec with its prompt, question and reference answer, made by [`PromptTemplates`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
-    /// What is to be drawn.
+    /// The spec of the prompt.
     pub spec: PromptSpec,
-    /// What the model draws from.
+    /// The text that the model generates an image from.
     pub prompt: String,
-    /// What the model is asked about the drawing.
+    /// The question about the generated image.
     pub question: String,
-    /// The right answer to `question` about a right drawing.
+    /// The correct answer to `question` about a correct image.
     pub reference_answer: String,
-    /// The key words of the answer (the paper's Table 2).
+    /// The keywords of the answer (Table 2 of the paper).
     pub keywords: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! What there is to draw: lists of nouns and colours.
+//! Object lists: the nouns and colours of prompts.
 
 use std::path::Path;
 
@@ -10,13 +10,13 @@ use super::parse;
 use crate::error::{Error, Result};
 use crate::{config::layers, input, settings};
 
-/// The nouns and colours that tasks are made of.
+/// The nouns and colours of prompts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectList {
     /// Nouns in the singular.
     pub nouns: Vec<String>,
-    /// Colours; `GenEval`'s ten where a file names none.
+    /// Colours; the ten of `GenEval` by default.
     #[serde(default = "colors")]
     pub colors: Vec<String>,
 }
@@ -26,20 +26,20 @@ fn colors() -> Vec<String> {
 }
 
 impl ObjectList {
-    /// Refuses lists of fewer than two nouns or colours, repeated ones, and those that a prompt could not tell apart.
+    /// Creates a list. Errors if there are fewer than two nouns or colours, duplicates, or words that a prompt cannot contain.
     pub fn new(nouns: Vec<String>, colors: Vec<String>) -> Result<Self> {
         let list = Self { nouns, colors };
         list.check()?;
         Ok(list)
     }
 
-    /// The 160 everyday objects and `GenEval`'s ten colours.
+    /// Returns the 160 everyday objects and the ten colours of `GenEval`.
     pub fn everyday() -> Self {
         Self { nouns: EVERYDAY.map(|(noun, _)| noun.into()).to_vec(), colors: colors() }
     }
 
-    /// Reads a list: TOML with `nouns` and perhaps `colors` if the name ends in `.toml`, else a noun a line, where `#` begins
-    /// a remark.
+    /// Reads a list: TOML with `nouns` and optionally `colors` if the name ends in `.toml`, else one noun per line with `#`
+    /// comments.
     pub fn read(path: &Path) -> Result<Self> {
         let place = || format!("object list `{}`", path.display());
         if path.extension().is_some_and(|end| end == "toml") {
@@ -49,12 +49,12 @@ impl ObjectList {
         }
         let mut nouns = Vec::new();
         for (index, line) in input::read_text(path)?.lines().enumerate() {
-            let noun = bare(line);
+            let noun = noun_of(line);
             if noun.is_empty() {
                 continue;
             }
             check_word(&noun).map_err(|error| {
-                error.context(format!("line {}", index + 1)).context(place()).hint("write a noun per line")
+                error.context(format!("line {}", index + 1)).context(place()).hint("write one noun per line")
             })?;
             nouns.push(noun);
         }
@@ -70,7 +70,7 @@ impl ObjectList {
             for (index, word) in words.iter().enumerate() {
                 check_word(word).map_err(|error| error.context(format!("`{what}[{index}]`")))?;
                 if !seen.insert(word) {
-                    return Err(Error::usage(format!("`{word}` is twice among the {what}")));
+                    return Err(Error::usage(format!("duplicate `{word}` in the {what}")));
                 }
             }
         }
@@ -78,15 +78,15 @@ impl ObjectList {
     }
 }
 
-/// The noun of a line: without a remark, a list's bullet or number, quotes, and a comma at the end.
-fn bare(line: &str) -> String {
+/// Returns the noun of a line without a comment, bullet, list number, quotes and trailing comma.
+fn noun_of(line: &str) -> String {
     let line = line.split('#').next().unwrap_or_default().trim();
     let line = ["- ", "* ", "• "].iter().find_map(|bullet| line.strip_prefix(bullet)).unwrap_or(line);
     let digits = line.trim_start_matches(|letter: char| letter.is_ascii_digit());
     let numbered = digits.len() < line.len();
     let line = [". ", ") ", ".\t", ")\t"]
         .iter()
-        .find_map(|behind| digits.strip_prefix(behind).filter(|_| numbered))
+        .find_map(|separator| digits.strip_prefix(separator).filter(|_| numbered))
         .unwrap_or(line);
     let line = line.trim().trim_end_matches([',', ';']).trim_end();
     let quotes = [('"', '"'), ('\'', '\''), ('`', '`'), ('“', '”'), ('‘', '’')];
@@ -94,37 +94,37 @@ fn bare(line: &str) -> String {
     quoted.unwrap_or(line).trim().to_string()
 }
 
-/// Words that stand beside a noun in a prompt, and never in one.
-const BESIDE_NOUNS: [&str; 38] = [
+/// Words that a noun cannot contain, because they separate nouns in a prompt.
+const NOT_IN_NOUNS: [&str; 38] = [
     "a", "an", "the", "and", "or", "but", "with", "without", "on", "in", "at", "by", "near", "next",
     "beside", "behind", "under", "over", "inside", "outside", "between", "from", "to", "above", "below",
     "left", "right", "is", "are", "that", "which", "who", "while", "some", "many", "several", "hundred",
     "dozen",
 ];
 
-/// Refuses what a prompt cannot hold as a noun or a colour.
+/// Errors if a word cannot be a noun or a colour in a prompt.
 pub(super) fn check_word(word: &str) -> Result<()> {
     let shown = word.escape_debug();
     if word.trim().is_empty() {
-        return Err(Error::usage("expected a word, got nothing"));
+        return Err(Error::usage("expected a word, got an empty string"));
     }
     let fits = |letter: &char| letter.is_alphanumeric() || matches!(letter, ' ' | '-' | '\'' | '’' | '.');
     if let Some(odd) = word.chars().find(|letter| !fits(letter)) {
-        return Err(Error::usage(format!("`{shown}` has `{}` in it", odd.escape_debug()))
-            .hint("a noun or colour is made of letters, digits, blanks, `-`, `.` and `'`"));
+        return Err(Error::usage(format!("`{shown}` contains `{}`", odd.escape_debug()))
+            .hint("nouns and colors consist of letters, digits, spaces, `-`, `.` and `'`"));
     }
     if word.trim() != word || word.contains("  ") {
-        return Err(Error::usage(format!("`{shown}` has blanks around it or several in a row")));
+        return Err(Error::usage(format!("`{shown}` has leading, trailing or repeated spaces")));
     }
     if let Some(joint) = parse::joint(word) {
         return Err(Error::usage(format!(
-            "`{word}` has `{joint}` in it, which stands between objects in a prompt"
+            "`{word}` contains `{joint}`, which separates objects in a prompt"
         )));
     }
     let lower = word.to_lowercase();
-    if let Some(beside) = lower.split(' ').find(|part| BESIDE_NOUNS.contains(part)) {
+    if let Some(other) = lower.split(' ').find(|word| NOT_IN_NOUNS.contains(word)) {
         return Err(Error::usage(format!(
-            "`{word}` has `{beside}` in it, which is no part of a noun or colour"
+            "`{word}` contains `{other}`, which is not part of a noun or color"
         )));
     }
     Ok(())
@@ -135,11 +135,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unfit_lists_are_refused() {
+    fn invalid_lists_are_refused() {
         let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert!(ObjectList::new(words(&["cat"]), words(&["red", "blue"])).is_err());
         let error = ObjectList::new(words(&["cat", "dog", "cat"]), words(&["red", "blue"])).unwrap_err();
-        assert_eq!(error.message(), "`cat` is twice among the nouns");
+        assert_eq!(error.message(), "duplicate `cat` in the nouns");
         let error = ObjectList::new(words(&["fish and chips", "dog"]), words(&["red", "blue"])).unwrap_err();
         assert!(error.causes()[0].contains("`and`"), "{error}");
     }
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_a_list_are_dropped() {
+    fn list_markup_is_removed() {
         let list = read(
             "objects.txt",
             "\u{feff}anvil,\r\n2. bell\n3) \"candle holder\"\n- drum;\n* 'easel'\n  • fan  \n# none\n“gate”,\n12.\thoop\n",
@@ -166,16 +166,16 @@ mod tests {
     }
 
     #[test]
-    fn what_no_prompt_can_hold_is_refused_with_its_line() {
+    fn invalid_noun_error_names_the_line() {
         for (text, words) in [
-            ("bell\ncat, dog", "`cat, dog` has `,` in it"),
-            ("bell\ncat\tdog", "`cat\\tdog` has `\\t` in it"),
-            ("bell\n[\"cat\"]", "has `[` in it"),
-            ("bell\na cat", "`a cat` has `a` in it"),
-            ("bell\ncat on a mat", "`cat on a mat` has `on` in it"),
-            ("bell\nsalt and pepper", "`salt and pepper` has `and` in it"),
-            ("bell\ncat (pet)", "has `(` in it"),
-            ("bell\nwine  glass", "several in a row"),
+            ("bell\ncat, dog", "`cat, dog` contains `,`"),
+            ("bell\ncat\tdog", "`cat\\tdog` contains `\\t`"),
+            ("bell\n[\"cat\"]", "contains `[`"),
+            ("bell\na cat", "`a cat` contains `a`"),
+            ("bell\ncat on a mat", "`cat on a mat` contains `on`"),
+            ("bell\nsalt and pepper", "`salt and pepper` contains `and`"),
+            ("bell\ncat (pet)", "contains `(`"),
+            ("bell\nwine  glass", "repeated spaces"),
         ] {
             let error = read("objects.txt", text).unwrap_err();
             assert_eq!(error.causes()[0], "line 2", "{error}");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_lines_or_toml() {
+    fn lists_are_read_from_lines_or_toml() {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = dir.path().join(name);

@@ -1,4 +1,4 @@
-//! From a prompt back to its facts.
+//! The prompt parser: turns a prompt back into its spec.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -9,7 +9,7 @@ use super::objects::check_word;
 use super::{Category, Object, Plurals, PromptSpec, Relation};
 use crate::error::{Error, Result};
 
-/// What stands between two objects in a prompt; of two that begin at the same place the longer one counts.
+/// The words between two objects in a prompt. The longest match at a position wins.
 const RELATIONS: [(&str, Relation); 12] = [
     ("to the left of", Relation::LeftOf),
     ("on the left side of", Relation::LeftOf),
@@ -25,14 +25,14 @@ const RELATIONS: [(&str, Relation); 12] = [
     ("below", Relation::Below),
 ];
 
-/// Colours of prompts beside [`COLORS`].
+/// Colours of prompts in addition to [`COLORS`].
 #[rustfmt::skip]
 const MORE_COLORS: [&str; 24] = [
     "gray", "grey", "silver", "gold", "golden", "beige", "tan", "teal", "turquoise", "cyan", "magenta", "maroon", "navy",
     "violet", "indigo", "lavender", "lime", "olive", "crimson", "scarlet", "burgundy", "khaki", "bronze", "ivory",
 ];
 
-/// What stands before a colour and belongs to it.
+/// Modifiers that are part of a colour.
 #[rustfmt::skip]
 const SHADES: [&str; 16] = [
     "light", "dark", "bright", "pale", "deep", "hot", "neon", "pastel", "sky", "royal", "baby", "forest", "navy", "lime",
@@ -41,7 +41,7 @@ const SHADES: [&str; 16] = [
 
 const OPENINGS: [&str; 4] = ["a photo of ", "photo of ", "a picture of ", "an image of "];
 
-/// What in a noun or colour would part it in two.
+/// Returns the first separator of objects in a noun or colour.
 pub(super) fn joint(word: &str) -> Option<&'static str> {
     let padded = format!(" {word} ");
     let joints = RELATIONS.iter().map(|(words, _)| *words).chain(["and"]);
@@ -52,7 +52,7 @@ fn part_at<'t>(text: &'t str, joint: &str) -> Option<(&'t str, &'t str)> {
     text.split_once(&format!(" {joint} "))
 }
 
-/// The noun behind its article.
+/// Returns the noun after its article.
 fn bare(phrase: &str) -> Option<&str> {
     ["a ", "an ", "the "]
         .iter()
@@ -107,10 +107,10 @@ fn counted(phrase: &str) -> Option<Object> {
 }
 
 impl PromptSpec {
-    /// Reads a prompt of a category, in `GenEval`'s or the paper's words: `a photo of a train above of an elephant`.
+    /// Parses a prompt of a category in the words of `GenEval` or the paper, such as `a photo of a train above of an elephant`.
     ///
-    /// A number's noun is known for the everyday objects and guessed by the rules of English for others; a colour is a known
-    /// one, perhaps with its shade (`light blue`). What could not stand in an object list is no noun.
+    /// The singular of a counted noun is known for everyday objects and derived by the rules of English for others. A colour
+    /// must be known and can have a modifier (`light blue`). A noun must be valid in an object list.
     pub fn parse(category: Category, prompt: &str) -> Result<Self> {
         let lower = prompt.to_lowercase();
         let text = lower.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -130,7 +130,7 @@ impl PromptSpec {
                     Some((vec![plain(first)?, plain(second)?], Some(relation)))
                 }),
         };
-        let unread = || {
+        let not_parsed = || {
             let form = match category {
                 Category::SingleObject => "a photo of a dog",
                 Category::TwoObject => "a photo of a dog and a bench",
@@ -139,12 +139,12 @@ impl PromptSpec {
                 Category::Position => "a photo of a dog left of a bench",
                 Category::ColorAttr => "a photo of a brown dog and a red bench",
             };
-            Error::usage(format!("cannot read the facts of `{prompt}` as `{}`", category.name()))
-                .hint(format!("expected a prompt like `{form}`, or `facts` beside it"))
+            Error::usage(format!("cannot parse the prompt `{prompt}` as `{}`", category.name()))
+                .hint(format!("write a prompt like `{form}`, or add the key `facts`"))
         };
-        let (objects, relation) = objects.ok_or_else(unread)?;
+        let (objects, relation) = objects.ok_or_else(not_parsed)?;
         for object in &objects {
-            check_word(&object.noun).map_err(|error| unread().cause(error.message()))?;
+            check_word(&object.noun).map_err(|error| not_parsed().cause(error.message()))?;
         }
         let spec = Self { category, objects, relation };
         spec.check()?;
@@ -163,17 +163,17 @@ mod tests {
     use super::super::{ObjectList, PromptTemplates, Split, sample};
     use super::*;
 
-    /// Every shipped wording and list, 2,000 tasks of each category: `parse(print(facts)) == facts`.
+    /// All shipped templates and lists, 2,000 tasks of each category.
     #[test]
-    fn what_is_printed_is_read() {
+    fn parse_inverts_the_templates() {
         let mut rng = Rng::new(5);
         for list in [ObjectList::everyday(), crate::tiles::object_list()] {
-            for wording in ["paper", "evaluation", "tiles"] {
-                let wording = PromptTemplates::find(wording).unwrap();
+            for name in ["paper", "evaluation", "tiles"] {
+                let templates = PromptTemplates::find(name).unwrap();
                 for category in Category::ALL {
                     for _ in 0..2000 {
                         let spec = sample(&list, category, Split::All, &mut rng).unwrap();
-                        let prompt = wording.task(spec.clone()).prompt;
+                        let prompt = templates.task(spec.clone()).prompt;
                         assert_eq!(PromptSpec::parse(category, &prompt).unwrap(), spec, "{prompt}");
                     }
                 }
@@ -182,16 +182,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_prompt_is_refused() {
-        let wrong = |category, prompt: &str| PromptSpec::parse(category, prompt).unwrap_err().to_string();
-        assert!(wrong(Category::Counting, "a photo of some dogs").contains("a photo of three dogs"));
-        assert!(wrong(Category::Position, "a photo of a dog near a cat").contains("as `position`"));
-        assert!(wrong(Category::TwoObject, "").contains("cannot read the facts of ``"));
-        assert!(wrong(Category::Counting, "a photo of zero dogs").contains("does not fit"));
+    fn parse_prompt_of_another_form_is_refused() {
+        let error = |category, prompt: &str| PromptSpec::parse(category, prompt).unwrap_err().to_string();
+        assert!(error(Category::Counting, "a photo of some dogs").contains("a photo of three dogs"));
+        assert!(error(Category::Position, "a photo of a dog near a cat").contains("as `position`"));
+        assert!(error(Category::TwoObject, "").contains("cannot parse the prompt ``"));
+        assert!(error(Category::Counting, "a photo of zero dogs").contains("expected at least 1"));
     }
 
     #[test]
-    fn what_is_no_noun_or_colour_is_refused() {
+    fn parse_invalid_noun_or_color_is_refused() {
         for (category, prompt) in [
             (Category::Counting, "three cats and two dogs"),
             (Category::Counting, "a photo of two dogs on a bench"),
@@ -209,13 +209,13 @@ mod tests {
             (Category::Position, "a photo of a dog left of a cat above a bench"),
         ] {
             let error = PromptSpec::parse(category, prompt).unwrap_err();
-            assert!(error.message().starts_with("cannot read the facts of"), "{prompt}: {error}");
-            assert!(error.hints()[0].contains("`facts` beside it"), "{prompt}: {error}");
+            assert!(error.message().starts_with("cannot parse the prompt"), "{prompt}: {error}");
+            assert!(error.hints()[0].contains("add the key `facts`"), "{prompt}: {error}");
         }
     }
 
     #[test]
-    fn colours_have_shades() {
+    fn parse_accepts_color_modifiers() {
         for (prompt, color, noun) in [
             ("a photo of a light blue chair", "light blue", "chair"),
             ("a photo of a dark gray hot dog", "dark gray", "hot dog"),
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_are_understood() {
+    fn parse_accepts_other_openings_and_digits() {
         let spec =
             PromptSpec::parse(Category::Position, "An image of a dog  to the left of the bench.").unwrap();
         assert_eq!(spec.relation, Some(Relation::LeftOf));

@@ -1,10 +1,10 @@
-//! Sentences with places for facts: `a photo of {a object}`, `{Count} {objects}`, `The {object.1} is {relation} ...`.
+//! A template: text with placeholders, such as `a photo of {a object}`, `{Count} {objects}`, `The {object.1} is {relation} ...`.
 
 use super::english::{Plurals, article, capital, number_word};
 use super::{Category, PromptSpec, Relation};
 use crate::error::{Error, Result, nearest};
 
-/// What a place is filled with.
+/// The value of a placeholder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// A noun in the singular.
@@ -27,108 +27,107 @@ const PLACES: [(&str, Place); 5] = [
     ("relation", Place::Relation),
 ];
 
-/// A place in a template: `{An object.2}`.
+/// A placeholder in a template, such as `{An object.2}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
-    /// What goes there.
+    /// The value.
     pub place: Place,
-    /// Of which object, from 0; `None` if the template does not say.
+    /// The object, from 0; `None` if the template gives no number.
     pub index: Option<usize>,
     article: bool,
     capital: bool,
 }
 
-/// A part of a template.
+/// A segment of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Segment {
-    /// Text as it stands.
+    /// Literal text.
     Text(String),
-    /// A place for a fact.
+    /// A placeholder.
     Slot(Slot),
 }
 
-/// A sentence with places for facts.
+/// Text with placeholders.
 ///
-/// `{object}`, `{objects}` (plural), `{count}`, `{color}` and `{relation}`; `.1` or `.2` behind it says of which object,
-/// `a` or `an` before it adds the right article, and an upper-case first letter is kept.
+/// The placeholders are `{object}`, `{objects}` (plural), `{count}`, `{color}` and `{relation}`. A suffix `.1` or `.2` selects
+/// the object, a prefix `a` or `an` adds the indefinite article, and an upper-case first letter capitalizes the value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    parts: Vec<Segment>,
+    segments: Vec<Segment>,
 }
 
-/// How places are spelled.
+/// The spelling of plurals and relations.
 pub(super) struct Spelling<'a> {
     pub(super) plurals: Plurals,
     pub(super) relation: &'a dyn Fn(Relation) -> String,
 }
 
 impl Template {
-    /// Reads a template.
+    /// Parses a template.
     pub fn parse(text: &str) -> Result<Self> {
-        let wrong = |why: String| Error::usage(format!("template `{text}`: {why}"));
-        let mut parts = Vec::new();
+        let invalid = |why: &str| Error::usage(format!("template `{text}`: {why}"));
+        let mut segments = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
-            let (inner, after) =
-                after.split_once('}').ok_or_else(|| wrong("a `{` without its `}`".into()))?;
+            let (inner, after) = after.split_once('}').ok_or_else(|| invalid("unclosed `{`"))?;
             if !before.is_empty() {
-                parts.push(Segment::Text(before.into()));
+                segments.push(Segment::Text(before.into()));
             }
-            parts.push(Segment::Slot(
+            segments.push(Segment::Slot(
                 slot(inner).map_err(|error| error.context(format!("template `{text}`")))?,
             ));
             rest = after;
         }
         if rest.contains('}') {
-            return Err(wrong("a `}` without its `{`".into()));
+            return Err(invalid("`}` without `{`"));
         }
         if !rest.is_empty() {
-            parts.push(Segment::Text(rest.into()));
+            segments.push(Segment::Text(rest.into()));
         }
-        Ok(Self { parts })
+        Ok(Self { segments })
     }
 
-    /// Text and places in order.
-    pub fn parts(&self) -> &[Segment] {
-        &self.parts
+    /// Returns text and placeholders in order.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
     }
 
-    /// The places.
+    /// Returns the placeholders.
     pub fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
-        self.parts.iter().filter_map(|part| match part {
+        self.segments.iter().filter_map(|segment| match segment {
             Segment::Slot(slot) => Some(*slot),
             Segment::Text(_) => None,
         })
     }
 
-    /// Refuses places that the facts of a category do not fill.
+    /// Errors if a placeholder has no value in the specs of a category.
     pub fn check(&self, category: Category) -> Result<()> {
         for slot in self.slots() {
             let name = slot.name();
-            let wrong = |why: String| Error::usage(format!("`{{{name}}}` in `{}`: {why}", category.name()));
-            let fits = match slot.place {
+            let invalid = |why: String| Error::usage(format!("placeholder `{{{name}}}`: {why}"));
+            let available = match slot.place {
                 Place::Object | Place::Objects => true,
                 Place::Count => category == Category::Counting,
                 Place::Color => category.names_colors(),
                 Place::Relation => category == Category::Position,
             };
-            if !fits {
-                return Err(wrong("the facts of this category have none".into()));
+            if !available {
+                return Err(invalid(format!("not available in `{}`", category.name())));
             }
             if slot.index.is_some_and(|index| index >= category.objects()) {
-                return Err(wrong(format!("the facts of this category have {} object", category.objects())));
+                return Err(invalid(format!("`{}` has {} object", category.name(), category.objects())));
             }
         }
         Ok(())
     }
 
-    /// The sentence about `facts`; a place that does not say of which object takes the first.
+    /// Fills the placeholders from a spec. A placeholder without a number refers to the first object.
     pub(super) fn fill(&self, spec: &PromptSpec, spelling: &Spelling<'_>) -> String {
-        let part = |part: &Segment| match part {
+        let fill = |segment: &Segment| match segment {
             Segment::Text(text) => text.clone(),
             Segment::Slot(slot) => slot.fill(spec, spelling),
         };
-        self.parts.iter().map(part).collect()
+        self.segments.iter().map(fill).collect()
     }
 }
 
@@ -150,7 +149,7 @@ impl Slot {
         if self.capital { capital(&word) } else { word }
     }
 
-    /// As a template has it, e.g. `object.1`.
+    /// Returns the name in a template, such as `object.1`.
     pub fn name(self) -> String {
         let name = PLACES.iter().find(|(_, place)| *place == self.place).map_or("", |(name, _)| name);
         self.index.map_or_else(|| name.into(), |index| format!("{name}.{}", index + 1))
@@ -170,13 +169,13 @@ fn slot(inner: &str) -> Result<Slot> {
     };
     let known = PLACES.iter().find(|(known, _)| *known == name);
     let Some((_, place)) = known else {
-        let error = Error::usage(format!("unknown place `{{{inner}}}`"));
+        let error = Error::usage(format!("unknown placeholder `{{{inner}}}`"));
         let error = match nearest(name, PLACES.map(|(name, _)| name)) {
             Some(near) => error.hint(format!("did you mean `{{{near}}}`?")),
             None => error,
         };
         return Err(error.hint(
-            "known: `{object}`, `{objects}`, `{count}`, `{color}`, `{relation}`; `.1` or `.2` behind it, `a` before it",
+            "placeholders: `{object}`, `{objects}`, `{count}`, `{color}`, `{relation}`, with an optional suffix `.1` or `.2` and prefix `a `",
         ));
     };
     let capital = inner.starts_with(char::is_uppercase);

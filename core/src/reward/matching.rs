@@ -119,10 +119,10 @@ impl Wanted {
 /// Refuses a keyword that its category or its match does not allow.
 pub(super) fn check(template: &Template, how: Match, category: Category) -> Result<()> {
     template.check(category)?;
-    if template.parts().is_empty() {
+    if template.segments().is_empty() {
         return Err(Error::usage("`word` is empty"));
     }
-    let single = matches!(template.parts(), [Segment::Slot(_)]);
+    let single = matches!(template.segments(), [Segment::Slot(_)]);
     if how == Match::Bound && !single {
         return Err(Error::usage("`match = \"bound\"`: expected `word` to be one place, such as `{color}`")
             .hint("use `match = \"phrase\"` for other words"));
@@ -143,7 +143,7 @@ fn spellings(
     reading: &MatchOptions,
     vocabulary: &Vocabulary,
 ) -> Vec<String> {
-    template.parts().iter().fold(vec![String::new()], |begun, part| {
+    template.segments().iter().fold(vec![String::new()], |begun, part| {
         let next = match part {
             Segment::Text(text) => vec![text.to_lowercase()],
             Segment::Slot(slot) => words(*slot, object, spec, reading, vocabulary),

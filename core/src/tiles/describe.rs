@@ -1,13 +1,13 @@
-//! Canonical answers: everything that a drawing shows, in the terms of the question.
+//! Reference answers: everything that an image shows, in the form that the question asks for.
 
 use std::collections::BTreeSet;
 
 use super::{COLORS, SHAPES, Tile, TileGrid, relation};
 use crate::prompts::{Category, PromptTemplates, Relation, article, number_word, plural};
 
-/// How many objects, or kinds of objects, an answer names before `and more`.
+/// The number of objects, or kinds of objects, that an answer names before `and more`.
 const NAMED: usize = 4;
-/// The same where each takes four words.
+/// The same for phrases of four words.
 const NAMED_WITH_COLOR: usize = 3;
 
 fn list(phrases: &[String], named: usize) -> String {
@@ -18,14 +18,14 @@ fn list(phrases: &[String], named: usize) -> String {
     format!("{}{more}", phrases[..phrases.len().min(named)].join(" and "))
 }
 
-/// The canonical answer to a category's question about any drawing, objects in reading order.
+/// Returns the reference answer to the question of a category about any image, objects in row-major order.
 ///
-/// It is right about a drawing exactly if the drawing is: a model that reads truthfully passes no wrong one.
-pub fn reference_answer(category: Category, scene: &TileGrid) -> String {
-    let objects: Vec<(usize, Tile)> = scene.objects().collect();
+/// It passes if and only if the image is correct, so a model that answers truthfully passes no incorrect image.
+pub fn reference_answer(category: Category, grid: &TileGrid) -> String {
+    let objects: Vec<(usize, Tile)> = grid.objects().collect();
     if let (Category::Position, [(first, one), (second, other)]) = (category, objects.as_slice()) {
-        let where_to = relation(*first, *second).map_or("diagonal to", Relation::words);
-        return format!("the {} is {where_to} the {}", one.noun(), other.noun());
+        let relation = relation(*first, *second).map_or("diagonal to", Relation::words);
+        return format!("the {} is {relation} the {}", one.noun(), other.noun());
     }
     if category.names_colors() {
         let phrase = |(_, tile): &(usize, Tile)| format!("the {} is {}", tile.noun(), tile.color_name());
@@ -49,7 +49,7 @@ pub fn reference_answer(category: Category, scene: &TileGrid) -> String {
     list(&objects.iter().map(phrase).collect::<Vec<_>>(), NAMED)
 }
 
-/// Every word of every prompt, question and canonical answer, sorted.
+/// Returns every word of the prompts, questions and reference answers, sorted.
 pub fn vocabulary() -> Vec<String> {
     let mut words: BTreeSet<String> = BTreeSet::new();
     let fixed = ["an", "diagonal to", "nothing more"];
@@ -70,36 +70,36 @@ mod tests {
     use crate::prompts::Split;
     use crate::prompts::rng::Rng;
 
-    fn scene(tiles: &[(usize, usize, usize)]) -> TileGrid {
-        let mut scene = TileGrid::default();
+    fn grid(tiles: &[(usize, usize, usize)]) -> TileGrid {
+        let mut grid = TileGrid::default();
         for (place, shape, color) in tiles {
-            scene.tiles[*place] = Some(Tile { shape: *shape, color: *color });
+            grid.tiles[*place] = Some(Tile { shape: *shape, color: *color });
         }
-        scene
+        grid
     }
 
     #[test]
-    fn answers_name_everything() {
-        let two = scene(&[(5, 0, 3), (7, 6, 0)]);
+    fn reference_answers_name_all_objects() {
+        let two = grid(&[(5, 0, 3), (7, 6, 0)]);
         assert_eq!(reference_answer(Category::TwoObject, &two), "a circle and a star");
         assert_eq!(reference_answer(Category::Position, &two), "the circle is left of the star");
         assert_eq!(reference_answer(Category::ColorAttr, &two), "the circle is green and the star is red");
-        let stars = scene(&[(0, 6, 0), (5, 6, 1), (6, 0, 1)]);
+        let stars = grid(&[(0, 6, 0), (5, 6, 1), (6, 0, 1)]);
         assert_eq!(reference_answer(Category::Counting, &stars), "two stars and one circle");
         assert_eq!(reference_answer(Category::Position, &stars), "a star and a star and a circle");
         assert_eq!(
-            reference_answer(Category::Position, &scene(&[(0, 6, 0), (5, 6, 1)])),
+            reference_answer(Category::Position, &grid(&[(0, 6, 0), (5, 6, 1)])),
             "the star is diagonal to the star"
         );
         assert_eq!(
-            reference_answer(Category::Position, &scene(&[(1, 6, 0), (5, 7, 1)])),
+            reference_answer(Category::Position, &grid(&[(1, 6, 0), (5, 7, 1)])),
             "the star is above the cross"
         );
         assert_eq!(reference_answer(Category::Colors, &TileGrid::default()), "nothing");
     }
 
     #[test]
-    fn texts_use_the_vocabulary_and_stay_short() {
+    fn texts_use_the_vocabulary_and_answers_are_short() {
         let words = vocabulary();
         let mut rng = Rng::new(11);
         let check = |text: &str| {

@@ -1,9 +1,10 @@
-//! What tiles look like. Neighbours in both lists (0 and 1, 2 and 3, ...) are partners: easily taken for each other.
+//! The colours and shapes of the tiles benchmark. Neighbours in both lists (0 and 1, 2 and 3, …) are partners, which are easily
+//! confused.
 
-/// The near-white paper, RGB.
+/// The near-white background, RGB.
 pub const BACKGROUND: [f32; 3] = [0.97, 0.97, 0.97];
 
-/// Names and RGB values.
+/// The colours: names and RGB values.
 pub const COLORS: [(&str, [f32; 3]); 8] = [
     ("red", [0.85, 0.05, 0.10]),
     ("orange", [1.00, 0.50, 0.00]),
@@ -15,7 +16,7 @@ pub const COLORS: [(&str, [f32; 3]); 8] = [
     ("black", [0.08, 0.08, 0.08]),
 ];
 
-/// Names and pictures.
+/// The shapes: names and bitmaps.
 #[rustfmt::skip]
 pub const SHAPES: [(&str, [&str; 8]); 8] = [
     ("circle", [
@@ -100,7 +101,7 @@ pub const SHAPES: [(&str, [&str; 8]); 8] = [
     ]),
 ];
 
-/// The look-alike of a shape or colour, by index.
+/// Returns the index of the partner of a shape or colour.
 pub fn partner(index: usize) -> usize {
     index ^ 1
 }
@@ -111,11 +112,11 @@ mod tests {
 
     #[test]
     fn shapes_fill_their_tile_and_differ_in_ten_pixels() {
-        for (index, (name, picture)) in SHAPES.iter().enumerate() {
-            assert!(picture.iter().all(|row| row.len() == 8), "{name}");
+        for (index, (name, bitmap)) in SHAPES.iter().enumerate() {
+            assert!(bitmap.iter().all(|row| row.len() == 8), "{name}");
             for (other, second) in &SHAPES[..index] {
-                let pixels = |picture: &[&str; 8]| picture.concat().into_bytes();
-                let differ = pixels(picture).iter().zip(pixels(second)).filter(|(a, b)| **a != *b).count();
+                let pixels = |bitmap: &[&str; 8]| bitmap.concat().into_bytes();
+                let differ = pixels(bitmap).iter().zip(pixels(second)).filter(|(a, b)| **a != *b).count();
                 assert!(differ >= 10, "{name}, {other}: {differ}");
             }
         }

@@ -1,5 +1,7 @@
 //! The post-training loop, top to bottom.
 
+mod judge;
+mod report;
 mod samples;
 mod step;
 mod tasks;
@@ -7,12 +9,10 @@ mod warnings;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tch::Tensor;
 
-use crate::algorithms::Phases;
 use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
 use crate::drift::{DriftCheck, DriftMonitor};
@@ -26,65 +26,22 @@ use crate::weights::ModelFingerprint;
 
 use step::Trainer;
 use tasks::TaskSource;
+
+pub use report::{Event, RunReport, StepReport, Watch};
 pub use warnings::TrainWarnings;
 
-/// What a step reports to whoever watches.
-#[derive(Debug, Clone)]
-pub struct StepReport {
-    /// The step, from 1.
-    pub step: u64,
-    /// Its metrics, under the names of [`crate::metrics`].
-    pub metrics: BTreeMap<String, f64>,
-    /// Where its time went.
-    pub phases: Phases,
-}
-
-/// What a run came to.
-#[derive(Debug)]
-pub struct RunReport {
-    /// The evaluation before, unless there was none.
-    pub before: Option<Report>,
-    /// The evaluation after.
-    pub after: Option<Report>,
-    /// The last checkpoint.
-    pub checkpoint: PathBuf,
-    /// Why the drift guard ended the run early, if it did.
-    pub stopped: Option<String>,
-    /// What was wrong without being an error.
-    pub alarms: TrainWarnings,
-    /// From the first evaluation to the last, of this process.
-    pub wall: Duration,
-}
-
-/// Progress of a run.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// An evaluation of so many tasks begins.
-    EvalStarted(&'static str, usize),
-    /// So many more of them are done.
-    Evaluated(usize),
-    /// Training begins: so many steps are done, of so many.
-    TrainStarted(u64, u64),
-    /// A step is done.
-    Stepped(&'a StepReport),
-}
-
-/// Whoever watches a run is told of every [`Event`], and breaks to end it: with a checkpoint where a step was done, so that
-/// it can be resumed.
-pub type Watch<'w> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'w;
-
-/// Refuses to train a model of other images on prompts of the tiles.
+/// Errors if no prompts file is given for a model that does not fit the tiles benchmark.
 pub fn check_tasks(config: &RunConfig, card: &ModelCard) -> Result<()> {
     if config.train.tasks.is_some() || eval::check_tiles(card).is_ok() {
         return Ok(());
     }
     Err(Error::usage(format!("`train.tasks` is required for `{}` at {1}x{1}", card.name, card.resolution)).hint(
-        "name a file of prompts, such as `examples/tasks.jsonl`: `--set train.tasks=FILE`; `unirl prompts` writes one",
+        "give a prompts file, such as `examples/tasks.jsonl`: `--set train.tasks=FILE`; `unirl prompts` writes one",
     ))
 }
 
-/// Trains `model` as `config` says, writing into `run_dir`. `answer_rules` are those of the answer objective, where it has
-/// its own. `from` is where a run goes on that was interrupted; the model is the base in any case.
+/// Trains `model` as configured and writes to `run_dir`. `answer_rules` are the rewards of the answer objective, if it has
+/// separate ones. `from` is the state of an interrupted run; `model` is the base model even then.
 pub fn train(
     model: &mut dyn UnifiedModel,
     rules: &RewardSet,
@@ -100,10 +57,10 @@ pub fn train(
     if let Some(from) = &from {
         check_base(from, &base)?;
     }
-    let interrupted = |done: &str| interruption(run_dir, done);
+    let interrupted = |when: &str| interruption(run_dir, when);
     let overlap = overlap(config)?;
 
-    // The base is evaluated once; what looks at it has to do so before its weights give way to those of a checkpoint.
+    // Evaluate the base model before the weights of a checkpoint replace its own.
     let before = evaluate(model, Some(&base), (config, None), run_dir, "base", watch)?;
     let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
     let samples = config.eval.pictures > 0 && (options.sample_every > 0 || config.eval.prompts > 0);
@@ -112,28 +69,28 @@ pub fn train(
     }
     let mut stopped = None;
     let first = from.as_ref().map_or(0, |state| state.step);
-    let mut guard = match from {
+    let mut monitor = match from {
         None => DriftMonitor::new(trainer.model, config, &trainer.update)?,
         Some(state) => {
-            // With other settings of the evaluation, what the guard remembers means nothing.
-            let knows = state.config.eval == config.eval;
-            let fresh = if knows { None } else { DriftMonitor::new(trainer.model, config, &trainer.update)? };
+            // With other evaluation settings, the saved state of the monitor is invalid.
+            let valid = state.config.eval == config.eval;
+            let fresh = if valid { None } else { DriftMonitor::new(trainer.model, config, &trainer.update)? };
             trainer.resume(&state)?;
             stopped = state.stopped;
             match state.drift {
-                Some(known) if knows => DriftMonitor::resume(config, known, state.best)?,
+                Some(saved) if valid => DriftMonitor::resume(config, saved, state.best)?,
                 _ => fresh,
             }
         }
     };
-    let best_step = guard.as_ref().and_then(|guard| guard.state.best_step);
+    let best_step = monitor.as_ref().and_then(|monitor| monitor.state.best_step);
     if first > 0 {
         run_dir.point(first, best_step)?;
     }
-    let (mut log, kept) = MetricsLog::open(run_dir.root(), first)?;
-    let mut alarms = TrainWarnings::default();
-    for line in &kept {
-        alarms.count(line);
+    let (mut log, previous) = MetricsLog::open(run_dir.root(), first)?;
+    let mut warnings = TrainWarnings::default();
+    for line in &previous {
+        warnings.count(line);
     }
 
     let mut last = first;
@@ -143,40 +100,40 @@ pub fn train(
     while last < options.steps && stopped.is_none() {
         let step = last + 1;
 
-        // 1. Draw, answer, score, backpropagate, update.
-        let done = match trainer.step(step) {
-            Ok(done) => done,
+        // 1. Generate, answer, score, backpropagate, update.
+        let result = match trainer.step(step) {
+            Ok(result) => result,
             Err(error) => {
-                return Err(keep_failure(&trainer, &base, config, guard.as_ref(), run_dir, step, error));
+                return Err(save_failure(&trainer, &base, config, monitor.as_ref(), run_dir, step, error));
             }
         };
         last = step;
 
-        // 2. Look at the result.
-        let mut metrics = done.metrics;
-        trainer.judge(&done.tasks, &done.outcome, &mut metrics)?;
-        let shows = options.sample_every > 0 && step.is_multiple_of(options.sample_every);
-        if samples && shows && step < options.steps {
+        // 2. Measure.
+        let mut metrics = result.metrics;
+        trainer.judge(&result.tasks, &result.outcome, &mut metrics)?;
+        let sample_due = options.sample_every > 0 && step.is_multiple_of(options.sample_every);
+        if samples && sample_due && step < options.steps {
             samples::save(&mut trainer, &config.eval, run_dir, &format!("step-{step:06}"))?;
         }
-        let look = match &mut guard {
-            Some(guard) => guard.after(step, trainer.model, &mut trainer.update, &mut metrics)?,
+        let drift = match &mut monitor {
+            Some(monitor) => monitor.check(step, trainer.model, &mut trainer.update, &mut metrics)?,
             None => DriftCheck::default(),
         };
-        stopped = look.stop;
+        stopped = drift.stop;
 
         // 3. Report.
         let line = Line { step, metrics };
         log.append(&line)?;
-        alarms.watch(&line);
-        let report = StepReport { step, metrics: line.metrics, phases: done.phases };
+        warnings.watch(&line);
+        let report = StepReport { step, metrics: line.metrics, phases: result.phases };
         let broken = watch(Event::Stepped(&report)).is_break();
 
-        // 4. Keep the weights.
+        // 4. Save a checkpoint.
         let every = config.checkpoint.every;
         let due = every > 0 && step.is_multiple_of(every);
-        if due || look.best || broken || stopped.is_some() || step == options.steps {
-            let state = state(&trainer, &base, config, guard.as_ref(), run_dir, step, stopped.clone());
+        if due || drift.best || broken || stopped.is_some() || step == options.steps {
+            let state = state(&trainer, &base, config, monitor.as_ref(), run_dir, step, stopped.clone());
             run_dir.save(trainer.model, &state, config.checkpoint.keep)?;
         }
         if broken {
@@ -194,14 +151,14 @@ pub fn train(
         "trained": after,
         "steps": last,
         "stopped": stopped,
-        "alarms": alarms,
+        "alarms": warnings,
         "wall_seconds": wall.as_secs_f64(),
     });
     run_dir.write("report.json", &format!("{report:#}\n"))?;
-    Ok(RunReport { before, after, checkpoint: run_dir.checkpoint(last), stopped, alarms, wall })
+    Ok(RunReport { before, after, checkpoint: run_dir.checkpoint(last), stopped, warnings, wall })
 }
 
-/// How many tasks of the evaluation the run trains on, if any: the log says so, too.
+/// Returns the number of evaluation tasks that the run trains on, if any, and logs a warning.
 fn overlap(config: &RunConfig) -> Result<Option<usize>> {
     let options = &config.eval;
     let Some(path) = config.train.tasks.as_deref().filter(|_| options.prompts > 0) else { return Ok(None) };
@@ -211,15 +168,15 @@ fn overlap(config: &RunConfig) -> Result<Option<usize>> {
         return Ok(None);
     }
     tracing::warn!(
-        "{count} of the {} evaluation tasks are also training tasks (`{path}`): the evaluation measures memory there. \
-         `unirl prompts --objects tiles --split train` leaves them out",
+        "{count} of {} evaluation tasks are also training tasks in `{path}`, so the evaluation is not held out: use \
+         `unirl prompts --objects tiles --split train` to write prompts without them",
         evaluated.len()
     );
     Ok(Some(count))
 }
 
-/// Does the step after `state` again: its metrics, or the error that it ends in. The model is the base of the run, and no
-/// weight of it is kept.
+/// Repeats the step after `state` and returns its metrics or its error. `model` is the base model of the run; its weights
+/// are overwritten.
 pub fn replay(
     model: &mut dyn UnifiedModel,
     rules: &RewardSet,
@@ -230,25 +187,25 @@ pub fn replay(
     check_base(state, &ModelFingerprint::new(model, &config.model.plugin)?)?;
     let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
     trainer.resume(state)?;
-    let mut done = trainer.step(state.step + 1)?;
-    trainer.judge(&done.tasks, &done.outcome, &mut done.metrics)?;
-    Ok(done.metrics)
+    let mut result = trainer.step(state.step + 1)?;
+    trainer.judge(&result.tasks, &result.outcome, &mut result.metrics)?;
+    Ok(result.metrics)
 }
 
 fn check_base(state: &TrainingState, base: &ModelFingerprint) -> Result<()> {
     if state.base.weights == base.weights {
         return Ok(());
     }
-    Err(Error::failure("the model is not the one that the run began with")
-        .cause(format!("the SHA-256 of its weights: expected {}, got {}", state.base.weights, base.weights))
-        .hint("put back what `model.checkpoint` names, or the plugin with its own model"))
+    Err(Error::failure("the base model differs from that of the run")
+        .cause(format!("SHA-256 of the weights: expected {}, got {}", state.base.weights, base.weights))
+        .hint("restore the checkpoint at `model.checkpoint`, or the plugin with the embedded model"))
 }
 
 fn state(
     trainer: &Trainer<'_>,
     base: &ModelFingerprint,
     config: &RunConfig,
-    guard: Option<&DriftMonitor<'_>>,
+    monitor: Option<&DriftMonitor<'_>>,
     run_dir: &RunDir,
     step: u64,
     stopped: Option<String>,
@@ -261,39 +218,40 @@ fn state(
         stopped,
         inputs: run_dir.inputs.clone(),
         slots: trainer.update.state(),
-        drift: guard.map(|guard| guard.state.clone()),
-        best: guard.iter().flat_map(|guard| &guard.weights).map(Tensor::shallow_clone).collect(),
+        drift: monitor.map(|monitor| monitor.state.clone()),
+        best: monitor.iter().flat_map(|monitor| &monitor.weights).map(Tensor::shallow_clone).collect(),
     }
 }
 
-/// Keeps what a step that failed began with, so that it can be looked at and done again.
-fn keep_failure(
+/// Saves the state before a failed step, so that the step can be repeated.
+fn save_failure(
     trainer: &Trainer<'_>,
     base: &ModelFingerprint,
     config: &RunConfig,
-    guard: Option<&DriftMonitor<'_>>,
+    monitor: Option<&DriftMonitor<'_>>,
     run_dir: &RunDir,
     step: u64,
     error: Error,
 ) -> Error {
     let error = error.context(format!("step {step} failed"));
-    let state = state(trainer, base, config, guard, run_dir, step - 1, None);
-    let kept = trainer.tasks(step).and_then(|tasks| run_dir.save_failure(&state, &tasks));
-    match kept {
-        Ok(path) => error.hint(format!("do it again: `unirl replay-step {}`", path.display())),
-        Err(other) => error.hint(format!("it cannot be done again: {other}")),
+    let state = state(trainer, base, config, monitor, run_dir, step - 1, None);
+    let saved = trainer.tasks(step).and_then(|tasks| run_dir.save_failure(&state, &tasks));
+    match saved {
+        Ok(path) => error.hint(format!("repeat the step with `unirl replay-step {}`", path.display())),
+        Err(other) => error.hint(format!("the step cannot be repeated: {other}")),
     }
 }
 
-fn interruption(run_dir: &RunDir, done: &str) -> Error {
-    Error::new(Code::Interrupted, format!("interrupted {done}"))
-        .hint(format!("go on: `unirl --resume {}`", run_dir.root().display()))
+fn interruption(run_dir: &RunDir, when: &str) -> Error {
+    Error::new(Code::Interrupted, format!("interrupted {when}"))
+        .hint(format!("resume with `unirl --resume {}`", run_dir.root().display()))
 }
 
-/// Evaluates the model, whose weights may be hashed already, and writes the receipt, unless that of this very evaluation is there.
+/// Evaluates the model and writes the receipt. If the receipt of this evaluation exists, returns its figures. `fingerprint`
+/// is that of the model, if its weights are already hashed.
 fn evaluate(
     model: &mut dyn UnifiedModel,
-    known: Option<&ModelFingerprint>,
+    fingerprint: Option<&ModelFingerprint>,
     (config, overlap): (&RunConfig, Option<usize>),
     run_dir: &RunDir,
     what: &'static str,
@@ -307,23 +265,23 @@ fn evaluate(
     let tasks = eval::tasks(options.prompts, options.seed)?;
     let evaluation =
         Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
-    let stamp = match known {
-        Some(stamp) => stamp.clone(),
+    let fingerprint = match fingerprint {
+        Some(fingerprint) => fingerprint.clone(),
         None => ModelFingerprint::new(model, &config.model.plugin)?,
     };
     let path = run_dir.root().join(format!("eval/{what}.json"));
-    if let Some(known) = Receipt::find(&path, &evaluation, &stamp)? {
-        return Ok(Some(known.figures));
+    if let Some(receipt) = Receipt::find(&path, &evaluation, &fingerprint)? {
+        return Ok(Some(receipt.figures));
     }
-    let mut told = |event: Event<'_>| match watch(event) {
+    let mut on_progress = |event: Event<'_>| match watch(event) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => {
-            Err(interruption(run_dir, &format!("in the evaluation of the {what} model")))
+            Err(interruption(run_dir, &format!("during the evaluation of the {what} model")))
         }
     };
-    told(Event::EvalStarted(what, tasks.len()))?;
-    let items = evaluation.run(model, |done| told(Event::Evaluated(done)))?;
-    let receipt = Receipt { trained_on: overlap, ..Receipt::new(&evaluation, stamp, items)? };
+    on_progress(Event::EvalStarted(what, tasks.len()))?;
+    let items = evaluation.run(model, |count| on_progress(Event::Evaluated(count)))?;
+    let receipt = Receipt { trained_on: overlap, ..Receipt::new(&evaluation, fingerprint, items)? };
     run_dir.write(&format!("eval/{what}.json"), &receipt.to_json()?)?;
     Ok(Some(receipt.figures))
 }

@@ -1,4 +1,4 @@
-//! One step of a run: draw, answer, score, backpropagate, update.
+//! One step of a run: generate, answer, score, backpropagate, update.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::prompts::Task;
 use crate::reward::RewardSet;
 use crate::seed;
 
-/// A model with all that its steps need.
+/// The model and everything that its steps need.
 pub(super) struct Trainer<'a> {
     pub(super) model: &'a mut dyn UnifiedModel,
     pub(super) rules: &'a RewardSet,
@@ -24,12 +24,12 @@ pub(super) struct Trainer<'a> {
     algorithm: Box<dyn Algorithm>,
     pub(super) source: TaskSource,
     pub(super) update: AdamW,
-    /// As the settings say, with a smaller micro-batch after memory ran out.
+    /// As configured, with a smaller micro-batch after an out-of-memory error.
     pub(super) rollout: Rollout,
 }
 
-/// What a step did.
-pub(super) struct Done {
+/// The result of a step.
+pub(super) struct StepResult {
     pub(super) tasks: Vec<Task>,
     pub(super) outcome: Outcome,
     pub(super) metrics: BTreeMap<String, f64>,
@@ -37,7 +37,7 @@ pub(super) struct Done {
 }
 
 impl<'a> Trainer<'a> {
-    /// Remembers the weights of now as the reference policy.
+    /// Freezes the current weights as the reference policy.
     pub(super) fn new(
         model: &'a mut dyn UnifiedModel,
         rules: &'a RewardSet,
@@ -61,7 +61,7 @@ impl<'a> Trainer<'a> {
         Ok(Self { model, rules, answer_rules, config, algorithm, source, update, rollout })
     }
 
-    /// Goes on where a checkpoint was.
+    /// Resumes from a checkpoint.
     pub(super) fn resume(&mut self, state: &TrainingState) -> Result<()> {
         if state.config.rollout.micro_batch == self.rollout.micro_batch {
             self.rollout.micro_batch = state.micro_batch;
@@ -69,7 +69,7 @@ impl<'a> Trainer<'a> {
         self.update.resume(state.step, &state.slots)
     }
 
-    /// The tasks of a step.
+    /// Returns the tasks of a step.
     pub(super) fn tasks(&self, step: u64) -> Result<Vec<Task>> {
         self.source.batch(step, &self.rollout, self.seed(step))
     }
@@ -78,14 +78,14 @@ impl<'a> Trainer<'a> {
         seed::derive(self.config.train.seed, &[step])
     }
 
-    /// Does a step. Where it fails the weights are as before.
-    pub(super) fn step(&mut self, step: u64) -> Result<Done> {
+    /// Runs a step. On an error the weights are unchanged.
+    pub(super) fn step(&mut self, step: u64) -> Result<StepResult> {
         let tasks = self.tasks(step)?;
         self.model.set_mode(Mode::Train)?;
         let (outcome, mut phases) = loop {
             match self.accumulate(step, &tasks) {
-                Err(error) if is_out_of_memory(&error) => self.halve(step, tasks.len(), error)?,
-                done => break done?,
+                Err(error) if is_out_of_memory(&error) => self.halve_micro_batch(step, tasks.len(), error)?,
+                result => break result?,
             }
         };
         let updating = Instant::now();
@@ -95,14 +95,14 @@ impl<'a> Trainer<'a> {
 
         let mut metrics: BTreeMap<String, f64> =
             outcome.metrics.iter().map(|(name, value)| ((*name).to_string(), *value)).collect();
-        metrics.extend(algorithms::part_metrics(&outcome.rewards));
+        metrics.extend(algorithms::component_metrics(&outcome.rewards));
         metrics.insert("update/gradient_norm".into(), updated.gradient_norm);
         metrics.insert("update/learning_rate".into(), updated.learning_rate);
         metrics.extend(phases.metrics());
-        Ok(Done { tasks, outcome, metrics, phases })
+        Ok(StepResult { tasks, outcome, metrics, phases })
     }
 
-    /// Gradients of a step. libtorch reports an exhausted memory by a panic of tch, too.
+    /// Computes the gradients of a step. tch can turn an out-of-memory error of libtorch into a panic.
     fn accumulate(&mut self, step: u64, tasks: &[Task]) -> Result<(Outcome, Phases)> {
         self.update.zero_grad();
         let seed = self.seed(step);
@@ -121,19 +121,21 @@ impl<'a> Trainer<'a> {
         Ok((outcome, iteration.phases))
     }
 
-    /// Halves the micro-batch, or gives the error back where there is nothing to halve.
-    fn halve(&mut self, step: u64, batch: usize, error: Error) -> Result<()> {
+    /// Halves the micro-batch; returns the error if it is already 1.
+    fn halve_micro_batch(&mut self, step: u64, batch: usize, error: Error) -> Result<()> {
         let size = match self.rollout.micro_batch {
             0 => batch,
             size => size.min(batch),
         };
         if size == 1 {
-            return Err(error.hint("not even an image at a time fits: use smaller images or a larger device"));
+            return Err(error.hint(
+                "a micro-batch of one image does not fit in memory: use smaller images or a device with more memory",
+            ));
         }
         let half = size.div_ceil(2);
         tracing::warn!(
-            "step {step}: memory ran out with {size} images at once: it goes on with {half}, which changes nothing but \
-             time. `--set rollout.micro_batch={half}` spares the next run this"
+            "step {step}: out of memory with a micro-batch of {size} images; continuing with {half}, which only changes \
+             the speed. Set `--set rollout.micro_batch={half}` in the next run"
         );
         self.rollout.micro_batch = half;
         Ok(())
@@ -141,6 +143,6 @@ impl<'a> Trainer<'a> {
 }
 
 fn is_out_of_memory(error: &Error) -> bool {
-    let says = |text: &str| text.contains("out of memory") || text.contains("can't allocate memory");
-    says(error.message()) || error.causes().iter().any(|cause| says(cause))
+    let matches = |text: &str| text.contains("out of memory") || text.contains("can't allocate memory");
+    matches(error.message()) || error.causes().iter().any(|cause| matches(cause))
 }

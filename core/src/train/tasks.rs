@@ -1,4 +1,4 @@
-//! Where the tasks of a run come from.
+//! The source of the tasks of a run.
 
 use crate::config::Rollout;
 use crate::error::Result;
@@ -7,7 +7,7 @@ use crate::prompts::rng::Rng;
 use crate::prompts::{Category, Exclusion, Split, Task, read_jsonl};
 use crate::tiles;
 
-/// The drawn world's generator or a file.
+/// The prompt generator of the tiles benchmark, or a file.
 pub(super) enum TaskSource {
     Generated,
     File(Vec<Task>),
@@ -19,22 +19,22 @@ impl TaskSource {
         Ok(Self::File(read_jsonl(path.as_ref())?))
     }
 
-    /// How many tasks of an evaluation are among those of the file; of the categories whose tasks are split, as the others
-    /// are shared in any case.
+    /// Returns the number of evaluation tasks that are also in the file. Only categories that are split into training and
+    /// test tasks count; the others share all their tasks.
     pub(super) fn overlap(&self, evaluated: &[Task]) -> usize {
-        let Self::File(known) = self else { return 0 };
+        let Self::File(tasks) = self else { return 0 };
         let mut trained = Exclusion::default();
-        trained.add(known);
+        trained.add(tasks);
         evaluated.iter().filter(|task| task.spec.category.is_split() && trained.repeats(task)).count()
     }
 
-    /// Whether the tasks are of the drawn world.
+    /// Whether the tasks are those of the tiles benchmark.
     pub(super) fn is_generated(&self) -> bool {
         matches!(self, Self::Generated)
     }
 
-    /// The tasks of a step, each repeated for its group: the same for the same step and seed. Generated ones take the six
-    /// categories in turn.
+    /// Returns the tasks of a step, each repeated for its group. They depend on the step and the seed only. Generated tasks
+    /// cycle through the six categories.
     pub(super) fn batch(&self, step: u64, rollout: &Rollout, seed: u64) -> Result<Vec<Task>> {
         let first = (step - 1) as usize * rollout.prompts;
         let mut rng = Rng::new(seed);
@@ -45,19 +45,19 @@ impl TaskSource {
                     let category = Category::ALL[index % Category::ALL.len()];
                     tiles::sample(category, Split::Train, &mut rng)?
                 }
-                Self::File(known) => known[rng.below(known.len())].clone(),
+                Self::File(tasks) => tasks[rng.below(tasks.len())].clone(),
             };
             tasks.extend(std::iter::repeat_n(task, rollout.group));
         }
         Ok(tasks)
     }
 
-    /// Tasks whose drawings show how the model comes on: held out, one a category, where they are generated; else the first
-    /// of the file.
-    pub(super) fn shown(&self, seed: u64) -> Result<Vec<Task>> {
+    /// Returns the tasks of the sample grids: one held-out task per category if tasks are generated, else the first six of
+    /// the file.
+    pub(super) fn sample_tasks(&self, seed: u64) -> Result<Vec<Task>> {
         match self {
             Self::Generated => eval::tasks(1, seed),
-            Self::File(known) => Ok(known.iter().take(Category::ALL.len()).cloned().collect()),
+            Self::File(tasks) => Ok(tasks.iter().take(Category::ALL.len()).cloned().collect()),
         }
     }
 }

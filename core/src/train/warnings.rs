@@ -1,37 +1,37 @@
-//! What is no error and spoils a run all the same: counted, and said when it begins.
+//! Conditions that are no errors but can spoil a run. They are counted and logged.
 
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Line;
 
-/// Nats a token at which a policy has left its reference: the KL terms are too weak for the learning rate.
+/// The KL in nats per token above which the policy has diverged: the KL terms are too weak for the learning rate.
 const DIVERGED: f64 = 1.0;
 
-/// Steps at which something was wrong.
+/// The number of steps with each condition.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainWarnings {
-    /// No group had unequal rewards: advantages are zero, and nothing was learned.
+    /// All groups had zero reward variance: advantages are zero.
     pub equal_rewards: u64,
-    /// The divergence from the reference policy was above 1 nat a token.
+    /// The KL to the reference policy was above 1 nat per token.
     pub diverged: u64,
 }
 
 impl TrainWarnings {
-    /// Counts a step that was done before.
+    /// Counts a step without logging, when a run is resumed.
     pub(super) fn count(&mut self, line: &Line) {
         self.equal_rewards += u64::from(equal_rewards(line));
         self.diverged += u64::from(divergence(line).is_some());
     }
 
-    /// Counts a step, and warns at the first, tenth, hundredth time and so on.
+    /// Counts a step and warns at the first, tenth, hundredth occurrence and so on.
     pub(super) fn watch(&mut self, line: &Line) {
         let before = *self;
         self.count(line);
         let step = line.step;
         if self.equal_rewards > before.equal_rewards && is_power_of_ten(self.equal_rewards) {
             tracing::warn!(
-                "step {step}: every group has equal rewards, so there is nothing to learn (so far at {} of the steps): larger \
-                 groups, a higher temperature or finer rules would tell samples apart",
+                "step {step}: all groups have zero reward variance, so there is no learning signal ({} steps so far): use \
+                 larger groups, a higher sampling temperature or a finer-grained reward",
                 self.equal_rewards
             );
         }
@@ -40,8 +40,8 @@ impl TrainWarnings {
             && let Some((name, value)) = divergence(line)
         {
             tracing::warn!(
-                "step {step}: `{name}` is {value:.2} nats a token (so far above {DIVERGED} at {} of the steps): lower \
-                 `update.learning_rate`, or raise the KL coefficients",
+                "step {step}: `{name}` is {value:.2} nats per token (above {DIVERGED} in {} steps so far): lower \
+                 `update.learning_rate` or raise `beta`",
                 self.diverged
             );
         }
@@ -68,22 +68,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_are_counted_by_what_was_wrong() {
+    fn watch_counts_steps_per_condition() {
         let line = |metrics: &[(&str, f64)]| Line {
             step: 1,
             metrics: metrics.iter().map(|(name, value)| ((*name).to_string(), *value)).collect(),
         };
-        let mut alarms = TrainWarnings::default();
-        alarms.watch(&line(&[("reward/informative", 0.0), ("kl/answer", 0.2)]));
-        alarms.watch(&line(&[("reward/informative", 0.5), ("kl/image", 1.5)]));
-        alarms.watch(&line(&[("reward/informative", 0.0), ("kl/answer", 2.0), ("kl/image", 1.5)]));
-        alarms.watch(&line(&[("reward/mean", 0.5)]));
-        assert_eq!(alarms, TrainWarnings { equal_rewards: 2, diverged: 2 });
+        let mut warnings = TrainWarnings::default();
+        warnings.watch(&line(&[("reward/informative", 0.0), ("kl/answer", 0.2)]));
+        warnings.watch(&line(&[("reward/informative", 0.5), ("kl/image", 1.5)]));
+        warnings.watch(&line(&[("reward/informative", 0.0), ("kl/answer", 2.0), ("kl/image", 1.5)]));
+        warnings.watch(&line(&[("reward/mean", 0.5)]));
+        assert_eq!(warnings, TrainWarnings { equal_rewards: 2, diverged: 2 });
     }
 
     #[test]
-    fn warnings_get_rarer() {
-        let told: Vec<u64> = (0..=1000).filter(|count| is_power_of_ten(*count)).collect();
-        assert_eq!(told, [1, 10, 100, 1000]);
+    fn warnings_are_logged_at_powers_of_ten() {
+        let logged: Vec<u64> = (0..=1000).filter(|count| is_power_of_ten(*count)).collect();
+        assert_eq!(logged, [1, 10, 100, 1000]);
     }
 }

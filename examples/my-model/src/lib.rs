@@ -12,7 +12,7 @@ use unirl::model::{
     Answers, BatchSlice, Checkpoint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
     ModelCard, ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
 };
-use unirl::sampling::{choose, gather_logp};
+use unirl::sampling::{gather_logp, sample_tokens};
 use unirl::tch::{self, Device, Kind, Tensor};
 use unirl::tiles::{SIDE, TILES, codec, vocabulary};
 use unirl::weights::{self, Init, Store, Weights};
@@ -125,7 +125,7 @@ impl MyModel {
         let logps = Tensor::zeros(size, (Kind::Float, self.device));
         for at in 0..length {
             let logits = self.network.logits(context, table, &ids).select(1, at); // [B,rows of the table]
-            let class = choose(&logits, how.0, how.1, how.2);
+            let class = sample_tokens(&logits, how.0, how.1, how.2);
             logps.select(1, at).copy_(&gather_logp(&logits, &class));
             ids.select(1, at).copy_(&class);
         }

@@ -290,7 +290,7 @@ fn parity_split_losses() {
             close(&what("k3"), &k3, &stored("k3"), tolerance);
             let weights = f.tensor("split.weights");
             let policy = objective::weighted_loss(&logp, &everywhere, &weights, weights.size()[0]);
-            let kl = objective::token_mean(&k3, &everywhere);
+            let kl = objective::mean_per_token(&k3, &everywhere);
             let loss = &policy + beta * &kl;
             for (part, got) in [("policy", &policy), ("kl", &kl), ("loss", &loss)] {
                 number(&what(part), got, f.number(&format!("split.{part}.{name}")), LOSSES);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use unirl::judge::answer_is_right;
+use unirl::judge::is_correct_answer;
 use unirl::prompts::rng::Rng;
 use unirl::prompts::{Category, ObjectList, PromptSpec, PromptTemplates, Split, Task, sample};
 use unirl::reward::{Normalize, Reward, RewardFunction, Sample, ShippedOptions};
@@ -508,7 +508,7 @@ fn the_truth_has_full_marks_and_its_words_in_another_order_never_more() {
         }) {
             for _ in 0..500 {
                 let task = wording.task(sample(&list, category, Split::All, &mut rng).unwrap());
-                assert!(answer_is_right(&task.spec, &task.reference_answer), "{task:?}");
+                assert!(is_correct_answer(&task.spec, &task.reference_answer), "{task:?}");
                 let words: Vec<&str> = task.reference_answer.split(' ').collect();
                 let order = rng.distinct(words.len(), words.len());
                 let shuffled = order.iter().map(|at| words[*at]).collect::<Vec<_>>().join(" ");
@@ -530,7 +530,7 @@ fn a_truthful_reader_of_the_drawn_world_passes_right_drawings_alone() {
     for category in Category::ALL {
         for _ in 0..2000 {
             let task = tiles::sample(category, Split::All, &mut rng).unwrap();
-            let right = reference_answer(category, &TileGrid::draw(&task.spec, &mut rng).unwrap());
+            let right = reference_answer(category, &TileGrid::sample(&task.spec, &mut rng).unwrap());
             assert!(score(&*bound, &task, &right).passes(), "{}: {right}", task.prompt);
             let wrong = reference_answer(category, &TileGrid::with_mistake(&task.spec, &mut rng).unwrap());
             assert!(!score(&*bound, &task, &wrong).passes(), "{}: {wrong}", task.prompt);

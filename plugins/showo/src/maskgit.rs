@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::algorithms::objective::gumbel;
 use unirl::error::unknown_name;
-use unirl::sampling::below;
+use unirl::sampling::inverse_cdf;
 
 /// A token that is not known yet.
 pub const UNKNOWN: i64 = -1;
@@ -131,7 +131,7 @@ pub fn step(
     let tokens = codes.size()[1];
     let probabilities = logits.softmax(-1, Kind::Float);
     let cumulative = probabilities.cumsum(-1, Kind::Float); // [B,m,K]
-    let drawn = below(&cumulative, &uniforms.gather(1, places, false).unsqueeze(-1)); // [B,m,1]
+    let drawn = inverse_cdf(&cumulative, &uniforms.gather(1, places, false).unsqueeze(-1)); // [B,m,1]
     let confidence = probabilities.gather(-1, &drawn, false).squeeze_dim(-1);
     let unknown = codes.eq(UNKNOWN);
     let sampled = codes.scatter(1, places, &drawn.squeeze_dim(-1)).where_self(&unknown, codes);

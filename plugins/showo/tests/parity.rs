@@ -404,7 +404,7 @@ fn parity_9_end_to_end_step() {
 
     // 4. Relax.
     let sampled = objective::straight_through(&logits, &case.tensor("gumbel"), case.number("tau"));
-    let (relaxed, mixed) = objective::complete(&sampled, &drawn, &targets);
+    let (relaxed, mixed) = objective::fill_masked(&sampled, &drawn, &targets);
     same("mixed codes", &mixed, &case.tensor("mixed_codes"));
 
     // 5. Answer.
@@ -431,7 +431,7 @@ fn parity_9_end_to_end_step() {
         close(name, &got.masked_select(&scored.mask), &case.tensor(name).masked_select(&answer), VALUES);
     }
     let sums = |values: &Tensor| values.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-    let kl = objective::token_mean(&k3, &scored.mask);
+    let kl = objective::mean_per_token(&k3, &scored.mask);
     let stored = &case.json["scalars"];
     number("KL a token", &kl, &stored["kl_token_mean"], LOSSES);
     number("KL a sequence", &sums(&k3).mean(Kind::Float), &stored["kl_seq"], LOSSES);
@@ -447,7 +447,7 @@ fn parity_9_end_to_end_step() {
     for (name, expected) in case.json["losses"].as_object().unwrap() {
         let loss = match name.as_str() {
             "sft_sum" => -sums(&taught.logp).mean(Kind::Float),
-            "sft_token" => -objective::token_mean(&taught.logp, &taught.mask),
+            "sft_token" => -objective::mean_per_token(&taught.logp, &taught.mask),
             _ => {
                 let (rule, temperature) = name.split_once("_tauw").unwrap();
                 let weighted = &case.json["group_weights"][format!("rewards_tauw{temperature}")]["weights"];
@@ -511,7 +511,7 @@ fn parity_10_split_losses() {
     close("answer logp", &scored.logp.masked_select(&scored.mask), &expected, VALUES);
 
     let sums = |values: &Tensor| values.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-    let kl = objective::token_mean(&objective::k3(&logp, &known).0, &targets);
+    let kl = objective::mean_per_token(&objective::k3(&logp, &known).0, &targets);
     for (name, expected) in case.json["losses"].as_object().unwrap() {
         let mean = || objective::weighted_loss(&logp, &targets, &weights, weights.size()[0]);
         let loss = match name.as_str() {

@@ -227,7 +227,7 @@ impl Default for TilesConfig {
 impl Detector for TilesConfig {
     fn detect(&self, pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Vec<Vec<Detection>>> {
         let mut pictures = Vec::new();
-        for reading in tiles::read(pixels)? {
+        for reading in tiles::recognize(pixels)? {
             let mut found = Vec::new();
             for (place, tile) in reading.tiles.iter().enumerate() {
                 let RecognizedTile::Object(tile) = tile else { continue };

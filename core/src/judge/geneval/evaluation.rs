@@ -1,5 +1,5 @@
-//! `GenEval`'s prompts as an evaluation: its rules over a detector judge the drawings, and the images of another model that
-//! those rules called right are what the model is asked about (A.1 of the paper).
+//! The judge of an evaluation on the prompts of `GenEval` (A.1 of the paper): its rules judge the generated images. Images of
+//! another model that are correct by these rules are the reference images for understanding.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,35 +8,35 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::{Metadata, Seen, Thresholds, Vocabulary, judge, read_metadata};
+use super::{DetectionCounts, Metadata, Thresholds, Vocabulary, judge, read_metadata};
 use crate::detector::Detector;
 use crate::error::{Context as _, Error, Result};
 use crate::judge::{ImageJudge, Verdict};
 use crate::prompts::Task;
 use crate::{checksum, input, json, seed};
 
-/// How a model reads a picture: `[3,H,W]` in `0..=1`.
-pub type ReadPicture = Box<dyn Fn(&Path) -> Result<Tensor>>;
+/// Reads an image file as a tensor `[3,H,W]` in `0..=1`.
+pub type ReadImage = Box<dyn Fn(&Path) -> Result<Tensor>>;
 
-/// The judge.
+/// The judge of `GenEval` prompts.
 pub struct GenevalJudge {
     name: String,
     detector: Box<dyn Detector>,
     prompts: HashMap<String, Metadata>,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     thresholds: Thresholds,
-    seen: RefCell<Seen>,
+    counts: RefCell<DetectionCounts>,
     references: Option<References>,
 }
 
-/// Images that show what their prompts ask for.
+/// Reference images, which show their prompts.
 struct References {
     /// By prompt.
     images: HashMap<String, Vec<PathBuf>>,
-    read: ReadPicture,
+    read: ReadImage,
 }
 
-/// What of a line of `unirl geneval judge --out` is needed here.
+/// The keys used from a line of `unirl geneval judge --out`.
 #[derive(Deserialize)]
 struct ResultLine {
     filename: String,
@@ -45,31 +45,31 @@ struct ResultLine {
 }
 
 impl GenevalJudge {
-    /// The judge of the prompts in `metadata`. `detector` has the name by which a receipt calls it.
+    /// Creates the judge of the prompts in `metadata`. `detector` comes with its name in receipts.
     pub fn new(
         metadata: &Path,
         detector: (String, Box<dyn Detector>),
         thresholds: Thresholds,
     ) -> Result<Self> {
         let metadata = read_metadata(metadata)?;
-        let words = Vocabulary::of(&metadata);
+        let vocabulary = Vocabulary::of(&metadata);
         let prompts = metadata.into_iter().map(|metadata| (metadata.prompt.clone(), metadata)).collect();
         let (name, detector) = detector;
         let mut name = format!("geneval by `{name}`");
         if thresholds != Thresholds::default() {
             name += &format!(", thresholds {} and {} for counting", thresholds.objects, thresholds.counting);
         }
-        let seen = RefCell::default();
-        Ok(Self { name, detector, prompts, words, thresholds, seen, references: None })
+        let counts = RefCell::default();
+        Ok(Self { name, detector, prompts, vocabulary, thresholds, counts, references: None })
     }
 
-    /// What to warn of after the evaluation: that no detection counted.
+    /// Returns the warnings after an evaluation, such as that no detection counted.
     pub fn warnings(&self) -> Vec<String> {
-        self.seen.borrow().warnings(&self.thresholds)
+        self.counts.borrow().warnings(&self.thresholds)
     }
 
-    /// Takes for references the images below `root` that the lines of `results` call right, read by `read`.
-    pub fn with_references(mut self, root: &Path, results: &Path, read: ReadPicture) -> Result<Self> {
+    /// Uses the images below `root` that are correct in `results` as reference images, read by `read`.
+    pub fn with_references(mut self, root: &Path, results: &Path, read: ReadImage) -> Result<Self> {
         let text = input::read_text(results)?;
         let mut images: HashMap<String, Vec<PathBuf>> = HashMap::new();
         for (number, line) in json::lines(&text) {
@@ -85,7 +85,7 @@ impl GenevalJudge {
         }
         if images.is_empty() {
             return Err(Error::usage(format!(
-                "`{}` calls no image of these prompts right",
+                "`{}` has no correct image of these prompts",
                 results.display()
             )));
         }
@@ -100,9 +100,9 @@ impl ImageJudge for GenevalJudge {
         self.name.clone()
     }
 
-    /// `GenEval` knows one verdict, which is lenient by its nature: it is both here.
+    /// `GenEval` has one verdict, which is lenient: it counts as strict and lenient here.
     fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>> {
-        let mut found = self.detector.detect(pixels, &self.words.classes, &self.words.colors)?;
+        let mut found = self.detector.detect(pixels, &self.vocabulary.classes, &self.vocabulary.colors)?;
         if found.len() != tasks.len() {
             return Err(Error::failure(format!(
                 "{}: expected detections of {} images, got {}",
@@ -112,14 +112,15 @@ impl ImageJudge for GenevalJudge {
             )));
         }
         for detection in found.iter_mut().flatten() {
-            self.words.resolve(detection).context(|| self.name.clone())?;
+            self.vocabulary.resolve(detection).context(|| self.name.clone())?;
         }
         let verdict = |(task, detections): (&Task, &Vec<_>)| {
-            let metadata = self.prompts.get(&task.prompt).ok_or_else(|| {
-                Error::failure(format!("{}: `{}` is none of its prompts", self.name, task.prompt))
-            })?;
+            let metadata = self
+                .prompts
+                .get(&task.prompt)
+                .ok_or_else(|| Error::failure(format!("{}: unknown prompt `{}`", self.name, task.prompt)))?;
             let judged = judge(metadata, detections, &self.thresholds)?;
-            self.seen.borrow_mut().add(metadata.tag, detections, self.thresholds.of(metadata.tag));
+            self.counts.borrow_mut().add(metadata.tag, detections, self.thresholds.of(metadata.tag));
             Ok(Verdict { strict: judged.correct, lenient: judged.correct, reason: judged.reason })
         };
         tasks.iter().zip(&found).map(verdict).collect()

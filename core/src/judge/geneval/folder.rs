@@ -1,8 +1,8 @@
-//! The images of a set, in the layout of `GenEval`'s generation scripts, and their detections.
+//! The images of a set, in the layout of the generation scripts of `GenEval`, and their detections.
 //!
-//! `IMG/00000/metadata.jsonl` is the prompt's line, `IMG/00000/samples/0000.png` its first image. Folders whose names are
-//! digits, and pictures whose names are digits and `.png`, `.jpg` or `.jpeg`, are read; a `grid.png` and whatever else is
-//! there is not.
+//! `IMG/00000/metadata.jsonl` is the line of the prompt, `IMG/00000/samples/0000.png` its first image. Only directories with
+//! numeric names and images with numeric names and the extension `.png`, `.jpg` or `.jpeg` are read; other files, such as
+//! `grid.png`, are ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -20,29 +20,29 @@ use crate::{input, json};
 /// A prompt and its images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// The name of its folder.
+    /// The name of its directory.
     pub folder: String,
-    /// What it asks for.
+    /// The content of the prompt.
     pub metadata: Metadata,
-    /// Its images by number, as they are called in every file: `00000/samples/0000.png`.
+    /// The images by number, as paths below the set: `00000/samples/0000.png`.
     pub images: Vec<String>,
 }
 
-/// The file in which the settings stand that a set was drawn with, beside the prompts' folders. `GenEval`'s scripts pass
-/// over it.
+/// The file with the settings that a set was generated with, next to the prompt directories. The scripts of `GenEval` ignore
+/// it.
 pub const SETTINGS: &str = "draw.json";
 
-/// What of it tells whether a set is complete.
+/// The settings that determine whether a set is complete.
 #[derive(Deserialize)]
-struct Drawn {
+struct Settings {
     prompts: usize,
     count: usize,
 }
 
-/// The endings of images.
-const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
+/// The extensions of images.
+const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
 
-/// Which prompts of a set are judged: those of some tags, those of some numbers, or both.
+/// A selection of the prompts of a set, by tags, by numbers, or both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subset {
     tags: Vec<Category>,
@@ -53,8 +53,8 @@ pub struct Subset {
 impl FromStr for Subset {
     type Err = Error;
 
-    /// `counting,colors` are the prompts of two tags, `0-99,200` those of 101 numbers, `colors,0-99` the prompts of the tag
-    /// among these.
+    /// Parses a selection: `counting,colors` selects two tags, `0-99,200` selects 101 numbers, and `colors,0-99` the prompts
+    /// of a tag among these numbers.
     fn from_str(text: &str) -> Result<Self> {
         let mut subset = Self { tags: Vec::new(), numbers: Vec::new(), text: text.into() };
         for part in text.split(',').map(str::trim) {
@@ -65,10 +65,10 @@ impl FromStr for Subset {
                 (None, Ok(first), Ok(last)) if first <= last => subset.numbers.push(first..=last),
                 _ => {
                     return Err(Error::usage(format!(
-                        "subset `{text}`: `{part}` is neither a tag nor numbers"
+                        "subset `{text}`: expected a tag or prompt numbers, got `{part}`"
                     ))
                     .hint(format!("tags: {}", Category::ALL.map(Category::name).join(", ")))
-                    .hint("numbers of prompts: e.g. `7` or `0-99`"));
+                    .hint("prompt numbers: such as `7` or `0-99`"));
                 }
             }
         }
@@ -92,43 +92,43 @@ impl Subset {
     }
 }
 
-/// The folder of a prompt.
+/// Returns the directory name of a prompt.
 pub fn prompt_folder(prompt: usize) -> String {
     format!("{prompt:05}")
 }
 
-/// An image of a prompt, below the folder of the set.
+/// Returns the path of an image below the directory of the set.
 pub fn image_path(prompt: usize, image: usize) -> String {
     format!("{}/samples/{image:04}.png", prompt_folder(prompt))
 }
 
-/// Reads the prompts of a set, or of a part of it, and the names of their images.
+/// Reads the prompts of a set or subset, and the names of their images.
 ///
-/// A set that is not complete is refused: a number without a folder, or a prompt with fewer images than another. Of a part
-/// that is chosen by numbers only these need to be there.
+/// Errors if the set is incomplete: if a prompt directory is missing, or a prompt has fewer images than another. For a subset by
+/// numbers, only these prompts must exist.
 pub fn read_folder(root: &Path, subset: Option<&Subset>) -> Result<Vec<Prompt>> {
     if !root.is_dir() {
-        return Err(Error::usage(format!("no folder of images at `{}`", root.display()))
-            .hint("`unirl geneval draw` makes one, and so do GenEval's own scripts"));
+        return Err(Error::usage(format!("no image directory at `{}`", root.display()))
+            .hint("create one with `unirl geneval draw` or the scripts of GenEval"));
     }
     let mut folders = numbered(root, Path::is_dir, |name| Some(name))?;
     folders.sort();
     let Some((last, _)) = folders.last() else {
-        return Err(Error::usage(format!("`{}` has no folders `00000`, `00001`, …", root.display())));
+        return Err(Error::usage(format!("`{}` has no directories `00000`, `00001`, …", root.display())));
     };
-    let drawn = settings(root)?;
+    let settings = read_settings(root)?;
     let numbers: BTreeSet<u64> = folders.iter().map(|(number, _)| *number).collect();
-    let wanted: Vec<RangeInclusive<u64>> = match subset {
+    let selected: Vec<RangeInclusive<u64>> = match subset {
         Some(subset) if !subset.numbers.is_empty() => subset.numbers.clone(),
-        _ => vec![0..=(*last).max(drawn.as_ref().map_or(0, |drawn| drawn.prompts as u64).saturating_sub(1))],
+        _ => vec![0..=(*last).max(settings.as_ref().map_or(0, |set| set.prompts as u64).saturating_sub(1))],
     };
     let present = |range: &RangeInclusive<u64>| numbers.range(range.clone()).count() as u64;
-    let expected: u64 = wanted.iter().map(|range| (range.end() - range.start()).saturating_add(1)).sum();
-    let missing = expected - wanted.iter().map(present).sum::<u64>();
+    let expected: u64 = selected.iter().map(|range| (range.end() - range.start()).saturating_add(1)).sum();
+    let missing = expected - selected.iter().map(present).sum::<u64>();
     if missing > 0 {
-        let first = wanted.into_iter().flatten().find(|number| !numbers.contains(number)).unwrap_or(0);
+        let first = selected.into_iter().flatten().find(|number| !numbers.contains(number)).unwrap_or(0);
         return Err(incomplete(root).cause(format!(
-            "{missing} of {expected} prompts have no folder, the first of them `{}`",
+            "{missing} of {expected} prompts have no directory; the first is `{}`",
             prompt_folder(first as usize)
         )));
     }
@@ -144,19 +144,19 @@ pub fn read_folder(root: &Path, subset: Option<&Subset>) -> Result<Vec<Prompt>> 
     if let Some(subset) = subset
         && prompts.is_empty()
     {
-        return Err(Error::usage(format!("`{}` has no prompts of the subset `{subset}`", root.display())));
+        return Err(Error::usage(format!("`{}` has no prompts in the subset `{subset}`", root.display())));
     }
-    let most = prompts.iter().map(|prompt| prompt.images.len()).max().unwrap_or(0);
-    let most = drawn.map_or(most, |drawn| most.max(drawn.count)).max(1);
+    let count = prompts.iter().map(|prompt| prompt.images.len()).max().unwrap_or(0);
+    let count = settings.map_or(count, |settings| count.max(settings.count)).max(1);
     for prompt in &prompts {
-        if prompt.images.len() < most {
+        if prompt.images.len() < count {
             let error = incomplete(root).cause(format!(
-                "`{}/samples` has {} of {most} images",
+                "`{}/samples` has {} of {count} images",
                 prompt.folder,
                 prompt.images.len()
             ));
             return Err(match prompt.images.len() {
-                0 => error.hint("images are called `0000.png`, `0000.jpg` or `0000.jpeg`, `0001.png`, …"),
+                0 => error.hint("name the images `0000.png`, `0000.jpg` or `0000.jpeg`, `0001.png`, …"),
                 _ => error,
             });
         }
@@ -165,11 +165,11 @@ pub fn read_folder(root: &Path, subset: Option<&Subset>) -> Result<Vec<Prompt>> 
 }
 
 fn incomplete(root: &Path) -> Error {
-    Error::usage(format!("the set `{}` is not complete", root.display()))
-        .hint("`unirl geneval draw` with the same arguments draws what is missing")
+    Error::usage(format!("the image set `{}` is incomplete", root.display()))
+        .hint("run `unirl geneval draw` with the same arguments to generate the missing images")
 }
 
-fn settings(root: &Path) -> Result<Option<Drawn>> {
+fn read_settings(root: &Path) -> Result<Option<Settings>> {
     let path = root.join(SETTINGS);
     if !path.is_file() {
         return Ok(None);
@@ -177,13 +177,13 @@ fn settings(root: &Path) -> Result<Option<Drawn>> {
     json::read(&path).map(Some)
 }
 
-/// What is in a folder under a number; `digits` takes it out of a name, if the name is of the right form.
+/// Returns the entries of a directory with numeric names. `digits` extracts the number from a name.
 fn numbered(
     folder: &Path,
     fits: fn(&Path) -> bool,
     digits: fn(&str) -> Option<&str>,
 ) -> Result<Vec<(u64, String)>> {
-    let place = || format!("cannot read the folder `{}`", folder.display());
+    let place = || format!("cannot read the directory `{}`", folder.display());
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).context(place)? {
         let entry = entry.context(place)?;
@@ -198,10 +198,10 @@ fn numbered(
     Ok(found)
 }
 
-/// The number of an image, as it stands in its name.
+/// Returns the number in the name of an image.
 fn image_number(name: &str) -> Option<&str> {
-    let (number, ending) = name.rsplit_once('.')?;
-    ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known)).then_some(number)
+    let (number, extension) = name.rsplit_once('.')?;
+    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)).then_some(number)
 }
 
 fn read_prompt(root: &Path, name: &str) -> Result<Prompt> {
@@ -213,7 +213,7 @@ fn read_prompt(root: &Path, name: &str) -> Result<Prompt> {
         if samples.is_dir() { numbered(&samples, Path::is_file, image_number)? } else { Vec::new() };
     images.sort();
     if let Some([(_, one), (_, other)]) = images.array_windows().find(|[one, other]| one.0 == other.0) {
-        return Err(Error::usage(format!("`{}` has one image twice", samples.display()))
+        return Err(Error::usage(format!("duplicate image number in `{}`", samples.display()))
             .cause(format!("`{one}` and `{other}` have the same number"))
             .hint("remove one of them"));
     }
@@ -221,24 +221,24 @@ fn read_prompt(root: &Path, name: &str) -> Result<Prompt> {
     Ok(Prompt { folder: name.into(), metadata, images })
 }
 
-/// A line of a file of detections; what else stands there is left alone.
+/// A line of a detections file. Unknown keys are ignored.
 #[derive(Deserialize)]
 struct Line {
     filename: String,
     detections: Vec<Detection>,
 }
 
-/// Reads a file of detections, a line an image: `{"filename": "00000/samples/0000.png", "detections": [...]}`.
+/// Reads a detections file with one line per image: `{"filename": "00000/samples/0000.png", "detections": [...]}`.
 ///
-/// Every image of the prompts must have one line, and no other image may have any; but where the prompts are a part of a
-/// set, lines about the others are skipped.
+/// Every image of the prompts must have exactly one line. Lines about other images are an error, unless `part` is set, which
+/// means that the prompts are a subset; then lines about other prompts are skipped.
 pub fn read_detections(
     path: &Path,
     prompts: &[Prompt],
     part: bool,
 ) -> Result<BTreeMap<String, Vec<Detection>>> {
     let text = input::read_text(path)?;
-    let words = Vocabulary::of(prompts.iter().map(|prompt| &prompt.metadata));
+    let vocabulary = Vocabulary::of(prompts.iter().map(|prompt| &prompt.metadata));
     let images: BTreeSet<&str> =
         prompts.iter().flat_map(|prompt| &prompt.images).map(String::as_str).collect();
     let mut found = BTreeMap::new();
@@ -250,31 +250,31 @@ pub fn read_detections(
             continue;
         }
         if !images.contains(filename.as_str()) {
-            let error = Error::usage(format!("`filename`: there is no image `{filename}`"));
+            let error = Error::usage(format!("`filename`: no image `{filename}`"));
             let near = images.iter().find(|image| filename.ends_with(&format!("/{image}")));
             let example = near.or_else(|| images.first()).copied().unwrap_or_default();
             return Err(error
-                .hint(format!("names are relative to the folder of images: `{example}`"))
+                .hint(format!("names are relative to the image directory: `{example}`"))
                 .context(at()));
         }
         for (number, detection) in detections.iter_mut().enumerate() {
             let place = || format!("`detections[{number}]`");
             detection.check().context(place).context(at)?;
-            words.resolve(detection).context(place).context(at)?;
+            vocabulary.resolve(detection).context(place).context(at)?;
         }
         if found.insert(filename.clone(), detections).is_some() {
-            return Err(Error::usage(format!("`{filename}` has a line already")).context(at()));
+            return Err(Error::usage(format!("duplicate line for `{filename}`")).context(at()));
         }
     }
     let missing: Vec<&str> = images.into_iter().filter(|image| !found.contains_key(*image)).collect();
     if let Some(first) = missing.first() {
         return Err(Error::usage(format!(
-            "`{}` has no line for {} of {} images, the first of them `{first}`",
+            "`{}` has no line for {} of {} images; the first is `{first}`",
             path.display(),
             missing.len(),
             missing.len() + found.len()
         ))
-        .hint("an image in which nothing was found has a line with `\"detections\": []`"));
+        .hint("write `\"detections\": []` for an image without detections"));
     }
     Ok(found)
 }

@@ -1,4 +1,4 @@
-//! What a prompt asks for: a line of `evaluation_metadata.jsonl`.
+//! The content of a prompt: a line of `evaluation_metadata.jsonl`.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use crate::error::{Context as _, Error, Result, nearest};
 use crate::prompts::{Category, ObjectList, Relation, synonyms};
 use crate::{input, json};
 
-/// Classes of `GenEval`: the first of [`ObjectList::everyday`].
+/// The number of classes of `GenEval`, which are the first of [`ObjectList::everyday`].
 const CLASSES: usize = 80;
 
-/// What classifiers call shades of `GenEval`'s ten colours: a hint alone, as none of them is the colour that was asked for.
+/// Shades of the ten colours of `GenEval`, for hints only: a shade never matches a colour.
 const SHADES: [(&str, &[&str]); 8] = [
     ("red", &["burgundy", "cherry", "crimson", "maroon", "ruby", "scarlet"]),
     ("orange", &["amber", "apricot", "coral", "peach", "tangerine"]),
@@ -24,30 +24,30 @@ const SHADES: [(&str, &[&str]); 8] = [
     ("brown", &["beige", "bronze", "chestnut", "chocolate", "copper", "tan"]),
 ];
 
-/// A prompt with the clauses that an image of it has to satisfy.
+/// A prompt with the clauses that its image must satisfy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
-    /// The kind of prompt.
+    /// The category.
     pub tag: Category,
-    /// What must be there.
+    /// Objects that must be in the image.
     pub include: Vec<Include>,
-    /// What must not be there.
+    /// Objects that must not be in the image.
     pub exclude: Vec<Exclude>,
     /// The prompt.
     pub prompt: String,
     line: String,
 }
 
-/// So many objects of a class, perhaps of a colour, perhaps in a place.
+/// A clause: at least `count` objects of a class, optionally with a colour and a position.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Include {
     /// The class.
     pub class: String,
-    /// How many; more are no fault of this clause.
+    /// The required number; more objects satisfy the clause.
     pub count: usize,
-    /// The colour that each must have, in lower case.
+    /// The required colour of each object, in lower case.
     pub color: Option<String>,
-    /// Where each must lie.
+    /// The required position of each object.
     pub position: Option<Position>,
 }
 
@@ -55,7 +55,7 @@ pub struct Include {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "(String, usize)")]
 pub struct Position {
-    /// Where the objects lie, seen from those of the other clause.
+    /// The relation of the objects to those of the other clause.
     pub relation: Relation,
     /// The index of the other clause.
     pub target: usize,
@@ -68,21 +68,21 @@ impl TryFrom<(String, usize)> for Position {
         let known = Relation::ALL.map(Relation::words);
         match Relation::ALL.into_iter().find(|relation| relation.words() == words) {
             Some(relation) => Ok(Self { relation, target }),
-            None => Err(format!("unknown relation `{words}`, known: {}", known.join(", "))),
+            None => Err(format!("unknown relation `{words}`, expected one of: {}", known.join(", "))),
         }
     }
 }
 
-/// Fewer objects of a class than `count`.
+/// A clause: fewer objects of a class than `count`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Exclude {
     /// The class.
     pub class: String,
-    /// So many are too many.
+    /// The smallest number that violates the clause.
     pub count: usize,
 }
 
-/// The line as it is read; other keys, as `question` and `answer`, are left alone.
+/// The line as JSON. Other keys, such as `question` and `answer`, are ignored.
 #[derive(Deserialize)]
 struct Line {
     tag: Category,
@@ -94,7 +94,7 @@ struct Line {
 }
 
 impl Metadata {
-    /// Reads one line.
+    /// Parses one line.
     pub fn parse(line: &str) -> Result<Self> {
         let line = line.trim();
         let Line { tag, mut include, exclude, prompt } = json::parse_line(line)?;
@@ -112,10 +112,10 @@ impl Metadata {
         }
         for (index, clause) in include.iter_mut().enumerate() {
             let Some(color) = &mut clause.color else { continue };
-            *color = folded(color);
+            *color = normalized(color);
             if color.is_empty() {
                 return Err(Error::usage(format!("`include[{index}].color` is empty"))
-                    .hint("leave `color` out where none is asked for"));
+                    .hint("leave `color` out if the prompt names none"));
             }
         }
         for (index, position) in include.iter().map(|clause| clause.position).enumerate() {
@@ -130,16 +130,17 @@ impl Metadata {
         Ok(Self { tag, include, exclude, prompt, line: line.into() })
     }
 
-    /// The line to the letter, without its end.
+    /// Returns the original line without its line end.
     pub fn line(&self) -> &str {
         &self.line
     }
 }
 
-/// Reads the prompts of a file, a line each; empty lines are skipped.
+/// Reads the prompts of a file, one per line. Empty lines are skipped.
 pub fn read_metadata(path: &Path) -> Result<Vec<Metadata>> {
-    let text = input::read_text(path)
-        .map_err(|error| error.hint("GenEval's repository has it as `prompts/evaluation_metadata.jsonl`"))?;
+    let text = input::read_text(path).map_err(|error| {
+        error.hint("the file is `prompts/evaluation_metadata.jsonl` in the GenEval repository")
+    })?;
     let prompts: Vec<Metadata> = json::lines(&text)
         .map(|(number, line)| {
             Metadata::parse(line).context(|| format!("`{}`, line {number}", path.display()))
@@ -151,27 +152,27 @@ pub fn read_metadata(path: &Path) -> Result<Vec<Metadata>> {
     Ok(prompts)
 }
 
-/// A name without what spelling alone decides: case, and blanks around it and between its words.
-fn folded(name: &str) -> String {
+/// Returns a name in lower case with normalized whitespace.
+fn normalized(name: &str) -> String {
     name.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>().join(" ")
 }
 
-/// The classes and colours that some prompts speak of.
+/// The classes and colours of a set of prompts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vocabulary {
     /// The classes of all clauses, in the order of the prompts.
     pub classes: Vec<String>,
-    /// The colours to choose from: `GenEval`'s ten and whatever else is asked for; none if no prompt asks for one.
+    /// The colours to classify: the ten of `GenEval` and those of the prompts; empty if no prompt names a colour.
     pub colors: Vec<String>,
     everyday: Vec<String>,
 }
 
 impl Vocabulary {
-    /// Collects them.
+    /// Collects the classes and colours of prompts.
     pub fn of<'a>(prompts: impl IntoIterator<Item = &'a Metadata>) -> Self {
         let ObjectList { mut nouns, colors: ten } = ObjectList::everyday();
         nouns.truncate(CLASSES);
-        let (mut classes, mut asked) = (Vec::new(), Vec::new());
+        let (mut classes, mut prompt_colors) = (Vec::new(), Vec::new());
         let add = |list: &mut Vec<String>, word: &String| {
             if !list.contains(word) {
                 list.push(word.clone());
@@ -181,24 +182,24 @@ impl Vocabulary {
             for clause in &prompt.include {
                 add(&mut classes, &clause.class);
                 if let Some(color) = &clause.color {
-                    add(&mut asked, color);
+                    add(&mut prompt_colors, color);
                 }
             }
             for clause in &prompt.exclude {
                 add(&mut classes, &clause.class);
             }
         }
-        let mut colors = if asked.is_empty() { Vec::new() } else { ten };
-        for color in &asked {
+        let mut colors = if prompt_colors.is_empty() { Vec::new() } else { ten };
+        for color in &prompt_colors {
             add(&mut colors, color);
         }
         Self { classes, colors, everyday: nouns }
     }
 
-    /// Gives class and colour of a detection the spelling of the prompts; case and blanks do not matter.
+    /// Normalizes the class and the colour of a detection to the spelling of the prompts.
     ///
-    /// Refuses a class that no prompt names and that is none of `GenEval`'s eighty, and, where a prompt asks for a colour, a
-    /// colour that is none of those to choose from: they would never match, and the image would count as wrong.
+    /// Errors for a class that is neither in the prompts nor among the 80 classes of `GenEval`, and, if any prompt names a
+    /// colour, for an unknown colour: neither could ever match.
     pub fn resolve(&self, detection: &mut Detection) -> Result<()> {
         detection.class = self.class(&detection.class)?;
         if let Some(color) = &mut detection.color
@@ -211,33 +212,31 @@ impl Vocabulary {
 
     fn class(&self, class: &str) -> Result<String> {
         let known = || self.classes.iter().chain(&self.everyday).map(String::as_str);
-        let wanted = folded(class);
+        let name = normalized(class);
         let same =
-            known().find(|other| *other == class).or_else(|| known().find(|other| folded(other) == wanted));
+            known().find(|other| *other == class).or_else(|| known().find(|other| normalized(other) == name));
         if let Some(same) = same {
             return Ok(same.into());
         }
         let error = Error::usage(format!("unknown class `{class}`"));
-        let called = known().find(|other| synonyms(other).contains(&&*wanted));
-        Err(match called.or_else(|| nearest(&wanted, known())) {
+        let synonym = known().find(|other| synonyms(other).contains(&&*name));
+        Err(match synonym.or_else(|| nearest(&name, known())) {
             Some(near) => error.hint(format!("did you mean `{near}`?")),
             None => error,
         }
-        .hint("known are the classes of the prompts and GenEval's eighty, in its spelling"))
+        .hint("valid are the classes of the prompts and the 80 classes of GenEval, in its spelling"))
     }
 
     fn color(&self, color: &str) -> Result<String> {
-        let wanted = folded(color);
-        if wanted.is_empty() {
-            return Err(
-                Error::usage("`color` is empty").hint("leave `color` out where no classifier was asked")
-            );
+        let name = normalized(color);
+        if name.is_empty() {
+            return Err(Error::usage("`color` is empty").hint("leave `color` out if no classifier was run"));
         }
-        if self.colors.contains(&wanted) {
-            return Ok(wanted);
+        if self.colors.contains(&name) {
+            return Ok(name);
         }
         let known = || self.colors.iter().map(String::as_str);
-        let words = || wanted.split(|letter: char| !letter.is_alphanumeric());
+        let words = || name.split(|letter: char| !letter.is_alphanumeric());
         let named = words().find_map(|word| known().find(|color| *color == word));
         let shade = || {
             let of = |word: &str| {
@@ -246,7 +245,7 @@ impl Vocabulary {
             words().find_map(of).filter(|color| known().any(|other| other == *color))
         };
         let error = Error::usage(format!("unknown color `{color}`"));
-        Err(match named.or_else(shade).or_else(|| nearest(&wanted, known())) {
+        Err(match named.or_else(shade).or_else(|| nearest(&name, known())) {
             Some(near) => error.hint(format!("did you mean `{near}`?")),
             None => error,
         }
@@ -259,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_read_and_kept_to_the_letter() {
+    fn parse_reads_the_line_and_keeps_it() {
         let line = r#"{"tag": "position", "include": [{"class": "teddy bear", "count": 1}, {"class": "dog", "count": 2, "color": "red", "position": ["right of", 0]}], "exclude": [{"class": "dog", "count": 3}], "prompt": "a photo", "question": "what?"}"#;
         let read = Metadata::parse(&format!("{line}\n")).unwrap();
         assert_eq!(read.line(), line);
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_lines_are_refused_by_field() {
+    fn parse_invalid_line_error_names_the_field() {
         for (line, words) in [
             ("{\"tag\": \"single_object\"", "does not end on its line"),
             (r#"{"tag": "singel", "prompt": ""}"#, "column 16: `tag`: expected one of"),
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_those_of_the_prompts_and_the_eighty() {
+    fn class_accepts_prompts_and_geneval_classes() {
         let prompt = r#"{"tag": "colors", "include": [{"class": "square", "count": 1, "color": "teal"}], "prompt": ""}"#;
         let words = Vocabulary::of(&[Metadata::parse(prompt).unwrap()]);
         assert_eq!(words.classes, ["square"]);
@@ -316,7 +315,7 @@ mod tests {
         // `ring` is the ninety-ninth of the everyday objects.
         assert!(words.class("ring").is_err());
         for known in ["square", "toothbrush", "Square", " hot  dog\n", "TEDDY BEAR"] {
-            assert_eq!(words.class(known).unwrap(), folded(known));
+            assert_eq!(words.class(known).unwrap(), normalized(known));
         }
         for (wrong, meant) in [
             ("mouse", "computer mouse"),
@@ -334,22 +333,22 @@ mod tests {
         Metadata::parse(line).unwrap()
     }
 
-    fn seen(color: &str) -> Detection {
+    fn detection(color: &str) -> Detection {
         Detection { class: "square".into(), score: 0.9, bounds: [0.0; 4], color: Some(color.into()) }
     }
 
     #[test]
-    fn colors_are_resolved_over_case_and_blanks() {
+    fn resolve_ignores_case_and_whitespace() {
         let words = Vocabulary::of(&[teal_square()]);
         for color in ["teal", "Teal", " TEAL", "teal\t"] {
-            let mut detection = seen(color);
+            let mut detection = detection(color);
             words.resolve(&mut detection).unwrap();
             assert_eq!((&*detection.class, detection.color.as_deref()), ("Square", Some("teal")));
         }
     }
 
     #[test]
-    fn unknown_colors_are_refused_with_the_nearest() {
+    fn resolve_unknown_color_suggests_the_nearest() {
         let words = Vocabulary::of(&[teal_square()]);
         for (wrong, meant) in [
             ("red fork", "red"),
@@ -362,24 +361,24 @@ mod tests {
             ("light olive", "green"),
             ("blue/green", "blue"),
         ] {
-            let error = words.resolve(&mut seen(wrong)).unwrap_err();
+            let error = words.resolve(&mut detection(wrong)).unwrap_err();
             assert_eq!(error.message(), format!("unknown color `{wrong}`"));
             assert_eq!(error.hints()[0], format!("did you mean `{meant}`?"));
         }
-        let error = words.resolve(&mut seen("[0.1, 0.9]")).unwrap_err();
+        let error = words.resolve(&mut detection("[0.1, 0.9]")).unwrap_err();
         assert_eq!(
             error.hints(),
             ["`color` is one of: red, orange, yellow, green, blue, purple, pink, brown, black, white, teal"]
         );
         for empty in ["", "  "] {
-            assert_eq!(words.resolve(&mut seen(empty)).unwrap_err().message(), "`color` is empty");
+            assert_eq!(words.resolve(&mut detection(empty)).unwrap_err().message(), "`color` is empty");
         }
     }
 
     #[test]
-    fn colors_are_not_checked_where_no_prompt_asks_for_one() {
+    fn resolve_ignores_colors_if_no_prompt_names_one() {
         let line = r#"{"tag": "single_object", "include": [{"class": "square", "count": 1}], "prompt": ""}"#;
         let words = Vocabulary::of(&[Metadata::parse(line).unwrap()]);
-        assert!(words.resolve(&mut seen("crimson")).is_ok());
+        assert!(words.resolve(&mut detection("crimson")).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! Lines and figures, as `GenEval`'s scripts write and print them.
+//! Result lines and figures, as the scripts of `GenEval` write and print them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,24 +11,24 @@ use crate::detector::Detection;
 use crate::error::{Context as _, Error, Result};
 use crate::prompts::Category;
 
-/// An image in `GenEval`'s file of results.
+/// A line of the results file of `GenEval`: one image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ResultLine {
-    /// The image, below the folder of the set.
+    /// The path of the image below the directory of the set.
     pub filename: String,
-    /// The kind of prompt.
+    /// The category.
     pub tag: Category,
     /// The prompt.
     pub prompt: String,
-    /// Whether the image is right.
+    /// Whether the image is correct.
     pub correct: bool,
-    /// Why not.
+    /// Why the image is not correct.
     pub reason: String,
-    /// The prompt's line: JSON in a string.
+    /// The line of the prompt: JSON in a string.
     pub metadata: String,
     /// The detections that counted, `{class: [[x0, y0, x1, y1, score], ...]}`: JSON in a string.
     pub details: String,
-    /// The score above which detections counted, where the thresholds are not `GenEval`'s.
+    /// The score threshold, if the thresholds are not those of `GenEval`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f32>,
 }
@@ -55,14 +55,14 @@ impl ResultLine {
     }
 }
 
-/// So many of so many.
+/// A share of correct ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Share {
-    /// The right ones.
+    /// The number of correct ones.
     pub correct: usize,
-    /// All.
+    /// The number of all.
     pub of: usize,
-    /// The right ones by all.
+    /// `correct / of`.
     pub share: f64,
 }
 
@@ -90,29 +90,29 @@ pub struct TagShare {
 /// The figures of a set.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
-    /// `GenEval`'s overall score: the mean over the tags that are there, whatever their numbers of images.
+    /// The overall score of `GenEval`: the mean over the tags in the set.
     pub overall: f64,
-    /// By tag.
+    /// The images of each tag.
     pub tags: Vec<TagShare>,
     /// All images.
     pub images: Share,
-    /// Prompts, right if at least one of their images is.
+    /// The prompts with at least one correct image.
     pub prompts: Share,
-    /// The scores above which detections counted.
+    /// The score thresholds.
     pub thresholds: Thresholds,
-    /// Which prompts were judged, if not all.
+    /// The subset that was judged, if not all prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subset: Option<String>,
-    /// How many detections there are, and how many counted.
+    /// The number of detections.
     #[serde(skip)]
-    pub seen: Seen,
+    pub detections: DetectionCounts,
 }
 
-/// How many detections a judge was given by tag, how many of them counted, and the highest score.
+/// For each tag, the number of detections, the number of those that counted, and the highest score.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Seen(BTreeMap<Category, (usize, usize, f32)>);
+pub struct DetectionCounts(BTreeMap<Category, (usize, usize, f32)>);
 
-impl Seen {
+impl DetectionCounts {
     /// Counts the detections of an image.
     pub fn add(&mut self, tag: Category, detections: &[Detection], threshold: f32) {
         let (all, kept, highest) = self.0.entry(tag).or_default();
@@ -121,17 +121,17 @@ impl Seen {
         *highest = detections.iter().fold(*highest, |highest, detection| highest.max(detection.score));
     }
 
-    /// What to warn of: that no detection counted, of all or of a tag.
+    /// Returns a warning if no detection counted, overall or for a tag.
     pub fn warnings(&self, thresholds: &Thresholds) -> Vec<String> {
         if !self.0.is_empty() && self.0.values().all(|(all, ..)| *all == 0) {
-            return vec!["there is no detection in any image, so that every image is wrong".into()];
+            return vec!["no image has detections, so every image is incorrect".into()];
         }
-        let blind = self.0.iter().filter(|(_, (all, kept, _))| *all > 0 && *kept == 0);
-        blind
+        let none_counted = self.0.iter().filter(|(_, (all, kept, _))| *all > 0 && *kept == 0);
+        none_counted
             .map(|(tag, (all, _, highest))| {
                 format!(
-                    "none of the {all} detections of the tag {} counts: the highest score is {highest}, and the \
-                     threshold is {}",
+                    "none of the {all} detections of the tag `{}` counts: the highest score is {highest}, the threshold \
+                     is {}",
                     tag.name(),
                     thresholds.of(*tag)
                 )
@@ -140,27 +140,26 @@ impl Seen {
     }
 }
 
-/// Judges every image of a set. An image without detections is an error.
+/// Judges every image of a set. Errors if an image has no entry in `detections`.
 pub fn judge_all(
     prompts: &[Prompt],
     detections: &BTreeMap<String, Vec<Detection>>,
     thresholds: Thresholds,
     subset: Option<&Subset>,
 ) -> Result<(Vec<ResultLine>, Summary)> {
-    let mut seen = Seen::default();
+    let mut counts = DetectionCounts::default();
     let mut lines = Vec::new();
-    let mut any_right = Vec::new();
+    let mut any_correct = Vec::new();
     for Prompt { metadata, images, .. } in prompts {
         let before = lines.len();
         for image in images {
-            let found = detections
-                .get(image)
-                .ok_or_else(|| Error::usage(format!("there are no detections of `{image}`")))?;
+            let found =
+                detections.get(image).ok_or_else(|| Error::usage(format!("no detections of `{image}`")))?;
             let judged = judge(metadata, found, &thresholds).context(|| format!("cannot judge `{image}`"))?;
-            seen.add(metadata.tag, found, thresholds.of(metadata.tag));
+            counts.add(metadata.tag, found, thresholds.of(metadata.tag));
             lines.push(ResultLine::new(image, metadata, judged, thresholds)?);
         }
-        any_right.push(lines[before..].iter().any(|line| line.correct));
+        any_correct.push(lines[before..].iter().any(|line| line.correct));
     }
     let of_tag = |tag| Share::count(lines.iter().filter(|line| line.tag == tag).map(|line| line.correct));
     let tags = Category::ALL.map(|tag| TagShare { tag, images: of_tag(tag) });
@@ -168,18 +167,18 @@ pub fn judge_all(
     let summary = Summary {
         overall: tags.iter().map(|tag| tag.images.share).sum::<f64>() / tags.len().max(1) as f64,
         images: Share::count(lines.iter().map(|line| line.correct)),
-        prompts: Share::count(any_right),
+        prompts: Share::count(any_correct),
         tags,
         thresholds,
         subset: subset.map(ToString::to_string),
-        seen,
+        detections: counts,
     };
     Ok((lines, summary))
 }
 
-/// The figures for people.
+/// Renders the figures as a table.
 pub fn table(summary: &Summary) -> String {
-    let mut text = format!("{:<14} {:>8}\n", "tag", "right");
+    let mut text = format!("{:<14} {:>8}\n", "tag", "correct");
     // Writing to a string cannot fail.
     for TagShare { tag, images } in &summary.tags {
         let _ =
@@ -189,10 +188,10 @@ pub fn table(summary: &Summary) -> String {
     let Share { correct, of, share } = summary.images;
     let _ = writeln!(text, "{:<14} {share:>8.4}  {correct} of {of}", "images");
     let Share { correct, of, share } = summary.prompts;
-    let _ = write!(text, "{:<14} {share:>8.4}  {correct} of {of} with a right image", "prompts");
+    let _ = write!(text, "{:<14} {share:>8.4}  {correct} of {of} with a correct image", "prompts");
     if summary.thresholds != Thresholds::default() {
         let Thresholds { objects, counting } = summary.thresholds;
-        let _ = write!(text, "\n{:<14} {objects}, for counting {counting}", "thresholds");
+        let _ = write!(text, "\n{:<14} {objects}, counting {counting}", "thresholds");
     }
     if let Some(subset) = &summary.subset {
         let _ = write!(text, "\n{:<14} {subset}", "subset");

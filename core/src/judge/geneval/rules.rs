@@ -14,7 +14,7 @@ use crate::prompts::{Category, Relation};
 /// A detection counts if its score is above this: `threshold` of `evaluate_images.py`.
 pub const THRESHOLD: f32 = 0.3;
 
-/// The same for prompts of the tag `counting`: `counting_threshold` of `evaluate_images.py`.
+/// The threshold for prompts of the tag `counting`: `counting_threshold` of `evaluate_images.py`.
 pub const COUNTING_THRESHOLD: f32 = 0.9;
 
 /// The scores above which detections count.
@@ -33,60 +33,61 @@ impl Default for Thresholds {
 }
 
 impl Thresholds {
-    /// `GenEval`'s, or the ones given in place of them; refuses what no score can exceed.
+    /// Returns the given thresholds; those of `GenEval` by default. Errors for values that no score can exceed.
     pub fn new(objects: Option<f32>, counting: Option<f32>) -> Result<Self> {
         for (name, value) in [("threshold", objects), ("counting-threshold", counting)] {
             if let Some(value) = value
                 && !(0.0..1.0).contains(&value)
             {
-                return Err(Error::usage(format!(
-                    "`--{name}`: expected a number of at least 0 and below 1, got {value}"
-                )));
+                return Err(Error::usage(format!("`--{name}`: expected a number in [0, 1), got {value}")));
             }
         }
-        let usual = Self::default();
-        Ok(Self { objects: objects.unwrap_or(usual.objects), counting: counting.unwrap_or(usual.counting) })
+        let default = Self::default();
+        Ok(Self {
+            objects: objects.unwrap_or(default.objects),
+            counting: counting.unwrap_or(default.counting),
+        })
     }
 
-    /// That of a tag.
+    /// Returns the threshold of a tag.
     pub fn of(&self, tag: Category) -> f32 {
         if tag == Category::Counting { self.counting } else { self.objects }
     }
 }
 
-/// Of a class so many of the highest scores are kept: `max_objects` of `evaluate_images.py`.
+/// The number of detections per class that are kept, by score: `max_objects` of `evaluate_images.py`.
 ///
-/// After it the script has a suppression of overlapping boxes, with the limit `max_overlap` of 1.0. It is written so that at
-/// 1.0 no overlap is computed and nothing is removed, not even a box that is there twice, so there is none here.
+/// The script also suppresses overlapping boxes with the limit `max_overlap` of 1.0. At 1.0 its code computes no overlap and
+/// removes nothing, not even duplicate boxes, so there is no suppression here.
 pub const MAX_OBJECTS: usize = 16;
 
-/// The part of both sizes together by which two centres may be apart along an axis and still count as level:
-/// `position_threshold` of `evaluate_images.py`.
+/// The share of the summed sizes by which two centres can differ along an axis without a relation: `position_threshold` of
+/// `evaluate_images.py`.
 pub const POSITION_MARGIN: f32 = 0.1;
 
-/// What is left of the offset of two centres is nothing if it is below this on both axes, in pixels; written out in
-/// `relative_position` of `evaluate_images.py`.
+/// The offset in pixels, after subtracting the margin, below which there is no relation; a literal in `relative_position` of
+/// `evaluate_images.py`.
 pub const NO_OFFSET: f32 = 1e-3;
 
-/// The part of the whole offset that must be left along an axis for a relation to hold; written out in `relative_position`
-/// of `evaluate_images.py`.
+/// The share of the whole offset that must remain along an axis for a relation to hold; a literal in `relative_position` of
+/// `evaluate_images.py`.
 pub const POSITION_SHARE: f32 = 0.5;
 
-/// Whether an image is right.
+/// The verdict on an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
     /// Whether every clause holds.
     pub correct: bool,
-    /// A line for every clause that does not; empty if the image is right.
+    /// A line for every clause that fails; empty if the image is correct.
     pub reason: String,
-    /// The detections that counted, by class, the surest first.
+    /// The detections that counted, by class, the highest score first.
     pub kept: BTreeMap<String, Vec<Detection>>,
 }
 
-/// Applies the clauses of a prompt to what was found in an image of it.
+/// Applies the clauses of a prompt to the detections of its image.
 ///
-/// An object that is not asked for is no fault, except where `exclude` says so, which is the case for counting alone. An
-/// error is a detection without the colour that a clause asks for.
+/// Extra objects are allowed unless `exclude` forbids them, which only counting prompts do. Errors if a clause requires a colour
+/// and a detection has none.
 pub fn judge(metadata: &Metadata, detections: &[Detection], thresholds: &Thresholds) -> Result<Judgement> {
     let kept = keep(thresholds.of(metadata.tag), detections);
     let of_class = |class: &str| kept.get(class).map_or(&[][..], Vec::as_slice);
@@ -95,9 +96,9 @@ pub fn judge(metadata: &Metadata, detections: &[Detection], thresholds: &Thresho
     for include in &metadata.include {
         let all = of_class(&include.class);
         let found = &all[..all.len().min(include.count)];
-        let fault = fault(include, found, &groups)?;
-        groups.push((&include.class, fault.is_none().then_some(found)));
-        reasons.extend(fault);
+        let failure = failure(include, found, &groups)?;
+        groups.push((&include.class, failure.is_none().then_some(found)));
+        reasons.extend(failure);
     }
     for exclude in &metadata.exclude {
         let found = of_class(&exclude.class).len();
@@ -108,10 +109,10 @@ pub fn judge(metadata: &Metadata, detections: &[Detection], thresholds: &Thresho
     Ok(Judgement { correct: reasons.is_empty(), reason: reasons.join("\n"), kept })
 }
 
-/// The class of a clause with the objects that satisfy it, or none if it failed.
+/// The class of a clause with the objects that satisfy it; `None` if the clause failed.
 type Group<'a> = (&'a str, Option<&'a [Detection]>);
 
-/// The detections that count. Of equal scores the later comes first, as from a stable sort that is turned round.
+/// Returns the detections that count. Of equal scores the later comes first, like a reversed stable sort.
 fn keep(threshold: f32, detections: &[Detection]) -> BTreeMap<String, Vec<Detection>> {
     let mut kept: BTreeMap<String, Vec<Detection>> = BTreeMap::new();
     for detection in detections.iter().rev().filter(|detection| detection.score > threshold) {
@@ -124,33 +125,34 @@ fn keep(threshold: f32, detections: &[Detection]) -> BTreeMap<String, Vec<Detect
     kept
 }
 
-/// Why a clause does not hold, if so. `found` are at most as many as it asks for; `groups` belong to the clauses before.
-fn fault(include: &Include, found: &[Detection], groups: &[Group]) -> Result<Option<String>> {
+/// Returns why a clause fails, or `None` if it holds. `found` has at most as many objects as the clause requires; `groups`
+/// belong to the earlier clauses.
+fn failure(include: &Include, found: &[Detection], groups: &[Group]) -> Result<Option<String>> {
     let Include { class, count, color, position } = include;
     if found.len() < *count {
         return Ok(Some(format!("expected {count} `{class}`, found {}", found.len())));
     }
     if let Some(color) = color {
-        let seen = colors(found)?;
-        let fitting = seen.iter().filter(|seen| *seen == color).count();
-        if fitting < *count {
-            return Ok(Some(format!("expected {count} {color} `{class}`, found {}", seen.join(", "))));
+        let colors = colors(found)?;
+        let matching = colors.iter().filter(|other| *other == color).count();
+        if matching < *count {
+            return Ok(Some(format!("expected {count} {color} `{class}`, found {}", colors.join(", "))));
         }
     }
     let Some(position) = position else { return Ok(None) };
-    let wanted = position.relation;
+    let required = position.relation;
     let (target_class, targets) = groups.get(position.target).copied().unwrap_or_default();
-    let asked = format!("expected `{class}` {} `{target_class}`", wanted.words());
+    let expected = format!("expected `{class}` {} `{target_class}`", required.words());
     let Some(targets) = targets else {
-        return Ok(Some(format!("{asked}, whose own clause failed")));
+        return Ok(Some(format!("{expected}, whose own clause failed")));
     };
     for object in found {
         for target in targets {
             let relations = relations(object.bounds, target.bounds);
-            if !relations.contains(&wanted) {
+            if !relations.contains(&required) {
                 let words: Vec<&str> = relations.into_iter().map(Relation::words).collect();
-                let seen = if words.is_empty() { "no clear relation".into() } else { words.join(" and ") };
-                return Ok(Some(format!("{asked}, found {seen}")));
+                let found = if words.is_empty() { "no clear relation".into() } else { words.join(" and ") };
+                return Ok(Some(format!("{expected}, found {found}")));
             }
         }
     }
@@ -160,28 +162,28 @@ fn fault(include: &Include, found: &[Detection], groups: &[Group]) -> Result<Opt
 fn colors(found: &[Detection]) -> Result<Vec<&str>> {
     if let Some(without) = found.iter().find(|detection| detection.color.is_none()) {
         return Err(Error::usage(format!(
-            "the prompt asks for the colour of `{}`, and its detection of score {} has no `color`",
+            "the prompt requires a color of `{}`, but its detection of score {} has no `color`",
             without.class, without.score
         ))
-        .hint("a detection names the verdict of a colour classifier: `\"color\": \"red\"`"));
+        .hint("add the output of a color classifier to the detection: `\"color\": \"red\"`"));
     }
     Ok(found.iter().filter_map(|detection| detection.color.as_deref()).collect())
 }
 
-/// Where the first box lies, seen from the second: none, one or two relations.
+/// Returns the relations of the first box to the second: none, one or two.
 pub fn relations(first: [f32; 4], second: [f32; 4]) -> Vec<Relation> {
     let centre = |bounds: [f32; 4], axis: usize| f32::midpoint(bounds[axis], bounds[axis + 2]);
     let size = |bounds: [f32; 4], axis: usize| (bounds[axis + 2] - bounds[axis]).abs();
     let offset = [0, 1].map(|axis| centre(first, axis) - centre(second, axis));
-    let left = [0, 1].map(|axis| {
+    let remaining = [0, 1].map(|axis| {
         let margin = POSITION_MARGIN * (size(first, axis) + size(second, axis));
         (offset[axis].abs() - margin).max(0.0) * offset[axis].signum()
     });
-    if left.iter().all(|rest| rest.abs() < NO_OFFSET) {
+    if remaining.iter().all(|rest| rest.abs() < NO_OFFSET) {
         return Vec::new();
     }
     let length = (offset[0] * offset[0] + offset[1] * offset[1]).sqrt();
-    let [x, y] = left.map(|rest| rest / length);
+    let [x, y] = remaining.map(|rest| rest / length);
     Relation::ALL
         .into_iter()
         .filter(|relation| match relation {
@@ -209,7 +211,7 @@ mod tests {
         Detection { color: Some(color.into()), ..of(class, score) }
     }
 
-    /// The reason, empty if the image is right.
+    /// Returns the reason; empty if the image is correct.
     fn reason(metadata: &str, detections: &[Detection]) -> String {
         let judged = judge(&Metadata::parse(metadata).unwrap(), detections, &Thresholds::default()).unwrap();
         assert_eq!(judged.correct, judged.reason.is_empty());
@@ -223,7 +225,7 @@ mod tests {
     const PLACE: &str = r#"{"tag": "position", "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}], "prompt": ""}"#;
 
     #[test]
-    fn a_score_must_be_above_the_threshold() {
+    fn score_must_exceed_the_threshold() {
         assert_eq!(reason(ONE, &[of("dog", 0.3)]), "expected 1 `dog`, found 0");
         assert_eq!(reason(ONE, &[of("dog", 0.301)]), "");
         assert_eq!(reason(COUNT, &[of("dog", 0.95), of("dog", 0.9)]), "expected 2 `dog`, found 1");
@@ -231,17 +233,19 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_can_be_chosen_by_tag() {
-        let right = |metadata: &str, score: f32, thresholds: Thresholds| {
+    fn thresholds_depend_on_the_tag() {
+        let correct = |metadata: &str, score: f32, thresholds: Thresholds| {
             let found = [of("dog", score), of("dog", score)];
             judge(&Metadata::parse(metadata).unwrap(), &found, &thresholds).unwrap().correct
         };
         let chosen = Thresholds::new(Some(0.6), Some(0.7)).unwrap();
         assert!(
-            right(ONE, 0.5, Thresholds::default()) && !right(ONE, 0.5, chosen) && right(ONE, 0.61, chosen)
+            correct(ONE, 0.5, Thresholds::default())
+                && !correct(ONE, 0.5, chosen)
+                && correct(ONE, 0.61, chosen)
         );
-        assert!(!right(COUNT, 0.75, Thresholds::default()) && right(COUNT, 0.75, chosen));
-        assert!(!right(COUNT, 0.7, chosen));
+        assert!(!correct(COUNT, 0.75, Thresholds::default()) && correct(COUNT, 0.75, chosen));
+        assert!(!correct(COUNT, 0.7, chosen));
         for wrong in [-0.1, 1.0, 30.0, f32::NAN] {
             assert!(
                 Thresholds::new(Some(wrong), None).is_err() && Thresholds::new(None, Some(wrong)).is_err()
@@ -250,16 +254,16 @@ mod tests {
     }
 
     #[test]
-    fn extra_objects_are_a_fault_of_counting_alone() {
+    fn extra_objects_fail_only_counting() {
         assert_eq!(reason(ONE, &[of("dog", 0.9), of("dog", 0.8), of("cat", 0.9)]), "");
         let three = [of("dog", 0.95), of("dog", 0.95), of("dog", 0.95)];
         assert_eq!(reason(COUNT, &three), "expected fewer than 3 `dog`, found 3");
-        // Boxes that are there twice are not one: the original's suppression does nothing at its limit of 1.0.
+        // Duplicate boxes count twice: the suppression of the original does nothing at its limit of 1.0.
         assert_eq!(reason(COUNT, &three[..2]), "");
     }
 
     #[test]
-    fn sixteen_of_a_class_are_kept_the_surest_first_and_of_equals_the_last() {
+    fn sixteen_detections_of_a_class_are_kept_by_score() {
         let mut many: Vec<Detection> = (0..20).map(|i| of("dog", 0.4 + i as f32 / 100.0)).collect();
         many[3].score = many[19].score;
         many[3].color = Some("red".into());
@@ -271,18 +275,18 @@ mod tests {
     }
 
     #[test]
-    fn colors_are_asked_of_the_surest_alone() {
+    fn colors_are_checked_for_the_highest_scores_only() {
         assert_eq!(reason(RED, &[colored("dog", 0.9, "red"), of("dog", 0.8)]), "");
         let blue = [colored("dog", 0.9, "blue"), colored("dog", 0.8, "red")];
         assert_eq!(reason(RED, &blue), "expected 1 red `dog`, found blue");
         assert_eq!(reason(RED, &[of("cat", 0.9)]), "expected 1 `dog`, found 0");
         let error =
             judge(&Metadata::parse(RED).unwrap(), &[of("dog", 0.75)], &Thresholds::default()).unwrap_err();
-        assert!(error.message().contains("`dog`, and its detection of score 0.75 has no `color`"), "{error}");
+        assert!(error.message().contains("`dog`, but its detection of score 0.75 has no `color`"), "{error}");
     }
 
     #[test]
-    fn a_place_is_seen_from_a_clause_that_holds() {
+    fn position_requires_that_the_target_clause_holds() {
         let cat = at("cat", 0.9, [50.0, 0.0, 60.0, 10.0]);
         let [left, right] = [0.0, 100.0].map(|x| at("dog", 0.9, [x, 0.0, x + 10.0, 10.0]));
         assert_eq!(reason(PLACE, &[cat.clone(), left.clone()]), "");
@@ -293,7 +297,7 @@ mod tests {
         );
         let twin = Detection { class: "dog".into(), ..cat.clone() };
         assert_eq!(reason(PLACE, &[cat, twin]), "expected `dog` left of `cat`, found no clear relation");
-        // With several of each, every pair must be so.
+        // With several objects, every pair must satisfy the relation.
         let pairs = PLACE.replace(r#""count": 1"#, r#""count": 2"#);
         let row = |class: &str, x: f32, score: f32| at(class, score, [x, 0.0, x + 10.0, 10.0]);
         let mut four =
@@ -304,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn relations_leave_a_margin_and_may_be_two() {
+    fn relations_have_a_margin_and_can_be_two() {
         let unit = |x: f32, y: f32| [x, y, x + 10.0, y + 10.0];
         let middle = unit(0.0, 0.0);
         assert_eq!(relations(unit(-30.0, 0.0), middle), [Relation::LeftOf]);
@@ -312,7 +316,7 @@ mod tests {
         assert_eq!(relations(unit(-30.0, -30.0), middle), [Relation::LeftOf, Relation::Above]);
         assert_eq!(relations(unit(30.0, 30.0), middle), [Relation::RightOf, Relation::Below]);
         assert_eq!(relations(middle, middle), []);
-        // A tenth of both widths is 2: 1.9 is level, and of 4 only half remains.
+        // A tenth of both widths is 2: an offset of 1.9 is within the margin, and of 4 only half remains.
         assert_eq!(relations(unit(1.9, 0.0), middle), []);
         assert_eq!(relations(unit(4.0, 0.0), middle), []);
         assert_eq!(relations(unit(4.1, 0.0), middle), [Relation::RightOf]);

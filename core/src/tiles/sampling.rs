@@ -1,18 +1,18 @@
-//! Right and wrong drawings of facts, and captions with one fact wrong.
+//! Random images of a spec, correct or with mistakes, and captions with one mistake.
 
 use super::{COLORS, GRID, SHAPES, TILES, Tile, TileGrid, index_of, partner, relation};
 use crate::error::Result;
 use crate::prompts::rng::Rng;
 use crate::prompts::{Category, PromptSpec, Relation, Task};
 
-/// How many of the scattered scenes are chess boards.
-const CHESS: f64 = 0.7;
-/// The most objects of the others.
+/// The share of scattered images that are checkerboards.
+const CHECKERBOARD: f64 = 0.7;
+/// The maximum number of objects of the other scattered images.
 const SPARSE: usize = 8;
-/// How often a wrong drawing has a second mistake.
+/// The probability of a second mistake.
 const SECOND_MISTAKE: f64 = 0.2;
 
-/// The mistakes that drawings make.
+/// The mistakes of an incorrect image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mistake {
     Extra,
@@ -45,17 +45,17 @@ fn random_tile(rng: &mut Rng) -> Tile {
     Tile { shape: rng.below(SHAPES.len()), color: rng.below(COLORS.len()) }
 }
 
-/// Another shape or colour: the partner half of the time.
+/// Returns another shape or colour: the partner with probability ½.
 fn confuse(index: usize, rng: &mut Rng) -> usize {
     if rng.chance(0.5) { partner(index) } else { (index + 1 + rng.below(7)) % 8 }
 }
 
-/// Two places of which the first lies as asked, seen from the second.
-fn related(asked: Relation, rng: &mut Rng) -> Vec<usize> {
+/// Samples two positions in the given relation.
+fn related(relation: Relation, rng: &mut Rng) -> Vec<usize> {
     let line = rng.below(GRID);
     let (one, other) = rng.two_below(GRID);
     let (near, far) = (one.min(other), one.max(other));
-    match asked {
+    match relation {
         Relation::LeftOf => vec![line * GRID + near, line * GRID + far],
         Relation::RightOf => vec![line * GRID + far, line * GRID + near],
         Relation::Above => vec![near * GRID + line, far * GRID + line],
@@ -64,26 +64,26 @@ fn related(asked: Relation, rng: &mut Rng) -> Vec<usize> {
 }
 
 impl TileGrid {
-    /// Any tiles: what an image tokenizer learns from. A part has up to `SPARSE` anywhere; most fill the fields of one
-    /// colour of a chess board, since a convolutional decoder knows where in a tile it is by the neighbours that differ.
+    /// Samples random tiles to train an image tokenizer. Most images fill every other tile like a checkerboard, because a
+    /// convolutional decoder locates a tile by neighbours that differ; the others have up to `SPARSE` objects anywhere.
     pub fn scattered(rng: &mut Rng) -> Self {
-        let mut scene = Self::default();
-        let places = if rng.chance(CHESS) {
-            let colour = rng.below(2);
-            (0..TILES).filter(|place| (place / GRID + place % GRID) % 2 == colour).collect()
+        let mut grid = Self::default();
+        let places = if rng.chance(CHECKERBOARD) {
+            let parity = rng.below(2);
+            (0..TILES).filter(|place| (place / GRID + place % GRID) % 2 == parity).collect()
         } else {
             let count = rng.below(SPARSE + 1);
             rng.distinct(count, TILES)
         };
         for place in places {
-            scene.tiles[place] = Some(random_tile(rng));
+            grid.tiles[place] = Some(random_tile(rng));
         }
-        scene
+        grid
     }
 
-    /// A right drawing of the facts; colours and places that they leave open are random. Fails for a noun or colour
-    /// of another world.
-    pub fn draw(spec: &PromptSpec, rng: &mut Rng) -> Result<Self> {
+    /// Samples a correct image of a spec; colours and positions that the spec leaves open are random. Errors for an unknown
+    /// noun or colour.
+    pub fn sample(spec: &PromptSpec, rng: &mut Rng) -> Result<Self> {
         spec.check()?;
         let mut tiles = Vec::new();
         for object in &spec.objects {
@@ -94,31 +94,31 @@ impl TileGrid {
             }
         }
         let places = match spec.relation {
-            Some(asked) => related(asked, rng),
+            Some(relation) => related(relation, rng),
             None => rng.distinct(tiles.len(), TILES),
         };
-        let mut scene = Self::default();
+        let mut grid = Self::default();
         for (place, tile) in places.into_iter().zip(tiles) {
-            scene.tiles[place] = Some(tile);
+            grid.tiles[place] = Some(tile);
         }
-        Ok(scene)
+        Ok(grid)
     }
 
-    /// A drawing with one or two of the mistakes that drawings make: never one that [`TileGrid::check`] accepts.
+    /// Samples an image with one or two mistakes. [`TileGrid::check`] never accepts it.
     pub fn with_mistake(spec: &PromptSpec, rng: &mut Rng) -> Result<Self> {
         let kinds = mistakes(spec.category);
-        // A second mistake may undo the first, and a random change may change nothing: then again.
+        // Retry: a second mistake can undo the first, and a random change can have no effect.
         for _ in 0..64 {
-            let mut scene = Self::draw(spec, rng)?;
-            scene.spoil(kinds[rng.below(kinds.len())], spec, rng);
+            let mut grid = Self::sample(spec, rng)?;
+            grid.add_mistake(kinds[rng.below(kinds.len())], spec, rng);
             if rng.chance(SECOND_MISTAKE) {
-                scene.spoil(kinds[rng.below(kinds.len())], spec, rng);
+                grid.add_mistake(kinds[rng.below(kinds.len())], spec, rng);
             }
-            if scene.check(spec).is_err() {
-                return Ok(scene);
+            if grid.check(spec).is_err() {
+                return Ok(grid);
             }
         }
-        // Nothing is never what was asked for.
+        // An empty image is always incorrect.
         Ok(Self::default())
     }
 
@@ -129,7 +129,7 @@ impl TileGrid {
         }
     }
 
-    fn spoil(&mut self, mistake: Mistake, spec: &PromptSpec, rng: &mut Rng) {
+    fn add_mistake(&mut self, mistake: Mistake, spec: &PromptSpec, rng: &mut Rng) {
         let places: Vec<usize> = self.objects().map(|(place, _)| place).collect();
         if places.is_empty() {
             self.add(random_tile(rng), rng);
@@ -139,18 +139,18 @@ impl TileGrid {
         let Some(tile) = self.tiles[at] else { return };
         match mistake {
             Mistake::Extra => {
-                // As often one more of the same as anything else.
+                // Another object of the same shape with probability ½.
                 let other = random_tile(rng);
                 let shape = if rng.chance(0.5) { tile.shape } else { other.shape };
                 self.add(Tile { shape, ..other }, rng);
             }
             Mistake::Missing => self.tiles[at] = None,
             Mistake::Count => {
-                let wanted = 1 + rng.below(6);
-                for place in places.iter().skip(wanted) {
+                let count = 1 + rng.below(6);
+                for place in places.iter().skip(count) {
                     self.tiles[*place] = None;
                 }
-                for _ in places.len()..wanted {
+                for _ in places.len()..count {
                     self.add(Tile { color: rng.below(COLORS.len()), ..tile }, rng);
                 }
             }
@@ -187,7 +187,7 @@ impl TileGrid {
                 }
             }
             Mistake::Elsewhere => {
-                // Half in another relation of the four, half anywhere.
+                // In one of the four relations or anywhere, with probability ½ each.
                 let to = if rng.chance(0.5) && places.len() == 2 && spec.relation.is_some() {
                     related(Relation::ALL[rng.below(4)], rng)
                 } else {
@@ -202,13 +202,13 @@ impl TileGrid {
     }
 }
 
-/// The task with one fact wrong, as a careless caption has it: a shape or colour becomes its partner, a number its
-/// neighbour, a relation its opposite, two colours change places.
+/// Returns the task with one mistake, like a careless caption: a shape or colour becomes its partner, a count changes by one,
+/// a relation becomes its opposite, or two colours are swapped.
 pub fn caption_noise(task: &Task, rng: &mut Rng) -> Result<Task> {
     let mut spec = task.spec.clone();
     spec.check()?;
-    if let Some(asked) = spec.relation {
-        spec.relation = Some(asked.opposite());
+    if let Some(relation) = spec.relation {
+        spec.relation = Some(relation.opposite());
         return Ok(super::task(spec));
     }
     let at = rng.below(spec.objects.len());
@@ -228,7 +228,7 @@ pub fn caption_noise(task: &Task, rng: &mut Rng) -> Result<Task> {
     } else {
         let shape = index_of("shape", &spec.objects[at].noun, &SHAPES)?;
         let mut wrong = SHAPES[partner(shape)].0;
-        // Of "a circle and a ring" would be left "a ring and a ring".
+        // Avoid a duplicate: "a circle and a ring" would become "a ring and a ring".
         while spec.objects.iter().any(|object| object.noun == wrong) {
             wrong = SHAPES[rng.below(SHAPES.len())].0;
         }
@@ -241,7 +241,7 @@ pub fn caption_noise(task: &Task, rng: &mut Rng) -> Result<Task> {
 mod tests {
     use super::super::{reference_answer, sample};
     use super::*;
-    use crate::judge::answer_is_right;
+    use crate::judge::is_correct_answer;
     use crate::prompts::Split;
 
     fn each_task(seed: u64, mut test: impl FnMut(Task, &mut Rng)) {
@@ -255,44 +255,44 @@ mod tests {
     }
 
     #[test]
-    fn a_truthful_reader_passes_right_drawings_and_no_other() {
+    fn reference_answer_passes_only_for_correct_images() {
         each_task(1, |task, rng| {
-            assert!(answer_is_right(&task.spec, &task.reference_answer), "{task:?}");
-            let right = TileGrid::draw(&task.spec, rng).unwrap();
-            right.check(&task.spec).unwrap();
-            let said = reference_answer(task.spec.category, &right);
-            assert!(answer_is_right(&task.spec, &said), "{}: {said}", task.prompt);
-            let wrong = TileGrid::with_mistake(&task.spec, rng).unwrap();
-            assert!(wrong.check(&task.spec).is_err(), "{}", task.prompt);
-            let said = reference_answer(task.spec.category, &wrong);
-            assert!(!answer_is_right(&task.spec, &said), "{}: {said}", task.prompt);
+            assert!(is_correct_answer(&task.spec, &task.reference_answer), "{task:?}");
+            let correct = TileGrid::sample(&task.spec, rng).unwrap();
+            correct.check(&task.spec).unwrap();
+            let answer = reference_answer(task.spec.category, &correct);
+            assert!(is_correct_answer(&task.spec, &answer), "{}: {answer}", task.prompt);
+            let incorrect = TileGrid::with_mistake(&task.spec, rng).unwrap();
+            assert!(incorrect.check(&task.spec).is_err(), "{}", task.prompt);
+            let answer = reference_answer(task.spec.category, &incorrect);
+            assert!(!is_correct_answer(&task.spec, &answer), "{}: {answer}", task.prompt);
         });
     }
 
     #[test]
-    fn crowded_drawings_never_pass() {
+    fn reference_answer_of_random_tiles_passes_only_if_check_does() {
         each_task(2, |task, rng| {
-            let mut scene = TileGrid::default();
+            let mut grid = TileGrid::default();
             for _ in 0..=rng.below(TILES) {
-                scene.add(random_tile(rng), rng);
+                grid.add(random_tile(rng), rng);
             }
-            let said = reference_answer(task.spec.category, &scene);
+            let answer = reference_answer(task.spec.category, &grid);
             assert_eq!(
-                scene.check(&task.spec).is_ok(),
-                answer_is_right(&task.spec, &said),
-                "{}: {said}",
+                grid.check(&task.spec).is_ok(),
+                is_correct_answer(&task.spec, &answer),
+                "{}: {answer}",
                 task.prompt
             );
         });
     }
 
     #[test]
-    fn noisy_captions_are_wrong() {
+    fn caption_noise_makes_the_reference_answer_incorrect() {
         each_task(3, |task, rng| {
             let noisy = caption_noise(&task, rng).unwrap();
             noisy.spec.check().unwrap();
             assert!(
-                !answer_is_right(&task.spec, &noisy.reference_answer),
+                !is_correct_answer(&task.spec, &noisy.reference_answer),
                 "{}: {}",
                 task.prompt,
                 noisy.prompt

@@ -1,4 +1,4 @@
-//! From facts to prompt, question and truth: how the six kinds of tasks are worded (§3.2, Table 1).
+//! Prompt templates: turn a spec into a prompt, a question and a reference answer (§3.2, Table 1).
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -13,12 +13,12 @@ use crate::error::{Error, Result, unknown_name};
 use crate::{config::layers, settings};
 
 const SHIPPED: [(&str, &str); 3] = [
-    ("paper", include_str!("wordings/paper.toml")),
-    ("evaluation", include_str!("wordings/evaluation.toml")),
-    ("tiles", include_str!("wordings/tiles.toml")),
+    ("paper", include_str!("templates/paper.toml")),
+    ("evaluation", include_str!("templates/evaluation.toml")),
+    ("tiles", include_str!("templates/tiles.toml")),
 ];
 
-/// A file of wordings.
+/// A file of prompt templates.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TemplateFile {
@@ -36,7 +36,7 @@ pub struct TemplateFile {
     color_attr: Sentences,
 }
 
-/// How the relations are spelled.
+/// The words of each relation.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Relations {
@@ -58,20 +58,20 @@ impl Default for Relations {
     }
 }
 
-/// The three sentences of a category, with places such as `{a object.1}`, `{count}`, `{objects}`, `{color}`, `{relation}`.
+/// The templates of a category, with placeholders such as `{a object.1}`, `{count}`, `{objects}`, `{color}`, `{relation}`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Sentences {
-    /// What the model draws from.
+    /// The prompt.
     prompt: String,
-    /// What it is asked about the drawing.
+    /// The question about the generated image.
     question: String,
-    /// The right answer about a right drawing.
+    /// The reference answer.
     #[serde(rename = "truth")]
     reference_answer: String,
 }
 
-/// How tasks are worded.
+/// The prompt templates of all categories.
 #[derive(Debug, Clone)]
 pub struct PromptTemplates {
     plurals: Plurals,
@@ -80,8 +80,9 @@ pub struct PromptTemplates {
 }
 
 impl PromptTemplates {
-    /// `paper` (Table 1), `evaluation` (`GenEval`'s prompts with the questions that the authors released), `tiles` (what the
-    /// embedded models were taught), or the path of a TOML file, which lies over `paper`.
+    /// Returns shipped templates by name, or those of a TOML file, whose keys override those of `paper`. Shipped are `paper`
+    /// (Table 1), `evaluation` (the prompts of `GenEval` with the questions released by the authors of the paper) and `tiles`
+    /// (those of the embedded models).
     pub fn find(name_or_path: &str) -> Result<Self> {
         if let Some((_, text)) = SHIPPED.iter().find(|(name, _)| *name == name_or_path) {
             return Self::from_table(toml_table(text)?);
@@ -89,26 +90,27 @@ impl PromptTemplates {
         let path = Path::new(name_or_path);
         if !path.is_file() {
             let names = SHIPPED.map(|(name, _)| name);
-            return Err(unknown_name("wording", name_or_path, &names).hint("or the path of a TOML file"));
+            return Err(unknown_name("wording", name_or_path, &names).hint("or give the path of a TOML file"));
         }
         let mut table = toml_table(SHIPPED[0].1)?;
         layers::merge(&mut table, layers::read(path)?);
-        Self::from_table(table).map_err(|error| error.context(format!("wording `{}`", path.display())))
+        Self::from_table(table)
+            .map_err(|error| error.context(format!("prompt templates `{}`", path.display())))
     }
 
-    /// What the embedded models of the drawn world were taught.
+    /// Returns the templates of the tiles benchmark, on which the embedded models are trained.
     pub fn tiles() -> &'static Self {
         static TILES: LazyLock<PromptTemplates> = LazyLock::new(|| shipped("tiles"));
         &TILES
     }
 
-    /// The paper's Table 1.
+    /// Returns the templates of Table 1 of the paper.
     pub fn paper() -> &'static Self {
         static PAPER: LazyLock<PromptTemplates> = LazyLock::new(|| shipped("paper"));
         &PAPER
     }
 
-    /// `GenEval`'s own, with the released questions.
+    /// Returns the templates of `GenEval`, with the questions released by the authors of the paper.
     pub fn evaluation() -> &'static Self {
         static EVALUATION: LazyLock<PromptTemplates> = LazyLock::new(|| shipped("evaluation"));
         &EVALUATION
@@ -133,7 +135,7 @@ impl PromptTemplates {
                         template.slots().find(|slot| slot.index.is_none() && slot.place != Place::Relation)
                 {
                     return Err(Error::usage(format!(
-                        "`{{{0}}}` in `{1}`: expected `{{{0}.1}}` or `{{{0}.2}}`",
+                        "placeholder `{{{0}}}` in `{1}`: expected `{{{0}.1}}` or `{{{0}.2}}`",
                         slot.name(),
                         category.name()
                     )));
@@ -153,17 +155,17 @@ impl PromptTemplates {
         })
     }
 
-    /// The words that the sentences have themselves, whatever the facts.
+    /// Returns the words of the templates outside of placeholders.
     pub fn words(&self) -> Vec<String> {
-        let parts = self.sentences.iter().flatten().flat_map(Template::parts);
-        let texts = parts.filter_map(|part| match part {
+        let segments = self.sentences.iter().flatten().flat_map(Template::segments);
+        let texts = segments.filter_map(|segment| match segment {
             Segment::Text(text) => Some(text),
             Segment::Slot(_) => None,
         });
         texts.flat_map(|text| text.split_whitespace()).map(String::from).collect()
     }
 
-    /// How a relation is spelled.
+    /// Returns the words of a relation.
     fn relation(&self, relation: Relation) -> String {
         match relation {
             Relation::LeftOf => &self.relations.left_of,
@@ -174,7 +176,7 @@ impl PromptTemplates {
         .clone()
     }
 
-    /// The task of some facts, which must fit their category.
+    /// Returns the task of a spec, which must be valid for its category.
     pub fn task(&self, spec: PromptSpec) -> Task {
         let relation = |relation| self.relation(relation);
         let spelling = Spelling { plurals: self.plurals, relation: &relation };
@@ -188,7 +190,7 @@ impl PromptTemplates {
         }
     }
 
-    /// The key words of an answer, in the order of the paper's Table 2.
+    /// Returns the keywords of an answer, in the order of Table 2 of the paper.
     fn keywords(&self, spec: &PromptSpec) -> Vec<String> {
         let mut keywords = Vec::new();
         for (index, object) in spec.objects.iter().enumerate() {
@@ -208,11 +210,11 @@ impl PromptTemplates {
 }
 
 fn toml_table(text: &str) -> Result<toml::Table> {
-    text.parse().map_err(|error| Error::failure("a shipped wording is not TOML").cause(error))
+    text.parse().map_err(|error| Error::failure("a shipped template file is not valid TOML").cause(error))
 }
 
 fn shipped(name: &str) -> PromptTemplates {
-    PromptTemplates::find(name).unwrap_or_else(|error| unreachable!("shipped wording: {error}"))
+    PromptTemplates::find(name).unwrap_or_else(|error| unreachable!("shipped templates: {error}"))
 }
 
 #[cfg(test)]
@@ -231,7 +233,7 @@ mod tests {
 
     /// Tables 1 and 2 of the paper.
     #[test]
-    fn the_papers_tables() {
+    fn paper_templates_match_the_tables_of_the_paper() {
         let paper = PromptTemplates::find("paper").unwrap();
         let rows = [
             (
@@ -298,9 +300,9 @@ mod tests {
     }
 
     #[test]
-    fn a_file_lies_over_the_papers_wording() {
-        let own = of("[counting]\nquestion = \"Count the {objects}.\"").unwrap();
-        let task = own.task(spec(Category::Counting, &[("goose", 2, "")], None));
+    fn file_overrides_the_paper_templates() {
+        let templates = of("[counting]\nquestion = \"Count the {objects}.\"").unwrap();
+        let task = templates.task(spec(Category::Counting, &[("goose", 2, "")], None));
         assert_eq!(
             [&*task.prompt, &*task.question, &*task.reference_answer],
             ["a photo of two geese", "Count the geese.", "Two geese"]
@@ -308,19 +310,16 @@ mod tests {
     }
 
     #[test]
-    fn wrong_files_say_what_is_wrong() {
-        let says = |text: &str, words: &str| {
+    fn invalid_files_are_refused() {
+        let refused = |text: &str, message: &str| {
             let error = of(text).unwrap_err().to_string();
-            assert!(error.contains(words), "{error}");
+            assert!(error.contains(message), "{error}");
         };
-        says("[counting]\nqestion = \"?\"", "did you mean `counting.question`?");
-        says("[counting]\nquestion = \"{cuont}?\"", "did you mean `{count}`?");
-        says(
-            "[colors]\nquestion = \"{count}?\"",
-            "`{count}` in `colors`: the facts of this category have none",
-        );
-        says("[two_object]\ntruth = \"{object}\"", "expected `{object.1}` or `{object.2}`");
-        says("[two_object]\ntruth = \"{object\"", "a `{` without its `}`");
+        refused("[counting]\nqestion = \"?\"", "did you mean `counting.question`?");
+        refused("[counting]\nquestion = \"{cuont}?\"", "did you mean `{count}`?");
+        refused("[colors]\nquestion = \"{count}?\"", "placeholder `{count}`: not available in `colors`");
+        refused("[two_object]\ntruth = \"{object}\"", "expected `{object.1}` or `{object.2}`");
+        refused("[two_object]\ntruth = \"{object\"", "unclosed `{`");
         assert!(PromptTemplates::find("papr").unwrap_err().hints()[0].contains("`paper`"));
     }
 }

@@ -1,12 +1,13 @@
-//! The drawn world: 4x4 tiles of 8x8 pixels, each empty or one of eight shapes in one of eight colours.
+//! The tiles benchmark: images of 4×4 tiles with 8×8 pixels each. A tile is empty or shows one of eight shapes in one of eight
+//! colours.
 //!
-//! `codec` is an image tokenizer for it, `palette` holds what a tile looks like, `draw` makes right and wrong drawings of facts, `describe` says what is
-//! there in the words of each question.
+//! `codec` is an exact image tokenizer, `palette` defines shapes and colours, `sampling` samples correct and incorrect images
+//! of a spec, and `describe` writes the reference answer about an image.
 
 pub mod codec;
 mod describe;
-mod draw;
 mod palette;
+mod sampling;
 
 use tch::Tensor;
 
@@ -15,19 +16,19 @@ use crate::prompts::rng::Rng;
 use crate::prompts::{self, Category, ObjectList, PromptSpec, PromptTemplates, Relation, Split, Task};
 
 pub use describe::{reference_answer, vocabulary};
-pub use draw::caption_noise;
 pub use palette::{BACKGROUND, COLORS, SHAPES, partner};
+pub use sampling::caption_noise;
 
-/// Tiles along an edge.
+/// The number of tiles along an edge.
 pub const GRID: usize = 4;
-/// Tiles of a scene.
+/// The number of tiles of an image.
 pub const TILES: usize = GRID * GRID;
-/// Pixels along the edge of a tile.
+/// The edge of a tile in pixels.
 pub const TILE: usize = 8;
-/// Pixels along the edge of an image.
+/// The edge of an image in pixels.
 pub const SIDE: usize = GRID * TILE;
 
-/// What stands in a tile.
+/// A coloured shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tile {
     /// Index into [`SHAPES`].
@@ -37,30 +38,30 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// All 64, by shape, then colour.
+    /// Returns all 64, ordered by shape, then colour.
     pub fn all() -> impl Iterator<Item = Tile> {
         (0..SHAPES.len()).flat_map(|shape| (0..COLORS.len()).map(move |color| Tile { shape, color }))
     }
 
-    /// The name of the shape.
+    /// Returns the name of the shape.
     pub fn noun(self) -> &'static str {
         SHAPES[self.shape].0
     }
 
-    /// The name of the colour.
+    /// Returns the name of the colour.
     pub fn color_name(self) -> &'static str {
         COLORS[self.color].0
     }
 }
 
-/// A drawing, tile by tile in reading order.
+/// The content of an image, tile by tile in row-major order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct TileGrid {
-    /// What stands where; tile `row * GRID + column`.
+    /// The tile at `row * GRID + column`; `None` if empty.
     pub tiles: [Option<Tile>; TILES],
 }
 
-/// Shapes and colours as a list to make tasks from.
+/// Returns the shapes and colours as an object list.
 pub fn object_list() -> ObjectList {
     ObjectList {
         nouns: SHAPES.iter().map(|(name, _)| (*name).into()).collect(),
@@ -75,7 +76,7 @@ pub(crate) fn index_of<T>(kind: &str, name: &str, known: &[(&str, T)]) -> Result
     })
 }
 
-/// The pixel of a tile's picture: row, column, channel.
+/// Returns the value of a pixel of a tile.
 pub(crate) fn pixel(tile: Option<Tile>, row: usize, column: usize, channel: usize) -> f32 {
     match tile {
         Some(tile) if SHAPES[tile.shape].1[row].as_bytes()[column] == b'#' => COLORS[tile.color].1[channel],
@@ -83,14 +84,14 @@ pub(crate) fn pixel(tile: Option<Tile>, row: usize, column: usize, channel: usiz
     }
 }
 
-/// The drawings as one tensor `[B,3,32,32]`, f32 in `0..=1`.
-pub fn render(scenes: &[TileGrid]) -> Tensor {
-    let pixels: Vec<f32> = scenes.iter().flat_map(TileGrid::pixels).collect();
-    Tensor::from_slice(&pixels).view([scenes.len() as i64, 3, SIDE as i64, SIDE as i64])
+/// Renders images to a tensor `[B,3,32,32]`, f32 in `0..=1`.
+pub fn render(grids: &[TileGrid]) -> Tensor {
+    let pixels: Vec<f32> = grids.iter().flat_map(TileGrid::pixels).collect();
+    Tensor::from_slice(&pixels).view([grids.len() as i64, 3, SIDE as i64, SIDE as i64])
 }
 
 impl TileGrid {
-    /// The drawing as `[3,32,32]` in one slice, in `0..=1`.
+    /// Renders the image to a flat `[3,32,32]`, in `0..=1`.
     pub fn pixels(&self) -> Vec<f32> {
         let mut pixels = Vec::with_capacity(3 * SIDE * SIDE);
         for channel in 0..3 {
@@ -104,19 +105,19 @@ impl TileGrid {
         pixels
     }
 
-    /// The drawing as a tensor `[3,32,32]`.
+    /// Renders the image to a tensor `[3,32,32]`.
     pub fn render(&self) -> Tensor {
         Tensor::from_slice(&self.pixels()).view([3, SIDE as i64, SIDE as i64])
     }
 
-    /// What is there with its place, in reading order.
+    /// Returns the objects with their positions, in row-major order.
     pub fn objects(&self) -> impl Iterator<Item = (usize, Tile)> + '_ {
         self.tiles.iter().enumerate().filter_map(|(place, tile)| tile.map(|tile| (place, tile)))
     }
 
-    /// Whether the drawing shows exactly what was asked for and nothing else; the error says what is wrong.
+    /// Errors unless the image shows exactly the objects of the spec; the message names the difference.
     pub fn check(&self, spec: &PromptSpec) -> Result<()> {
-        let mut left: Vec<(usize, Tile)> = self.objects().collect();
+        let mut remaining: Vec<(usize, Tile)> = self.objects().collect();
         let mut places = Vec::new();
         for object in &spec.objects {
             for found in 0..object.count {
@@ -124,29 +125,29 @@ impl TileGrid {
                     tile.noun() == object.noun
                         && object.color.as_deref().is_none_or(|c| c == tile.color_name())
                 };
-                let Some(index) = left.iter().position(fits) else {
+                let Some(index) = remaining.iter().position(fits) else {
                     let color = object.color.as_ref().map(|color| format!("{color} ")).unwrap_or_default();
                     let what = format!("{color}{}", object.noun);
                     return Err(Error::failure(format!("{found} of {} `{what}`", object.count)));
                 };
-                places.push(left.remove(index).0);
+                places.push(remaining.remove(index).0);
             }
         }
-        if let Some((_, tile)) = left.first() {
+        if let Some((_, tile)) = remaining.first() {
             return Err(Error::failure(format!("an extra `{} {}`", tile.color_name(), tile.noun())));
         }
-        if let (Some(asked), [first, second]) = (spec.relation, places.as_slice())
-            && relation(*first, *second) != Some(asked)
+        if let (Some(expected), [first, second]) = (spec.relation, places.as_slice())
+            && relation(*first, *second) != Some(expected)
         {
             let noun = |at: usize| spec.objects.get(at).map_or("", |object| &object.noun);
             let (first, second) = (noun(0), noun(1));
-            return Err(Error::failure(format!("`{first}` is not {} `{second}`", asked.words())));
+            return Err(Error::failure(format!("`{first}` is not {} `{second}`", expected.words())));
         }
         Ok(())
     }
 }
 
-/// Where the first place lies, seen from the second: only in the same row or column.
+/// Returns the relation of the first position to the second; `None` unless they share a row or a column.
 pub fn relation(first: usize, second: usize) -> Option<Relation> {
     let (row, column) = (first / GRID, first % GRID);
     let (other_row, other_column) = (second / GRID, second % GRID);
@@ -159,12 +160,12 @@ pub fn relation(first: usize, second: usize) -> Option<Relation> {
     }
 }
 
-/// A random task of the drawn world.
+/// Samples a task of the tiles benchmark.
 pub fn sample(category: Category, split: Split, rng: &mut Rng) -> Result<Task> {
     prompts::sample(&object_list(), category, split, rng).map(task)
 }
 
-/// The task of some facts, in the words that the embedded models know.
+/// Returns the task of a spec, in the prompt templates of the embedded models.
 pub fn task(spec: PromptSpec) -> Task {
     PromptTemplates::tiles().task(spec)
 }

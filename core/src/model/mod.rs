@@ -1,0 +1,198 @@
+//! The interface between the algorithms and a unified multimodal model, independent of the model family.
+//!
+//! Shapes: `B` batch, `N` image tokens, `K` codes of the image codebook, `T` answer tokens, `H`×`W` pixels.
+
+mod batch;
+mod card;
+mod footprint;
+mod masking;
+mod sampling;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::error::{Code, Error, Result};
+
+pub use batch::{Answers, BatchSlice, Images};
+pub use card::{ImageDecoding, ImageSpace, ModelCard};
+pub use footprint::{Cost, Footprint, Workload};
+pub use masking::{ImageLogits, Masking, Scoring, TokenLogp};
+pub use sampling::{ImageSampling, TextSampling};
+
+/// The task that a parameter serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParameterGroup {
+    /// Generation and understanding.
+    Shared,
+    /// Generation only.
+    Generation,
+    /// Understanding only.
+    Understanding,
+    /// The image tokenizer: trained in pretraining, frozen in post-training.
+    Tokenizer,
+}
+
+/// A named leaf tensor. The tensor shares its storage and its gradient with the model.
+#[derive(Debug)]
+pub struct Parameter {
+    /// The name in the checkpoint layout of the family.
+    pub name: String,
+    /// The leaf tensor.
+    pub tensor: Tensor,
+    /// The task that it serves.
+    pub group: ParameterGroup,
+}
+
+/// Training or evaluation mode, for layers such as dropout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Dropout and the like are active.
+    Train,
+    /// Deterministic.
+    Eval,
+}
+
+/// The weights that score a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// The weights that are trained; the result carries gradient.
+    Current,
+    /// The copy made by [`UnifiedModel::freeze_reference`]; no gradient.
+    Reference,
+}
+
+impl Policy {
+    /// Runs `work` on the current or on the reference weights; the reference runs without gradient.
+    pub fn run<T, R>(
+        self,
+        current: &T,
+        reference: Option<&T>,
+        work: impl FnOnce(&T) -> Result<R>,
+    ) -> Result<R> {
+        match (self, reference) {
+            (Self::Current, _) => work(current),
+            (Self::Reference, Some(reference)) => tch::no_grad(|| work(reference)),
+            (Self::Reference, None) => {
+                Err(Error::failure("no reference policy").hint("call `freeze_reference` first"))
+            }
+        }
+    }
+}
+
+/// The source of the weights of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// The small checkpoint embedded in the plugin.
+    Builtin,
+    /// A directory in the checkpoint layout of the family.
+    Folder(PathBuf),
+    /// Random weights, in the sizes given by the configuration of the plugin.
+    Fresh,
+}
+
+/// What a plugin needs to build a model, in addition to its configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSource {
+    /// The source of the weights.
+    pub checkpoint: Checkpoint,
+    /// The device of the weights and of the computation.
+    pub device: Device,
+    /// Seed of fresh weights.
+    pub seed: u64,
+    /// Builds the model without weights: only `card` and `footprint` are called.
+    pub dry: bool,
+}
+
+/// A network that generates an image from a prompt and answers questions about an image.
+///
+/// A plugin author implements this trait; the host calls it. One object is used by one thread at a time. All randomness
+/// comes from the `seed` of an argument: the same call on the same weights and device returns the same result.
+pub trait UnifiedModel: Send {
+    /// Returns the properties of the model.
+    fn card(&self) -> &ModelCard;
+
+    /// Returns all weights in a fixed order. The tensors are leaves that share storage and `.grad` with the model.
+    fn parameters(&self) -> Result<Vec<Parameter>>;
+
+    /// Switches layers that behave differently in training, such as dropout. The default does nothing.
+    fn set_mode(&mut self, _mode: Mode) -> Result<()> {
+        Ok(())
+    }
+
+    /// Copies the current weights as [`Policy::Reference`].
+    fn freeze_reference(&mut self) -> Result<()>;
+
+    /// Estimates the memory of a workload without running it. The default returns an error of code
+    /// [`Code::Unsupported`].
+    fn footprint(&self, _workload: &Workload) -> Result<Footprint> {
+        Err(Error::new(
+            Code::Unsupported,
+            format!("model `{}` does not support memory estimation", self.card().name),
+        ))
+    }
+
+    /// Generates one image per prompt, without gradient. A masked model fills `revealed_at`.
+    fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images>;
+
+    /// Answers `questions[i]` about image `i`, without gradient.
+    fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers>;
+
+    /// Tokenizes answers given as text, end token included, for supervised training.
+    fn encode_answers(&self, texts: &[String]) -> Result<Answers>;
+
+    /// Feeds images back with their prompts and returns logits `[B,N,K]`, with gradient for [`Policy::Current`].
+    fn image_logits(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        masking: &Masking,
+    ) -> Result<ImageLogits>;
+
+    /// Returns `log p(token | prompt)` of the tokens of the images `[B,N]`, each in the state given by `masking`, with
+    /// gradient for [`Policy::Current`]. Only the targets are scored. The default uses [`Self::image_logits`]; a model with
+    /// a large codebook can override it to compute the logits of a few tokens at a time.
+    fn image_logp(
+        &self,
+        prompts: &[String],
+        images: &Images,
+        policy: Policy,
+        masking: &Masking,
+    ) -> Result<TokenLogp> {
+        Ok(self.image_logits(prompts, images, policy, masking)?.logp(&images.tokens))
+    }
+
+    /// Returns `log p(answer | image, question)` per token, with gradient for [`Policy::Current`]. If `image_space` is
+    /// [`ImageSpace::Shared`] and `images.relaxed` is set, the gradient reaches `images.relaxed`.
+    fn answer_logp(
+        &self,
+        images: &Images,
+        questions: &[String],
+        answers: &Answers,
+        policy: Policy,
+    ) -> Result<TokenLogp>;
+
+    /// Decodes to `[B,3,H,W]` f32 in `0..=1`, without gradient.
+    fn pixels(&self, images: &Images) -> Result<Tensor>;
+
+    /// Encodes `[B,3,H,W]` f32 in `0..=1`, without gradient.
+    fn encode(&self, pixels: &Tensor) -> Result<Images>;
+
+    /// Returns the reconstruction loss of the image tokenizer on `[B,3,H,W]` pixels: a scalar with gradient to the
+    /// parameters of [`ParameterGroup::Tokenizer`]. `progress` in `0..=1` is the share of training that is done, for a
+    /// quantizer that hardens during training. The default returns an error of code [`Code::Unsupported`].
+    fn tokenizer_loss(&self, _pixels: &Tensor, _progress: f64) -> Result<Tensor> {
+        Err(Error::new(
+            Code::Unsupported,
+            format!("the image tokenizer of `{}` cannot be trained", self.card().name),
+        ))
+    }
+
+    /// Writes a checkpoint in the layout of the family into an existing, empty directory.
+    fn save(&self, dir: &Path) -> Result<()>;
+}
