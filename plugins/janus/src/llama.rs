@@ -3,7 +3,8 @@
 use tch::Tensor;
 use unirl::Result;
 use unirl::weights::{Init, Store};
-use unirl_layers::decoder::{self, KvPast, LayerContext, Stack};
+use unirl_layers::decoder::{self, LayerContext, Stack};
+use unirl_layers::kv_cache::KvPast;
 use unirl_layers::language::{LanguageModel, Norm};
 use unirl_layers::{FusedLinear, Linear};
 

@@ -11,7 +11,8 @@ use unirl::model::{
 };
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{AttnMask, StackInput};
+use unirl_layers::attention::AttnMask;
+use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::{GeneratedText, SampledTokens, SamplingChoice, TextDecoding};
 use unirl_layers::language::{self, answered};
 use unirl_text::{padded, padded_left, warn_too_long};

@@ -4,7 +4,8 @@
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::{SampledTokens, StepDecoding};
 
 use crate::aligner::{Aligner, Codes};
@@ -133,7 +134,7 @@ pub fn causal(present: &Tensor, rows: i64) -> Tensor {
     let length = present.size()[1];
     let before = Tensor::ones([rows, length], (Kind::Bool, present.device())).tril(length - rows);
     let visible = present.unsqueeze(1).logical_and(&before); // [B,rows,S]
-    decoder::additive(&visible)
+    attention::additive(&visible)
 }
 
 /// Positions `[B,S]`, counted without what is not `present [B,S]`; there they are 0.

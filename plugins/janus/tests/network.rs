@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use unirl::weights::Store;
-use unirl_layers::decoder::{AttnMask, StackInput};
+use unirl_layers::attention::AttnMask;
+use unirl_layers::decoder::StackInput;
 use unirl_plugin_janus::config::{GenerationConfig, JanusConfig, LlamaConfig, SiglipConfig};
 use unirl_plugin_janus::llama::Llama;
 use unirl_plugin_janus::network::{self, Network};

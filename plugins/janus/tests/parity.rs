@@ -16,7 +16,8 @@ use fixture::{
 use tch::{Device, Kind, Reduction, Tensor};
 use unirl::algorithms::objective;
 use unirl::sampling::gather_logp;
-use unirl_layers::decoder::{AttnMask, StackInput};
+use unirl_layers::attention::AttnMask;
+use unirl_layers::decoder::StackInput;
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::network;
 

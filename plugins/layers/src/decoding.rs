@@ -6,8 +6,11 @@ use unirl::model::{BatchSlice, TextSampling};
 use unirl::sampling::{gather_logp, is_random, sample_tokens_with};
 use unirl::{Error, Result};
 
-use crate::decoder::{ALIGNED, HIDDEN, KvCache, Layer, Rotary, StackInput, StaticKvCache};
+use crate::attention::{ALIGNED, HIDDEN};
+use crate::decoder::{Layer, StackInput};
+use crate::kv_cache::{KvCache, StaticKvCache};
 use crate::language::{LanguageModel, Norm};
+use crate::rotary::Rotary;
 
 /// On a GPU, attention goes over so many columns more each time: what is recorded holds for all steps in between.
 const BUCKET: i64 = 384;

@@ -8,7 +8,8 @@ use unirl::Result;
 use unirl::autograd::checkpoint;
 use unirl::model::{Answers, TokenLogp};
 
-use crate::decoder::{KvCache, Layer, Stack, StackInput};
+use crate::decoder::{Layer, Stack, StackInput};
+use crate::kv_cache::KvCache;
 use crate::{LayerNorm, Linear};
 
 /// Logits that a head makes at once when tokens are scored: 64 MiB in f32.

@@ -5,7 +5,8 @@
 use tch::{IndexOp, Kind, Tensor};
 use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{self, KvPast, LayerContext, Stack};
+use unirl_layers::decoder::{self, LayerContext, Stack};
+use unirl_layers::kv_cache::KvPast;
 use unirl_layers::language::LanguageModel;
 use unirl_layers::lora::{Adapter, LoraConfig};
 use unirl_layers::{FusedLinear, LayerNorm, Linear};

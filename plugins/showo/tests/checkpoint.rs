@@ -14,7 +14,8 @@ use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Checkpoint, ImageSampling, Images, Masking, Policy, UnifiedModel};
 use unirl::weights::{self, Expected, Store, Weights, read_json};
 use unirl_layers::Precision;
-use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::StackInput;
 use unirl_layers::lora::{LoraConfig, Targets};
 use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::clip::{Clip, ClipConfig};
@@ -809,7 +810,7 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let first = before.len() as i64;
     let image = columns.ge(first).logical_and(&columns.lt(first + 16)).unsqueeze(0);
     let visible = columns.unsqueeze(0).le_tensor(&columns.unsqueeze(1)).logical_or(&image).unsqueeze(0);
-    let mask = decoder::additive(&visible);
+    let mask = attention::additive(&visible);
     let positions = columns.unsqueeze(0);
     let rows = StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
     let hidden = phi.language.hidden(rows).unwrap();

@@ -14,7 +14,8 @@ use unirl::model::{
     TextSampling, UnifiedModel,
 };
 use unirl::sampling::sample_tokens_with;
-use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::GeneratedText;
 use unirl_plugin_showo::checkpoint::{self, LoadedCheckpoint};
 use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
@@ -66,7 +67,7 @@ fn images_behind_cached_text_are_as_in_the_whole_sequence() {
         prompts.iter().zip(&image).map(|(prompt, image)| prompting.t2i(prompt, image)).collect();
     let ids = padded(&rows, 0, Device::Cpu).0;
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
-    let visible = decoder::additive(&mask::t2i(&ids, &special, true));
+    let visible = attention::additive(&mask::t2i(&ids, &special, true));
     let language = &showo.phi().language;
     let rows = StackInput {
         x: language.embed(&ids),

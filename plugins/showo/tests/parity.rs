@@ -17,7 +17,8 @@ use tch::{Device, IndexOp, Kind, Reduction, Tensor};
 use unirl::algorithms::objective::{self, Weighting};
 use unirl::model::{ImageSampling, Images, Scoring, TextSampling, UnifiedModel};
 use unirl::sampling::gather_logp;
-use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::GeneratedText;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
@@ -30,7 +31,7 @@ const PLAIN: (Scoring, f64) = (Scoring::Conditional, 0.0);
 /// Logits `[B,L,V]` of whole sequences under a visibility: the plain forward pass, no cache.
 fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
-    let (language, mask) = (&showo.phi().language, decoder::additive(visible));
+    let (language, mask) = (&showo.phi().language, attention::additive(visible));
     let rows = StackInput {
         x: language.embed(ids),
         positions: &positions,
@@ -127,7 +128,7 @@ fn parity_3_masks() {
     same("t2i with pads", &mask::t2i(&ids, &f.special, false), &case.tensor("t2i_keep_pad_visible"));
     same("mmu", &mask::mmu(&case.tensor("mmu_ids"), &f.special), &case.tensor("mmu_visible"));
     same("lm", &mask::t2i(&case.tensor("lm_ids"), &f.special, false), &case.tensor("lm_visible"));
-    let hidden = decoder::additive(&case.mask("lm_visible"))
+    let hidden = attention::additive(&case.mask("lm_visible"))
         .masked_select(&case.mask("lm_visible").logical_not().unsqueeze(1));
     assert!(hidden.eq(-(2f64.powi(63))).all() == Tensor::from(true), "hidden scores get −2⁶³ added");
 }

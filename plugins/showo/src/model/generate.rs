@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{ImageSampling, Images};
-use unirl_layers::decoder::{self, AttnMask, KvCache, ParallelDecodeState, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::{ParallelDecodeState, StackInput};
+use unirl_layers::kv_cache::KvCache;
 use unirl_text::padded;
 
 use super::Showo;
@@ -59,7 +61,7 @@ impl Showo {
         let length = ids.size()[1];
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0) + skipped as i64;
         let visible = mask::t2i(&ids, &self.special, true);
-        let mask = decoder::additive(&visible);
+        let mask = attention::additive(&visible);
         let x = phi.language.embed(&ids);
         let rows =
             StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };

@@ -4,7 +4,8 @@ use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{Answers, Images, TextSampling, TokenLogp};
 use unirl_layers::LayerNorm;
-use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::{self, GeneratedText};
 use unirl_layers::language::answered;
 use unirl_text::padded;
@@ -78,7 +79,7 @@ impl Showo {
             }
             None => mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix())).unsqueeze(0),
         };
-        Ok((x, columns.unsqueeze(0), decoder::additive(&visible)))
+        Ok((x, columns.unsqueeze(0), attention::additive(&visible)))
     }
 
     /// Rows before the text of understanding: `<mmu> <soi> image <eoi>`, or with the system prompt behind `<mmu>` and
