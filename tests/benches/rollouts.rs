@@ -1,4 +1,4 @@
-//! Drawing, answering, scoring and a step of training at the sizes of the published models, with random weights. `./x race`
+//! Drawing, decoding, scoring and a step of training at the sizes of the published models, with random weights. `./x race`
 //! runs it in turns with what a Python user would run (`peers/`) and prints both side by side.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program of its own")]
@@ -277,7 +277,7 @@ fn layers(parameters: &[Parameter], prefix: &str) -> i64 {
     of.map(|parameter| parameter.tensor.numel() as i64).sum()
 }
 
-fn answering(max_tokens: i64) -> TextSampling {
+fn decoding(max_tokens: i64) -> TextSampling {
     TextSampling { temperature: 1.0, max_tokens, ..TextSampling::default() }
 }
 
@@ -288,11 +288,11 @@ fn check_answers(
     images: &Images,
     questions: &[String],
 ) -> Result<()> {
-    let (answers, whole) = ops::count(|| model.answer(images, questions, &answering(ANSWER)));
+    let (answers, whole) = ops::count(|| model.answer(images, questions, &decoding(ANSWER)));
     let answers = answers?;
     let scored = tch::no_grad(|| model.answer_logp(images, questions, &answers, Policy::Current))?;
     bench.compare("answers", answers.logp.as_ref(), &scored)?;
-    let (_, half) = ops::count(|| model.answer(images, questions, &answering(ANSWER / 2)));
+    let (_, half) = ops::count(|| model.answer(images, questions, &decoding(ANSWER / 2)));
     bench.count("a token step of answers", whole - half, ANSWER - ANSWER / 2)
 }
 
@@ -322,7 +322,7 @@ fn janus(mut bench: Bench, size: Size) -> Result<()> {
     };
     let options = serde_json::from_value(json!({ "architecture": architecture }));
     let options = options.context(|| "the sizes of Janus")?;
-    let parts = unirl_plugin_janus::checkpoint::parts(&options, &source(device))?;
+    let parts = unirl_plugin_janus::checkpoint::load(&options, &source(device))?;
     let mut model = Janus::from_parts(parts, device)?;
     let ModelCard { image_tokens: tokens, resolution: edge, .. } = *model.card();
     let name = if real { "Janus-Pro-1B" } else { "a tiny Janus" };
@@ -332,7 +332,7 @@ fn janus(mut bench: Bench, size: Size) -> Result<()> {
     // Six of a prompt's tokens are the template's.
     let prompts = vec![text(0, prompt - 6); batch];
     let questions = vec![text(100, 20); batch];
-    assert_eq!(model.prompting().drawing(&prompts[0])?.len(), prompt, "tokens of the prompt");
+    assert_eq!(model.prompting().generation_ids(&prompts[0])?.len(), prompt, "tokens of the prompt");
     let sampling = ImageSampling { guidance, ..ImageSampling::default() };
 
     let (images, drawn) = ops::count(|| model.generate(&prompts, &sampling));
@@ -351,9 +351,10 @@ fn janus(mut bench: Bench, size: Size) -> Result<()> {
     let weights = layers(&parameters, "model.language_model.layers.");
     let bytes = weights * bench.kind().elt_size_in_bytes() as i64;
     let flop = 2 * weights * batch as i64 * (prompt as i64 + tokens - 1);
-    let ids = prompts.iter().map(|prompt| model.prompting().drawing(prompt)).collect::<Result<Vec<_>>>()?;
+    let ids =
+        prompts.iter().map(|prompt| model.prompting().generation_ids(prompt)).collect::<Result<Vec<_>>>()?;
     bench.time("drawing", Work { flop: 0, bytes: tokens * bytes, steps: tokens }, || {
-        tch::no_grad(|| model.draw(&ids, &sampling)).map(drop)
+        tch::no_grad(|| model.generate_tokens(&ids, &sampling)).map(drop)
     })?;
     let replay = Masking::remask(0, None);
     let score = |model: &Janus| model.image_logp(&prompts, &images, Policy::Current, &replay);
@@ -394,7 +395,7 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
     };
     let options = serde_json::from_value(json!({ "architecture": architecture }));
     let options = options.context(|| "the sizes of Show-o")?;
-    let parts = unirl_plugin_showo::checkpoint::parts(&options, &source(device))?;
+    let parts = unirl_plugin_showo::checkpoint::load(&options, &source(device))?;
     let mut model = Showo::from_parts(parts, device)?;
     let sampling = ImageSampling::default();
     let ImageSampling { guidance, steps, .. } = sampling;
@@ -444,10 +445,10 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
         .time("drawing", Work { flop, ..Work::default() }, || model.generate(&texts, &sampling).map(drop))?;
     let flop = 2 * weights * batch as i64 * (tokens + 3 + question as i64);
     bench.time("answers", Work { flop, bytes: (ANSWER - 1) * bytes, steps: 0 }, || {
-        model.answer(&images, &questions, &answering(ANSWER)).map(drop)
+        model.answer(&images, &questions, &decoding(ANSWER)).map(drop)
     })?;
 
-    let rollout = Rollout { prompts, group, micro_batch: 0, images: sampling, answers: answering(ANSWER) };
+    let rollout = Rollout { prompts, group, micro_batch: 0, images: sampling, answers: decoding(ANSWER) };
     train(&mut bench, Box::new(model), &tasks, &rollout)
 }
 
@@ -466,12 +467,12 @@ fn train(
     }
     let mut update = AdamW::new(weights, UpdateOptions::default(), 1000);
     let rules = RewardSet::new(vec![(WeightedReward::named("turns"), Box::new(InTurns))])?;
-    let mut model = Watched { model, device: bench.device, drawing: 0.0, answering: 0.0 };
+    let mut model = Watched { model, device: bench.device, drawing: 0.0, decoding: 0.0 };
     let mut step = 0;
     let rows = ["step", "step: drawing", "step: answers", "update"].map(|row| (row, Work::default()));
     bench.time_parts(rows, || {
         step += 1;
-        [model.drawing, model.answering] = [0.0; 2];
+        [model.drawing, model.decoding] = [0.0; 2];
         wait(model.device);
         let started = Instant::now();
         update.zero_grad();
@@ -489,7 +490,7 @@ fn train(
         update.apply()?;
         wait(model.device);
         let whole = started.elapsed().as_secs_f64();
-        Ok([whole, model.drawing, model.answering, whole - model.drawing - model.answering])
+        Ok([whole, model.drawing, model.decoding, whole - model.drawing - model.decoding])
     })
 }
 
@@ -502,12 +503,12 @@ impl RewardFunction for InTurns {
     }
 }
 
-/// A model whose drawing and answering are timed, each until the GPU has done it.
+/// A model whose drawing and decoding are timed, each until the GPU has done it.
 struct Watched {
     model: Box<dyn UnifiedModel>,
     device: Device,
     drawing: f64,
-    answering: f64,
+    decoding: f64,
 }
 
 impl UnifiedModel for Watched {
@@ -525,7 +526,7 @@ impl UnifiedModel for Watched {
         let started = Instant::now();
         let answers = self.model.answer(images, questions, sampling)?;
         wait(self.device);
-        self.answering += started.elapsed().as_secs_f64();
+        self.decoding += started.elapsed().as_secs_f64();
         Ok(answers)
     }
 

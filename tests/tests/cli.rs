@@ -233,7 +233,7 @@ fn a_prompt_that_is_cut_warns_once() {
         &["generate", "--plugin", "showo", "--prompt", &long, "--prompt", &other, "--seed", "1"],
     );
     assert!(text.contains("exit: 0"), "{text}");
-    assert_eq!(text.matches("the rest is cut off").count(), 1, "{text}");
+    assert_eq!(text.matches("it is truncated").count(), 1, "{text}");
     let short = ["generate", "--plugin", "showo", "--prompt", "a photo of a red star"];
     let text = run.run(&plugin_dir(), &short);
     assert!(text.contains("exit: 0") && !text.contains("WARN"), "{text}");

@@ -46,8 +46,8 @@ impl CodeHead {
 
     /// Another handle of the same tensors.
     #[must_use]
-    pub fn handle(&self) -> Self {
-        Self { first: self.first.handle(), second: self.second.handle() }
+    pub fn shallow_clone(&self) -> Self {
+        Self { first: self.first.shallow_clone(), second: self.second.shallow_clone() }
     }
 
     /// Logits over the codes of hidden rows `[..,D]`: `[..,K]` f32.

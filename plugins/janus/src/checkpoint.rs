@@ -57,7 +57,7 @@ pub struct LoadedCheckpoint {
     /// All weights.
     pub store: Store,
     /// What is saved again.
-    pub kept: Kept,
+    pub saved: SavedFiles,
     /// The type of the weights.
     pub precision: Kind,
     /// Whether layers keep their inputs alone for the gradient.
@@ -65,7 +65,7 @@ pub struct LoadedCheckpoint {
 }
 
 /// What a checkpoint holds beside the weights of the model.
-pub struct Kept {
+pub struct SavedFiles {
     layout: Layout,
     files: Files,
     /// Weights that nothing reads.
@@ -73,7 +73,7 @@ pub struct Kept {
 }
 
 /// The parts that `source` names.
-pub fn parts(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
+pub fn load(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
     if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
         return Err(Error::usage(
             "`model.options.architecture`: expected none, a checkpoint brings its own sizes",
@@ -143,7 +143,7 @@ fn open(folder: &Path, options: &JanusOptions, source: &ModelSource) -> Result<L
     }
     files.insert(TOKENIZER.into(), Text::open_folder(place)?.json().to_vec());
     let label = folder.display().to_string();
-    load(&label, files, Weights::find(folder)?, options, source)
+    load_files(&label, files, Weights::find(folder)?, options, source)
 }
 
 /// The embedded checkpoint, or another one that [`pack`] made.
@@ -155,10 +155,10 @@ pub fn unpack(
     const LABEL: &str = "the embedded checkpoint";
     let (weights, texts) = Weights::embedded(LABEL, bytes)?;
     let files = texts.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
-    load(LABEL, files, weights, options, source)
+    load_files(LABEL, files, weights, options, source)
 }
 
-fn load(
+fn load_files(
     label: &str,
     files: Files,
     mut weights: Weights,
@@ -216,7 +216,7 @@ fn assemble(
         },
         normalisation: normalisation(&read(label, &files, PREPROCESSOR)?),
         store: Store::of_source(source, weights, precision),
-        kept: Kept { layout, files, unused },
+        saved: SavedFiles { layout, files, unused },
         gradient_checkpointing: options.gradient_checkpointing,
         prompting,
         config,
@@ -264,7 +264,7 @@ fn small_files(folder: &Path) -> Result<Files> {
         .hint("expected the folder of a Janus checkpoint"))
 }
 
-impl Kept {
+impl SavedFiles {
     /// Writes a checkpoint folder of weights that have the network's names, in its order.
     pub fn save(&self, folder: &Path, weights: &[(String, Tensor)]) -> Result<()> {
         for (name, bytes) in &self.files {

@@ -8,8 +8,8 @@ use unirl::{Error, Result};
 use crate::vq::VqConfig;
 
 /// Bounds which are far above any model, and keep a made-up file from filling the memory.
-const MOST: i64 = 1 << 26;
-const MOST_LAYERS: i64 = 1000;
+const MAX_SIZE: i64 = 1 << 26;
+const MAX_LAYERS: i64 = 1000;
 
 const PUBLISHED: &str = "Janus-1.3B, Janus-Pro-1B and Janus-Pro-7B are the published models of this family";
 
@@ -154,30 +154,28 @@ impl JanusConfig {
     fn of_original(root: &Section, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
         let flow = ["vision_und_enc_config", "vision_gen_enc_config", "vision_gen_dec_config"];
         if let Some(key) = flow.into_iter().find(|key| root.get(key).is_some()) {
-            return Err(
-                root.another_model("JanusFlow, which has no image codes", &format!("there is `{key}`"))
-            );
+            return Err(root.wrong_model("JanusFlow, which has no image codes", &format!("there is `{key}`")));
         }
         let generation = ["gen_vision_config", "gen_aligner_config", "gen_head_config"];
         if let Some(key) = generation.into_iter().find(|key| root.get(key).is_none()) {
-            return Err(root.another_model("DeepSeek-VL, which does not draw", &format!("no `{key}`")));
+            return Err(root.wrong_model("DeepSeek-VL, which does not draw", &format!("no `{key}`")));
         }
         let params = |name: &str| root.section(name)?.section("params");
         let language = LlamaConfig::read(&root.section("language_config")?)?;
 
-        let tower = params("vision_config")?;
-        let size = known(shape);
+        let vision_json = params("vision_config")?;
+        let size = sizes_of(shape);
         let default = SiglipConfig::default();
-        tower.only("select_feature", &json!("same"))?;
+        vision_json.only("select_feature", &json!("same"))?;
         // The tower's sizes are those of its name; towers smaller than any published one say so here.
         let overrides = Section {
             place: format!("{}: `_fixture_overrides.vision`", root.place),
             json: &root.json["_fixture_overrides"]["vision"],
         };
         if overrides.json.is_null() {
-            tower.only("model_name", &json!("siglip_large_patch16_384"))?;
+            vision_json.only("model_name", &json!("siglip_large_patch16_384"))?;
         }
-        let select = tower.size("select_layer")?.unwrap_or(-1);
+        let select = vision_json.size("select_layer")?.unwrap_or(-1);
         let there =
             count(|i| shape(&format!("model.vision_model.encoder.layers.{i}.layer_norm1.weight")).is_some());
         let layers = match (overrides.size("layers")?, there) {
@@ -202,9 +200,9 @@ impl JanusConfig {
             intermediate_size: inner,
             num_hidden_layers: layers,
             num_attention_heads: overrides.size("heads")?.unwrap_or(default.num_attention_heads),
-            image_size: tower.size("image_size")?.unwrap_or(default.image_size),
+            image_size: vision_json.size("image_size")?.unwrap_or(default.image_size),
             patch_size: patch,
-            normalisation: match (tower.channels("pixel_mean")?, tower.channels("pixel_std")?) {
+            normalisation: match (vision_json.channels("pixel_mean")?, vision_json.channels("pixel_std")?) {
                 (Some(mean), Some(std)) => Some([mean, std]),
                 _ => None,
             },
@@ -247,31 +245,33 @@ impl JanusConfig {
 
     fn of_transformers(root: &Section, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
         let language = LlamaConfig::read(&root.section("text_config")?)?;
-        let (tower, codes) = (root.section("vision_config")?, root.section("vq_config")?);
+        let (vision_json, codes) = (root.section("vision_config")?, root.section("vq_config")?);
         let default = SiglipConfig::default();
-        tower.only("hidden_act", &json!("gelu"))?;
-        tower.only("attention_bias", &json!(true))?;
-        tower.only("use_qk_norm", &json!(false))?;
-        tower.only("num_channels", &json!(3))?;
+        vision_json.only("hidden_act", &json!("gelu"))?;
+        vision_json.only("attention_bias", &json!(true))?;
+        vision_json.only("use_qk_norm", &json!(false))?;
+        vision_json.only("num_channels", &json!(3))?;
         codes.only("hidden_act", &json!("gelu"))?;
-        let width = tower.size("hidden_size")?.unwrap_or(default.hidden_size);
+        let width = vision_json.size("hidden_size")?.unwrap_or(default.hidden_size);
         let vision = SiglipConfig {
             hidden_size: width,
-            intermediate_size: (width as f64 * tower.number("mlp_ratio")?.unwrap_or(4.0)) as i64,
-            num_hidden_layers: tower.size("num_hidden_layers")?.unwrap_or(default.num_hidden_layers),
-            num_attention_heads: tower.size("num_attention_heads")?.unwrap_or(default.num_attention_heads),
-            image_size: tower.size("image_size")?.unwrap_or(default.image_size),
-            patch_size: tower.size("patch_size")?.unwrap_or(default.patch_size),
-            layer_norm_eps: tower.number("layer_norm_eps")?.unwrap_or(default.layer_norm_eps),
+            intermediate_size: (width as f64 * vision_json.number("mlp_ratio")?.unwrap_or(4.0)) as i64,
+            num_hidden_layers: vision_json.size("num_hidden_layers")?.unwrap_or(default.num_hidden_layers),
+            num_attention_heads: vision_json
+                .size("num_attention_heads")?
+                .unwrap_or(default.num_attention_heads),
+            image_size: vision_json.size("image_size")?.unwrap_or(default.image_size),
+            patch_size: vision_json.size("patch_size")?.unwrap_or(default.patch_size),
+            layer_norm_eps: vision_json.number("layer_norm_eps")?.unwrap_or(default.layer_norm_eps),
             normalisation: None,
         };
-        tower.only("projection_dim", &json!(language.hidden_size))?;
-        tower.only("num_image_tokens", &json!(vision.patches()))?;
+        vision_json.only("projection_dim", &json!(language.hidden_size))?;
+        vision_json.only("num_image_tokens", &json!(vision.patches()))?;
         // The names of these two say the opposite in the original, where both are the width of the language model.
         codes.only("image_token_embed_dim", &json!(language.hidden_size))?;
         codes.only("projection_dim", &json!(language.hidden_size))?;
         Ok(Self {
-            aligner_depth: depth(&tower, "depth", "model.aligner", shape)?,
+            aligner_depth: depth(&vision_json, "depth", "model.aligner", shape)?,
             generation: GenerationConfig {
                 codebook_size: codes.size("num_embeddings")?.unwrap_or(16_384),
                 embed_dim: codes.size("embed_dim")?.unwrap_or(8),
@@ -431,7 +431,7 @@ impl LlamaConfig {
 }
 
 /// One size of a weight, where it is known.
-fn known(shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> impl Fn(&str, usize) -> Option<i64> {
+fn sizes_of(shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> impl Fn(&str, usize) -> Option<i64> {
     move |name, at| shape(name)?.get(at).copied()
 }
 
@@ -483,7 +483,7 @@ impl<'a> Section<'a> {
     fn size(&self, key: &str) -> Result<Option<i64>> {
         let size = self.read(key, "a whole number", Value::as_i64)?;
         // What the file says decides how much memory its tables take before a weight is compared.
-        let most = if key.ends_with("layers") || key == "depth" { MOST_LAYERS } else { MOST };
+        let most = if key.ends_with("layers") || key == "depth" { MAX_LAYERS } else { MAX_SIZE };
         match size {
             Some(size) if size > most => {
                 Err(Error::failure(format!("{}: `{key}`: expected at most {most}, got {size}", self.place)))
@@ -517,7 +517,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn another_model(&self, model: &str, cause: &str) -> Error {
+    fn wrong_model(&self, model: &str, cause: &str) -> Error {
         Error::failure(format!("{}: this is {model}", self.place)).cause(cause).hint(PUBLISHED)
     }
 }

@@ -39,9 +39,9 @@ impl<'a> Sizes<'a> {
             language: StackSizes {
                 layers: language.num_hidden_layers,
                 width,
-                keys,
-                inside: norms + attention + 4 * language.intermediate_size,
-                for_weights: 0,
+                kv_width: keys,
+                activations: norms + attention + 4 * language.intermediate_size,
+                weight_grad_inputs: 0,
                 bytes,
                 checkpointing,
                 frozen: false,
@@ -49,9 +49,9 @@ impl<'a> Sizes<'a> {
             vision: StackSizes {
                 layers: vision.num_hidden_layers,
                 width: vision.hidden_size,
-                keys: vision.hidden_size,
-                inside: 6 * vision.hidden_size + 2 * vision.intermediate_size,
-                for_weights: 0,
+                kv_width: vision.hidden_size,
+                activations: 6 * vision.hidden_size + 2 * vision.intermediate_size,
+                weight_grad_inputs: 0,
                 bytes,
                 checkpointing: false,
                 frozen: false,
@@ -100,12 +100,15 @@ impl<'a> Sizes<'a> {
     pub(crate) fn image_logits(&self, states: i64) -> Cost {
         let rows = PROMPT + self.image();
         let logits = SCORED * self.image() * self.codes();
-        Cost { cache: 0, activations: states * self.language.kept(rows, 0) + logits }
+        Cost { cache: 0, activations: states * self.language.backward(rows, 0) + logits }
     }
 
     pub(crate) fn answer_logp(&self, sampling: &TextSampling) -> Cost {
         let rows = self.asked() + sampling.max_tokens;
         let head = 3 * sampling.max_tokens * self.config.language.vocab_size * 4;
-        Cost { cache: 0, activations: self.language.kept(rows, 0) + self.vision.kept(self.image(), 0) + head }
+        Cost {
+            cache: 0,
+            activations: self.language.backward(rows, 0) + self.vision.backward(self.image(), 0) + head,
+        }
     }
 }

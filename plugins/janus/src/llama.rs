@@ -22,7 +22,7 @@ impl RmsNorm {
         Ok(Self { weight, eps: config.rms_norm_eps })
     }
 
-    fn handle(&self) -> Self {
+    fn shallow_clone(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), eps: self.eps }
     }
 }
@@ -51,7 +51,8 @@ impl Layer {
         let queries = config.num_attention_heads * config.head_dim;
         let keys = config.num_key_value_heads * config.head_dim;
         let name = |part: &str| format!("model.language_model.layers.{index}.{part}");
-        let mut linear = |part: &str, inputs, outputs| Linear::unbiased(store, &name(part), inputs, outputs);
+        let mut linear =
+            |part: &str, inputs, outputs| Linear::without_bias(store, &name(part), inputs, outputs);
         Ok(Self {
             query_key_value: FusedLinear::new(vec![
                 linear("self_attn.q_proj", width, queries)?,
@@ -72,24 +73,24 @@ impl Layer {
 }
 
 impl decoder::Layer for Layer {
-    fn run(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]) {
+    fn forward(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]) {
         let heads = |t: Tensor| t.unflatten(2, [-1, self.head_dim]);
         let h = self.norm1.apply(x);
         let [q, k, v] = context.project(&self.query_key_value, &h).map(heads);
         let (attended, cache) = context.attend(&q, &k, &v, past);
-        let x = context.read(x) + self.out.apply(&attended);
+        let x = context.output_rows(x) + self.out.apply(&attended);
         let [gate, up] = self.gate_up.apply(&self.norm2.apply(&x));
         (&x + self.down.apply(&(gate.silu() * up)), cache)
     }
 
-    fn handle(&self) -> Self {
+    fn shallow_clone(&self) -> Self {
         Self {
-            norm1: self.norm1.handle(),
-            query_key_value: self.query_key_value.handle(),
-            out: self.out.handle(),
-            norm2: self.norm2.handle(),
-            gate_up: self.gate_up.handle(),
-            down: self.down.handle(),
+            norm1: self.norm1.shallow_clone(),
+            query_key_value: self.query_key_value.shallow_clone(),
+            out: self.out.shallow_clone(),
+            norm2: self.norm2.shallow_clone(),
+            gate_up: self.gate_up.shallow_clone(),
+            down: self.down.shallow_clone(),
             head_dim: self.head_dim,
         }
     }
@@ -116,6 +117,6 @@ pub fn take(store: &mut Store, config: &LlamaConfig) -> Result<Llama> {
             config.rope_theta,
         ),
         norm: RmsNorm::take(store, "model.language_model.norm", config)?,
-        head: Linear::unbiased(store, "lm_head", width, vocabulary)?,
+        head: Linear::without_bias(store, "lm_head", width, vocabulary)?,
     })
 }

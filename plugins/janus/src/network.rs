@@ -64,7 +64,12 @@ impl Network {
     /// The hidden rows `[B,N,D]` that predict `codes [B,N]` behind `prompts [B,L]`: those of the last token of the prompt
     /// and of all codes but the last. `present [B,L]` is false where a prompt is padded on its left; without it all is
     /// seen, padding of an empty prompt included, as in the original.
-    pub fn drawing(&self, prompts: &Tensor, present: Option<&Tensor>, codes: &Tensor) -> Result<Tensor> {
+    pub fn generation_hidden(
+        &self,
+        prompts: &Tensor,
+        present: Option<&Tensor>,
+        codes: &Tensor,
+    ) -> Result<Tensor> {
         let (batch, length, tokens) = (prompts.size()[0], prompts.size()[1], codes.size()[1]);
         let x = self.embed_image_tokens(prompts, &codes.narrow(1, 0, tokens - 1));
         let everything = Tensor::ones([batch, length + tokens - 1], (Kind::Bool, prompts.device()));
@@ -73,25 +78,25 @@ impl Network {
             Some(present) => Tensor::cat(&[present, &everything.narrow(1, length, tokens - 1)], 1),
         };
         let read = Tensor::arange_start(length - 1, length + tokens - 1, (Kind::Int64, prompts.device()));
-        self.llama.hidden(StackInput {
+        self.llama.hidden_states(StackInput {
             x,
             positions: &positions(&present),
-            sees: AttnMask::Mask(&causal(&present, length + tokens - 1)),
+            mask: AttnMask::Additive(&causal(&present, length + tokens - 1)),
             past: None,
-            read: Some(&read.expand([batch, -1], false)),
+            outputs: Some(&read.expand([batch, -1], false)),
         })
     }
 
     /// Draws behind `prompts [P,L]`, of which `index [R]` names the one of each row, as many codes, one after the other, as
-    /// there is room for in `chosen`. `present [P,L]` is false where a prompt is padded on its left. `mix` makes the logits that
-    /// a code is chosen by, `[C,K]`, of those of all rows, `[R,K]`: where `R` is more than `C`, rows `C`, `C + 1`, … go on with
+    /// there is room for in `sampled`. `present [P,L]` is false where a prompt is padded on its left. `mix` makes the logits that
+    /// a code is sampled by, `[C,K]`, of those of all rows, `[R,K]`: where `R` is more than `C`, rows `C`, `C + 1`, … go on with
     /// the codes of the first again.
-    pub fn draw(
+    pub fn generate_tokens(
         &self,
         prompts: &Tensor,
         present: &Tensor,
         index: &Tensor,
-        chosen: &mut SampledTokens,
+        sampled: &mut SampledTokens,
         mut mix: impl FnMut(&Tensor) -> Tensor,
     ) -> Result<()> {
         let (batch, length) = (prompts.size()[0], prompts.size()[1]);
@@ -99,21 +104,21 @@ impl Network {
         let (hidden, cache) = self.llama.forward(StackInput {
             x: self.llama.embed(prompts),
             positions: &positions(present),
-            sees: AttnMask::Mask(&causal(present, length)),
+            mask: AttnMask::Additive(&causal(present, length)),
             past: None,
-            read: Some(&last),
+            outputs: Some(&last),
         })?;
-        let (rows, tokens) = (index.size()[0], chosen.tokens.size()[1]);
-        let copies = rows / chosen.tokens.size()[0];
+        let (rows, tokens) = (index.size()[0], sampled.tokens.size()[1]);
+        let copies = rows / sampled.tokens.size()[0];
         let present = present.index_select(0, index);
         let place = present.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
         let hidden = hidden.squeeze_dim(1).index_select(0, index);
         let mut decoding =
             StepDecoding::new(&self.llama, (&cache, index), &present, place, &hidden, tokens - 1);
-        chosen.choose(&mix(&self.codes.head.logits(decoding.hidden())));
+        sampled.sample_next(&mix(&self.codes.head.logits(decoding.hidden())));
         decoding.run(tokens - 1, |push| {
-            let hidden = push(&self.codes.embed(&chosen.last.repeat([copies]).unsqueeze(1)));
-            chosen.choose(&mix(&self.codes.head.logits(&hidden)));
+            let hidden = push(&self.codes.embed(&sampled.last.repeat([copies]).unsqueeze(1)));
+            sampled.sample_next(&mix(&self.codes.head.logits(&hidden)));
         })
     }
 }
@@ -134,7 +139,7 @@ pub fn causal(present: &Tensor, rows: i64) -> Tensor {
     let length = present.size()[1];
     let before = Tensor::ones([rows, length], (Kind::Bool, present.device())).tril(length - rows);
     let visible = present.unsqueeze(1).logical_and(&before); // [B,rows,S]
-    attention::additive(&visible)
+    attention::additive_mask(&visible)
 }
 
 /// Positions `[B,S]`, counted without what is not `present [B,S]`; there they are 0.

@@ -79,7 +79,7 @@ impl Prompting {
         let system = if system.is_empty() { String::new() } else { format!("{system}\n\n") };
         let before = format!("{system}{}: ", roles[0]);
         let mut prompting = Self { special, roles, before, picture: 0..0, text };
-        let start = prompting.begun(&prompting.before)?.len() as i64 + 1; // and the token that begins an image
+        let start = prompting.with_bos(&prompting.before)?.len() as i64 + 1; // and the token that begins an image
         prompting.picture = start..start + rows;
         Ok(prompting)
     }
@@ -90,19 +90,19 @@ impl Prompting {
     }
 
     /// Before an image: `BOS user: prompt assistant: BOI`.
-    pub fn drawing(&self, prompt: &str) -> Result<Vec<i64>> {
+    pub fn generation_ids(&self, prompt: &str) -> Result<Vec<i64>> {
         let ([user, assistant], prompt) = (self.roles, prompt.trim());
         let turn = match prompt {
             "" => format!("{user}:{assistant}:"),
             prompt => format!("{user}: {prompt}\n\n{assistant}:"),
         };
-        let mut ids = self.begun(&turn)?;
+        let mut ids = self.with_bos(&turn)?;
         ids.push(self.special.boi);
         Ok(ids)
     }
 
     /// The same without what it asks for, by which guidance is told where not to go.
-    pub fn emptied(&self, drawing: &[i64]) -> Vec<i64> {
+    pub fn unconditional(&self, drawing: &[i64]) -> Vec<i64> {
         let last = drawing.len() - 1;
         let empty = |(at, id): (usize, &i64)| if at == 0 || at == last { *id } else { self.special.pad };
         drawing.iter().enumerate().map(empty).collect()
@@ -114,7 +114,7 @@ impl Prompting {
             return Err(Error::usage(format!("a question about a picture cannot contain `{IMAGE}`")));
         }
         let [_, assistant] = self.roles;
-        let mut ids = self.begun(&self.before)?;
+        let mut ids = self.with_bos(&self.before)?;
         ids.push(self.special.boi);
         ids.extend(self.picture.clone().map(|_| self.special.image));
         ids.push(self.special.eoi);
@@ -123,7 +123,7 @@ impl Prompting {
     }
 
     /// The rows of a picture among those of a question.
-    pub fn picture(&self) -> Range<i64> {
+    pub fn image_rows(&self) -> Range<i64> {
         self.picture.clone()
     }
 
@@ -135,7 +135,7 @@ impl Prompting {
     }
 
     /// Whether a tokenizer begins sequences itself is a matter of its program, not of its file.
-    fn begun(&self, text: &str) -> Result<Vec<i64>> {
+    fn with_bos(&self, text: &str) -> Result<Vec<i64>> {
         let mut ids = self.text.encode(text)?;
         if ids.first() != Some(&self.special.bos) {
             ids.insert(0, self.special.bos);

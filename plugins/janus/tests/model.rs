@@ -65,7 +65,7 @@ fn source(checkpoint: Checkpoint) -> ModelSource {
 /// A fresh model whose weights are large enough for differences to show.
 fn tiny() -> Janus {
     let janus =
-        Janus::from_parts(checkpoint::parts(&options(), &source(Checkpoint::Fresh)).unwrap(), Device::Cpu);
+        Janus::from_parts(checkpoint::load(&options(), &source(Checkpoint::Fresh)).unwrap(), Device::Cpu);
     let janus = janus.unwrap();
     tch::no_grad(|| {
         for parameter in janus.parameters().unwrap() {
@@ -79,7 +79,7 @@ fn tiny() -> Janus {
 }
 
 fn open(folder: &Path) -> Result<Janus, Error> {
-    let parts = checkpoint::parts(&JanusOptions::default(), &source(Checkpoint::Folder(folder.into())))?;
+    let parts = checkpoint::load(&JanusOptions::default(), &source(Checkpoint::Folder(folder.into())))?;
     Janus::from_parts(parts, Device::Cpu)
 }
 
@@ -121,10 +121,10 @@ fn codes_drawn_with_a_cache_are_those_drawn_without_one() {
         let uniforms = Tensor::rand([n, rows], (Kind::Float, Device::Cpu));
         let uniforms = uniforms.narrow(1, part.map_or(0, |part| part.first), 4);
         let tokens = Tensor::zeros([4, n], (Kind::Int64, Device::Cpu));
-        let replay = Masking::Remask { seed: 1, part: None, scoring: Scoring::Guided, guidance };
+        let masking = Masking::Remask { seed: 1, part: None, scoring: Scoring::Guided, guidance };
         for at in 0..n {
             let so_far = Images::from_tokens(tokens.shallow_clone());
-            let logits = tch::no_grad(|| janus.image_logits(&prompts(), &so_far, Policy::Current, &replay))
+            let logits = tch::no_grad(|| janus.image_logits(&prompts(), &so_far, Policy::Current, &masking))
                 .unwrap()
                 .logits;
             let uniforms = uniforms.get(at).unsqueeze(1);
@@ -141,8 +141,9 @@ fn a_batch_of_different_lengths_is_its_rows() {
     let mut janus = tiny();
     let greedy = ImageSampling { temperature: 0.0, guidance: 3.0, ..ImageSampling::default() };
     let drawn = janus.generate(&prompts(), &greedy).unwrap();
-    let replay = Masking::Remask { seed: 1, part: None, scoring: Scoring::Guided, guidance: greedy.guidance };
-    let logits = janus.image_logits(&prompts(), &drawn, Policy::Current, &replay).unwrap().logits;
+    let masking =
+        Masking::Remask { seed: 1, part: None, scoring: Scoring::Guided, guidance: greedy.guidance };
+    let logits = janus.image_logits(&prompts(), &drawn, Policy::Current, &masking).unwrap().logits;
     // Drawn with a cache, scored without one.
     assert_eq!(logits.argmax(-1, false), drawn.tokens);
     let said = janus.answer(&drawn, &questions(), &TextSampling { max_tokens: 6, ..TextSampling::default() });
@@ -153,7 +154,7 @@ fn a_batch_of_different_lengths_is_its_rows() {
         let at = at as i64;
         let image = janus.generate(prompt, &greedy).unwrap();
         assert_eq!(image.tokens, row(&drawn, at).tokens);
-        let alone = janus.image_logits(prompt, &image, Policy::Current, &replay).unwrap().logits;
+        let alone = janus.image_logits(prompt, &image, Policy::Current, &masking).unwrap().logits;
         close(&alone, &logits.narrow(0, at, 1), SAME * logits.abs().max().double_value(&[]));
         let sampling = TextSampling { max_tokens: 6, ..TextSampling::default() };
         let answer = janus.answer(&image, question, &sampling).unwrap();
@@ -215,8 +216,8 @@ fn a_batch_in_parts_is_the_batch_in_one() {
 
 /// Gradients of the mean log-probability, of weights that all tokens reach.
 fn learned(janus: &Janus, images: &Images, scoring: Scoring, guidance: f64) -> (Tensor, Tensor) {
-    let replay = Masking::Remask { seed: 1, part: None, scoring, guidance };
-    let scored = janus.image_logits(&prompts(), images, Policy::Current, &replay).unwrap();
+    let masking = Masking::Remask { seed: 1, part: None, scoring, guidance };
+    let scored = janus.image_logits(&prompts(), images, Policy::Current, &masking).unwrap();
     assert!(bool::try_from(scored.targets.all()).unwrap(), "every token is predicted");
     let logp = gather_logp(&scored.logits, &images.tokens);
     let parameters = janus.parameters().unwrap();
@@ -267,8 +268,8 @@ fn pretraining_drops_some_prompts() {
     let many = vec!["a red cat".to_string(); 200];
     let images = janus.generate(&many[..1], &sampling).unwrap();
     let images = Images::from_tokens(images.tokens.repeat([200, 1]));
-    let logits = |replay: &Masking| {
-        tch::no_grad(|| janus.image_logits(&many, &images, Policy::Current, replay)).unwrap().logits
+    let logits = |masking: &Masking| {
+        tch::no_grad(|| janus.image_logits(&many, &images, Policy::Current, masking)).unwrap().logits
     };
     let plain = logits(&Masking::remask(1, None));
     let dropped = (logits(&Masking::Pretrain { seed: 1 }) - plain).abs().amax([1i64, 2].as_slice(), false);
@@ -286,12 +287,12 @@ fn the_reference_stays_and_each_task_teaches_its_own() {
     let before = janus.answer_logp(&images, &questions(), &said, Policy::Reference).unwrap().logp;
     let drawing =
         janus.image_logits(&prompts(), &images, Policy::Current, &Masking::remask(1, None)).unwrap();
-    let answering = janus.answer_logp(&images, &questions(), &said, Policy::Current).unwrap();
-    close(&answering.logp.detach(), &before, SAME);
+    let decoding = janus.answer_logp(&images, &questions(), &said, Policy::Current).unwrap();
+    close(&decoding.logp.detach(), &before, SAME);
     assert!(!before.requires_grad());
     for (loss, other) in [
         (gather_logp(&drawing.logits, &images.tokens).mean(Kind::Float), ParameterGroup::Understanding),
-        (answering.logp.mean(Kind::Float), ParameterGroup::Generation),
+        (decoding.logp.mean(Kind::Float), ParameterGroup::Generation),
     ] {
         let parameters = janus.parameters().unwrap();
         let tensors: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
@@ -458,7 +459,7 @@ fn what_does_not_fit_is_refused() {
         janus.answer_logp(&image, &texts(&["<image_placeholder>"]), &said, Policy::Current).unwrap_err();
     assert_eq!(wrong.message(), "a question about a picture cannot contain `<image_placeholder>`");
     assert!(janus.answer_logp(&image, &texts(&["it"]), &said, Policy::Reference).is_err(), "none was frozen");
-    let both = checkpoint::parts(&options(), &source(Checkpoint::Folder(path.into()))).err().unwrap();
+    let both = checkpoint::load(&options(), &source(Checkpoint::Folder(path.into()))).err().unwrap();
     assert!(both.message().contains("`model.options.architecture`"), "{both}");
 }
 
@@ -471,20 +472,20 @@ fn roles_are_tags_or_plain_words() {
     let prompting = Prompting::new(pro.clone(), "hello", 2).unwrap();
     let [bos, eos, _, boi, eoi, image, user, assistant] = SPECIAL;
     let expected = ids(&[bos, user, ":", "a", "cat", assistant, ":", boi], &pro);
-    assert_eq!(prompting.drawing(" a cat ").unwrap(), expected);
+    assert_eq!(prompting.generation_ids(" a cat ").unwrap(), expected);
     let asked = [bos, "hello", user, ":", boi, image, image, eoi, "a", "cat", assistant, ":"];
     assert_eq!(prompting.question("a cat").unwrap(), ids(&asked, &pro));
     assert_eq!(prompting.answer("a cat").unwrap(), ids(&["a", "cat", eos], &pro));
     let pad = prompting.special.pad;
-    let emptied = prompting.emptied(&expected);
-    assert_eq!((emptied[0], emptied[7]), (expected[0], expected[7]));
-    assert!(emptied[1..7].iter().all(|id| *id == pad));
+    let unconditional = prompting.unconditional(&expected);
+    assert_eq!((unconditional[0], unconditional[7]), (expected[0], expected[7]));
+    assert!(unconditional[1..7].iter().all(|id| *id == pad));
 
     // Janus-1.3B: no tags, and the placeholder is added behind the last token.
     let plain = Text::of_words(&words, &SPECIAL[..5]).unwrap();
     let prompting = Prompting::new(plain.clone(), "", 2).unwrap();
     assert_eq!(
-        prompting.drawing("a cat").unwrap(),
+        prompting.generation_ids("a cat").unwrap(),
         ids(&[bos, "user:", "a", "cat", "assistant:", boi], &plain)
     );
     let place = plain.vocabulary_size();

@@ -79,7 +79,7 @@ fn ids() -> (Tensor, Tensor) {
 
 fn code_logits(network: &Network) -> Tensor {
     let (prompts, codes) = ids();
-    network.codes.head.logits(&network.drawing(&prompts, None, &codes).unwrap())
+    network.codes.head.logits(&network.generation_hidden(&prompts, None, &codes).unwrap())
 }
 
 #[track_caller]
@@ -123,7 +123,13 @@ fn cached_rows_of_grouped_heads_are_those_of_the_whole() {
         let x = llama.embed(&ids.narrow(1, rows.start, count));
         let mask = network::causal(&present, count);
         llama
-            .forward(StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past, read: None })
+            .forward(StackInput {
+                x,
+                positions: &positions,
+                mask: AttnMask::Additive(&mask),
+                past,
+                outputs: None,
+            })
             .unwrap()
     };
     let (whole, _) = run(&network.llama, 0..5, None);

@@ -95,13 +95,14 @@ fn answer_loss(f: &Fixture, logits: &Tensor) -> Tensor {
 }
 
 /// Hidden rows `[B,L,D]` of the recorded dialogues.
-fn answering(f: &Fixture, model: &Model) -> Tensor {
+fn decoding(f: &Fixture, model: &Model) -> Tensor {
     let present = f.tensor("und.attention_mask").to_kind(Kind::Bool);
     let mask = network::causal(&present, present.size()[1]);
     let x = model.asked(f);
     let positions = network::positions(&present);
-    let rows = StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
-    model.network.llama.hidden(rows).unwrap()
+    let rows =
+        StackInput { x, positions: &positions, mask: AttnMask::Additive(&mask), past: None, outputs: None };
+    model.network.llama.hidden_states(rows).unwrap()
 }
 
 #[test]
@@ -113,7 +114,7 @@ fn parity_understanding() {
         let positions = network::positions(&present);
         let there = f.tensor("und.attention_mask");
         same(&model.named("positions"), &(&positions * &there), &(f.tensor("und.position_ids") * &there));
-        let logits = model.network.llama.logits(&answering(&f, &model));
+        let logits = model.network.llama.logits(&decoding(&f, &model));
         let seen = |logits: &Tensor| logits.masked_select(&present.unsqueeze(-1));
         close(&model.named("logits"), &seen(&logits), &seen(&f.tensor("und.logits")), VALUES);
         number(&model.named("loss"), &answer_loss(&f, &logits), f.number("und.loss"), LOSSES);
@@ -143,9 +144,9 @@ fn parity_understanding_greedy_with_cache() {
                 .forward(StackInput {
                     x,
                     positions: &positions,
-                    sees: AttnMask::Mask(&mask),
+                    mask: AttnMask::Additive(&mask),
                     past: past.as_ref(),
-                    read: None,
+                    outputs: None,
                 })
                 .unwrap();
             past = Some(cache);
@@ -227,12 +228,12 @@ fn parity_drawing_teacher_forced() {
             1,
         );
         let padded = Tensor::cat(&[pads, prompts], 1);
-        let padded = model.network.drawing(&padded, Some(&present), &codes).unwrap();
+        let padded = model.network.generation_hidden(&padded, Some(&present), &codes).unwrap();
         close(&model.named("padded"), &head.logits(&padded), &f.tensor("t2i.tf_logits_cond"), VALUES);
     }
 }
 
-/// Compares the norms of the gradients of what drawing and answering share, and of what either has alone.
+/// Compares the norms of the gradients of what drawing and decoding share, and of what either has alone.
 fn group_norms(f: &Fixture, model: &Model, name: &str, gradients: &[(String, Tensor)]) {
     let groups: [(&str, &[&str]); 3] = [
         ("shared", &["model.language_model."]),
@@ -265,8 +266,8 @@ fn parity_gradients_of_training_losses() {
         let [cond, uncond] = model.drawn(&f, &codes).map(|rows| model.network.codes.head.logits(&rows));
         let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
         let drawing = |logits: &Tensor| -gather_logp(logits, &codes).mean(Kind::Float);
-        let answering = answer_loss(&f, &model.network.llama.logits(&answering(&f, &model)));
-        for (name, loss) in [("t2i", drawing(&cond)), ("t2i_cfg", drawing(&guided)), ("und", answering)] {
+        let decoding = answer_loss(&f, &model.network.llama.logits(&decoding(&f, &model)));
+        for (name, loss) in [("t2i", drawing(&cond)), ("t2i_cfg", drawing(&guided)), ("und", decoding)] {
             let gradients = model.gradients(&loss);
             f.gradients(&model.named(name), &format!("grad_{name}."), &gradients);
             group_norms(&f, &model, name, &gradients);
@@ -303,7 +304,7 @@ fn parity_split_losses() {
         let rows = labels.size()[1] - 1;
         let targets = labels.narrow(1, 1, rows);
         let answered = targets.ne(IGNORE);
-        let hidden = answering(&f, &model).narrow(1, 0, rows);
+        let hidden = decoding(&f, &model).narrow(1, 0, rows);
         let width = hidden.size()[2];
         let scored = hidden.masked_select(&answered.unsqueeze(-1)).view([-1, width]);
         let scored = model.network.llama.logp(&scored, &targets.masked_select(&answered)).unwrap();

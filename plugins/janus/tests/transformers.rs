@@ -49,7 +49,7 @@ fn load(folder: &Path, system_prompt: Option<&str>) -> Janus {
         dry: false,
     };
     let options = JanusOptions { system_prompt: system_prompt.map(String::from), ..JanusOptions::default() };
-    Janus::from_parts(checkpoint::parts(&options, &source).unwrap(), Device::Cpu).unwrap()
+    Janus::from_parts(checkpoint::load(&options, &source).unwrap(), Device::Cpu).unwrap()
 }
 
 fn text(json: &Value) -> String {
@@ -88,7 +88,7 @@ fn transformers_agrees_and_loads_what_is_saved() {
     let prompts: Vec<String> =
         json["prompts"].as_array().unwrap().iter().map(|prompt| text(&prompt["prompt"])).collect();
     for prompt in json["prompts"].as_array().unwrap() {
-        let got = janus.prompting().drawing(&text(&prompt["prompt"])).unwrap();
+        let got = janus.prompting().generation_ids(&text(&prompt["prompt"])).unwrap();
         assert_eq!(got, ids(&prompt["ids"]), "{prompt}");
     }
     let guidance = json["guidance"].as_f64().unwrap();

@@ -1,4 +1,4 @@
-//! A stack of decoder layers with rotary positions and a cache of keys and values, up to what a family's layer does.
+//! A stack of decoder layers with rotary positions and a KV cache. Each model family brings its own [`Layer`].
 
 use tch::{Kind, Tensor};
 use unirl::autograd::{checkpoint, gradient_enabled};
@@ -9,109 +9,112 @@ use crate::attention::{AttnMask, PreparedMask};
 use crate::kv_cache::{KvCache, KvPast, StaticKvCache, WriteAt};
 use crate::rotary::Rotary;
 
-/// The rows of the last layer that are read: what comes of the others is never computed.
+/// The rows that the last layer computes; the others only contribute keys and values.
 #[derive(Debug)]
 struct OutputRows {
-    /// `[B·m]`, counted over the whole batch.
+    /// `[B·m]`, indices into the flattened batch.
     flat: Tensor,
     /// `m`.
     rows: i64,
     rotary: Rotary,
-    sees: PreparedMask,
+    mask: PreparedMask,
 }
 
 impl OutputRows {
-    fn handle(&self) -> Self {
+    fn shallow_clone(&self) -> Self {
         Self {
             flat: self.flat.shallow_clone(),
             rows: self.rows,
-            rotary: self.rotary.handle(),
-            sees: self.sees.handle(),
+            rotary: self.rotary.shallow_clone(),
+            mask: self.mask.shallow_clone(),
         }
     }
 }
 
-/// What a layer knows of its rows.
+/// Positions and mask of the rows of a layer.
 #[derive(Debug)]
 pub struct LayerContext {
     rotary: Rotary,
-    sees: PreparedMask,
-    read: Option<OutputRows>,
+    mask: PreparedMask,
+    outputs: Option<OutputRows>,
 }
 
 impl LayerContext {
-    fn handle(&self) -> Self {
+    fn shallow_clone(&self) -> Self {
         Self {
-            rotary: self.rotary.handle(),
-            sees: self.sees.handle(),
-            read: self.read.as_ref().map(OutputRows::handle),
+            rotary: self.rotary.shallow_clone(),
+            mask: self.mask.shallow_clone(),
+            outputs: self.outputs.as_ref().map(OutputRows::shallow_clone),
         }
     }
 
-    /// Of rows `[B,L,D]` those that go on behind the attention, `[B,m,D]`: all of them, or in the last layer those that are
-    /// read.
-    pub fn read(&self, rows: &Tensor) -> Tensor {
-        match &self.read {
+    /// Selects the rows `[B,m,D]` of `[B,L,D]` that the layer returns: all of them, or the output rows in the last layer.
+    pub fn output_rows(&self, rows: &Tensor) -> Tensor {
+        match &self.outputs {
             None => rows.shallow_clone(),
-            Some(read) => rows.flatten(0, 1).index_select(0, &read.flat).unflatten(0, [-1, read.rows]),
+            Some(outputs) => {
+                rows.flatten(0, 1).index_select(0, &outputs.flat).unflatten(0, [-1, outputs.rows])
+            }
         }
     }
 
-    /// Queries `[B,m,…]` of the rows that are [read](Self::read), keys and values `[B,L,…]` of all, of rows `h [B,L,D]`.
+    /// Projects rows `h [B,L,D]` to queries `[B,m,…]` of the [output rows](Self::output_rows) and keys and values `[B,L,…]`
+    /// of all rows.
     pub fn project(&self, query_key_value: &FusedLinear, h: &Tensor) -> [Tensor; 3] {
-        if self.read.is_none() {
+        if self.outputs.is_none() {
             return query_key_value.apply(h);
         }
-        let [q] = query_key_value.apply_some(&self.read(h), 0..1);
-        let [k, v] = query_key_value.apply_some(h, 1..3);
+        let [q] = query_key_value.apply_range(&self.output_rows(h), 0..1);
+        let [k, v] = query_key_value.apply_range(h, 1..3);
         [q, k, v]
     }
 
-    /// What queries `[B,m,heads,head_dim]` see of `past` and of keys and values `[B,L,kv heads,head_dim]`, all before their
-    /// rotation: `[B,m,heads·head_dim]`, with the keys and values of all rows, `[B,kv heads,past + L,head_dim]`.
+    /// Attention of queries `[B,m,heads,head_dim]` over `past` and keys and values `[B,L,kv heads,head_dim]`, all before
+    /// rotation. Returns `[B,m,heads·head_dim]` and the keys and values of all rows, `[B,kv heads,past + L,head_dim]`.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, past: KvPast<'_>) -> (Tensor, [Tensor; 2]) {
-        let (rotary, sees) = match &self.read {
-            None => (&self.rotary, &self.sees),
-            Some(read) => (&read.rotary, &read.sees),
+        let (rotary, mask) = match &self.outputs {
+            None => (&self.rotary, &self.mask),
+            Some(outputs) => (&outputs.rotary, &outputs.mask),
         };
         let q = rotary.apply(q).transpose(1, 2);
-        let cache = past.with([self.rotary.apply(k).transpose(1, 2), v.transpose(1, 2)]);
-        let attended = sees.attend(&q, &cache);
+        let cache = past.update([self.rotary.apply(k).transpose(1, 2), v.transpose(1, 2)]);
+        let attended = mask.attend(&q, &cache);
         (attended.flatten(2, 3), cache)
     }
 }
 
-/// A layer of the stack.
+/// A layer of a [`Stack`].
 pub trait Layer: Send + Sized + 'static {
-    /// Runs rows `x [B,L,D]` behind `past`: of the rows that are read those after the layer, and the keys and values of all.
-    fn run(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]);
+    /// Computes rows `x [B,L,D]` after `past`. Returns the [output rows](LayerContext::output_rows) `[B,m,D]`, and the keys
+    /// and values of all rows.
+    fn forward(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]);
 
-    /// Another handle of the same tensors.
+    /// A layer that shares its tensors with this one.
     #[must_use]
-    fn handle(&self) -> Self;
+    fn shallow_clone(&self) -> Self;
 }
 
-/// Rows `[B,L,D]` for a stack.
+/// Input of a [`Stack`].
 pub struct StackInput<'a> {
     /// `[B,L,D]`.
     pub x: Tensor,
     /// `[B or 1,L]`.
     pub positions: &'a Tensor,
-    /// What they see.
-    pub sees: AttnMask<'a>,
-    /// What they come behind.
+    /// Which keys the rows attend to.
+    pub mask: AttnMask<'a>,
+    /// Keys and values of earlier rows.
     pub past: Option<&'a KvCache>,
-    /// `[B,m]`: which of them are read behind the last layer; all without it.
-    pub read: Option<&'a Tensor>,
+    /// `[B,m]`: indices of the rows to return; all rows if absent.
+    pub outputs: Option<&'a Tensor>,
 }
 
-/// Layers one after the other.
+/// A sequence of layers.
 pub struct Stack<L> {
     /// The layers.
     pub layers: Vec<L>,
-    /// Dimensions that are rotated, and the base of their frequencies.
+    /// The number of rotated dimensions and the base of their frequencies.
     rotary: (i64, f64),
-    /// Whether layers keep their inputs alone for the gradient, and compute the rest again.
+    /// Gradient checkpointing: keep only the input of each layer and recompute the rest in the backward pass.
     pub checkpointing: bool,
 }
 
@@ -121,29 +124,29 @@ impl<L: Layer> Stack<L> {
         Self { layers, rotary: (dim, theta), checkpointing: false }
     }
 
-    /// Answers the rows that are read, `[B,m,D]`, behind the last layer, and the cache of all rows.
-    pub fn forward(&self, rows: StackInput<'_>) -> Result<(Tensor, KvCache)> {
+    /// Returns the output rows of the last layer, `[B,m,D]`, and the cache of all rows.
+    pub fn forward(&self, input: StackInput<'_>) -> Result<(Tensor, KvCache)> {
         let mut cache = Vec::with_capacity(self.layers.len());
-        let x = self.run(rows, |pair| cache.push(pair))?;
+        let x = self.forward_layers(input, |pair| cache.push(pair))?;
         Ok((x, KvCache(cache)))
     }
 
-    /// [`Stack::forward`] for rows that nothing follows: their cache is let go layer by layer.
-    pub fn hidden(&self, rows: StackInput<'_>) -> Result<Tensor> {
-        self.run(rows, drop)
+    /// [`Stack::forward`] without a cache: each layer's keys and values are freed after it.
+    pub fn hidden_states(&self, input: StackInput<'_>) -> Result<Tensor> {
+        self.forward_layers(input, drop)
     }
 
-    fn run(&self, rows: StackInput<'_>, mut keep: impl FnMut([Tensor; 2])) -> Result<Tensor> {
-        let StackInput { mut x, positions, sees, past, read } = rows;
-        let context = self.context(positions, sees, x.kind());
-        let last = read.map(|read| self.reading(&context, positions, &x, read));
+    fn forward_layers(&self, input: StackInput<'_>, mut keep: impl FnMut([Tensor; 2])) -> Result<Tensor> {
+        let StackInput { mut x, positions, mask, past, outputs } = input;
+        let context = self.context(positions, mask, x.kind());
+        let last = outputs.map(|outputs| self.last_context(&context, positions, &x, outputs));
         for (index, layer) in self.layers.iter().enumerate() {
-            let past = past.map_or(KvPast::Nothing, |KvCache(past)| KvPast::Before(&past[index]));
+            let past = past.map_or(KvPast::Empty, |KvCache(past)| KvPast::Cached(&past[index]));
             let context = last.as_ref().filter(|_| index + 1 == self.layers.len()).unwrap_or(&context);
             let (after, pair) = if self.checkpointing && gradient_enabled() {
-                recomputed(layer, &x, past, context)?
+                forward_checkpointed(layer, &x, past, context)?
             } else {
-                layer.run(&x, past, context)
+                layer.forward(&x, past, context)
             };
             x = after;
             keep(pair);
@@ -151,106 +154,114 @@ impl<L: Layer> Stack<L> {
         Ok(x)
     }
 
-    fn context(&self, positions: &Tensor, sees: AttnMask<'_>, kind: Kind) -> LayerContext {
+    fn context(&self, positions: &Tensor, mask: AttnMask<'_>, kind: Kind) -> LayerContext {
         LayerContext {
             rotary: Rotary::new(positions, self.rotary, kind),
-            sees: PreparedMask::new(sees, kind),
-            read: None,
+            mask: PreparedMask::new(mask, kind),
+            outputs: None,
         }
     }
 
-    /// The context of a last layer of which rows `index [B,m]` of `x [B,L,D]` are read.
-    fn reading(&self, all: &LayerContext, positions: &Tensor, x: &Tensor, index: &Tensor) -> LayerContext {
+    /// The context of the last layer if only the rows `index [B,m]` of `x [B,L,D]` are returned.
+    fn last_context(
+        &self,
+        all: &LayerContext,
+        positions: &Tensor,
+        x: &Tensor,
+        index: &Tensor,
+    ) -> LayerContext {
         let (batch, rows) = (index.size()[0], index.size()[1]);
         let starts = Tensor::arange(batch, (Kind::Int64, index.device())).unsqueeze(1) * x.size()[1];
         let flat = (index + starts).view([-1]);
         let positions = positions.expand([batch, -1], false).gather(1, index, false);
         let rotary = Rotary::new(&positions, self.rotary, x.kind());
-        let sees = all.sees.of_rows(&flat, batch);
-        LayerContext { read: Some(OutputRows { flat, rows, rotary, sees }), ..all.handle() }
+        let mask = all.mask.select_queries(&flat, batch);
+        LayerContext { outputs: Some(OutputRows { flat, rows, rotary, mask }), ..all.shallow_clone() }
     }
 
-    /// What stays the same for rows that are written again and again from `start` on into a room, at `positions [1,L]`.
-    pub fn canvas(
+    /// The constants of parallel decoding: rows at `positions [1,L]` that every step writes to `cache` again, from row
+    /// `start` on.
+    pub fn parallel_decode_state(
         &self,
-        room: StaticKvCache,
+        cache: StaticKvCache,
         positions: &Tensor,
-        sees: AttnMask<'_>,
+        mask: AttnMask<'_>,
         start: i64,
         kind: Kind,
     ) -> ParallelDecodeState {
-        let context = self.context(positions, sees, kind);
-        ParallelDecodeState { room, context, positions: positions.shallow_clone(), start }
+        let context = self.context(positions, mask, kind);
+        ParallelDecodeState { cache, context, positions: positions.shallow_clone(), start }
     }
 
-    /// Runs rows `x [B,L,D]` on a canvas: those of `read [B,m]` behind the last layer, `[B,m,D]`.
-    pub fn run_on(&self, canvas: &ParallelDecodeState, mut x: Tensor, read: &Tensor) -> Tensor {
-        let last = self.reading(&canvas.context, &canvas.positions, &x, read);
-        let seen = canvas.start + x.size()[1];
-        for (index, (layer, pair)) in self.layers.iter().zip(&canvas.room.0).enumerate() {
-            let context = if index + 1 == self.layers.len() { &last } else { &canvas.context };
-            let past = KvPast::StaticKvCache(pair, WriteAt::From(canvas.start), seen);
-            x = layer.run(&x, past, context).0;
+    /// One step of parallel decoding for rows `x [B,L,D]`: the rows `outputs [B,m]` of the last layer, `[B,m,D]`.
+    pub fn parallel_decode(&self, state: &ParallelDecodeState, mut x: Tensor, outputs: &Tensor) -> Tensor {
+        let last = self.last_context(&state.context, &state.positions, &x, outputs);
+        let length = state.start + x.size()[1];
+        for (index, (layer, pair)) in self.layers.iter().zip(&state.cache.0).enumerate() {
+            let context = if index + 1 == self.layers.len() { &last } else { &state.context };
+            let past = KvPast::Static(pair, WriteAt::From(state.start), length);
+            x = layer.forward(&x, past, context).0;
         }
         x
     }
 
-    /// Cosines and sines of the positions `0..count`, for [`Stack::step`].
+    /// Cosines and sines of the positions `0..count`, for [`Stack::decode_step`].
     pub fn rotary_table(&self, count: i64, like: &Tensor) -> Rotary {
         let positions = Tensor::arange(count, (Kind::Int64, like.device())).unsqueeze(0);
         Rotary::new(&positions, self.rotary, like.kind())
     }
 
-    /// Runs single rows `x [B,1,D]` at positions `[B]`, written at `place [1]` into `room`, of which the first `seen` rows are seen
-    /// by `mask [B,1,1,seen]`, in the type of the rows: the rows behind the last layer.
-    pub fn step(
+    /// Decodes one row per sequence, `x [B,1,D]` at `positions [B]`. Writes it at `column [1]` of `cache` and attends to the
+    /// first `length` rows under `mask [B,1,1,length]`, which has the type of `x`. Returns the last layer's rows, `[B,1,D]`.
+    pub fn decode_step(
         &self,
         x: &Tensor,
         (table, positions): (&Rotary, &Tensor),
         mask: Tensor,
-        (room, place, seen): (&StaticKvCache, &Tensor, i64),
+        (cache, column, length): (&StaticKvCache, &Tensor, i64),
     ) -> Tensor {
         let context =
-            LayerContext { rotary: table.at(positions), sees: PreparedMask::Mask(mask), read: None };
+            LayerContext { rotary: table.at(positions), mask: PreparedMask::Additive(mask), outputs: None };
         let mut x = x.shallow_clone();
-        for (layer, pair) in self.layers.iter().zip(&room.0) {
-            x = layer.run(&x, KvPast::StaticKvCache(pair, WriteAt::At(place), seen), &context).0;
+        for (layer, pair) in self.layers.iter().zip(&cache.0) {
+            x = layer.forward(&x, KvPast::Static(pair, WriteAt::At(column), length), &context).0;
         }
         x
     }
 }
 
-/// See [`Stack::canvas`].
+/// See [`Stack::parallel_decode_state`].
 #[derive(Debug)]
 pub struct ParallelDecodeState {
-    room: StaticKvCache,
+    cache: StaticKvCache,
     context: LayerContext,
     positions: Tensor,
     start: i64,
 }
 
-/// A layer that is run again for its gradient.
-fn recomputed<L: Layer>(
+/// [`Layer::forward`] with gradient checkpointing.
+fn forward_checkpointed<L: Layer>(
     layer: &L,
     x: &Tensor,
     past: KvPast<'_>,
     context: &LayerContext,
 ) -> Result<(Tensor, [Tensor; 2])> {
-    let (layer, context) = (layer.handle(), context.handle());
+    let (layer, context) = (layer.shallow_clone(), context.shallow_clone());
     let mut inputs = vec![x.shallow_clone()];
-    if let KvPast::Before(pair) = past {
+    if let KvPast::Cached(pair) = past {
         inputs.extend(pair.each_ref().map(Tensor::shallow_clone));
     }
-    let run = move |inputs: &[Tensor]| {
+    let forward = move |inputs: &[Tensor]| {
         let (x, [keys, values]) = match inputs {
             [x, keys, values] => {
-                layer.run(x, KvPast::Before(&[keys.shallow_clone(), values.shallow_clone()]), &context)
+                layer.forward(x, KvPast::Cached(&[keys.shallow_clone(), values.shallow_clone()]), &context)
             }
-            inputs => layer.run(&inputs[0], KvPast::Nothing, &context),
+            inputs => layer.forward(&inputs[0], KvPast::Empty, &context),
         };
         vec![x, keys, values]
     };
-    let outputs = <[Tensor; 3]>::try_from(checkpoint(&inputs, run)?);
-    let [x, keys, values] = outputs.map_err(|_| Error::failure("a layer has three outputs"))?;
+    let outputs = <[Tensor; 3]>::try_from(checkpoint(&inputs, forward)?);
+    let [x, keys, values] =
+        outputs.map_err(|_| Error::failure("gradient checkpointing: expected three outputs of a layer"))?;
     Ok((x, [keys, values]))
 }

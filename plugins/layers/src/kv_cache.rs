@@ -1,33 +1,33 @@
-//! Keys and values of earlier rows: a cache that grows by concatenation, and one of fixed size that is written in place.
+//! KV caches: one that grows by concatenation, and one of fixed size that is written in place.
 
 use tch::Tensor;
 
-/// Keys and values of the rows seen so far, a pair a layer, each `[B,heads,rows,head_dim]`.
+/// Keys and values of earlier rows, one pair per layer, each `[B,heads,rows,head_dim]`.
 #[derive(Debug)]
 pub struct KvCache(pub(crate) Vec<[Tensor; 2]>);
 
 impl KvCache {
-    /// The cache of rows `index` of the batch.
+    /// The cache of the batch rows `index`.
     #[must_use]
     pub fn select(&self, index: &Tensor) -> Self {
         Self(self.0.iter().map(|pair| pair.each_ref().map(|all| all.index_select(0, index))).collect())
     }
 
-    /// The cache of rows `index` of the batch, with room for so many rows behind it.
-    pub fn with_room(&self, index: &Tensor, room: i64) -> StaticKvCache {
-        let longer = |all: &Tensor| {
+    /// A copy of the batch rows `index` with space for `extra` more rows.
+    pub fn to_static(&self, index: &Tensor, extra: i64) -> StaticKvCache {
+        let extended = |all: &Tensor| {
             let rows = all.index_select(0, index).transpose(1, 2); // [B,rows,heads,head_dim]
-            let (batch, before, heads, dim) = rows.size4().unwrap_or_default();
-            // Zeros, as what is hidden still takes part with a weight of 0.
-            let whole = Tensor::zeros([batch, before + room, heads, dim], (rows.kind(), rows.device()));
-            whole.narrow(1, 0, before).copy_(&rows);
-            whole
+            let (batch, filled, heads, dim) = rows.size4().unwrap_or_default();
+            // Zeros: masked rows still enter the sum with weight 0.
+            let cache = Tensor::zeros([batch, filled + extra, heads, dim], (rows.kind(), rows.device()));
+            cache.narrow(1, 0, filled).copy_(&rows);
+            cache
         };
-        StaticKvCache(self.0.iter().map(|pair| pair.each_ref().map(longer)).collect())
+        StaticKvCache(self.0.iter().map(|pair| pair.each_ref().map(extended)).collect())
     }
 }
 
-/// Keys and values of rows that are written in place, so that none are copied when there is another row: a pair a layer, each
+/// Preallocated keys and values, written in place so that no step copies earlier rows: one pair per layer, each
 /// `[B,rows,heads,head_dim]`.
 #[derive(Debug)]
 pub struct StaticKvCache(pub(crate) Vec<[Tensor; 2]>);
@@ -35,38 +35,38 @@ pub struct StaticKvCache(pub(crate) Vec<[Tensor; 2]>);
 /// Where rows are written in a [`StaticKvCache`].
 #[derive(Debug, Clone, Copy)]
 pub enum WriteAt<'a> {
-    /// From this one on.
+    /// From this row on.
     From(i64),
-    /// The one that is named on the device, `[1]` i64: where no number may pass from the host.
+    /// At a row index in device memory, `[1]` i64: a CUDA graph cannot take a number from the host.
     At(&'a Tensor),
 }
 
-/// What a layer's rows find before them.
+/// Keys and values before the rows of a layer.
 #[derive(Debug, Clone, Copy)]
 pub enum KvPast<'a> {
-    /// Nothing.
-    Nothing,
-    /// Keys and values, each `[B,heads,rows,head_dim]`, which stay as they are.
-    Before(&'a [Tensor; 2]),
-    /// Keys and values among which theirs are written. The first so many rows are read.
-    StaticKvCache(&'a [Tensor; 2], WriteAt<'a>, i64),
+    /// No earlier rows.
+    Empty,
+    /// Earlier keys and values, each `[B,heads,rows,head_dim]`, left unchanged.
+    Cached(&'a [Tensor; 2]),
+    /// Preallocated keys and values that the new ones are written into, where, and the number of rows to attend to.
+    Static(&'a [Tensor; 2], WriteAt<'a>, i64),
 }
 
 impl KvPast<'_> {
-    /// Keys and values of what is before and of the rows themselves, `[B,heads,rows,head_dim]`.
-    pub(crate) fn with(self, [keys, values]: [Tensor; 2]) -> [Tensor; 2] {
+    /// Appends the keys and values of new rows: earlier and new ones, `[B,heads,rows,head_dim]`.
+    pub(crate) fn update(self, [keys, values]: [Tensor; 2]) -> [Tensor; 2] {
         match self {
-            Self::Nothing => [keys, values],
-            Self::Before([k, v]) => [Tensor::cat(&[k, &keys], 2), Tensor::cat(&[v, &values], 2)],
-            Self::StaticKvCache(room, place, seen) => {
-                for (room, rows) in room.iter().zip([keys, values]) {
+            Self::Empty => [keys, values],
+            Self::Cached([k, v]) => [Tensor::cat(&[k, &keys], 2), Tensor::cat(&[v, &values], 2)],
+            Self::Static(cache, at, length) => {
+                for (cache, rows) in cache.iter().zip([keys, values]) {
                     let rows = rows.transpose(1, 2);
-                    match place {
-                        WriteAt::From(start) => room.narrow(1, start, rows.size()[1]).copy_(&rows),
-                        WriteAt::At(index) => drop(room.shallow_clone().index_copy_(1, index, &rows)),
+                    match at {
+                        WriteAt::From(start) => cache.narrow(1, start, rows.size()[1]).copy_(&rows),
+                        WriteAt::At(index) => drop(cache.shallow_clone().index_copy_(1, index, &rows)),
                     }
                 }
-                room.each_ref().map(|room| room.narrow(1, 0, seen).transpose(1, 2))
+                cache.each_ref().map(|cache| cache.narrow(1, 0, length).transpose(1, 2))
             }
         }
     }

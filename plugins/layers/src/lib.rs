@@ -1,5 +1,5 @@
-//! Layers that model plugins share. They take their weights from a [`unirl::weights::Store`], under names that the plugin
-//! gives.
+//! Layers that model plugins share. They take their weights from a [`unirl::weights::Store`] under names that the plugin
+//! chooses.
 
 pub mod attention;
 pub mod decoder;

@@ -84,7 +84,7 @@ pub struct Files {
 }
 
 /// The parts that `source` names.
-pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
+pub fn load(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
         return Err(Error::usage(
             "`model.options.architecture`: expected none, a checkpoint brings its own sizes",

@@ -10,9 +10,9 @@ use unirl_layers::lora::LoraConfig;
 use unirl_layers::vqgan::{LevelSize, Norm};
 
 /// Bounds which are far above any model, and keep a made-up file from filling the memory.
-pub(crate) const MOST_LAYERS: i64 = 1000;
+pub(crate) const MAX_LAYERS: i64 = 1000;
 /// The same for the tokens of a prompt.
-pub(crate) const MOST_TEXT: i64 = 1 << 16;
+pub(crate) const MAX_TEXT_LEN: i64 = 1 << 16;
 
 /// Options of the plugin.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -41,7 +41,7 @@ pub struct ShowoConfig {
     pub precision: Precision,
     /// `M`, text tokens of a prompt, where it is to differ from the checkpoint's (128 where that says nothing).
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 4, max = MOST_TEXT))]
+    #[schemars(range(min = 4, max = MAX_TEXT_LEN))]
     pub max_text_len: Option<i64>,
     /// Learn low-rank adapters instead of the weights themselves; `q_proj`, `k_proj`, `v_proj`, `dense`, `fc1` and `fc2` can
     /// have some.
@@ -210,7 +210,7 @@ impl PhiConfig {
         let size = |name: &str, at: usize| {
             weights.shape(&format!("showo.model.{name}")).and_then(|shape| shape.get(at)).copied()
         };
-        let layers = counted(|i| size(&format!("layers.{i}.mlp.fc1.weight"), 0).is_some());
+        let layers = count_while(|i| size(&format!("layers.{i}.mlp.fc1.weight"), 0).is_some());
         let hidden_size = size("embed_tokens.weight", 1).unwrap_or(default.hidden_size);
         let head_dim = size("layers.0.self_attn.q_layernorm.weight", 0).unwrap_or(default.head_dim()).max(1);
         Self {
@@ -295,7 +295,7 @@ impl Default for MagvitConfig {
 }
 
 /// How many numbers from 0 on are there, one after the other.
-fn counted(there: impl Fn(i64) -> bool) -> i64 {
+fn count_while(there: impl Fn(i64) -> bool) -> i64 {
     let mut count = 0;
     while there(count) {
         count += 1;
@@ -310,14 +310,14 @@ impl MagvitConfig {
         let size = |name: &str| weights.shape(name).and_then(|shape| shape.first()).copied();
         let pyramid = |path: &str, ch: i64| {
             let block = |level: i64, block: i64| size(&format!("{path}.{level}.block.{block}.conv1.weight"));
-            let levels = counted(|level| block(level, 0).is_some());
+            let levels = count_while(|level| block(level, 0).is_some());
             Pyramid {
                 ch,
                 ch_mult: (0..levels)
                     .filter_map(|level| block(level, 0))
                     .map(|width| width / ch.max(1))
                     .collect(),
-                num_res_blocks: (0..levels).map(|level| counted(|j| block(level, j).is_some())).collect(),
+                num_res_blocks: (0..levels).map(|level| count_while(|j| block(level, j).is_some())).collect(),
             }
         };
         let known = |found: Pyramid, default: Pyramid| if found.ch_mult.is_empty() { default } else { found };
@@ -473,8 +473,8 @@ impl CheckpointConfig {
             return Err(Error::failure(format!("`{file}`: a size is not positive: {phi:?}")));
         }
         for (name, size, most) in [
-            ("phi.num_hidden_layers", phi.num_hidden_layers, MOST_LAYERS),
-            ("max_text_len", self.max_text_len, MOST_TEXT),
+            ("phi.num_hidden_layers", phi.num_hidden_layers, MAX_LAYERS),
+            ("max_text_len", self.max_text_len, MAX_TEXT_LEN),
         ] {
             if size > most {
                 return Err(Error::failure(format!(

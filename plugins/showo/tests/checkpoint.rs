@@ -178,7 +178,7 @@ fn fifty_random_configurations_come_back_as_they_were() {
             },
         };
         let options = ShowoConfig { architecture: Some(architecture), ..ShowoConfig::default() };
-        let mut before = sure(checkpoint::parts(&options, &source(Checkpoint::Fresh, seed)).unwrap());
+        let mut before = sure(checkpoint::load(&options, &source(Checkpoint::Fresh, seed)).unwrap());
         let dir = tempfile::tempdir().unwrap();
         before.save(dir.path()).unwrap();
         let mut after = open(dir.path()).unwrap();
@@ -510,16 +510,16 @@ fn wrong_targets_of_adapters_are_refused() {
         ..ShowoConfig::default()
     };
     let error = |targets: &[&str]| {
-        checkpoint::parts(&options(targets), &source(Checkpoint::Builtin, 0)).err().unwrap().to_string()
+        checkpoint::load(&options(targets), &source(Checkpoint::Builtin, 0)).err().unwrap().to_string()
     };
     assert!(error(&["q_prj"]).contains("did you mean `q_proj`"));
-    assert!(error(&[]).contains("expected some of q_proj"));
+    assert!(error(&[]).contains("expected one or more of q_proj"));
     let pattern = LoraConfig {
         rank_pattern: serde_json::Map::from_iter([("fc1".to_string(), json!(4))]),
         ..LoraConfig::default()
     };
     let options = ShowoConfig { lora: Some(pattern), ..ShowoConfig::default() };
-    let error = checkpoint::parts(&options, &source(Checkpoint::Builtin, 0)).err().unwrap().to_string();
+    let error = checkpoint::load(&options, &source(Checkpoint::Builtin, 0)).err().unwrap().to_string();
     assert!(error.contains("`model.options.lora.rank_pattern`") && error.contains("`fc1`"), "{error}");
 }
 
@@ -760,9 +760,9 @@ fn understanding_reads_pictures_where_the_checkpoint_has_a_vision_tower() {
     assert!(parameters.iter().all(|p| !p.name.starts_with("vision_model")), "the tower does not");
 
     // As it was written, word by word, and the same when it comes back.
-    let mut answering = showo.ask(showo.phi(), &read, &[vec![4, 5, 3], vec![6, 7]], 1).unwrap();
-    let (best, token) = answering.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
-    answering.push(&token).unwrap();
+    let mut decoding = showo.prefill(showo.phi(), &read, &[vec![4, 5, 3], vec![6, 7]], 1).unwrap();
+    let (best, token) = decoding.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
+    decoding.append(&token).unwrap();
     assert!(best.le(0.0).all() == Tensor::from(true));
     let again = tempfile::tempdir().unwrap();
     showo.save(again.path()).unwrap();
@@ -789,7 +789,7 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let pixels = Tensor::rand([1, 3, 28, 28], (Kind::Float, Device::Cpu));
     let read = showo.encode(&pixels).unwrap();
     let question = vec![4, 5, 3];
-    let asked = showo.ask(showo.phi(), &read, std::slice::from_ref(&question), 0).unwrap().logits();
+    let asked = showo.prefill(showo.phi(), &read, std::slice::from_ref(&question), 0).unwrap().logits();
 
     // The whole sequence by hand: <mmu> system <soi> 16 features <eoi> question, without an end token before it.
     let words = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
@@ -810,10 +810,11 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let first = before.len() as i64;
     let image = columns.ge(first).logical_and(&columns.lt(first + 16)).unsqueeze(0);
     let visible = columns.unsqueeze(0).le_tensor(&columns.unsqueeze(1)).logical_or(&image).unsqueeze(0);
-    let mask = attention::additive(&visible);
+    let mask = attention::additive_mask(&visible);
     let positions = columns.unsqueeze(0);
-    let rows = StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
-    let hidden = phi.language.hidden(rows).unwrap();
+    let rows =
+        StackInput { x, positions: &positions, mask: AttnMask::Additive(&mask), past: None, outputs: None };
+    let hidden = phi.language.hidden_states(rows).unwrap();
     close(&asked, &phi.language.logits(&hidden.select(1, -1)), common::SAME);
 }
 

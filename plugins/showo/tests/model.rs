@@ -67,16 +67,16 @@ fn images_behind_cached_text_are_as_in_the_whole_sequence() {
         prompts.iter().zip(&image).map(|(prompt, image)| prompting.t2i(prompt, image)).collect();
     let ids = padded(&rows, 0, Device::Cpu).0;
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
-    let visible = attention::additive(&mask::t2i(&ids, &special, true));
+    let visible = attention::additive_mask(&mask::t2i(&ids, &special, true));
     let language = &showo.phi().language;
     let rows = StackInput {
         x: language.embed(&ids),
         positions: &positions,
-        sees: AttnMask::Mask(&visible),
+        mask: AttnMask::Additive(&visible),
         past: None,
-        read: None,
+        outputs: None,
     };
-    let hidden = language.hidden(rows).unwrap();
+    let hidden = language.hidden_states(rows).unwrap();
     let whole = showo.phi().code_logits(&hidden.narrow(1, config.max_text_len + 2, config.num_vq_tokens));
 
     let blocks = showo.text_blocks(showo.phi(), &prompts).unwrap();
@@ -122,14 +122,14 @@ fn answers_written_with_a_cache_are_those_written_without_one() {
     {
         let sampling = TextSampling { temperature, top_k, part, max_tokens: 6, seed: 9 };
         tch::manual_seed(9);
-        let written = showo.write(&images, &questions, &sampling, -1).unwrap();
+        let written = showo.generate_text(&images, &questions, &sampling, -1).unwrap();
 
         tch::manual_seed(9);
         let uniforms = Tensor::rand([6, part.map_or(3, |part| part.of)], (Kind::Float, Device::Cpu));
         let uniforms = uniforms.narrow(1, part.map_or(0, |part| part.first), 3);
         let mut read = questions.clone();
         for at in 0..6 {
-            let logits = tch::no_grad(|| showo.ask(showo.phi(), &images, &read, 0).unwrap().logits());
+            let logits = tch::no_grad(|| showo.prefill(showo.phi(), &images, &read, 0).unwrap().logits());
             let uniforms = (temperature > 0.0).then(|| uniforms.get(at).unsqueeze(1));
             let tokens =
                 Vec::<i64>::try_from(sample_tokens_with(&logits, temperature, top_k, uniforms.as_ref()))
@@ -155,7 +155,7 @@ fn images_drawn_on_a_canvas_are_those_drawn_from_whole_logits() {
     let some_known = unknown.where_self(&uniform().lt(0.6), &Tensor::ones(shape, (Kind::Int64, Device::Cpu)));
     for (start, guidance) in [(&unknown, 2.0), (&unknown, 0.0), (&some_known, 2.0)] {
         let sampling = ImageSampling { guidance, steps: 5, ..ImageSampling::default() };
-        let drawn = showo.draw(&prompts, start.shallow_clone(), &sampling, given).unwrap();
+        let drawn = showo.generate_tokens(&prompts, start.shallow_clone(), &sampling, given).unwrap();
 
         let (mut codes, mut temperature) = (start.shallow_clone(), sampling.temperature);
         let mut tokens = codes.shallow_clone();
@@ -163,12 +163,12 @@ fn images_drawn_on_a_canvas_are_those_drawn_from_whole_logits() {
             let everywhere = codes.ones_like().to_kind(Kind::Bool);
             let logits = tch::no_grad(|| {
                 let states = (&codes, &everywhere);
-                let scored = showo.scored(showo.phi(), &prompts, states, (Scoring::Guided, guidance));
+                let scored = showo.target_hidden(showo.phi(), &prompts, states, (Scoring::Guided, guidance));
                 scored.unwrap().logits(showo.phi(), &shape)
             });
-            temperature = maskgit::cool(temperature, at, 5);
+            temperature = maskgit::anneal(temperature, at, 5);
             let (uniforms, noise) = given(at);
-            let places = maskgit::all_places(&codes);
+            let places = maskgit::all_positions(&codes);
             let logits = (&logits, &places);
             let step =
                 maskgit::step(Schedule::Cosine, logits, &codes, (at, 5), temperature, &uniforms, &noise);
@@ -183,12 +183,12 @@ fn a_step_of_an_answer_costs_the_same_wherever_it_stands() {
     let tiny = tiny();
     let (showo, images) = (&tiny.showo, tiny.images(2));
     tch::no_grad(|| {
-        let mut answering = showo.ask(showo.phi(), &images, &[vec![4, 5, 3], vec![6]], 8).unwrap();
+        let mut decoding = showo.prefill(showo.phi(), &images, &[vec![4, 5, 3], vec![6]], 8).unwrap();
         let token = Tensor::from_slice(&[1i64, 2]);
         let counts: Vec<i64> =
-            (0..8).map(|_| unirl::ops::count(|| answering.push(&token).unwrap()).1).collect();
+            (0..8).map(|_| unirl::ops::count(|| decoding.append(&token).unwrap()).1).collect();
         assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
-        assert!(answering.push(&token).unwrap_err().message().contains("room"));
+        assert!(decoding.append(&token).unwrap_err().message().contains("room"));
     });
 }
 
@@ -197,20 +197,20 @@ fn an_answer_is_scored_as_it_was_written() {
     let tiny = tiny();
     let (showo, images) = (&tiny.showo, tiny.images(2));
     let questions = [vec![4, 5, 3], vec![6, 7, 8, 1, 3]];
-    let mut answering = showo.ask(showo.phi(), &images, &questions, 4).unwrap();
+    let mut decoding = showo.prefill(showo.phi(), &images, &questions, 4).unwrap();
     let (mut tokens, mut logp) = (Vec::new(), Vec::new());
     for _ in 0..4 {
-        let (best, token) = answering.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
-        answering.push(&token).unwrap();
+        let (best, token) = decoding.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
+        decoding.append(&token).unwrap();
         tokens.push(token);
         logp.push(best);
     }
     let tokens = Tensor::stack(&tokens, 1);
     let sampling = TextSampling { max_tokens: 4, ..GREEDY };
-    assert!(showo.write(&images, &questions, &sampling, -1).unwrap().tokens.equal(&tokens));
+    assert!(showo.generate_text(&images, &questions, &sampling, -1).unwrap().tokens.equal(&tokens));
     let mask = tokens.ones_like().to_kind(Kind::Bool);
     let answers = Answers::new(strings(["", ""]), tokens, mask);
-    let scored = showo.score(showo.phi(), &images, &questions, &answers).unwrap();
+    let scored = showo.score_answers(showo.phi(), &images, &questions, &answers).unwrap();
     close(&scored.logp, &Tensor::stack(&logp, 1), SAME);
 }
 
@@ -220,7 +220,8 @@ fn an_answer_ends_with_its_end_token() {
     let images = tiny.images(1);
     let question = [vec![4, 5]];
     let written = |stop| -> Vec<i64> {
-        let GeneratedText { tokens, mask, .. } = tiny.showo.write(&images, &question, &GREEDY, stop).unwrap();
+        let GeneratedText { tokens, mask, .. } =
+            tiny.showo.generate_text(&images, &question, &GREEDY, stop).unwrap();
         tokens.masked_select(&mask).try_into().unwrap()
     };
     let endless = written(-1);
@@ -329,7 +330,8 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
     let given =
         |at: i64| (uniforms[at as usize][0].shallow_clone(), uniforms[at as usize][1].shallow_clone());
     let unknown = Tensor::full(shape, UNKNOWN, (Kind::Int64, Device::Cpu));
-    let drawn = showo.draw(&[vec![0, 1, 3], vec![2]], unknown.shallow_clone(), &sampling, given).unwrap();
+    let drawn =
+        showo.generate_tokens(&[vec![0, 1, 3], vec![2]], unknown.shallow_clone(), &sampling, given).unwrap();
 
     let replay = |steps: Vec<i64>| {
         let replay = Masking::Reveal { steps, scoring: Scoring::Guided, guidance: sampling.guidance };
@@ -345,7 +347,7 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
         close(&one.logits.masked_select(&here), &all.logits.masked_select(&here), SAME);
         // The recorded draws choose the same tokens again.
         let (uniforms, noise) = given(at);
-        let logits = (&one.logits, &maskgit::all_places(&unknown));
+        let logits = (&one.logits, &maskgit::all_positions(&unknown));
         let step =
             maskgit::step(Schedule::Cosine, logits, &unknown, (at, sampling.steps), 0.0, &uniforms, &noise);
         assert!(

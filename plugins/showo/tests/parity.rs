@@ -31,21 +31,21 @@ const PLAIN: (Scoring, f64) = (Scoring::Conditional, 0.0);
 /// Logits `[B,L,V]` of whole sequences under a visibility: the plain forward pass, no cache.
 fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
-    let (language, mask) = (&showo.phi().language, attention::additive(visible));
+    let (language, mask) = (&showo.phi().language, attention::additive_mask(visible));
     let rows = StackInput {
         x: language.embed(ids),
         positions: &positions,
-        sees: AttnMask::Mask(&mask),
+        mask: AttnMask::Additive(&mask),
         past: None,
-        read: None,
+        outputs: None,
     };
-    language.logits(&language.hidden(rows).unwrap())
+    language.logits(&language.hidden_states(rows).unwrap())
 }
 
 /// Logits of images `tokens [B,N]` with the `targets [B,N]` hidden, which mean nothing elsewhere.
 fn masked_logits(showo: &Showo, prompts: &[Vec<i64>], tokens: &Tensor, targets: &Tensor) -> Tensor {
-    let states = maskgit::hide(tokens, targets);
-    let scored = showo.scored(showo.phi(), prompts, (&states, targets), PLAIN).unwrap();
+    let states = maskgit::mask_tokens(tokens, targets);
+    let scored = showo.target_hidden(showo.phi(), prompts, (&states, targets), PLAIN).unwrap();
     scored.logits(showo.phi(), &tokens.size())
 }
 
@@ -115,7 +115,7 @@ fn parity_2_understanding_logits() {
     let (ids, expected) = (case.tensor("infer_input_ids"), case.tensor("infer_logits"));
     close("unpadded", &full_logits(&showo, &ids, &mask::mmu(&ids, &f.special)), &expected, VALUES);
     let questions: Vec<_> = rows(&ids).iter().map(|row| row[f.tokens() as usize + 3..].to_vec()).collect();
-    let asked = showo.ask(showo.phi(), &images(&f.read(&ids)), &questions, 0).unwrap();
+    let asked = showo.prefill(showo.phi(), &images(&f.read(&ids)), &questions, 0).unwrap();
     close("as asked", &asked.logits(), &expected.select(1, -1), VALUES);
 }
 
@@ -128,7 +128,7 @@ fn parity_3_masks() {
     same("t2i with pads", &mask::t2i(&ids, &f.special, false), &case.tensor("t2i_keep_pad_visible"));
     same("mmu", &mask::mmu(&case.tensor("mmu_ids"), &f.special), &case.tensor("mmu_visible"));
     same("lm", &mask::t2i(&case.tensor("lm_ids"), &f.special, false), &case.tensor("lm_visible"));
-    let hidden = attention::additive(&case.mask("lm_visible"))
+    let hidden = attention::additive_mask(&case.mask("lm_visible"))
         .masked_select(&case.mask("lm_visible").logical_not().unsqueeze(1));
     assert!(hidden.eq(-(2f64.powi(63))).all() == Tensor::from(true), "hidden scores get −2⁶³ added");
 }
@@ -151,13 +151,17 @@ fn parity_4_maskgit() {
         for at in 0..steps {
             let codes = f.codes(&case.tensor("ids_in").get(at));
             let everywhere = codes.ones_like().to_kind(Kind::Bool);
-            let scored =
-                showo.scored(showo.phi(), &prompts, (&codes, &everywhere), (Scoring::Guided, guidance));
+            let scored = showo.target_hidden(
+                showo.phi(),
+                &prompts,
+                (&codes, &everywhere),
+                (Scoring::Guided, guidance),
+            );
             let logits = scored.unwrap().logits(showo.phi(), &codes.size());
             if let Some(expected) = case.find("code_logits") {
                 close(&named("logits", at), &logits, &expected.get(at), values);
             }
-            temperature = maskgit::cool(temperature, at, steps);
+            temperature = maskgit::anneal(temperature, at, steps);
             number(
                 &named("temperature", at),
                 &case.tensor("temperature").get(at),
@@ -165,7 +169,7 @@ fn parity_4_maskgit() {
                 PROBABILITIES,
             );
             let [uniforms, noise] = ["cat_uniforms", "gumbel_uniforms"].map(|name| case.tensor(name).get(at));
-            let everywhere = maskgit::all_places(&codes);
+            let everywhere = maskgit::all_positions(&codes);
             let step = maskgit::step(
                 Schedule::Cosine,
                 (&logits, &everywhere),
@@ -185,12 +189,12 @@ fn parity_4_maskgit() {
             same(&named("sampled", at), &step.sampled, &expected("sampled"));
             close(&named("confidence", at), &step.confidence, &expected("selected_conf"), PROBABILITIES);
             close(&named("noisy", at), &step.noisy, &expected("conf_noisy"), values);
-            close(&named("cut", at), &step.cut, &expected("cut"), values);
+            close(&named("cut", at), &step.cutoff, &expected("cut"), values);
             same(&named("masked", at), &step.masked, &expected("masked"));
             let unknown = codes.eq(UNKNOWN).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
             same(
                 &named("count", at),
-                &maskgit::remaining(Schedule::Cosine, &unknown, f.tokens(), (at, steps)),
+                &maskgit::masked_count(Schedule::Cosine, &unknown, f.tokens(), (at, steps)),
                 &expected("mask_len"),
             );
             same(&named("codes", at), &step.codes, &f.codes(&expected("ids_out")));
@@ -199,7 +203,7 @@ fn parity_4_maskgit() {
         // The same once more, as one loop that feeds itself.
         let sampling = ImageSampling { guidance, steps, ..ImageSampling::default() };
         let uniforms = |at| (case.tensor("cat_uniforms").get(at), case.tensor("gumbel_uniforms").get(at));
-        let drawn = showo.draw(&prompts, f.codes(&f.drawn(&ids)), &sampling, uniforms).unwrap();
+        let drawn = showo.generate_tokens(&prompts, f.codes(&f.drawn(&ids)), &sampling, uniforms).unwrap();
         same(&format!("{}: result", case.prefix), &drawn.tokens, &case.tensor("result"));
     }
 }
@@ -212,7 +216,7 @@ fn parity_4d_schedules() {
         let (tokens, steps): (i64, i64) = (tokens.parse().unwrap(), steps.parse().unwrap());
         let mut unknown = Tensor::from_slice(&[tokens]);
         let counts = (0..steps).map(|at| {
-            unknown = maskgit::remaining(Schedule::Cosine, &unknown, tokens, (at, steps));
+            unknown = maskgit::masked_count(Schedule::Cosine, &unknown, tokens, (at, steps));
             unknown.int64_value(&[0])
         });
         assert_eq!(counts.collect::<Vec<_>>(), integers(expected), "{sizes}");
@@ -231,16 +235,17 @@ fn parity_5_greedy_answers() {
         TextSampling { max_tokens: case.number("max_new_tokens") as i64, ..TextSampling::default() };
 
     let tokens = case.tensor("tokens");
-    let mut answering = showo.ask(showo.phi(), &image, &questions, tokens.size()[0]).unwrap();
+    let mut decoding = showo.prefill(showo.phi(), &image, &questions, tokens.size()[0]).unwrap();
     for at in 0..tokens.size()[0] {
         let expected = case.tensor("step_logits").get(at);
-        close(&format!("logits of token {at}"), &answering.logits().get(0), &expected, VALUES);
-        answering.push(&tokens.i(at..=at)).unwrap();
+        close(&format!("logits of token {at}"), &decoding.logits().get(0), &expected, VALUES);
+        decoding.append(&tokens.i(at..=at)).unwrap();
     }
     for (stop, expected) in
         [(-1, tokens), (case.number("stop_token") as i64, case.tensor("tokens_with_stop"))]
     {
-        let GeneratedText { tokens, mask, .. } = showo.write(&image, &questions, &sampling, stop).unwrap();
+        let GeneratedText { tokens, mask, .. } =
+            showo.generate_text(&image, &questions, &sampling, stop).unwrap();
         same(&format!("tokens, stopping at {stop}"), &tokens.masked_select(&mask), &expected);
     }
 }
@@ -250,7 +255,7 @@ fn parity_6_random_masking() {
     let f = Fixture::open();
     let case = f.case("mask_or_random_replace");
     let ids = case.tensor("image_ids");
-    close("ratio", &Schedule::Cosine.share(&case.tensor("t")), &case.tensor("mask_prob"), PROBABILITIES);
+    close("ratio", &Schedule::Cosine.mask_ratio(&case.tensor("t")), &case.tensor("mask_prob"), PROBABILITIES);
     for shared in ["", "shared_"] {
         let tensor = |name: &str| case.tensor(&format!("{shared}{name}"));
         let hidden = maskgit::remask(Schedule::Cosine, &tensor("uniforms"), &tensor("t"));
@@ -331,7 +336,7 @@ fn parity_8_straight_through() {
         hard_ids += i64::from(tokens.equal(&f.read(&ids)));
 
         let drawn = Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) };
-        let scored = showo.score(showo.phi(), &drawn, &questions, &answers).unwrap();
+        let scored = showo.score_answers(showo.phi(), &drawn, &questions, &answers).unwrap();
         let expected = tensor("logp").masked_select(&case.mask("answer_mask"));
         close(&format!("{name}: logp"), &scored.logp.masked_select(&scored.mask), &expected, VALUES);
         let loss = -scored.logp.sum(Kind::Float);
@@ -389,16 +394,16 @@ fn parity_9_end_to_end_step() {
     };
     let uniforms = |at| (case.tensor("cat_uniforms").get(at), case.tensor("gumbel_uniforms").get(at));
     let codes = Tensor::full([group, f.tokens()], UNKNOWN, (Kind::Int64, Device::Cpu));
-    let drawn = showo.draw(&prompts, codes, &sampling, uniforms).unwrap().tokens;
+    let drawn = showo.generate_tokens(&prompts, codes, &sampling, uniforms).unwrap().tokens;
     same("rollout", &drawn, &case.tensor("codes"));
 
     // 2. and 3. Hide some, predict them.
     let targets = maskgit::remask(Schedule::Cosine, &case.tensor("mask_uniforms"), &case.tensor("t"));
     same("masked", &targets, &case.tensor("masked"));
-    let replayed: Vec<_> = prompts.iter().zip(rows(&f.ids(&drawn, &targets))).collect();
-    let replayed: Vec<_> =
-        replayed.into_iter().map(|(prompt, image)| f.prompting.t2i(prompt, &image)).collect();
-    same("re-masked input", &padded(&replayed, 0, Device::Cpu).0, &case.tensor("t2i_ids"));
+    let masked_states: Vec<_> = prompts.iter().zip(rows(&f.ids(&drawn, &targets))).collect();
+    let masked_states: Vec<_> =
+        masked_states.into_iter().map(|(prompt, image)| f.prompting.t2i(prompt, &image)).collect();
+    same("re-masked input", &padded(&masked_states, 0, Device::Cpu).0, &case.tensor("t2i_ids"));
     let logits = masked_logits(&showo, &prompts, &drawn, &targets);
     let hidden = |logits: &Tensor| logits.masked_select(&targets.unsqueeze(-1));
     close("image logits", &hidden(&logits), &hidden(&case.tensor("image_logits")), VALUES);
@@ -423,9 +428,10 @@ fn parity_9_end_to_end_step() {
     let completed =
         Images { relaxed: Some(relaxed.shallow_clone()), ..Images::from_tokens(mixed.shallow_clone()) };
     let (questions, answers) = f.dialogue(&case.tensor("mmu_ids"), &case.tensor("answer_mask"));
-    let scored = showo.score(phi, &completed, &questions, &answers).unwrap();
+    let scored = showo.score_answers(phi, &completed, &questions, &answers).unwrap();
     let known =
-        tch::no_grad(|| reference.score(reference.phi(), &images(&mixed), &questions, &answers)).unwrap();
+        tch::no_grad(|| reference.score_answers(reference.phi(), &images(&mixed), &questions, &answers))
+            .unwrap();
     let (k3, _) = objective::k3(&scored.logp, &known.logp);
     let answer = case.mask("answer_mask");
     for (name, got) in [("logp", &scored.logp), ("logp_ref", &known.logp), ("k3", &k3)] {
@@ -439,7 +445,7 @@ fn parity_9_end_to_end_step() {
     assert_eq!(scored.mask.sum(Kind::Int64).int64_value(&[]), case.number("n_answer_tokens") as i64);
 
     let (questions, answers) = f.dialogue(&case.tensor("sft.mmu_ids"), &case.tensor("sft.answer_mask"));
-    let taught = showo.score(phi, &completed, &questions, &answers).unwrap();
+    let taught = showo.score_answers(phi, &completed, &questions, &answers).unwrap();
     let expected = case.tensor("sft.logp").masked_select(&case.mask("sft.answer_mask"));
     close("supervised logp", &taught.logp.masked_select(&taught.mask), &expected, VALUES);
 
@@ -507,7 +513,7 @@ fn parity_10_split_losses() {
     close("image logp over the vocabulary", &full, &case.tensor("t2i_logp_full"), VALUES);
 
     let (questions, answers) = f.dialogue(&case.tensor("mmu_ids"), &case.tensor("mmu_answer_mask"));
-    let scored = showo.score(phi, &images(&codes), &questions, &answers).unwrap();
+    let scored = showo.score_answers(phi, &images(&codes), &questions, &answers).unwrap();
     let expected = case.tensor("mmu_logp").masked_select(&case.mask("mmu_answer_mask"));
     close("answer logp", &scored.logp.masked_select(&scored.mask), &expected, VALUES);
 

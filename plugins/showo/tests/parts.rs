@@ -25,7 +25,7 @@ fn tiny(gradient_checkpointing: bool) -> Showo {
     let architecture = Architecture { words: Vec::new(), max_text_len: 20, ..architecture() };
     let options =
         ShowoConfig { architecture: Some(architecture), gradient_checkpointing, ..ShowoConfig::default() };
-    sure(checkpoint::parts(&options, &source(Checkpoint::Fresh, 1)).unwrap())
+    sure(checkpoint::load(&options, &source(Checkpoint::Fresh, 1)).unwrap())
 }
 
 /// Pays for the length of an answer: different answers, different rewards.

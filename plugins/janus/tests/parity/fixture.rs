@@ -148,7 +148,7 @@ impl Model {
     /// Teacher-forced rows of `codes` behind the recorded prompts, and behind the empty ones.
     pub(crate) fn drawn(&self, fixture: &Fixture, codes: &Tensor) -> [Tensor; 2] {
         ["t2i.prompt_ids", "t2i.uncond_ids"]
-            .map(|prompts| self.network.drawing(&fixture.tensor(prompts), None, codes).unwrap())
+            .map(|prompts| self.network.generation_hidden(&fixture.tensor(prompts), None, codes).unwrap())
     }
 
     /// Draws code by code with a cache, recorded prompts before empty ones, the `choose`n codes of both being the same:
@@ -159,14 +159,15 @@ impl Model {
         let present = network::present(batch, length, Device::Cpu);
         let index = Tensor::arange(batch, (Kind::Int64, Device::Cpu));
         let greedy = SamplingChoice { temperature: 0.0, top_k: 0, part: None };
-        let mut chosen = SampledTokens::new(batch / 2, n, greedy, Device::Cpu);
+        let mut sampled = SampledTokens::new(batch / 2, n, greedy, Device::Cpu);
         let mut logits = Vec::new();
         let draw = |step: &Tensor| {
             let codes = choose(logits.len() as i64, step);
             logits.push(step.shallow_clone());
-            codes.one_hot(step.size()[1]).to_kind(Kind::Float) // the likeliest is the one that was chosen
+            codes.one_hot(step.size()[1]).to_kind(Kind::Float) // the likeliest is the one that was sampled
         };
-        tch::no_grad(|| self.network.draw(&prompts, &present, &index, &mut chosen, draw)).unwrap();
+        tch::no_grad(|| self.network.generate_tokens(&prompts, &present, &index, &mut sampled, draw))
+            .unwrap();
         Tensor::stack(&logits, 1)
     }
 }

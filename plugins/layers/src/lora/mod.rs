@@ -1,5 +1,5 @@
-//! Low-rank adapters (LoRA): `x·Wᵀ + s·x·Aᵀ·Bᵀ`, where only `A` and `B` learn, in PEFT's layout. The scale `s` is
-//! `alpha/rank`, or `alpha/√rank` where they are rank-stabilised (rsLoRA).
+//! Low-rank adapters (LoRA) in PEFT's layout: `x·Wᵀ + s·x·Aᵀ·Bᵀ`, where only `A` and `B` are trained. The scale `s` is
+//! `alpha/rank`, or `alpha/√rank` for rank-stabilized LoRA (rsLoRA).
 
 mod peft;
 
@@ -14,41 +14,40 @@ use unirl::error::unknown_name;
 use unirl::weights::{Init, Store};
 use unirl::{Error, Result};
 
-/// The text that targets every product but the output layer.
-const ALL: &str = "all-linear";
+/// Targets every linear layer except the output head.
+const ALL_LINEAR: &str = "all-linear";
 
-/// Options of the adapters. The defaults are those of the authors' scripts.
+/// LoRA options. The defaults are those of the UniRL authors' scripts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
-    /// Rows of `A`.
+    /// The rank: rows of `A`.
     #[schemars(range(min = 1))]
     pub rank: i64,
     /// The adapters are scaled by `alpha/rank`.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub alpha: f64,
-    /// Which products of the transformer are adapted: the last parts of their names, a regular expression for whole names, or
-    /// `all-linear`.
+    /// The linear layers to adapt: suffixes of their names, a regular expression that matches the full name, or `all-linear`.
     pub targets: Targets,
     /// Scale by `alpha/√rank` (rsLoRA).
     pub rslora: bool,
-    /// Other ranks by name: a regular expression for the last parts of a name, and the rank. The first that matches counts.
+    /// Ranks by layer: a regular expression for the suffix of a name, and the rank. The first match applies.
     #[schemars(with = "BTreeMap<String, i64>")]
     pub rank_pattern: Map<String, Value>,
-    /// Other values of `alpha` in the same form.
+    /// Values of `alpha` by layer, in the same form.
     #[schemars(with = "BTreeMap<String, f64>")]
     pub alpha_pattern: Map<String, Value>,
-    /// Save the whole model with the adapters added to its weights, instead of the adapters alone.
+    /// Save the full model with the adapters merged into its weights, instead of the adapters alone.
     pub merge: bool,
 }
 
-/// Which products are adapted, as PEFT's `target_modules`.
+/// The layers to adapt, as PEFT's `target_modules`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a list of names, a regular expression or `all-linear`")]
 pub enum Targets {
-    /// Names, or their last parts.
+    /// Names or their suffixes.
     Names(Vec<String>),
-    /// A regular expression for whole names, one name, or `all-linear`.
+    /// A regular expression for full names, one name, or `all-linear`.
     Text(String),
 }
 
@@ -67,8 +66,7 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// Refuses options that mean nothing for `modules`, whose last parts are `known`: every target and every pattern has to
-    /// match one.
+    /// Errors unless every target and every pattern matches one of `modules`, whose last name components are `known`.
     pub fn check(&self, modules: &[String], known: &[&str]) -> Result<()> {
         let place = |key: &str| format!("`model.options.lora.{key}`");
         let wrong = |key: &str, expected: &str, got: String| {
@@ -82,7 +80,7 @@ impl LoraConfig {
         }
         match &self.targets {
             Targets::Names(names) if names.is_empty() => {
-                return wrong("targets", &format!("some of {}", known.join(", ")), "none".into());
+                return wrong("targets", &format!("one or more of {}", known.join(", ")), "none".into());
             }
             Targets::Names(names) => {
                 let unmatched = |name: &&String| !modules.iter().any(|module| ends_with(module, name));
@@ -94,21 +92,21 @@ impl LoraConfig {
         }
         let as_usage =
             |error: Error| Error::usage(error.message()).context("cannot use `model.options.lora`");
-        let adapted = self.plan(modules).map_err(as_usage)?;
+        let adapted = self.adapters_for(modules).map_err(as_usage)?;
         let adapted: Vec<&String> = modules
             .iter()
             .zip(&adapted)
-            .filter(|(_, scaled)| scaled.is_some())
+            .filter(|(_, adapter)| adapter.is_some())
             .map(|(name, _)| name)
             .collect();
         for (key, patterns) in [("rank_pattern", &self.rank_pattern), ("alpha_pattern", &self.alpha_pattern)]
         {
             for pattern in patterns.keys() {
-                let regex = suffix(key, pattern)?;
+                let regex = suffix_regex(key, pattern)?;
                 if !adapted.iter().any(|module| regex.is_match(module).unwrap_or(false)) {
                     return wrong(
                         key,
-                        "patterns of adapted products",
+                        "patterns that match an adapted layer",
                         format!("`{pattern}`, which matches none"),
                     );
                 }
@@ -117,66 +115,68 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// The adapter that each of `modules` has, if it has one.
-    pub fn plan(&self, modules: &[String]) -> Result<Vec<Option<Scaled>>> {
-        let whole = match &self.targets {
-            Targets::Text(text) if text != ALL => {
-                Some(regex("target_modules", text, &format!(r"\A(?:{text})\z"))?)
+    /// The adapter of each module; `None` for a module that is not adapted.
+    pub fn adapters_for(&self, modules: &[String]) -> Result<Vec<Option<AdapterSpec>>> {
+        let full = match &self.targets {
+            Targets::Text(text) if text != ALL_LINEAR => {
+                Some(compile("target_modules", text, &format!(r"\A(?:{text})\z"))?)
             }
             _ => None,
         };
-        let targeted = |module: &str| match (&self.targets, &whole) {
+        let targeted = |module: &str| match (&self.targets, &full) {
             (Targets::Names(names), _) => Ok(names.iter().any(|name| ends_with(module, name))),
-            (Targets::Text(text), Some(whole)) => Ok(ends_with(module, text) || matches(whole, module)?),
+            (Targets::Text(text), Some(full)) => Ok(ends_with(module, text) || is_match(full, module)?),
             (Targets::Text(_), None) => Ok::<_, Error>(true),
         };
-        let ranks = patterns("rank_pattern", &self.rank_pattern, "a whole number above 0", |value| {
-            value.as_i64().filter(|rank| *rank >= 1)
-        })?;
-        let alphas = patterns("alpha_pattern", &self.alpha_pattern, "a number", Value::as_f64)?;
-        let plan = modules
+        let ranks =
+            compile_patterns("rank_pattern", &self.rank_pattern, "a whole number above 0", |value| {
+                value.as_i64().filter(|rank| *rank >= 1)
+            })?;
+        let alphas = compile_patterns("alpha_pattern", &self.alpha_pattern, "a number", Value::as_f64)?;
+        let adapters = modules
             .iter()
             .map(|module| {
                 if !targeted(module)? {
                     return Ok(None);
                 }
-                let rank = first(&ranks, module)?.unwrap_or(self.rank);
-                let alpha = first(&alphas, module)?.unwrap_or(self.alpha);
-                let share = if self.rslora { (rank as f64).sqrt() } else { rank as f64 };
-                Ok(Some(Scaled { rank, scale: alpha / share }))
+                let rank = first_match(&ranks, module)?.unwrap_or(self.rank);
+                let alpha = first_match(&alphas, module)?.unwrap_or(self.alpha);
+                let divisor = if self.rslora { (rank as f64).sqrt() } else { rank as f64 };
+                Ok(Some(AdapterSpec { rank, scale: alpha / divisor }))
             })
             .collect::<Result<Vec<_>>>()?;
-        if plan.iter().all(Option::is_none) {
+        if adapters.iter().all(Option::is_none) {
             let targets = json!(self.targets);
             return Err(Error::failure(format!(
-                "`target_modules`: {targets} matches no product of the model"
+                "`target_modules`: {targets} matches no linear layer of the model"
             )));
         }
-        Ok(plan)
+        Ok(adapters)
     }
 }
 
-/// Whether `name` is the name of a module, or its last parts.
+/// Whether `name` is the full name of a module or a suffix of it at a dot.
 fn ends_with(module: &str, name: &str) -> bool {
     module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-fn regex(key: &str, text: &str, whole: &str) -> Result<Regex> {
-    Regex::new(whole).map_err(|error| {
+fn compile(key: &str, text: &str, pattern: &str) -> Result<Regex> {
+    Regex::new(pattern).map_err(|error| {
         Error::failure(format!("`{key}`: `{text}` is not a regular expression")).cause(error)
     })
 }
 
-/// PEFT matches the keys of patterns so.
-fn suffix(key: &str, text: &str) -> Result<Regex> {
-    regex(key, text, &format!(r"\A(?:.*\.)?(?:{text})\z"))
+/// A pattern key as PEFT matches it: against a suffix of the module name.
+fn suffix_regex(key: &str, text: &str) -> Result<Regex> {
+    compile(key, text, &format!(r"\A(?:.*\.)?(?:{text})\z"))
 }
 
-fn matches(regex: &Regex, module: &str) -> Result<bool> {
-    regex.is_match(module).map_err(|error| Error::failure(format!("`{regex}` on `{module}`")).cause(error))
+fn is_match(regex: &Regex, module: &str) -> Result<bool> {
+    let failed = |error| Error::failure(format!("cannot match `{regex}` against `{module}`")).cause(error);
+    regex.is_match(module).map_err(failed)
 }
 
-fn patterns<T>(
+fn compile_patterns<T>(
     key: &str,
     patterns: &Map<String, Value>,
     expected: &str,
@@ -184,17 +184,17 @@ fn patterns<T>(
 ) -> Result<Vec<(Regex, T)>> {
     let pattern = |(pattern, found): (&String, &Value)| {
         let value = value(found).ok_or_else(|| {
-            Error::failure(format!("`{key}.{pattern}`: expected {expected}, got {}", peft::short(found)))
+            Error::failure(format!("`{key}.{pattern}`: expected {expected}, got {}", peft::truncated(found)))
         })?;
-        Ok((suffix(key, pattern)?, value))
+        Ok((suffix_regex(key, pattern)?, value))
     };
     patterns.iter().map(pattern).collect()
 }
 
-/// The value of the first pattern that matches.
-fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Result<Option<T>> {
+/// The value of the first pattern that matches `module`.
+fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Result<Option<T>> {
     for (pattern, value) in patterns {
-        if matches(pattern, module)? {
+        if is_match(pattern, module)? {
             return Ok(Some(*value));
         }
     }
@@ -203,14 +203,14 @@ fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Result<Option<T>> {
 
 /// Rank and scale of an adapter.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scaled {
+pub struct AdapterSpec {
     /// Rows of `A`.
     pub rank: i64,
-    /// What the product of both is multiplied by.
+    /// The factor of `B·A`.
     pub scale: f64,
 }
 
-/// The adapter of one product.
+/// The adapter of one linear layer.
 pub struct Adapter {
     a: Tensor,
     b: Tensor,
@@ -218,10 +218,10 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Takes the adapter of the product `module`, its name in the model that is adapted, from `store`, under PEFT's names.
-    /// A fresh one adds nothing.
-    pub fn take(store: &mut Store, module: &str, size: (i64, i64), scaled: Scaled) -> Result<Self> {
-        let ((outputs, inputs), Scaled { rank, scale }) = (size, scaled);
+    /// Takes the adapter of the layer `module` of the base model from `store`, under PEFT's names. `B` is initialized to
+    /// zero, so that a fresh adapter adds nothing.
+    pub fn take(store: &mut Store, module: &str, size: (i64, i64), spec: AdapterSpec) -> Result<Self> {
+        let ((outputs, inputs), AdapterSpec { rank, scale }) = (size, spec);
         let name = |part: &str| format!("base_model.model.{module}.{part}.weight");
         Ok(Self {
             a: store.take(&name("lora_A"), &[rank, inputs], Init::Fan(inputs))?,
@@ -230,19 +230,19 @@ impl Adapter {
         })
     }
 
-    /// What it adds to the product of `x`.
+    /// The adapter's contribution to the output for `x`.
     pub fn apply(&self, x: &Tensor) -> Tensor {
         x.linear::<Tensor>(&self.a, None).linear::<Tensor>(&self.b, None) * self.scale
     }
 
-    /// What it adds to the weight.
-    pub fn weight(&self) -> Tensor {
+    /// The adapter's contribution to the weight, for merging.
+    pub fn delta_weight(&self) -> Tensor {
         self.b.matmul(&self.a) * self.scale
     }
 
-    /// Another handle of the same tensors.
+    /// An adapter that shares its tensors with this one.
     #[must_use]
-    pub fn handle(&self) -> Self {
+    pub fn shallow_clone(&self) -> Self {
         Self { a: self.a.shallow_clone(), b: self.b.shallow_clone(), scale: self.scale }
     }
 }

@@ -1,4 +1,4 @@
-//! PEFT's `adapter_config.json`.
+//! Reading and writing PEFT's `adapter_config.json`.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -8,9 +8,9 @@ use unirl::{Error, Result};
 
 use super::LoraConfig;
 
-/// Keys of `adapter_config.json` that do not change what the adapters compute: where they come from, what happened in
-/// training, and defaults of options that are refused when they are on.
-const WITHOUT_EFFECT: [&str; 10] = [
+/// Keys that do not change what the adapters compute: provenance, training details, and parameters of options that are
+/// refused if enabled.
+const IGNORED_KEYS: [&str; 10] = [
     "auto_mapping",
     "eva_config",
     "inference_mode",
@@ -23,11 +23,11 @@ const WITHOUT_EFFECT: [&str; 10] = [
     "task_type",
 ];
 
-/// Initial values that leave the base as it is; all others change its weights, too.
-const INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+/// Initializations that leave the base weights unchanged; all others modify them.
+const NEUTRAL_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 impl LoraConfig {
-    /// PEFT's `adapter_config.json`; `base` is the folder of the weights that are adapted.
+    /// The contents of `adapter_config.json`; `base` is the folder of the base model.
     pub fn to_peft(&self, base: &str) -> Value {
         json!({
             "peft_type": "LORA",
@@ -46,8 +46,8 @@ impl LoraConfig {
         })
     }
 
-    /// Reads PEFT's `adapter_config.json`: the adapters, and the folder of the weights that they adapt. Whatever else the file
-    /// asks for is refused by its key.
+    /// Parses `adapter_config.json`: the LoRA options and the folder of the base model. Errors on every key whose feature is
+    /// not supported.
     pub fn from_peft(json: &str) -> Result<(Self, String)> {
         let mut keys: Map<String, Value> = serde_json::from_str(json).context(|| "not a JSON object")?;
         let keys = &mut keys;
@@ -61,64 +61,65 @@ impl LoraConfig {
             alpha: required(keys, "lora_alpha", "a number")?,
             targets: required(keys, "target_modules", "names or a regular expression")?,
             rslora: optional(keys, "use_rslora", "true or false")?.unwrap_or_default(),
-            rank_pattern: optional(keys, "rank_pattern", "ranks by name")?.unwrap_or_default(),
-            alpha_pattern: optional(keys, "alpha_pattern", "numbers by name")?.unwrap_or_default(),
+            rank_pattern: optional(keys, "rank_pattern", "an object of ranks")?.unwrap_or_default(),
+            alpha_pattern: optional(keys, "alpha_pattern", "an object of numbers")?.unwrap_or_default(),
             merge: false,
         };
         if config.rank < 1 {
             return Err(Error::failure(format!("`r`: expected at least 1, got {}", config.rank)));
         }
-        let more: Vec<String> = keys.iter().filter_map(|(key, value)| unsupported(key, value)).collect();
-        if more.is_empty() {
+        let unsupported: Vec<String> =
+            keys.iter().filter_map(|(key, value)| unsupported(key, value)).collect();
+        if unsupported.is_empty() {
             return Ok((config, base));
         }
-        let error = Error::failure("it asks for more than LoRA and rsLoRA");
-        Err(more.iter().fold(error, Error::cause).hint(
-            "merge the adapters into their base with Python and load the result: \
+        let error = Error::failure("unsupported options: only LoRA and rsLoRA are supported");
+        Err(unsupported.iter().fold(error, Error::cause).hint(
+            "merge the adapters into the base model with Python and load the result: \
              `PeftModel.from_pretrained(base, adapters).merge_and_unload().save_pretrained(DIR)`",
         ))
     }
 }
 
-/// What is wrong with a further key of `adapter_config.json`, unless it has no effect.
+/// Why a remaining key is refused; `None` if it has no effect.
 fn unsupported(key: &str, value: &Value) -> Option<String> {
     let neutral = match (key, value) {
         ("bias", Value::String(bias)) => bias == "none",
-        ("init_lora_weights", Value::String(init)) => INITS.contains(&init.as_str()),
+        ("init_lora_weights", Value::String(init)) => NEUTRAL_INITS.contains(&init.as_str()),
         ("init_lora_weights", Value::Bool(_)) | (_, Value::Null | Value::Bool(false)) => true,
         (_, Value::Array(items)) => items.is_empty(),
         (_, Value::Object(items)) => items.is_empty(),
         _ => false,
     };
-    if neutral || WITHOUT_EFFECT.contains(&key) {
+    if neutral || IGNORED_KEYS.contains(&key) {
         return None;
     }
     let expected = match (key, value) {
         ("bias", _) => "\"none\"".into(),
-        ("init_lora_weights", _) => format!("true, false, or one of {INITS:?}"),
+        ("init_lora_weights", _) => format!("true, false, or one of {NEUTRAL_INITS:?}"),
         (_, Value::Bool(_)) => "false".into(),
         (_, Value::Array(_)) => "[]".into(),
         (_, Value::Object(_)) => "{}".into(),
         _ => "null".into(),
     };
-    Some(format!("`{key}`: expected {expected}, got {}", short(value)))
+    Some(format!("`{key}`: expected {expected}, got {}", truncated(value)))
 }
 
-/// A value, cut to one line.
-pub(super) fn short(value: &Value) -> String {
+/// A JSON value, truncated for an error message.
+pub(super) fn truncated(value: &Value) -> String {
     let text = value.to_string();
     let start: String = text.chars().take(80).collect();
     if start.len() < text.len() { start + "…" } else { start }
 }
 
-/// Takes a key that may be absent or null.
+/// Removes a key that may be absent or null.
 fn optional<T: DeserializeOwned>(
     keys: &mut Map<String, Value>,
     key: &str,
     expected: &str,
 ) -> Result<Option<T>> {
     let value = keys.remove(key).unwrap_or_default();
-    let wrong = |_| Error::failure(format!("`{key}`: expected {expected}, got {}", short(&value)));
+    let wrong = |_| Error::failure(format!("`{key}`: expected {expected}, got {}", truncated(&value)));
     Option::deserialize(&value).map_err(wrong)
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use unirl::Result;
 
-use super::{LoraConfig, Scaled, Targets};
+use super::{AdapterSpec, LoraConfig, Targets};
 
 fn modules() -> Vec<String> {
     let parts = ["self_attn.q_proj", "self_attn.v_proj", "mlp.fc1"];
@@ -23,16 +23,16 @@ fn read(changes: Value) -> Result<LoraConfig> {
     LoraConfig::from_peft(&peft(changes).to_string()).map(|(config, _)| config)
 }
 
-/// The modules that are adapted, without `model.layers.`.
+/// The adapted modules, without `model.layers.`.
 fn adapted(targets: &Value) -> Vec<String> {
     let config = read(json!({"target_modules": targets})).unwrap();
-    let plan = config.plan(&modules()).unwrap();
-    let adapted = modules().into_iter().zip(plan).filter(|(_, scaled)| scaled.is_some());
+    let adapters = config.adapters_for(&modules()).unwrap();
+    let adapted = modules().into_iter().zip(adapters).filter(|(_, adapter)| adapter.is_some());
     adapted.map(|(module, _)| module.strip_prefix("model.layers.").unwrap().to_string()).collect()
 }
 
 #[test]
-fn target_modules_match_as_in_peft() {
+fn lora_target_modules_match_as_in_peft() {
     assert_eq!(adapted(&json!("all-linear")).len(), 36);
     assert_eq!(adapted(&json!(["q_proj", "fc1"])).len(), 24);
     assert_eq!(adapted(&json!("v_proj")).len(), 12);
@@ -41,16 +41,16 @@ fn target_modules_match_as_in_peft() {
     assert_eq!(adapted(&json!(r"model\.layers\.[01]\..*\.(q|v)_proj")).len(), 4);
     assert_eq!(adapted(&json!(r"^(?!.*layers\.\d\.).*fc1$")), ["10.mlp.fc1", "11.mlp.fc1"], "lookahead");
     for nothing in [json!("layers.3"), json!("proj"), json!(["_proj"]), json!([])] {
-        let error = read(json!({"target_modules": nothing})).unwrap().plan(&modules()).unwrap_err();
-        assert!(error.message().contains("matches no product"), "{error}");
+        let error = read(json!({"target_modules": nothing})).unwrap().adapters_for(&modules()).unwrap_err();
+        assert!(error.message().contains("matches no linear layer"), "{error}");
     }
-    let error = read(json!({"target_modules": "(q_proj"})).unwrap().plan(&modules()).unwrap_err();
+    let error = read(json!({"target_modules": "(q_proj"})).unwrap().adapters_for(&modules()).unwrap_err();
     assert!(error.message().contains("`(q_proj` is not a regular expression"), "{error}");
 }
 
-/// The first key that matches counts, as a regular expression for the end of the name.
+/// Keys are regular expressions for a suffix of the name; the first match applies.
 #[test]
-fn patterns_give_ranks_and_scales() {
+fn lora_patterns_set_rank_and_alpha() {
     let config = read(json!({
         "target_modules": "all-linear",
         "rank_pattern": {"layers.1.self_attn.q_proj": 9, "q_proj": 2, r"mlp\..*": 16},
@@ -59,10 +59,10 @@ fn patterns_give_ranks_and_scales() {
     .unwrap();
     for (rslora, share) in [(false, (|rank| rank) as fn(f64) -> f64), (true, f64::sqrt)] {
         let config = LoraConfig { rslora, ..config.clone() };
-        let plan = config.plan(&modules()).unwrap();
+        let adapters = config.adapters_for(&modules()).unwrap();
         let of = |name: &str| {
             let at = modules().iter().position(|module| module.ends_with(name)).unwrap();
-            plan[at].unwrap()
+            adapters[at].unwrap()
         };
         for (name, rank, alpha) in [
             ("layers.0.self_attn.q_proj", 2, 3.0),
@@ -71,7 +71,7 @@ fn patterns_give_ranks_and_scales() {
             ("layers.0.self_attn.v_proj", 4, 6.0),
             ("layers.7.mlp.fc1", 16, 8.0),
         ] {
-            assert_eq!(of(name), Scaled { rank, scale: alpha / share(rank as f64) }, "{name}");
+            assert_eq!(of(name), AdapterSpec { rank, scale: alpha / share(rank as f64) }, "{name}");
         }
     }
     for (key, patterns) in [
@@ -80,13 +80,13 @@ fn patterns_give_ranks_and_scales() {
         ("alpha_pattern", json!({"q_proj": "8"})),
         ("alpha_pattern", json!({"q_proj(": 8})),
     ] {
-        let error = read(json!({key: patterns})).unwrap().plan(&modules()).unwrap_err();
+        let error = read(json!({key: patterns})).unwrap().adapters_for(&modules()).unwrap_err();
         assert!(error.message().starts_with(&format!("`{key}")), "{error}");
     }
 }
 
 #[test]
-fn keys_without_effect_are_accepted() {
+fn peft_keys_without_effect_are_ignored() {
     for changes in [
         json!({"peft_version": "0.17.0", "revision": "main", "task_type": "FEATURE_EXTRACTION"}),
         json!({"inference_mode": true, "auto_mapping": {"base_model_class": "PhiForCausalLM"}}),
@@ -101,7 +101,7 @@ fn keys_without_effect_are_accepted() {
 }
 
 #[test]
-fn every_other_key_is_refused_by_name() {
+fn peft_unsupported_keys_are_refused_by_name() {
     for (key, value) in [
         ("use_dora", json!(true)),
         ("use_qalora", json!(true)),
@@ -130,11 +130,11 @@ fn every_other_key_is_refused_by_name() {
         assert!(error.hints()[0].contains("merge_and_unload"), "{error}");
     }
     let error = read(json!({"use_dora": true, "modules_to_save": ["lm_head"]})).unwrap_err();
-    assert_eq!(error.causes().len(), 2, "all of them in one error: {error}");
+    assert_eq!(error.causes().len(), 2, "one error lists every key: {error}");
 }
 
 #[test]
-fn a_wrong_or_missing_value_names_its_key() {
+fn peft_invalid_or_missing_value_is_refused_by_key() {
     for (key, value) in [
         ("r", json!("8")),
         ("r", json!(0)),
@@ -153,7 +153,7 @@ fn a_wrong_or_missing_value_names_its_key() {
 }
 
 #[test]
-fn what_is_written_is_read_again() {
+fn peft_config_round_trips() {
     let config = LoraConfig {
         rank: 3,
         alpha: 5.5,
@@ -170,5 +170,5 @@ fn what_is_written_is_read_again() {
     let json = config.to_peft("/base");
     let again = LoraConfig::from_peft(&json.to_string()).unwrap();
     assert_eq!(again, (config.clone(), "/base".to_string()));
-    assert!(again.0.rank_pattern.keys().eq(config.rank_pattern.keys()), "in their order");
+    assert!(again.0.rank_pattern.keys().eq(config.rank_pattern.keys()), "same order");
 }

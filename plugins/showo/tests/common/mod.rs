@@ -57,7 +57,7 @@ pub(crate) fn architecture() -> Architecture {
 /// Fresh weights of the small sizes, with further options.
 pub(crate) fn fresh(options: ShowoConfig, seed: u64) -> LoadedCheckpoint {
     let options = ShowoConfig { architecture: Some(architecture()), ..options };
-    checkpoint::parts(&options, &source(Checkpoint::Fresh, seed)).unwrap()
+    checkpoint::load(&options, &source(Checkpoint::Fresh, seed)).unwrap()
 }
 
 /// A model that is sure enough of itself for differences to show: fresh weights, enlarged.
@@ -76,7 +76,7 @@ pub(crate) fn open(path: &Path) -> Result<Showo> {
 }
 
 pub(crate) fn open_with(path: &Path, options: &ShowoConfig) -> Result<Showo> {
-    Showo::from_parts(checkpoint::parts(options, &folder(path))?, Device::Cpu)
+    Showo::from_parts(checkpoint::load(options, &folder(path))?, Device::Cpu)
 }
 
 /// Random images that the model could have drawn.
