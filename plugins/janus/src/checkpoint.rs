@@ -86,49 +86,6 @@ pub fn load(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckp
     }
 }
 
-/// The weights of a network and its image tokenizer.
-pub fn expected(config: &JanusConfig) -> Result<Vec<Expected>> {
-    Ok([Network::expected(config)?, Vq::expected(&config.vq)?].concat())
-}
-
-fn fresh(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
-    let architecture = options.architecture.clone().unwrap_or_default();
-    architecture.vq.check()?;
-    let mut words =
-        if architecture.words.is_empty() { unirl::tiles::vocabulary() } else { architecture.words.clone() };
-    if !words.iter().any(|word| word == COLON) {
-        words.push(COLON.into());
-    }
-    let text = Text::of_words(&words, &SPECIAL)?;
-    let config = architecture.sizes(text.vocabulary_size());
-    config.check("model.options.architecture")?;
-    let prompting = Prompting::new(text, "", config.image_tokens())?;
-    let special = prompting.special;
-    let pretty = |json: Value| format!("{json:#}\n").into_bytes();
-    let files = Files::from([
-        (CONFIG.into(), pretty(config.to_json(special.image))),
-        (TOKENIZER.into(), prompting.text().json().to_vec()),
-        (
-            PROCESSOR.into(),
-            pretty(json!({"processor_class": "JanusProcessor", "use_default_system_prompt": false})),
-        ),
-        (
-            GENERATION.into(),
-            pretty(json!({
-                "bos_token_id": special.bos,
-                "eos_token_id": special.eos,
-                "pad_token_id": special.pad,
-                "guidance_scale": architecture.guidance,
-                "temperature": architecture.temperature,
-                "generation_kwargs": {"boi_token_id": special.boi},
-            })),
-        ),
-    ]);
-    tch::manual_seed(source.seed as i64);
-    let contents = Contents { label: "the fresh model", files, layout: Layout::Transformers, weights: None };
-    assemble(contents, config, options, source)
-}
-
 /// A checkpoint folder. Every name and shape is checked before a weight is read.
 fn open(folder: &Path, options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let mut files = small_files(folder)?;
@@ -172,6 +129,49 @@ fn load_files(
     let unused = layout.open(&mut weights, &expected(&config)?)?;
     let contents = Contents { label, files, layout, weights: Some((weights, unused)) };
     assemble(contents, config, options, source)
+}
+
+fn fresh(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
+    let architecture = options.architecture.clone().unwrap_or_default();
+    architecture.vq.check()?;
+    let mut words =
+        if architecture.words.is_empty() { unirl::tiles::vocabulary() } else { architecture.words.clone() };
+    if !words.iter().any(|word| word == COLON) {
+        words.push(COLON.into());
+    }
+    let text = Text::of_words(&words, &SPECIAL)?;
+    let config = architecture.sizes(text.vocabulary_size());
+    config.check("model.options.architecture")?;
+    let prompting = Prompting::new(text, "", config.image_tokens())?;
+    let special = prompting.special;
+    let pretty = |json: Value| format!("{json:#}\n").into_bytes();
+    let files = Files::from([
+        (CONFIG.into(), pretty(config.to_json(special.image))),
+        (TOKENIZER.into(), prompting.text().json().to_vec()),
+        (
+            PROCESSOR.into(),
+            pretty(json!({"processor_class": "JanusProcessor", "use_default_system_prompt": false})),
+        ),
+        (
+            GENERATION.into(),
+            pretty(json!({
+                "bos_token_id": special.bos,
+                "eos_token_id": special.eos,
+                "pad_token_id": special.pad,
+                "guidance_scale": architecture.guidance,
+                "temperature": architecture.temperature,
+                "generation_kwargs": {"boi_token_id": special.boi},
+            })),
+        ),
+    ]);
+    tch::manual_seed(source.seed as i64);
+    let contents = Contents { label: "the fresh model", files, layout: Layout::Transformers, weights: None };
+    assemble(contents, config, options, source)
+}
+
+/// The weights of a network and its image tokenizer.
+pub fn expected(config: &JanusConfig) -> Result<Vec<Expected>> {
+    Ok([Network::expected(config)?, Vq::expected(&config.vq)?].concat())
 }
 
 /// What a checkpoint is made of.

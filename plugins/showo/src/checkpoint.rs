@@ -119,29 +119,6 @@ pub fn load(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpo
     Ok(parts)
 }
 
-fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
-    let architecture = options.architecture.clone().unwrap_or_default();
-    architecture.magvit.check()?;
-    let words =
-        if architecture.words.is_empty() { unirl::tiles::vocabulary() } else { architecture.words.clone() };
-    let text = Text::of_words(&words, &[END])?;
-    let config = CheckpointConfig::fresh(&architecture, text.vocabulary_size());
-    config.check("model.options.architecture")?;
-    let magvit_config = architecture.magvit;
-    let write = |value: serde_json::Result<Value>, class: &str| {
-        let mut json = value.context(|| "cannot write the configuration")?;
-        json["_class_name"] = class.into();
-        Ok::<_, Error>(json)
-    };
-    let files = Files {
-        config: write(serde_json::to_value(&config), "Showo")?,
-        magvit: write(serde_json::to_value(&magvit_config), "MAGVITv2")?,
-        origin: "fresh".into(),
-    };
-    tch::manual_seed(source.seed as i64);
-    assemble(Contents { config, magvit_config, files, text, weights: None }, options, source)
-}
-
 /// A checkpoint folder. Every name and shape is checked before a weight is read.
 fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let path = folder.join(CONFIG);
@@ -173,37 +150,6 @@ fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<Lo
     Ok(LoadedCheckpoint { clip, ..parts })
 }
 
-fn vision_tower(
-    folder: &Path,
-    options: &ShowoConfig,
-    config: &CheckpointConfig,
-    source: &ModelSource,
-) -> Result<(ClipConfig, Store, PathBuf)> {
-    let places = places(folder, ("clip", options.clip.as_deref()), CLIP)?;
-    let place = places.iter().find(|place| place.is_dir()).ok_or_else(|| {
-        Error::failure(format!("`{}` reads CLIP features and has no vision tower", folder.display()))
-            .cause(format!("looked at {}", listed(&places)))
-            .hint(format!("`--set model.options.clip=DIR` names the folder of `openai/{CLIP}`"))
-    })?;
-    let path = place.join(CONFIG);
-    let clip = ClipConfig::read(&path)?;
-    if clip.hidden_size != config.clip_width {
-        return Err(Error::failure(format!(
-            "`{}`: `hidden_size`: expected {}, the width that the projector reads, got {}",
-            path.display(),
-            config.clip_width,
-            clip.hidden_size
-        )));
-    }
-    let mut weights = Weights::find(place)?;
-    let expected = Clip::expected(&clip)?;
-    // The file also holds the text tower, and a last layer whose output nobody reads.
-    weights.retain(|name| expected.iter().any(|wanted| wanted.name == name));
-    weights.check(&expected)?;
-    let store = Store::of_source(source, Some(weights), Kind::Float).frozen();
-    Ok((clip, store, place.canonicalize().unwrap_or_else(|_| place.clone())))
-}
-
 /// The embedded checkpoint, or another one that [`pack`] made.
 pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     const LABEL: &str = "the embedded checkpoint";
@@ -228,40 +174,27 @@ pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource)
     assemble(Contents { config, magvit_config, files, text, weights }, options, source)
 }
 
-/// What a checkpoint is made of.
-struct Contents {
-    config: CheckpointConfig,
-    magvit_config: MagvitConfig,
-    files: Files,
-    text: Text,
-    /// Of the transformer and of the image tokenizer; none for fresh ones.
-    weights: Option<[Weights; 2]>,
-}
-
-fn assemble(contents: Contents, options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
-    let Contents { config, magvit_config, files, text, weights } = contents;
-    let precision = options.precision.kind(source.device);
-    let [weights, magvit_weights] = match weights {
-        Some([weights, magvit_weights]) => {
-            weights.check(&Phi::expected(&config)?)?;
-            magvit_weights.check(&Magvit::expected(&magvit_config)?)?;
-            [Some(weights), Some(magvit_weights)]
-        }
-        None => [None, None],
+fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
+    let architecture = options.architecture.clone().unwrap_or_default();
+    architecture.magvit.check()?;
+    let words =
+        if architecture.words.is_empty() { unirl::tiles::vocabulary() } else { architecture.words.clone() };
+    let text = Text::of_words(&words, &[END])?;
+    let config = CheckpointConfig::fresh(&architecture, text.vocabulary_size());
+    config.check("model.options.architecture")?;
+    let magvit_config = architecture.magvit;
+    let write = |value: serde_json::Result<Value>, class: &str| {
+        let mut json = value.context(|| "cannot write the configuration")?;
+        json["_class_name"] = class.into();
+        Ok::<_, Error>(json)
     };
-    Ok(LoadedCheckpoint {
-        config,
-        magvit_config,
-        files,
-        text,
-        phi_store: Store::of_source(source, weights, precision),
-        magvit_store: Store::of_source(source, magvit_weights, Kind::Float), // as in the original
-        clip: None,
-        adapters: None,
-        gradient_checkpointing: options.gradient_checkpointing,
-        schedule: Schedule::Cosine,
-        precision,
-    })
+    let files = Files {
+        config: write(serde_json::to_value(&config), "Showo")?,
+        magvit: write(serde_json::to_value(&magvit_config), "MAGVITv2")?,
+        origin: "fresh".into(),
+    };
+    tch::manual_seed(source.seed as i64);
+    assemble(Contents { config, magvit_config, files, text, weights: None }, options, source)
 }
 
 /// A folder of adapters, and the checkpoint that they name.
@@ -310,40 +243,71 @@ fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> 
     Ok(parts)
 }
 
-fn checkpoint_config(json: &Value, file: &str, weights: &Weights) -> Result<CheckpointConfig> {
-    let mut config: CheckpointConfig = read_value(json, file)?;
-    if json.get("phi").is_none() {
-        config.phi = PhiConfig::of(weights);
-    }
-    if let Some([_, width]) = weights.shape("mm_projector.0.weight") {
-        config.clip_width = *width;
-    }
-    config.check(file)?;
-    Ok(config)
+/// What a checkpoint is made of.
+struct Contents {
+    config: CheckpointConfig,
+    magvit_config: MagvitConfig,
+    files: Files,
+    text: Text,
+    /// Of the transformer and of the image tokenizer; none for fresh ones.
+    weights: Option<[Weights; 2]>,
 }
 
-fn magvit_config(json: &Value, file: &str, weights: &Weights) -> Result<MagvitConfig> {
-    let config: MagvitConfig = match json.get("encoder") {
-        Some(_) => read_value(json, file)?,
-        None => MagvitConfig::of(weights),
-    };
-    config.check().context(|| format!("cannot use `{file}`"))?;
-    Ok(config)
-}
-
-/// Where a part of the checkpoint may lie: where the user says, or in its folder or beside it.
-fn places(folder: &Path, (option, named): (&str, Option<&str>), name: &str) -> Result<Vec<PathBuf>> {
-    match named {
-        Some(path) if !Path::new(path).is_dir() => {
-            Err(Error::usage(format!("`model.options.{option}`: no folder at `{path}`")))
+fn assemble(contents: Contents, options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
+    let Contents { config, magvit_config, files, text, weights } = contents;
+    let precision = options.precision.kind(source.device);
+    let [weights, magvit_weights] = match weights {
+        Some([weights, magvit_weights]) => {
+            weights.check(&Phi::expected(&config)?)?;
+            magvit_weights.check(&Magvit::expected(&magvit_config)?)?;
+            [Some(weights), Some(magvit_weights)]
         }
-        Some(path) => Ok(vec![path.into()]),
-        None => Ok(vec![atomic_fs::follow(&folder.join(name)), folder.join("..").join(name)]),
-    }
+        None => [None, None],
+    };
+    Ok(LoadedCheckpoint {
+        config,
+        magvit_config,
+        files,
+        text,
+        phi_store: Store::of_source(source, weights, precision),
+        magvit_store: Store::of_source(source, magvit_weights, Kind::Float), // as in the original
+        clip: None,
+        adapters: None,
+        gradient_checkpointing: options.gradient_checkpointing,
+        schedule: Schedule::Cosine,
+        precision,
+    })
 }
 
-fn listed(places: &[PathBuf]) -> String {
-    places.iter().map(|place| format!("`{}`", place.display())).collect::<Vec<_>>().join(", ")
+fn vision_tower(
+    folder: &Path,
+    options: &ShowoConfig,
+    config: &CheckpointConfig,
+    source: &ModelSource,
+) -> Result<(ClipConfig, Store, PathBuf)> {
+    let places = places(folder, ("clip", options.clip.as_deref()), CLIP)?;
+    let place = places.iter().find(|place| place.is_dir()).ok_or_else(|| {
+        Error::failure(format!("`{}` reads CLIP features and has no vision tower", folder.display()))
+            .cause(format!("looked at {}", listed(&places)))
+            .hint(format!("`--set model.options.clip=DIR` names the folder of `openai/{CLIP}`"))
+    })?;
+    let path = place.join(CONFIG);
+    let clip = ClipConfig::read(&path)?;
+    if clip.hidden_size != config.clip_width {
+        return Err(Error::failure(format!(
+            "`{}`: `hidden_size`: expected {}, the width that the projector reads, got {}",
+            path.display(),
+            config.clip_width,
+            clip.hidden_size
+        )));
+    }
+    let mut weights = Weights::find(place)?;
+    let expected = Clip::expected(&clip)?;
+    // The file also holds the text tower, and a last layer whose output nobody reads.
+    weights.retain(|name| expected.iter().any(|wanted| wanted.name == name));
+    weights.check(&expected)?;
+    let store = Store::of_source(source, Some(weights), Kind::Float).frozen();
+    Ok((clip, store, place.canonicalize().unwrap_or_else(|_| place.clone())))
 }
 
 fn text_tokenizer(folder: &Path, options: &ShowoConfig, config: &CheckpointConfig) -> Result<Text> {
@@ -405,6 +369,46 @@ fn check_vocabulary(text: &Text, config: &CheckpointConfig) -> Result<()> {
     Ok(())
 }
 
+fn checkpoint_config(json: &Value, file: &str, weights: &Weights) -> Result<CheckpointConfig> {
+    let mut config: CheckpointConfig = read_value(json, file)?;
+    if json.get("phi").is_none() {
+        config.phi = PhiConfig::of(weights);
+    }
+    if let Some([_, width]) = weights.shape("mm_projector.0.weight") {
+        config.clip_width = *width;
+    }
+    config.check(file)?;
+    Ok(config)
+}
+
+fn magvit_config(json: &Value, file: &str, weights: &Weights) -> Result<MagvitConfig> {
+    let config: MagvitConfig = match json.get("encoder") {
+        Some(_) => read_value(json, file)?,
+        None => MagvitConfig::of(weights),
+    };
+    config.check().context(|| format!("cannot use `{file}`"))?;
+    Ok(config)
+}
+
+fn read_value<T: DeserializeOwned>(json: &Value, file: &str) -> Result<T> {
+    json::from_value(json).context(|| format!("cannot read `{file}`"))
+}
+
+/// Where a part of the checkpoint may lie: where the user says, or in its folder or beside it.
+fn places(folder: &Path, (option, named): (&str, Option<&str>), name: &str) -> Result<Vec<PathBuf>> {
+    match named {
+        Some(path) if !Path::new(path).is_dir() => {
+            Err(Error::usage(format!("`model.options.{option}`: no folder at `{path}`")))
+        }
+        Some(path) => Ok(vec![path.into()]),
+        None => Ok(vec![atomic_fs::follow(&folder.join(name)), folder.join("..").join(name)]),
+    }
+}
+
+fn listed(places: &[PathBuf]) -> String {
+    places.iter().map(|place| format!("`{}`", place.display())).collect::<Vec<_>>().join(", ")
+}
+
 fn absolute(folder: &Path) -> String {
     folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string()
 }
@@ -441,14 +445,6 @@ pub fn save_adapters(
     weights::write(&folder.join(ADAPTER_WEIGHTS), adapters, &[])
 }
 
-fn pretty(json: &Value) -> String {
-    format!("{json:#}\n")
-}
-
-fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
-    fs::write(path, contents).context(|| format!("cannot write `{}`", path.display()))
-}
-
 /// Packs a checkpoint folder into one file for embedding: weights as f16.
 pub fn pack(folder: &Path, file: &Path) -> Result<()> {
     let magvit = folder.join(MAGVIT);
@@ -471,6 +467,10 @@ pub fn pack(folder: &Path, file: &Path) -> Result<()> {
     )
 }
 
-fn read_value<T: DeserializeOwned>(json: &Value, file: &str) -> Result<T> {
-    json::from_value(json).context(|| format!("cannot read `{file}`"))
+fn pretty(json: &Value) -> String {
+    format!("{json:#}\n")
+}
+
+fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+    fs::write(path, contents).context(|| format!("cannot write `{}`", path.display()))
 }
