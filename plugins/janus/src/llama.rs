@@ -1,4 +1,4 @@
-//! The language model: Llama, with an untied head without bias. Names are transformers'.
+//! The Llama language model, with an untied head without bias. Weight names are those of transformers.
 
 use tch::Tensor;
 use unirl::Result;
@@ -10,7 +10,7 @@ use unirl_layers::{FusedLinear, Linear};
 
 use crate::config::LlamaConfig;
 
-/// Root-mean-square normalisation over the last dimension.
+/// Root mean square normalization over the last dimension.
 pub struct RmsNorm {
     weight: Tensor,
     eps: f64,
@@ -28,13 +28,13 @@ impl RmsNorm {
 }
 
 impl Norm for RmsNorm {
-    /// In f32, whatever the type of `x`.
+    /// Computed in f32 for every type of `x`.
     fn apply(&self, x: &Tensor) -> Tensor {
         x.rms_norm(self.weight.size(), Some(&self.weight), self.eps)
     }
 }
 
-/// A layer.
+/// A decoder layer.
 pub struct Layer {
     norm1: RmsNorm,
     query_key_value: FusedLinear,
@@ -99,8 +99,8 @@ impl decoder::Layer for Layer {
 /// The language model.
 pub type Llama = LanguageModel<Layer, RmsNorm>;
 
-/// Takes its weights from `store`. The head is never the embedding: published files hold both, whatever their
-/// configuration says of tying.
+/// Takes the weights from `store`. The head is never tied to the embedding: published files contain both, whatever
+/// `tie_word_embeddings` says.
 pub fn take(store: &mut Store, config: &LlamaConfig) -> Result<Llama> {
     let (vocabulary, width) = (config.vocab_size, config.hidden_size);
     Ok(Llama {

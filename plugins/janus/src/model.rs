@@ -1,4 +1,4 @@
-//! Janus behind the framework's trait.
+//! Janus as a [`UnifiedModel`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,10 +26,10 @@ use crate::options::JanusOptions;
 use crate::prompt::Prompting;
 use crate::vq::Vq;
 
-/// The share of images whose prompt is dropped in pretraining, from which guidance learns its other branch.
+/// The share of prompts that pretraining drops, to train the unconditional branch of guidance.
 const DROPPED_PROMPTS: f64 = 0.1;
 
-/// The grey around a picture that is not square: half of 255, cut to a whole number.
+/// The gray that pads an image to a square: 255 / 2, rounded down.
 const GREY: u8 = 127;
 
 /// A Janus model.
@@ -43,20 +43,20 @@ pub struct Janus {
     /// Mean and standard deviation of pixels, each `[3,1,1]`.
     normalisation: [Tensor; 2],
     saved: SavedFiles,
-    /// Of the network, then of the image tokenizer.
+    /// Weights of the network, then of the image tokenizer.
     weights: Vec<(String, Tensor)>,
     precision: Kind,
     device: Device,
 }
 
-/// Which task a weight serves: all that the two share are the layers of the language model and its embedding.
+/// The parameter group of a weight. Both tasks share the language model's layers and embedding.
 fn group(name: &str) -> ParameterGroup {
-    let of = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    if of(&["model.vqmodel."]) {
+    let begins_with = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    if begins_with(&["model.vqmodel."]) {
         ParameterGroup::Tokenizer
-    } else if of(&["model.generation_"]) {
+    } else if begins_with(&["model.generation_"]) {
         ParameterGroup::Generation
-    } else if of(&["model.vision_model.", "model.aligner.", "lm_head."]) {
+    } else if begins_with(&["model.vision_model.", "model.aligner.", "lm_head."]) {
         ParameterGroup::Understanding
     } else {
         ParameterGroup::Shared
@@ -64,7 +64,7 @@ fn group(name: &str) -> ParameterGroup {
 }
 
 impl Janus {
-    /// Loads or makes a model.
+    /// Loads a checkpoint or initializes a fresh model.
     #[expect(
         clippy::new_ret_no_self,
         clippy::needless_pass_by_value,
@@ -74,7 +74,7 @@ impl Janus {
         Ok(Box::new(Self::from_parts(checkpoint::load(&options, source)?, source.device)?))
     }
 
-    /// Puts a model together from the parts of a checkpoint.
+    /// Builds a model from a loaded checkpoint.
     pub fn from_parts(parts: LoadedCheckpoint, device: Device) -> Result<Self> {
         let LoadedCheckpoint { config, prompting, sampling, normalisation, mut store, saved, .. } = parts;
         let mut network = Network::take(&mut store, &config)?;
@@ -108,7 +108,7 @@ impl Janus {
         })
     }
 
-    /// Prompts and questions as ids.
+    /// The tokenization of prompts and questions.
     pub fn prompting(&self) -> &Prompting {
         &self.prompting
     }
@@ -119,11 +119,16 @@ impl Janus {
     }
 
     fn prompt_ids(&self, prompts: &[String]) -> Result<Vec<Vec<i64>>> {
-        // Nothing is cut, but positions beyond those of training follow no rule.
+        // Nothing is truncated, but the model was not trained on larger positions.
         let limit = self.config.language.max_position_embeddings - self.card.image_tokens;
         let ids = |prompt: &String| {
             let ids = self.prompting.generation_ids(prompt)?;
-            warn_too_long(prompt, ids.len(), limit.max(0) as usize, "more than it was trained on");
+            warn_too_long(
+                prompt,
+                ids.len(),
+                limit.max(0) as usize,
+                "the model was not trained on longer prompts",
+            );
             Ok(ids)
         };
         prompts.iter().map(ids).collect()
@@ -133,13 +138,13 @@ impl Janus {
         prompts.iter().map(|ids| self.prompting.unconditional(ids)).collect()
     }
 
-    /// The rows `[B,N,D]` that predict images `tokens [B,N]` behind prompts that are given as ids.
+    /// The hidden states `[B,N,D]` that predict image `tokens [B,N]` after tokenized prompts.
     fn code_hidden(&self, network: &Network, prompts: &[Vec<i64>], tokens: &Tensor) -> Result<Tensor> {
-        let (ids, there) = padded_left(prompts, self.prompting.special.pad, self.device);
-        network.generation_hidden(&ids, Some(&there), tokens)
+        let (ids, present) = padded_left(prompts, self.prompting.special.pad, self.device);
+        network.generation_hidden(&ids, Some(&present), tokens)
     }
 
-    /// [`Self::code_hidden`] of the distribution that is to be scored: of one branch, or of both.
+    /// [`Self::code_hidden`] of the branches that `scoring` requires: the conditional one, or both.
     fn branch_hidden(
         &self,
         network: &Network,
@@ -162,7 +167,7 @@ impl Janus {
         }
     }
 
-    /// Prompts as ids, of which pretraining drops some.
+    /// Tokenized prompts, some of them dropped in pretraining.
     fn masked_prompts(&self, prompts: &[String], masking: &Masking) -> Result<Vec<Vec<i64>>> {
         let mut prompts = self.prompt_ids(prompts)?;
         if let Masking::Pretrain { seed } = masking {
@@ -176,7 +181,7 @@ impl Janus {
         Ok(prompts)
     }
 
-    /// What `make` makes of the head, the rows of one branch or both that predict all tokens of a masking, its guidance and the
+    /// Scores images under `policy`. `score` gets the head, the hidden states of one or both branches, the guidance and the
     /// targets `[B,N]`.
     fn score_images<R>(
         &self,
@@ -184,18 +189,18 @@ impl Janus {
         images: &Images,
         policy: Policy,
         masking: &Masking,
-        make: impl FnOnce(&CodeHead, &[Tensor], f64, Tensor) -> Result<R>,
+        score: impl FnOnce(&CodeHead, &[Tensor], f64, Tensor) -> Result<R>,
     ) -> Result<R> {
         images.check(&self.card, "prompts", prompts.len())?;
         let (prompts, scoring) = (self.masked_prompts(prompts, masking)?, masking.scoring());
         let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
         policy.run(&self.network, self.reference.as_ref(), |network| {
-            let rows = self.branch_hidden(network, &prompts, &images.tokens, scoring)?;
-            make(&network.codes.head, &rows, scoring.1, targets)
+            let hidden = self.branch_hidden(network, &prompts, &images.tokens, scoring)?;
+            score(&network.codes.head, &hidden, scoring.1, targets)
         })
     }
 
-    /// Draws behind prompts that are given as ids: tokens and the log-probabilities of their choice, both `[B,N]`.
+    /// Generates images for tokenized prompts: tokens and their log-probabilities, both `[B,N]`.
     pub fn generate_tokens(
         &self,
         prompts: &[Vec<i64>],
@@ -207,12 +212,12 @@ impl Janus {
             rows.extend(self.unconditional(prompts));
         }
         let (rows, index) = deduplicate(rows);
-        let (ids, there) = padded_left(&rows, self.prompting.special.pad, self.device);
+        let (ids, present) = padded_left(&rows, self.prompting.special.pad, self.device);
         let index = Tensor::from_slice(&index).to_device(self.device);
         let choice = SamplingChoice { temperature: sampling.temperature, top_k: 0, part: sampling.part };
         let mut sampled =
             SampledTokens::new(prompts.len() as i64, self.card.image_tokens, choice, self.device);
-        self.network.generate_tokens(&ids, &there, &index, &mut sampled, |logits| {
+        self.network.generate_tokens(&ids, &present, &index, &mut sampled, |logits| {
             if !guided {
                 return logits.shallow_clone();
             }
@@ -222,18 +227,18 @@ impl Janus {
         Ok((sampled.tokens, sampled.logp))
     }
 
-    /// Codes `[B,N]` as pixels `[B,3,H,W]` in `0..=1`.
+    /// Decodes `tokens [B,N]` to pixels `[B,3,H,W]` in `0..=1`.
     fn decode(&self, tokens: &Tensor) -> Tensor {
         to_unit(&self.vq.decode(tokens, self.grid()))
     }
 
-    /// Tokens along the edges of an image.
+    /// Rows and columns of image tokens.
     fn grid(&self) -> (i64, i64) {
         let edge = self.config.vision.image_size / self.config.vision.patch_size;
         (edge, edge)
     }
 
-    /// Images as rows of the language model, `[B,patches,D]`. The gradient of relaxed ones passes through the image
+    /// Encodes images as rows of the language model, `[B,patches,D]`. The gradient of relaxed images flows through the image
     /// tokenizer's decoder.
     fn align(&self, network: &Network, images: &Images) -> Result<Tensor> {
         let pixels = match (&images.relaxed, &images.pixels) {
@@ -245,7 +250,7 @@ impl Janus {
         network.align(&((pixels - mean) / std))
     }
 
-    /// Images and the text `ids [B,L]` around them as rows, with their positions and who sees whom.
+    /// Embeds images within the text `ids [B,L]`: rows, their positions and the additive mask.
     fn understanding_inputs(
         &self,
         network: &Network,
@@ -254,10 +259,10 @@ impl Janus {
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let (batch, length) = (ids.size()[0], ids.size()[1]);
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0);
-        let picture = self.prompting.image_rows();
-        let places = positions.ge(picture.start).logical_and(&positions.lt(picture.end));
-        let places = places.expand([batch, -1], false);
-        let x = network.embed_images_at(ids, &places, &self.align(network, images)?)?;
+        let rows = self.prompting.image_rows();
+        let is_image = positions.ge(rows.start).logical_and(&positions.lt(rows.end));
+        let is_image = is_image.expand([batch, -1], false);
+        let x = network.embed_images_at(ids, &is_image, &self.align(network, images)?)?;
         let mask = network::causal(&network::present(batch, length, self.device), length);
         Ok((x, positions, mask))
     }
@@ -281,7 +286,7 @@ impl UnifiedModel for Janus {
         Ok(self.weights.iter().map(parameter).collect())
     }
 
-    /// Nothing here behaves differently in training: the family has no dropout.
+    /// No effect: the family has no dropout.
     fn set_mode(&mut self, _mode: Mode) -> Result<()> {
         Ok(())
     }
@@ -333,7 +338,7 @@ impl UnifiedModel for Janus {
         tch::manual_seed(sampling.seed as i64);
         let special = self.prompting.special;
         let GeneratedText { tokens, mask, logp } = tch::no_grad(|| {
-            let (ids, there) = padded(&self.question_ids(questions)?, special.pad, self.device);
+            let (ids, present) = padded(&self.question_ids(questions)?, special.pad, self.device);
             let (x, positions, mask) = self.understanding_inputs(&self.network, images, &ids)?;
             let rows = StackInput {
                 x,
@@ -342,7 +347,7 @@ impl UnifiedModel for Janus {
                 past: None,
                 outputs: None,
             };
-            let decoding = TextDecoding::prefill(&self.network.llama, rows, &there, sampling.max_tokens)?;
+            let decoding = TextDecoding::prefill(&self.network.llama, rows, &present, sampling.max_tokens)?;
             decoding.generate(sampling, special.eos, special.pad)
         })?;
         Ok(Answers { logp: Some(logp), ..self.prompting.text().answers(tokens, mask, special.eos)? })
@@ -376,8 +381,8 @@ impl UnifiedModel for Janus {
         self.score_images(prompts, images, policy, masking, |head, rows, guidance, mask| {
             let rows: Vec<Tensor> = rows.iter().map(|rows| rows.flatten(0, 1)).collect();
             let head = head.shallow_clone();
-            let mix = move |rows: &[Tensor]| guided_logits(&head, rows, guidance);
-            let logp = language::logp(&rows, &images.tokens.view([-1]), self.card.codebook_size, mix)?;
+            let logits = move |rows: &[Tensor]| guided_logits(&head, rows, guidance);
+            let logp = language::logp(&rows, &images.tokens.view([-1]), self.card.codebook_size, logits)?;
             Ok(TokenLogp { logp: logp.view_as(&images.tokens), mask })
         })
     }
@@ -414,7 +419,7 @@ impl UnifiedModel for Janus {
         let side = self.card.resolution;
         let size = pixels.size();
         if size.len() != 4 || size[1..] != [3, side, side] {
-            return Err(Error::usage(format!("pictures: expected [B,3,{side},{side}], got {size:?}")));
+            return Err(Error::usage(format!("images: expected [B,3,{side},{side}], got {size:?}")));
         }
         tch::no_grad(|| {
             let pixels = pixels.to_device(self.device);
@@ -432,7 +437,7 @@ impl UnifiedModel for Janus {
     }
 }
 
-/// The logits of rows of one branch, or of both with guidance.
+/// The logits of one branch, or the guided logits of both.
 fn guided_logits(head: &CodeHead, branches: &[Tensor], guidance: f64) -> Tensor {
     match branches {
         [cond, uncond] => network::guided(&head.logits(cond), &head.logits(uncond), guidance),
@@ -440,12 +445,12 @@ fn guided_logits(head: &CodeHead, branches: &[Tensor], guidance: f64) -> Tensor 
     }
 }
 
-/// Pixels in `−1..=1`, give or take, in `0..=1`.
+/// Maps pixels from about `−1..=1` to `0..=1`.
 fn to_unit(pixels: &Tensor) -> Tensor {
     ((pixels + 1.0) / 2.0).clamp(0.0, 1.0)
 }
 
-/// Each row once, and which of them each was.
+/// The distinct rows, and the index of each original row among them.
 fn deduplicate(rows: Vec<Vec<i64>>) -> (Vec<Vec<i64>>, Vec<i64>) {
     let mut indices = BTreeMap::new();
     let mut unique = Vec::new();
