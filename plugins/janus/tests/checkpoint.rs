@@ -184,8 +184,8 @@ fn configs_of_what_is_no_janus_are_refused() {
     let scaled = json!({"rope_type": "linear", "factor": 4.0});
     let language = |key, value| with(original_1b(), &["language_config", key], value);
     for (json, expected) in [
-        (flow, "`config.json`: this is JanusFlow, which has no image codes"),
-        (reading, "`config.json`: this is DeepSeek-VL, which does not draw"),
+        (flow, "`config.json`: this is JanusFlow, which has no image tokens"),
+        (reading, "`config.json`: this is DeepSeek-VL, which does not generate images"),
         (
             json!({"model_type": "llama"}),
             "`config.json`: `model_type`: expected `multi_modality` or `janus`, got `llama`",
@@ -201,7 +201,7 @@ fn configs_of_what_is_no_janus_are_refused() {
         ),
         (
             language("num_key_value_heads", json!(3)),
-            "`config.json`: `num_attention_heads`: expected a multiple of 3 heads of keys and values, got 16",
+            "`config.json`: `num_attention_heads`: expected a multiple of 3 key and value heads, got 16",
         ),
         (
             language("hidden_size", json!("wide")),
@@ -268,11 +268,11 @@ fn layouts_are_told_by_the_names_of_weights() {
     };
     refused(
         &["vision_gen_enc_model.a", "vision_und_enc_model.b", "language_model.c"],
-        "`: these are the weights of JanusFlow, which has no image codes",
+        "`: these are the weights of JanusFlow, which has no image tokens",
     );
     refused(
         &["aligner.layers.0.bias", "language_model.c", "vision_model.d"],
-        "`: these are the weights of DeepSeek-VL, which does not draw",
+        "`: these are the weights of DeepSeek-VL, which does not generate images",
     );
     refused(&["showo.model.a"], "`: expected weights `gen_head.…` or `model.generation_head.…`, got none");
 }

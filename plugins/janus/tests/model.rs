@@ -452,12 +452,12 @@ fn what_does_not_fit_is_refused() {
 
     let janus = tiny();
     let wrong = janus.encode(&Tensor::zeros([1, 3, 4, 6], tch::kind::FLOAT_CPU)).unwrap_err();
-    assert_eq!(wrong.message(), "pictures: expected [B,3,4,4], got [1, 3, 4, 6]");
+    assert_eq!(wrong.message(), "images: expected [B,3,4,4], got [1, 3, 4, 6]");
     let image = Images::from_tokens(Tensor::zeros([1, 4], tch::kind::INT64_CPU));
     let said = janus.encode_answers(&texts(&["a cat"])).unwrap();
     let wrong =
         janus.answer_logp(&image, &texts(&["<image_placeholder>"]), &said, Policy::Current).unwrap_err();
-    assert_eq!(wrong.message(), "a question about a picture cannot contain `<image_placeholder>`");
+    assert_eq!(wrong.message(), "a question must not contain the image placeholder `<image_placeholder>`");
     assert!(janus.answer_logp(&image, &texts(&["it"]), &said, Policy::Reference).is_err(), "none was frozen");
     let both = checkpoint::load(&options(), &source(Checkpoint::Folder(path.into()))).err().unwrap();
     assert!(both.message().contains("`model.options.architecture`"), "{both}");

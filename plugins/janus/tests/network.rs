@@ -195,7 +195,7 @@ fn pixels_of_another_size_are_refused() {
     let config = config(2);
     let (network, _) = network(&config, &weights(&config), Kind::Float);
     let error = network.align(&Tensor::zeros([1, 3, 8, 12], tch::kind::FLOAT_CPU)).unwrap_err();
-    assert_eq!(error.message(), "the vision tower: expected pixels of shape [B, 3, 8, 8], got [1, 3, 8, 12]");
+    assert_eq!(error.message(), "vision encoder: expected pixels of shape [B, 3, 8, 8], got [1, 3, 8, 12]");
 }
 
 #[test]

@@ -390,10 +390,7 @@ fn a_broken_checkpoint_is_refused_by_file_and_key() {
     };
     refused(set("config.json", "vocab_size", 7.into()), &["config.json", "`vocab_size`", "got 7"]);
     refused(set("config.json", "num_vq_tokens", "many".into()), &["config.json", "many"]);
-    refused(
-        set("config.json", "_class_name", "JanusFlow".into()),
-        &["expected a `Showo`, got a `JanusFlow`"],
-    );
+    refused(set("config.json", "_class_name", "JanusFlow".into()), &["expected `Showo`, got `JanusFlow`"]);
     refused(set("config.json", "w_clip_vit", true.into()), &["no vision tower", "model.options.clip"]);
     refused(set("magvitv2/config.json", "norm_groups", 3.into()), &["magvitv2/config.json", "groups"]);
 }
@@ -429,7 +426,7 @@ fn a_tokenizer_of_another_vocabulary_is_refused() {
             json["model"]["vocab"]["extra"] = 99.into();
             fs::write(path, json.to_string()).unwrap();
         },
-        &["expected 11 tokens, as `llm_vocab_size` says, or 21", "got 12", "microsoft/phi-1_5"],
+        &["expected 11 tokens (`llm_vocab_size`), or 21", "got 12", "microsoft/phi-1_5"],
     );
     refused(
         |dir| {
