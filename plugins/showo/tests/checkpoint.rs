@@ -722,11 +722,11 @@ fn with_vision_encoder() -> tempfile::TempDir {
             weights.push((name.into(), Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.3));
         }
     });
-    let vision_encoder = dir.path().join("clip-vit-large-patch14-336");
-    fs::create_dir(&vision_encoder).unwrap();
+    let encoder = dir.path().join("clip-vit-large-patch14-336");
+    fs::create_dir(&encoder).unwrap();
     for file in ["config.json", "model.safetensors"] {
         let fixture = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/clip")).join(file);
-        fs::copy(fixture, vision_encoder.join(file)).unwrap();
+        fs::copy(fixture, encoder.join(file)).unwrap();
     }
     dir
 }
