@@ -107,19 +107,19 @@ fn transformers_agrees_and_loads_the_saved_model() {
 
     // Understanding, with and without the original's system prompt.
     let without = load(&folder, Some(""));
-    let pictures = tensor("pictures");
-    for asked in json["questions"].as_array().unwrap() {
-        let model = if text(&asked["system"]).is_empty() { &without } else { &janus };
-        let question = text(&asked["question"]);
-        assert_eq!(model.prompting().question(&question).unwrap(), ids(&asked["ids"]), "{asked}");
-        let answers = model.encode_answers(&[text(&asked["answer"])]).unwrap();
-        assert_eq!(Vec::<i64>::try_from(answers.tokens.view([-1])).unwrap(), ids(&asked["answer_ids"]));
-        let picture = pictures.narrow(0, asked["picture"].as_i64().unwrap(), 1);
-        let image: Images = model.encode(&picture).unwrap();
+    let images = tensor("images");
+    for record in json["questions"].as_array().unwrap() {
+        let model = if text(&record["system"]).is_empty() { &without } else { &janus };
+        let question = text(&record["question"]);
+        assert_eq!(model.prompting().question(&question).unwrap(), ids(&record["ids"]), "{record}");
+        let answers = model.encode_answers(&[text(&record["answer"])]).unwrap();
+        assert_eq!(Vec::<i64>::try_from(answers.tokens.view([-1])).unwrap(), ids(&record["answer_ids"]));
+        let pixels = images.narrow(0, record["image"].as_i64().unwrap(), 1);
+        let image: Images = model.encode(&pixels).unwrap();
         let answers = Answers { text: vec![String::new()], ..answers };
         let logp = model.answer_logp(&image, &[question], &answers, Policy::Current).unwrap().logp;
         let expected: Vec<f64> =
-            asked["answer_logp"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+            record["answer_logp"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
         close("answer", &logp.view([-1]), &Tensor::from_slice(&expected).to_kind(Kind::Float));
     }
 
