@@ -1,9 +1,9 @@
-"""Runs `rollouts.rs` and its Python peers in turns, and prints their figures side by side: `./x race`.
+"""Alternates `rollouts.rs` and its Python peers, and prints their figures side by side: `./x race`.
 
     race.py BENCH [--rounds N] [--tiny]
 
-Ours first checks that it scores what it samples. A figure is the median of the rounds' medians, of three or fewer times each.
-The floor is what the arithmetic and the weights take at the rates that the card itself is measured at here.
+unirl first checks that it scores what it samples. A figure is the median over rounds of the median of up to three runs.
+The floor is the time of the arithmetic and of reading the weights, at the rates measured on the same GPU.
 """
 
 import argparse
@@ -19,28 +19,28 @@ from pathlib import Path
 
 PEERS = Path(__file__).resolve().parent / "peers"
 
-# Of each family: what a row is called, the peer's rows of which the first that is there counts, and ours.
+# For each family: the title of a row, the peer's rows (the first that exists is used), and unirl's row.
 ROWS = {
     "janus": [
-        ("drawing: transformers' `generate`", ["transformers generate"], "drawing"),
-        ("drawing: best Python", ["static cache, CUDA graph", "dynamic cache"], "drawing"),
+        ("generation: transformers' `generate`", ["transformers generate"], "generation"),
+        ("generation: best Python", ["static cache, CUDA graph", "dynamic cache"], "generation"),
         ("log-probability", ["log-probability forward"], "log-probability forward"),
         ("log-probability and its gradient", ["log-probability and gradient"], "log-probability and gradient"),
         ("SigLIP", ["siglip"], "siglip"),
         ("VQ decode", ["vq decode"], "vq decode"),
     ],
     "showo": [
-        ("drawing", ["drawing"], "drawing"),
+        ("generation", ["generation"], "generation"),
         ("answers of 16 tokens", ["answers"], "answers"),
         ("re-forward, straight-through, answer log-likelihood, reference, backward, AdamW", ["update"], "update"),
-        ("whole GRPO step", ["step"], "step"),
+        ("full GRPO step", ["step"], "step"),
     ],
 }
 NOTES = """\
-- image tokenizers: ours are f32, Python's is of the type of the model
-- whole step: ours asks about the completed drawings and about the drawings themselves, Python about the latter alone; ours
-  updates f32 copies of the weights, Python the weights themselves
-- TFLOP/s: each by its own count; that of ours has image rows and layers alone, as text is read once a drawing"""
+- image tokenizers: unirl uses f32, Python the data type of the model
+- full step: unirl answers on the completed and on the generated images, Python only on the latter; unirl updates f32 master
+  weights, Python the weights themselves
+- TFLOP/s: each by its own count; unirl counts only layers and image rows, because text is computed once per image"""
 
 
 def fail(message, hint):
@@ -48,7 +48,7 @@ def fail(message, hint):
 
 
 def run(command, file, environment):
-    """The lines that a side has written, also where it ended early; and whether it did."""
+    """The lines that a side has written, even if it failed, and whether it succeeded."""
     print(f"race: {' '.join(map(str, command))}", file=sys.stderr, flush=True)
     status = subprocess.run([*command, "--json", file], env=environment, stdout=sys.stderr, check=False).returncode
     lines = [json.loads(line) for line in Path(file).read_text().splitlines()] if Path(file).exists() else []
@@ -56,9 +56,9 @@ def run(command, file, environment):
 
 
 def race(bench, rounds, tiny):
-    """Rows by family, side and name, each with its medians by round; and the other lines by family and side."""
-    rows, others, whole = defaultdict(list), {}, True
-    # Small as they are, tiny models gain nothing from threads and wait for them.
+    """Rows by family, side and name, one per round; other lines by family and side; and whether every program succeeded."""
+    rows, others, complete_run = defaultdict(list), {}, True
+    # Threads slow tiny models down.
     environment = os.environ | ({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if tiny else {})
     size = ["--size", "tiny", "--device", "cpu"] if tiny else ["--size", "real", "--device", "cuda"]
     with tempfile.TemporaryDirectory() as folder:
@@ -71,13 +71,13 @@ def race(bench, rounds, tiny):
                 for side, command in sides.items():
                     lines, done = run(command, f"{folder}/{family}-{side}-{at}.json", environment)
                     if side == "ours" and not done:
-                        fail(f"`{family}` of ours ended early, and nothing is compared", "its own message is above")
-                    whole &= done
+                        fail(f"`rollouts` failed for `{family}`, so nothing is compared", "see its message above")
+                    complete_run &= done
                     for line in lines:
                         if "row" in line:
                             rows[family, side, line["row"]].append(line)
                     others[family, side] = [line for line in lines if "row" not in line]
-    return rows, others, whole
+    return rows, others, complete_run
 
 
 def merged(lines):
@@ -94,7 +94,7 @@ def cell(row, gpu, peak=False):
         return "failed"
     more = []
     if row["steps"]:
-        more.append(f"{1e3 * row['seconds'] / row['steps']:.3g} ms a token step")
+        more.append(f"{1e3 * row['seconds'] / row['steps']:.3g} ms per token")
     if row["flop"] and gpu:
         more.append(f"{row['flop'] / row['seconds'] / 1e12:.0f} TFLOP/s")
     if row["peak"] and peak:
@@ -103,7 +103,7 @@ def cell(row, gpu, peak=False):
 
 
 def floor(ours, rows, family):
-    """At the rates of the card; none where a row has no count, or the card was not measured."""
+    """The lower bound at the GPU's measured rates; `-` if the row has no count or the GPU was not measured."""
     rates = {}
     for name, count in (("copy", "bytes"), ("product", "flop")):
         if lines := rows.get((family, "ours", name)):
@@ -118,8 +118,8 @@ def floor(ours, rows, family):
 
 
 def table(rows, others):
-    """The lines of the table, and whether no figure is missing."""
-    complete, lines = True, [["", "Python", "ours", "times as fast", "floor"]]
+    """The lines of the table, and whether it is complete."""
+    complete, lines = True, [["", "Python", "unirl", "speedup", "floor"]]
     for family, wanted in ROWS.items():
         about = others[family, "ours"][0]
         gpu = about["gpu"]
@@ -138,32 +138,32 @@ def table(rows, others):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bench", metavar="BENCH", help="the program that `rollouts.rs` is built to")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="how often each side has its turn (2)")
-    parser.add_argument("--tiny", action="store_true", help="small models on the CPU, as where there is no GPU")
+    parser.add_argument("bench", metavar="BENCH", help="the executable of `rollouts.rs`")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds, in each of which both sides run once (default: 2)")
+    parser.add_argument("--tiny", action="store_true", help="tiny models on the CPU; the default without a GPU")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"argument --rounds: expected at least 1, got {args.rounds}")
     tiny = args.tiny or not (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"))
 
-    rows, others, whole = race(args.bench, args.rounds, tiny)
+    rows, others, complete_run = race(args.bench, args.rounds, tiny)
     lines, complete = table(rows, others)
     print("\n".join(lines), "", NOTES, sep="\n")
     for family in ROWS:
         for line in others[family, "ours"]:
             if "check" in line:
-                off = f"{line['mean']:.1e} off in the mean of {line['tokens']} tokens, {line['max']:.1e} at most"
-                print(f"- {family}, {line['check']}: scored as sampled, {off} (allowed: {line['tolerance']})")
+                error = f"error over {line['tokens']} tokens: mean {line['mean']:.1e}, maximum {line['max']:.1e}"
+                print(f"- {family}, {line['check']}: scored as sampled; {error} (allowed: {line['tolerance']})")
             elif "count" in line:
-                print(f"- {family}, {line['count']}: {line['operations']:.0f} operations of libtorch by ours")
+                print(f"- {family}, {line['count']}: {line['operations']:.0f} libtorch operations in unirl")
     ours, peer = others["janus", "ours"][0], (others["janus", "python"] or [{}])[0]
     print(f"- rounds: {args.rounds}; card: {peer.get('card')}")
-    print(f"- ours: {ours['precision']}, libtorch {ours['libtorch']}, CUDA graphs: {ours['graphs']}")
+    print(f"- unirl: {ours['precision']}, libtorch {ours['libtorch']}, CUDA graphs: {ours['graphs']}")
     print(f"- Python: torch {peer.get('torch')}, transformers {peer.get('transformers')}")
     if tiny:
-        print("- these are tiny models on a CPU: the figures say that all of it runs, and nothing of real sizes on a GPU")
-    if not (whole and complete):
-        fail("some of Python's rows are missing", "the messages of its programs are above")
+        print("- these are tiny models on a CPU: the figures show that everything runs, and nothing about real sizes on a GPU")
+    if not (complete_run and complete):
+        fail("some Python rows are missing", "see the messages of the Python programs above")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-//! Samples a second through the plugin boundary, on one core, in batches: `cargo bench -p unirl-tests --bench rewards`.
-//! The floor that we hold ourselves to is 200,000 a second.
+//! Samples per second through the plugin boundary, on one core, in batches: `cargo bench -p unirl-tests --bench rewards`.
+//! The required minimum is 200,000 per second.
 
 use std::hint::black_box;
 
@@ -13,7 +13,7 @@ use unirl::reward::{RewardFunction, RuleFile, Sample};
 const BATCH: usize = 4096;
 const GROUP: usize = 8;
 
-/// Prompts of all categories, a group each; of its answers a third is right, a third wrong, a third chatter.
+/// One group per prompt, of every category. A third of the answers is correct, a third wrong, a third verbose.
 fn samples() -> Vec<Sample> {
     let (list, wording) = (ObjectList::everyday(), PromptTemplates::paper());
     let tasks =

@@ -1,7 +1,7 @@
-//! Drawing, answering, scoring and a step of training at the sizes of the published models, with random weights. `./x race`
-//! runs it in turns with what a Python user would run (`peers/`) and prints both side by side.
+//! Times generation, answers, scoring and a training step at the sizes of the published models, with random weights. `./x race`
+//! alternates it with Python implementations (`peers/`) and prints both side by side.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program of its own")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 use std::fs::File;
 use std::io::Write as _;
@@ -29,22 +29,22 @@ use unirl::{Error, Result, cuda_graph, ops};
 use unirl_plugin_janus::model::Janus;
 use unirl_plugin_showo::model::Showo;
 
-/// Times what the models do, after a check that what is fast is also right.
+/// Time the models, after a check that scoring reproduces the log-probabilities of sampling.
 #[derive(Parser)]
 struct Args {
-    /// Which model.
+    /// The model family.
     #[arg(long)]
     family: Family,
-    /// Sizes: `real` ones without it on a GPU, else `tiny` ones.
+    /// The model sizes. Default: `real` on a GPU, else `tiny`.
     #[arg(long)]
     size: Option<Size>,
-    /// Where to work.
+    /// The device.
     #[arg(long, default_value = "auto")]
-    device: On,
-    /// Where every row goes, too, as a line of JSON.
+    device: DeviceArg,
+    /// Also write every row to FILE, one JSON object per line.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// What cargo tells every bench.
+    /// Passed by cargo to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -62,21 +62,21 @@ enum Size {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum On {
+enum DeviceArg {
     Auto,
     Cpu,
     Cuda,
 }
 
-/// The most that a log-probability may be off, as the mean and the maximum over tokens.
+/// The largest allowed error of log-probabilities: mean and maximum over tokens.
 type Tolerance = [f64; 2];
-const F32: Tolerance = [1e-4, 1e-3]; // a hundred roundings of 2⁻²⁴ of logits near 10, which guidance multiplies
-/// 2⁻⁹ of logits near 1 at each rounding of 24 layers, multiplied by √(5² + 4²) where guidance is 5: .05 and .15 on a CPU. What
-/// is wrong is off by the spread of log-probabilities, 1 to 3.
+const F32: Tolerance = [1e-4, 1e-3]; // 100 roundings of 2⁻²⁴ of logits near 10, amplified by guidance
+/// 2⁻⁹ of logits near 1 per rounding in 24 layers, amplified by √(5² + 4²) for a guidance of 5. Observed on a CPU: 0.05 and 0.15.
+/// A wrong computation differs by the spread of log-probabilities, 1 to 3.
 const BF16: Tolerance = [0.1, 1.0];
 
-/// Rows are timed so often, after a time that does not count.
-const TIMES: usize = 3;
+/// Timed runs per row, after one warm-up run.
+const RUNS: usize = 3;
 const ANSWER: i64 = 16;
 
 fn main() -> ExitCode {
@@ -103,29 +103,29 @@ fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn device(on: On) -> Result<Device> {
-    let wanted = match on {
-        On::Cpu => false,
-        On::Auto | On::Cuda => has_cuda_driver(),
+fn device(device: DeviceArg) -> Result<Device> {
+    let wanted = match device {
+        DeviceArg::Cpu => false,
+        DeviceArg::Auto | DeviceArg::Cuda => has_cuda_driver(),
     };
     if wanted {
         load_cuda()?;
     }
-    match on {
+    match device {
         _ if wanted && Cuda::is_available() => Ok(Device::Cuda(0)),
-        On::Cuda => Err(Error::usage("no GPU was found").hint("use `--device cpu`")),
-        On::Auto | On::Cpu => Ok(Device::Cpu),
+        DeviceArg::Cuda => Err(Error::usage("no GPU was found").hint("use `--device cpu`")),
+        DeviceArg::Auto | DeviceArg::Cpu => Ok(Device::Cpu),
     }
 }
 
 // --- the harness ---
 
-/// What a row cannot do without, where that is known: arithmetic, and memory that is read.
+/// The minimal work of a row, where known: arithmetic, and memory to read.
 #[derive(Clone, Copy, Default)]
 struct Work {
     flop: i64,
     bytes: i64,
-    /// Steps that are one after the other.
+    /// Sequential steps.
     steps: i64,
 }
 
@@ -159,7 +159,7 @@ impl Bench {
         }))
     }
 
-    /// Times `run`, which tells apart the seconds of its parts: the first is the whole.
+    /// Times `run`, which returns the total seconds followed by those of its parts.
     fn time_parts<const N: usize>(
         &mut self,
         rows: [(&str, Work); N],
@@ -168,7 +168,7 @@ impl Bench {
         run()?;
         ops::peak_memory(self.device);
         let mut all = [const { Vec::new() }; N];
-        for _ in 0..TIMES {
+        for _ in 0..RUNS {
             for (seconds, of) in run()?.into_iter().zip(&mut all) {
                 of.push(seconds);
             }
@@ -176,7 +176,7 @@ impl Bench {
         let peak = ops::peak_memory(self.device);
         for ((row, Work { flop, bytes, steps }), mut seconds) in rows.into_iter().zip(all) {
             seconds.sort_by(f64::total_cmp);
-            let [least, median, most] = [seconds[0], seconds[TIMES / 2], seconds[TIMES - 1]];
+            let [least, median, most] = [seconds[0], seconds[RUNS / 2], seconds[RUNS - 1]];
             println!("{row:<32} {median:9.4} s   ({least:.4} to {most:.4})");
             self.write(&json!({
                 "row": row, "median": median, "min": least, "max": most, "peak": peak,
@@ -197,7 +197,7 @@ impl Bench {
         })
     }
 
-    /// What floors are made of: how fast the card copies, and multiplies.
+    /// Measures the rates for lower bounds: memory copies and matrix products of the GPU.
     fn card(&mut self) -> Result<()> {
         if !self.device.is_cuda() {
             return Ok(());
@@ -217,15 +217,16 @@ impl Bench {
         })
     }
 
-    /// Refuses log-probabilities of sampling that scoring does not find again.
+    /// Errors if scoring does not reproduce the log-probabilities of sampling.
     fn compare(&mut self, what: &str, sampled: Option<&Tensor>, scored: &TokenLogp) -> Result<()> {
-        let sampled = sampled.ok_or_else(|| Error::failure(format!("{what}: without log-probabilities")))?;
+        let sampled =
+            sampled.ok_or_else(|| Error::failure(format!("{what}: no log-probabilities of sampling")))?;
         let off = (sampled - &scored.logp).abs().masked_select(&scored.mask).to_kind(Kind::Double);
         let [mean, most] = [off.mean(Kind::Double), off.max()].map(|value| value.double_value(&[]));
         let [mean_allowed, most_allowed] = if self.kind() == Kind::Float { F32 } else { BF16 };
         let tokens = off.numel();
         println!(
-            "{what}: scored as sampled, {mean:.1e} off in the mean of {tokens} tokens, {most:.1e} at most"
+            "{what}: scored as sampled; error over {tokens} tokens: mean {mean:.1e}, maximum {most:.1e}"
         );
         self.write(&json!({
             "check": what, "tokens": tokens, "mean": mean, "max": most,
@@ -235,10 +236,10 @@ impl Bench {
             return Ok(());
         }
         Err(Error::failure(format!(
-            "{what}: log-probabilities of sampling and of scoring are {mean:.1e} apart in the mean and {most:.1e} at \
-             most, expected {mean_allowed:.1e} and {most_allowed:.1e}: nothing is timed"
+            "{what}: log-probabilities of sampling and scoring differ by {mean:.1e} in the mean and {most:.1e} at \
+             most, expected at most {mean_allowed:.1e} and {most_allowed:.1e}; nothing is timed"
         ))
-        .hint("`unirl doctor` looks for the reason; on a GPU, `--device cpu` tells whether it is the GPU's path"))
+        .hint("run `unirl doctor`; on a GPU, compare with `--device cpu`"))
     }
 
     fn count(&mut self, what: &str, operations: i64, steps: i64) -> Result<()> {
@@ -254,16 +255,16 @@ fn wait(device: Device) {
     }
 }
 
-// --- what is asked of the models ---
+// --- inputs of the models ---
 
-/// The first `tokens` of a fresh model's words, so that a tokenizer has as many entries as the published one.
+/// A vocabulary of `tokens` words, so that a fresh tokenizer has as many entries as the published one.
 fn vocabulary(tokens: usize) -> Vec<String> {
     let words = (1..tokens).map(|at| format!("w{at}"));
     std::iter::once(":".into()).chain(words).collect()
 }
 
-/// Words that are a token each.
-fn text(first: usize, words: usize) -> String {
+/// Words of one token each.
+fn words(first: usize, words: usize) -> String {
     (first..first + words).map(|at| format!("w{}", at + 1)).collect::<Vec<_>>().join(" ")
 }
 
@@ -271,28 +272,28 @@ fn source(device: Device) -> ModelSource {
     ModelSource { checkpoint: Checkpoint::Fresh, device, seed: 1, dry: false }
 }
 
-/// Values of the layers of the language model, whose weights every token passes.
+/// The number of parameters in the language model's layers, which every token passes through.
 fn layers(parameters: &[Parameter], prefix: &str) -> i64 {
     let of = parameters.iter().filter(|parameter| parameter.name.starts_with(prefix));
     of.map(|parameter| parameter.tensor.numel() as i64).sum()
 }
 
-fn answering(max_tokens: i64) -> TextSampling {
+fn answer_sampling(max_tokens: i64) -> TextSampling {
     TextSampling { temperature: 1.0, max_tokens, ..TextSampling::default() }
 }
 
-/// Whether answers are scored as they were sampled, and what a token of theirs takes.
+/// Checks that answers are scored as sampled, and counts the operations per token.
 fn check_answers(
     bench: &mut Bench,
     model: &mut dyn UnifiedModel,
     images: &Images,
     questions: &[String],
 ) -> Result<()> {
-    let (answers, whole) = ops::count(|| model.answer(images, questions, &answering(ANSWER)));
+    let (answers, whole) = ops::count(|| model.answer(images, questions, &answer_sampling(ANSWER)));
     let answers = answers?;
     let scored = tch::no_grad(|| model.answer_logp(images, questions, &answers, Policy::Current))?;
     bench.compare("answers", answers.logp.as_ref(), &scored)?;
-    let (_, half) = ops::count(|| model.answer(images, questions, &answering(ANSWER / 2)));
+    let (_, half) = ops::count(|| model.answer(images, questions, &answer_sampling(ANSWER / 2)));
     bench.count("a token step of answers", whole - half, ANSWER - ANSWER / 2)
 }
 
@@ -301,18 +302,18 @@ fn check_answers(
 fn janus(mut bench: Bench, size: Size) -> Result<()> {
     let real = size == Size::Real;
     let (batch, prompt, guidance) = (8, 32, 5.0);
-    let words = vocabulary(102_400 - 9); // and the unknown word and eight special tokens
+    let vocabulary = vocabulary(102_400 - 9); // plus the unknown token and eight special tokens
     let device = bench.device;
     let architecture = if real {
         json!({
             "hidden_size": 2048, "intermediate_size": 5632, "layers": 24, "heads": 16, "key_value_heads": 16,
-            "grid": 24, "words": words, "vq": {},
+            "grid": 24, "words": vocabulary, "vq": {},
             "vision": {"hidden_size": 1024, "intermediate_size": 4096, "layers": 24, "heads": 16},
         })
     } else {
         json!({
             "hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4, "key_value_heads": 4,
-            "grid": 8, "words": words,
+            "grid": 8, "words": vocabulary,
             "vq": {
                 "base_channels": 32, "channel_multiplier": [1, 1, 1, 1, 1], "num_res_blocks": 1,
                 "latent_channels": 32,
@@ -322,28 +323,28 @@ fn janus(mut bench: Bench, size: Size) -> Result<()> {
     };
     let options = serde_json::from_value(json!({ "architecture": architecture }));
     let options = options.context(|| "the sizes of Janus")?;
-    let parts = unirl_plugin_janus::checkpoint::parts(&options, &source(device))?;
+    let parts = unirl_plugin_janus::checkpoint::load(&options, &source(device))?;
     let mut model = Janus::from_parts(parts, device)?;
     let ModelCard { image_tokens: tokens, resolution: edge, .. } = *model.card();
     let name = if real { "Janus-Pro-1B" } else { "a tiny Janus" };
-    let work = format!("{name}, {batch} images, guidance {guidance}, {tokens} tokens behind {prompt}");
+    let work = format!("{name}, {batch} images, guidance {guidance}, {tokens} tokens after {prompt}");
     bench.about(size, &work)?;
 
-    // Six of a prompt's tokens are the template's.
-    let prompts = vec![text(0, prompt - 6); batch];
-    let questions = vec![text(100, 20); batch];
-    assert_eq!(model.prompting().drawing(&prompts[0])?.len(), prompt, "tokens of the prompt");
+    // Six tokens of a prompt belong to the template.
+    let prompts = vec![words(0, prompt - 6); batch];
+    let questions = vec![words(100, 20); batch];
+    assert_eq!(model.prompting().generation_ids(&prompts[0])?.len(), prompt, "tokens of the prompt");
     let sampling = ImageSampling { guidance, ..ImageSampling::default() };
 
-    let (images, drawn) = ops::count(|| model.generate(&prompts, &sampling));
+    let (images, generated) = ops::count(|| model.generate(&prompts, &sampling));
     let images = images?;
     let scored = tch::no_grad(|| {
-        let replay = Masking::Remask { seed: 0, part: None, scoring: Scoring::Guided, guidance };
-        model.image_logp(&prompts, &images, Policy::Current, &replay)
+        let masking = Masking::Remask { seed: 0, part: None, scoring: Scoring::Guided, guidance };
+        model.image_logp(&prompts, &images, Policy::Current, &masking)
     })?;
-    bench.compare("drawings", images.logp.as_ref(), &scored)?;
+    bench.compare("images", images.logp.as_ref(), &scored)?;
     let (_, decoded) = ops::count(|| model.pixels(&images));
-    bench.count("a token step of drawings", drawn - decoded, tokens)?;
+    bench.count("a token step of generation", generated - decoded, tokens)?;
     check_answers(&mut bench, &mut model, &images, &questions)?;
 
     bench.card()?;
@@ -351,12 +352,13 @@ fn janus(mut bench: Bench, size: Size) -> Result<()> {
     let weights = layers(&parameters, "model.language_model.layers.");
     let bytes = weights * bench.kind().elt_size_in_bytes() as i64;
     let flop = 2 * weights * batch as i64 * (prompt as i64 + tokens - 1);
-    let ids = prompts.iter().map(|prompt| model.prompting().drawing(prompt)).collect::<Result<Vec<_>>>()?;
-    bench.time("drawing", Work { flop: 0, bytes: tokens * bytes, steps: tokens }, || {
-        tch::no_grad(|| model.draw(&ids, &sampling)).map(drop)
+    let ids =
+        prompts.iter().map(|prompt| model.prompting().generation_ids(prompt)).collect::<Result<Vec<_>>>()?;
+    bench.time("generation", Work { flop: 0, bytes: tokens * bytes, steps: tokens }, || {
+        tch::no_grad(|| model.generate_tokens(&ids, &sampling)).map(drop)
     })?;
-    let replay = Masking::remask(0, None);
-    let score = |model: &Janus| model.image_logp(&prompts, &images, Policy::Current, &replay);
+    let masking = Masking::remask(0, None);
+    let score = |model: &Janus| model.image_logp(&prompts, &images, Policy::Current, &masking);
     bench.time("log-probability forward", Work { flop, ..Work::default() }, || {
         tch::no_grad(|| score(&model)).map(drop)
     })?;
@@ -378,34 +380,33 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
     let real = size == Size::Real;
     let (prompts, group, prompt, question) = (2, 3, 128, 32);
     let batch = prompts * group;
-    let words = vocabulary(50_295 - 2); // and the unknown word and the end token
+    let vocabulary = vocabulary(50_295 - 2); // plus the unknown token and the end token
     let device = bench.device;
     let architecture = if real {
         json!({
             "hidden_size": 2048, "intermediate_size": 8192, "layers": 24, "heads": 32, "max_text_len": prompt,
-            "grid": 32, "words": words, "magvit": {},
+            "grid": 32, "words": vocabulary, "magvit": {},
         })
     } else {
         let half = json!({"ch": 16, "ch_mult": [1, 2, 2, 2], "num_res_blocks": [1, 1, 1, 1]});
         json!({
             "hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4, "max_text_len": prompt,
-            "grid": 8, "words": words, "magvit": {"norm_groups": 8, "encoder": half, "decoder": half},
+            "grid": 8, "words": vocabulary, "magvit": {"norm_groups": 8, "encoder": half, "decoder": half},
         })
     };
     let options = serde_json::from_value(json!({ "architecture": architecture }));
     let options = options.context(|| "the sizes of Show-o")?;
-    let parts = unirl_plugin_showo::checkpoint::parts(&options, &source(device))?;
+    let parts = unirl_plugin_showo::checkpoint::load(&options, &source(device))?;
     let mut model = Showo::from_parts(parts, device)?;
     let sampling = ImageSampling::default();
     let ImageSampling { guidance, steps, .. } = sampling;
     let tokens = model.card().image_tokens;
     let name = if real { "Show-o 512" } else { "a tiny Show-o" };
-    let work = format!(
-        "{name}, {batch} images, guidance {guidance}, {steps} steps, {tokens} tokens behind {prompt}"
-    );
+    let work =
+        format!("{name}, {batch} images, guidance {guidance}, {steps} steps, {tokens} tokens after {prompt}");
     bench.about(size, &work)?;
 
-    // As long as they may be, since the peer pads its prompts to that: two tokens are the layout's, one of a question.
+    // Of maximal length, to which the Python peer pads its prompts: the layout adds two tokens to a prompt, one to a question.
     let tasks: Vec<Task> = (0..batch)
         .map(|at| Task {
             spec: PromptSpec {
@@ -413,8 +414,8 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
                 objects: vec![Object::one("w1")],
                 relation: None,
             },
-            prompt: text(1000 * (at / group), prompt - 2),
-            question: text(500, question - 1),
+            prompt: words(1000 * (at / group), prompt - 2),
+            question: words(500, question - 1),
             reference_answer: "w1".into(),
             keywords: vec!["w1".into()],
         })
@@ -425,14 +426,14 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
     let (images, whole) = ops::count(|| model.generate(&texts, &sampling));
     let images = images?;
     let scored = tch::no_grad(|| {
-        // Of two drawings: every state of all six together takes more memory than anything that is timed.
-        let replay = Masking::Reveal { steps: (0..steps).collect(), scoring: Scoring::Guided, guidance };
-        model.image_logp(&texts[..2], &images.narrow(0, 2), Policy::Current, &replay)
+        // Two images only: every state of all six needs more memory than any timed call.
+        let masking = Masking::Reveal { steps: (0..steps).collect(), scoring: Scoring::Guided, guidance };
+        model.image_logp(&texts[..2], &images.narrow(0, 2), Policy::Current, &masking)
     })?;
-    bench.compare("drawings", images.narrow(0, 2).logp.as_ref(), &scored)?;
+    bench.compare("images", images.narrow(0, 2).logp.as_ref(), &scored)?;
     let fewer = ImageSampling { steps: steps / 2, ..sampling.clone() };
     let (_, half) = ops::count(|| model.generate(&texts, &fewer));
-    bench.count("a step of drawings", whole - half, steps - steps / 2)?;
+    bench.count("a step of generation", whole - half, steps - steps / 2)?;
     check_answers(&mut bench, &mut model, &images, &questions)?;
 
     bench.card()?;
@@ -440,18 +441,20 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
     let bytes = weights * bench.kind().elt_size_in_bytes() as i64;
     let rows = batch as i64 * (tokens + 2);
     let flop = 2 * weights * 2 * rows * steps;
-    bench
-        .time("drawing", Work { flop, ..Work::default() }, || model.generate(&texts, &sampling).map(drop))?;
+    bench.time("generation", Work { flop, ..Work::default() }, || {
+        model.generate(&texts, &sampling).map(drop)
+    })?;
     let flop = 2 * weights * batch as i64 * (tokens + 3 + question as i64);
     bench.time("answers", Work { flop, bytes: (ANSWER - 1) * bytes, steps: 0 }, || {
-        model.answer(&images, &questions, &answering(ANSWER)).map(drop)
+        model.answer(&images, &questions, &answer_sampling(ANSWER)).map(drop)
     })?;
 
-    let rollout = Rollout { prompts, group, micro_batch: 0, images: sampling, answers: answering(ANSWER) };
+    let rollout =
+        Rollout { prompts, group, micro_batch: 0, images: sampling, answers: answer_sampling(ANSWER) };
     train(&mut bench, Box::new(model), &tasks, &rollout)
 }
 
-/// Steps of GRPO as the trainer does them: the optimizer, then the update.
+/// GRPO steps as in training: the algorithm, then the update.
 fn train(
     bench: &mut Bench,
     mut model: Box<dyn UnifiedModel>,
@@ -465,13 +468,13 @@ fn train(
         let _ = parameter.tensor.set_requires_grad(false);
     }
     let mut update = AdamW::new(weights, UpdateOptions::default(), 1000);
-    let rules = RewardSet::new(vec![(WeightedReward::named("turns"), Box::new(InTurns))])?;
-    let mut model = Watched { model, device: bench.device, drawing: 0.0, answering: 0.0 };
+    let rules = RewardSet::new(vec![(WeightedReward::named("cyclic"), Box::new(CyclicReward))])?;
+    let mut model = TimedModel { model, device: bench.device, generation: 0.0, answering: 0.0 };
     let mut step = 0;
-    let rows = ["step", "step: drawing", "step: answers", "update"].map(|row| (row, Work::default()));
+    let rows = ["step", "step: generation", "step: answers", "update"].map(|row| (row, Work::default()));
     bench.time_parts(rows, || {
         step += 1;
-        [model.drawing, model.answering] = [0.0; 2];
+        [model.generation, model.answering] = [0.0; 2];
         wait(model.device);
         let started = Instant::now();
         update.zero_grad();
@@ -489,34 +492,34 @@ fn train(
         update.apply()?;
         wait(model.device);
         let whole = started.elapsed().as_secs_f64();
-        Ok([whole, model.drawing, model.answering, whole - model.drawing - model.answering])
+        Ok([whole, model.generation, model.answering, whole - model.generation - model.answering])
     })
 }
 
-/// A rule that needs no answer to be right: what is timed does not depend on rewards, if they differ.
-struct InTurns;
+/// A reward that ignores the answers; only different values matter for the timing.
+struct CyclicReward;
 
-impl RewardFunction for InTurns {
+impl RewardFunction for CyclicReward {
     fn score(&self, samples: &[Sample], _: Option<&Tensor>) -> Result<Vec<Reward>> {
         Ok((0..samples.len()).map(|at| Reward::new((at % 3) as f64, 2.0)).collect())
     }
 }
 
-/// A model whose drawing and answering are timed, each until the GPU has done it.
-struct Watched {
+/// A model whose generation and answers are timed, each until the GPU has finished.
+struct TimedModel {
     model: Box<dyn UnifiedModel>,
     device: Device,
-    drawing: f64,
+    generation: f64,
     answering: f64,
 }
 
-impl UnifiedModel for Watched {
+impl UnifiedModel for TimedModel {
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
         wait(self.device);
         let started = Instant::now();
         let images = self.model.generate(prompts, sampling)?;
         wait(self.device);
-        self.drawing += started.elapsed().as_secs_f64();
+        self.generation += started.elapsed().as_secs_f64();
         Ok(images)
     }
 
@@ -550,9 +553,9 @@ impl UnifiedModel for Watched {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
+        masking: &Masking,
     ) -> Result<ImageLogits> {
-        self.model.image_logits(prompts, images, policy, replay)
+        self.model.image_logits(prompts, images, policy, masking)
     }
 
     fn image_logp(
@@ -560,9 +563,9 @@ impl UnifiedModel for Watched {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
+        masking: &Masking,
     ) -> Result<TokenLogp> {
-        self.model.image_logp(prompts, images, policy, replay)
+        self.model.image_logp(prompts, images, policy, masking)
     }
 
     fn answer_logp(

@@ -1,8 +1,8 @@
-//! Writes the example's source once a bug, with that bug in it.
+//! Writes a copy of the example's source for each planted bug.
 
 use std::{env, fs, path::Path};
 
-/// What a mutant is called, what its bug replaces in the source, and by what.
+/// The name of a mutant, the source text that its bug replaces, and the replacement.
 const BUGS: [(&str, &str, &str); 18] = [
     ("no-shift", "constant_pad_nd([0, 0, 1, -1])", "constant_pad_nd([0, 0, 0, 0])"),
     ("no-mask", "ids.ne(PAD).to_kind", "ids.ge(PAD).to_kind"),
@@ -53,7 +53,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed={}", example.display());
     let source = fs::read_to_string(example).unwrap_or_else(|error| panic!("{}: {error}", example.display()));
-    // A module has its documentation outside, and the crate is exported once.
+    // A module cannot have inner documentation here, and the crate exports one plugin.
     let source: String = source
         .lines()
         .filter(|line| !line.starts_with("//!") && !line.starts_with("unirl::export_plugin!"))
@@ -61,7 +61,7 @@ fn main() {
         .collect();
     let mut text = String::new();
     for (name, from, to) in BUGS {
-        assert!(source.contains(from), "mutant `{name}`: the example has no `{from}`");
+        assert!(source.contains(from), "mutant `{name}`: the example does not contain `{from}`");
         let mutant = source
             .replace(from, to)
             .replace("register_model!(\"my-model\"", &format!("register_model!(\"{name}\""));

@@ -275,7 +275,7 @@ fn plugin_log_events_reach_the_host() -> Result<()> {
     tracing::subscriber::set_global_default(Recorder).unwrap();
     model("echo").generate(&texts(&["a", "b", "c"]), &ImageSampling::default())?;
     let events = EVENTS.lock().unwrap();
-    let wanted = ["INFO", "drawing batch=3", "unirl_plugin_fixture"];
+    let wanted = ["INFO", "generating batch=3", "unirl_plugin_fixture"];
     assert!(events.iter().any(|event| wanted.iter().all(|part| event.contains(part))), "{events:?}");
     Ok(())
 }

@@ -234,7 +234,7 @@ fn truncated_prompts_warn_once() {
         &["generate", "--plugin", "showo", "--prompt", &long, "--prompt", &other, "--seed", "1"],
     );
     assert!(text.contains("exit: 0"), "{text}");
-    assert_eq!(text.matches("the rest is cut off").count(), 1, "{text}");
+    assert_eq!(text.matches("it is truncated").count(), 1, "{text}");
     let short = ["generate", "--plugin", "showo", "--prompt", "a photo of a red star"];
     let text = context.unirl(&plugin_dir(), &short);
     assert!(text.contains("exit: 0") && !text.contains("WARN"), "{text}");

@@ -1,5 +1,4 @@
-//! What stands between the language model and pictures: projectors of features and codes to its rows, and the head from
-//! its rows to codes.
+//! Projectors of image features and image codes to rows of the language model, and the head from hidden states to codes.
 
 use tch::{Kind, Tensor};
 use unirl::Result;
@@ -8,7 +7,7 @@ use unirl_layers::Linear;
 
 use crate::config::JanusConfig;
 
-/// Linear layers, GELU between them.
+/// Linear layers with GELU between them.
 pub struct Aligner(Vec<Linear>);
 
 impl Aligner {
@@ -44,24 +43,24 @@ impl CodeHead {
         })
     }
 
-    /// Another handle of the same tensors.
+    /// A head that shares its tensors with this one.
     #[must_use]
-    pub fn handle(&self) -> Self {
-        Self { first: self.first.handle(), second: self.second.handle() }
+    pub fn shallow_clone(&self) -> Self {
+        Self { first: self.first.shallow_clone(), second: self.second.shallow_clone() }
     }
 
-    /// Logits over the codes of hidden rows `[..,D]`: `[..,K]` f32.
+    /// Logits over the codes, of hidden states `[..,D]`: `[..,K]` f32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         self.second.apply(&self.first.apply(hidden).gelu("none")).to_kind(Kind::Float)
     }
 }
 
-/// Image codes in and out of the language model.
+/// The input and output path of image codes.
 pub struct Codes {
-    /// `[K,d]`; another table than the image tokenizer's.
+    /// `[K,d]`; not the image tokenizer's codebook.
     embed: Tensor,
     aligner: Aligner,
-    /// Rows to codes.
+    /// Hidden states to codes.
     pub head: CodeHead,
 }
 

@@ -1,8 +1,8 @@
-//! Checkpoints: a folder in either layout, the embedded one, or fresh weights.
+//! Loading and saving checkpoints: a folder in either layout, the embedded checkpoint, or fresh weights.
 //!
-//! A folder holds `config.json`, the weights under any name and form that [`Weights::find`] knows, `tokenizer.json`, and
-//! small files beside them that are kept as they are. What is saved has the layout of what was loaded. The embedded
-//! checkpoint is such a folder in one safetensors file: weights as f16, the small files in its header.
+//! A folder contains `config.json`, the weights in any file that [`Weights::find`] supports, `tokenizer.json`, and other
+//! small files that are preserved. A checkpoint is saved in the layout that it was loaded from. The embedded checkpoint is
+//! such a folder packed into one safetensors file: weights as f16, small files in its header.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,13 +30,13 @@ const PROCESSOR: &str = "processor_config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
 const GENERATION: &str = "generation_config.json";
 
-/// Files of a folder that are larger are no settings.
-const SMALL: u64 = 64 << 20;
+/// Larger files of a folder are not settings.
+const MAX_SMALL_FILE: u64 = 64 << 20;
 
-/// The original's guidance where a checkpoint names none, and no more than its temperature.
-const GUIDANCE: f64 = 5.0;
+/// The original's guidance, for checkpoints that do not set one.
+const DEFAULT_GUIDANCE: f64 = 5.0;
 
-/// Words of a fresh model's templates, beside those of its prompts.
+/// A word of a fresh model's templates that its vocabulary must contain.
 const COLON: &str = ":";
 
 const BUILTIN: &[u8] = include_bytes!("../builtin/tiles.safetensors");
@@ -44,51 +44,89 @@ const BUILTIN: &[u8] = include_bytes!("../builtin/tiles.safetensors");
 /// The small files of a checkpoint by name.
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// What a model is put together from.
+/// Everything that a model is built from.
 pub struct LoadedCheckpoint {
     /// Sizes.
     pub config: JanusConfig,
     /// Prompts, and the text tokenizer.
     pub prompting: Prompting,
-    /// How the model is meant to draw.
+    /// Default image sampling.
     pub sampling: ImageSampling,
-    /// What a picture is divided by and what is taken from it, channel by channel.
+    /// Mean and standard deviation of the pixels, by channel.
     pub normalisation: [[f64; 3]; 2],
     /// All weights.
     pub store: Store,
-    /// What is saved again.
-    pub kept: Kept,
-    /// The type of the weights.
+    /// What to save with the weights.
+    pub saved: SavedFiles,
+    /// The data type of the weights.
     pub precision: Kind,
-    /// Whether layers keep their inputs alone for the gradient.
+    /// Gradient checkpointing.
     pub gradient_checkpointing: bool,
 }
 
-/// What a checkpoint holds beside the weights of the model.
-pub struct Kept {
+/// What a checkpoint contains in addition to the weights of the model.
+pub struct SavedFiles {
     layout: Layout,
     files: Files,
-    /// Weights that nothing reads.
+    /// Unused weights.
     unused: Vec<(String, Tensor)>,
 }
 
-/// The parts that `source` names.
-pub fn parts(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
+/// Loads the checkpoint that `source` selects.
+pub fn load(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
     if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
         return Err(Error::usage(
-            "`model.options.architecture`: expected none, a checkpoint brings its own sizes",
+            "`model.options.architecture` applies only to a fresh model: a checkpoint has its own sizes",
         ));
     }
     match &source.checkpoint {
         Checkpoint::Fresh => fresh(options, source),
-        Checkpoint::Folder(folder) => open(folder, options, source),
+        Checkpoint::Folder(folder) => open_folder(folder, options, source),
         Checkpoint::Builtin => unpack(BUILTIN, options, source),
     }
 }
 
-/// The weights of a network and its image tokenizer.
-pub fn expected(config: &JanusConfig) -> Result<Vec<Expected>> {
-    Ok([Network::expected(config)?, Vq::expected(&config.vq)?].concat())
+/// Opens a checkpoint folder. Checks every name and shape before reading a weight.
+fn open_folder(folder: &Path, options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
+    let mut files = small_files(folder)?;
+    let named = options.text_tokenizer.as_deref().map(Path::new);
+    let place = named.unwrap_or(folder);
+    if !Text::is_in(place) {
+        return Err(Error::failure(format!("no text tokenizer in `{}`", place.display()))
+            .cause(format!("no `{TOKENIZER}`"))
+            .hint("pass the folder of a Janus tokenizer with `--set model.options.text_tokenizer=DIR`"));
+    }
+    files.insert(TOKENIZER.into(), Text::open_folder(place)?.json().to_vec());
+    let label = folder.display().to_string();
+    load_files(&label, files, Weights::find(folder)?, options, source)
+}
+
+/// Opens the embedded checkpoint, or another one made by [`pack`].
+pub fn unpack(
+    bytes: &'static [u8],
+    options: &JanusOptions,
+    source: &ModelSource,
+) -> Result<LoadedCheckpoint> {
+    const LABEL: &str = "the embedded checkpoint";
+    let (weights, texts) = Weights::embedded(LABEL, bytes)?;
+    let files = texts.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
+    load_files(LABEL, files, weights, options, source)
+}
+
+fn load_files(
+    label: &str,
+    files: Files,
+    mut weights: Weights,
+    options: &JanusOptions,
+    source: &ModelSource,
+) -> Result<LoadedCheckpoint> {
+    let layout = Layout::of(&weights)?;
+    let json = read_file(label, &files, CONFIG)?;
+    let shape = |name: &str| layout.shape(&weights, name);
+    let config = JanusConfig::read(&json, &format!("{label}/{CONFIG}"), &shape)?;
+    let unused = layout.open(&mut weights, &expected(&config)?)?;
+    let contents = Contents { label, files, layout, weights: Some((weights, unused)) };
+    assemble(contents, config, options, source)
 }
 
 fn fresh(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
@@ -129,57 +167,17 @@ fn fresh(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoin
     assemble(contents, config, options, source)
 }
 
-/// A checkpoint folder. Every name and shape is checked before a weight is read.
-fn open(folder: &Path, options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
-    let mut files = small_files(folder)?;
-    let named = options.text_tokenizer.as_deref().map(Path::new);
-    let place = named.unwrap_or(folder);
-    if !Text::is_in(place) {
-        return Err(Error::failure(format!("no text tokenizer in `{}`", place.display()))
-            .cause(format!("there is no `{TOKENIZER}`"))
-            .hint(
-                "`--set model.options.text_tokenizer=DIR` names the folder of a Janus checkpoint's tokenizer",
-            ));
-    }
-    files.insert(TOKENIZER.into(), Text::open_folder(place)?.json().to_vec());
-    let label = folder.display().to_string();
-    load(&label, files, Weights::find(folder)?, options, source)
+/// The weights of the network and the image tokenizer.
+pub fn expected(config: &JanusConfig) -> Result<Vec<Expected>> {
+    Ok([Network::expected(config)?, Vq::expected(&config.vq)?].concat())
 }
 
-/// The embedded checkpoint, or another one that [`pack`] made.
-pub fn unpack(
-    bytes: &'static [u8],
-    options: &JanusOptions,
-    source: &ModelSource,
-) -> Result<LoadedCheckpoint> {
-    const LABEL: &str = "the embedded checkpoint";
-    let (weights, texts) = Weights::embedded(LABEL, bytes)?;
-    let files = texts.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
-    load(LABEL, files, weights, options, source)
-}
-
-fn load(
-    label: &str,
-    files: Files,
-    mut weights: Weights,
-    options: &JanusOptions,
-    source: &ModelSource,
-) -> Result<LoadedCheckpoint> {
-    let layout = Layout::of(&weights)?;
-    let json = read(label, &files, CONFIG)?;
-    let shape = |name: &str| layout.shape(&weights, name);
-    let config = JanusConfig::read(&json, &format!("{label}/{CONFIG}"), &shape)?;
-    let unused = layout.open(&mut weights, &expected(&config)?)?;
-    let contents = Contents { label, files, layout, weights: Some((weights, unused)) };
-    assemble(contents, config, options, source)
-}
-
-/// What a checkpoint is made of.
+/// The contents of a checkpoint.
 struct Contents<'a> {
     label: &'a str,
     files: Files,
     layout: Layout,
-    /// By the names of the network, and those that nothing reads; none for fresh ones.
+    /// Weights by the network's names, and unused ones; `None` for fresh weights.
     weights: Option<(Weights, Vec<(String, Tensor)>)>,
 }
 
@@ -190,9 +188,9 @@ fn assemble(
     source: &ModelSource,
 ) -> Result<LoadedCheckpoint> {
     let Contents { label, files, layout, weights } = contents;
-    let processor = read(label, &files, PROCESSOR)?;
-    let silent = processor["use_default_system_prompt"] == json!(false);
-    let system = options.system_prompt.as_deref().unwrap_or(if silent { "" } else { SYSTEM });
+    let processor = read_file(label, &files, PROCESSOR)?;
+    let disabled = processor["use_default_system_prompt"] == json!(false);
+    let system = options.system_prompt.as_deref().unwrap_or(if disabled { "" } else { SYSTEM });
     let place = format!("{label}/{TOKENIZER}");
     let text = Text::from_json(files.get(TOKENIZER).cloned().unwrap_or_default(), &place)?;
     let prompting = Prompting::new(text, system, config.image_tokens())
@@ -201,22 +199,22 @@ fn assemble(
     let largest = prompting.text().vocabulary_size().max(prompting.special.image + 1);
     if largest > rows {
         return Err(Error::failure(format!(
-            "`{place}`: expected at most {rows} tokens, as the language model has, got {largest}"
+            "`{place}`: expected at most {rows} tokens, the language model's `vocab_size`, got {largest}"
         )));
     }
-    let generation = read(label, &files, GENERATION)?;
+    let generation = read_file(label, &files, GENERATION)?;
     let number = |key: &str, default: f64| generation[key].as_f64().unwrap_or(default);
     let precision = options.precision.kind(source.device);
     let (weights, unused) = weights.map_or((None, Vec::new()), |(weights, unused)| (Some(weights), unused));
     Ok(LoadedCheckpoint {
         sampling: ImageSampling {
-            guidance: number("guidance_scale", GUIDANCE),
+            guidance: number("guidance_scale", DEFAULT_GUIDANCE),
             temperature: number("temperature", 1.0),
             ..ImageSampling::default()
         },
-        normalisation: normalisation(&read(label, &files, PREPROCESSOR)?),
+        normalisation: normalisation(&read_file(label, &files, PREPROCESSOR)?),
         store: Store::of_source(source, weights, precision),
-        kept: Kept { layout, files, unused },
+        saved: SavedFiles { layout, files, unused },
         gradient_checkpointing: options.gradient_checkpointing,
         prompting,
         config,
@@ -224,8 +222,8 @@ fn assemble(
     })
 }
 
-/// Mean and standard deviation of pixels, a half where nothing is said. An early `preprocessor_config.json` of
-/// Janus-1.3B says not to normalise, which its authors called a mistake.
+/// Mean and standard deviation of pixels, 0.5 by default. An early `preprocessor_config.json` of Janus-1.3B disables
+/// normalization, which its authors called a mistake; it is ignored.
 fn normalisation(preprocessor: &Value) -> [[f64; 3]; 2] {
     ["image_mean", "image_std"].map(|key| {
         let channel = |at: usize| preprocessor[key][at].as_f64().unwrap_or(0.5);
@@ -233,8 +231,8 @@ fn normalisation(preprocessor: &Value) -> [[f64; 3]; 2] {
     })
 }
 
-/// A JSON file of a checkpoint; null where there is none.
-fn read(label: &str, files: &Files, name: &str) -> Result<Value> {
+/// Parses a JSON file of a checkpoint; null if it is missing.
+fn read_file(label: &str, files: &Files, name: &str) -> Result<Value> {
     files.get(name).map_or(Ok(Value::Null), |bytes| {
         let file = format!("{label}/{name}");
         input::text(&file, bytes.clone())
@@ -243,7 +241,7 @@ fn read(label: &str, files: &Files, name: &str) -> Result<Value> {
     })
 }
 
-/// The settings in a folder: its JSON files but for the tables of shards, and chat templates.
+/// The small files of a folder: chat templates, and JSON files except shard indices.
 fn small_files(folder: &Path) -> Result<Files> {
     let place = || format!("cannot read `{}`", folder.display());
     let mut files = Files::new();
@@ -252,7 +250,7 @@ fn small_files(folder: &Path) -> Result<Files> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let wanted = !name.ends_with(".index.json")
             && path.extension().is_some_and(|ending| ending == "json" || ending == "jinja");
-        if wanted && fs::metadata(&path).is_ok_and(|data| data.is_file() && data.len() <= SMALL) {
+        if wanted && fs::metadata(&path).is_ok_and(|data| data.is_file() && data.len() <= MAX_SMALL_FILE) {
             let bytes = fs::read(&path).context(|| format!("cannot read `{}`", path.display()))?;
             files.insert(name, bytes);
         }
@@ -261,11 +259,11 @@ fn small_files(folder: &Path) -> Result<Files> {
         return Ok(files);
     }
     Err(Error::failure(format!("no `{CONFIG}` in `{}`", folder.display()))
-        .hint("expected the folder of a Janus checkpoint"))
+        .hint("pass the folder of a Janus checkpoint"))
 }
 
-impl Kept {
-    /// Writes a checkpoint folder of weights that have the network's names, in its order.
+impl SavedFiles {
+    /// Writes a checkpoint folder; `weights` are those of the network, in its order.
     pub fn save(&self, folder: &Path, weights: &[(String, Tensor)]) -> Result<()> {
         for (name, bytes) in &self.files {
             let path = folder.join(name);
@@ -275,14 +273,14 @@ impl Kept {
     }
 }
 
-/// Packs a checkpoint folder into one file for embedding: weights as f16.
+/// Packs a checkpoint folder into one file for embedding, with weights as f16.
 pub fn pack(folder: &Path, file: &Path) -> Result<()> {
     let weights = Weights::find(folder)?;
     let half = |name: &str| Ok((name.to_string(), weights.read(name)?.to_kind(Kind::Half)));
-    let halves = weights.names().map(half).collect::<Result<Vec<_>>>()?;
+    let tensors = weights.names().map(half).collect::<Result<Vec<_>>>()?;
     let files = small_files(folder)?;
     let texts: Vec<(&str, std::borrow::Cow<'_, str>)> =
         files.iter().map(|(name, bytes)| (name.as_str(), String::from_utf8_lossy(bytes))).collect();
     let texts: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (*name, text.as_ref())).collect();
-    weights::write(file, &halves, &texts)
+    weights::write(file, &tensors, &texts)
 }

@@ -1,55 +1,54 @@
-//! Sizes of the network, from either form of `config.json`: that of the original, whose `model_type` is
-//! `multi_modality`, or transformers' `janus`. What a file leaves out is what its classes mean by that, or, where they
-//! do not say, the size of a weight.
+//! Sizes of the network, from either form of `config.json`: the original's, with `model_type` `multi_modality`, or
+//! transformers', with `janus`. Missing keys have the defaults of the corresponding classes or are inferred from weights.
 
 use serde_json::{Value, json};
 use unirl::{Error, Result};
 
 use crate::vq::VqConfig;
 
-/// Bounds which are far above any model, and keep a made-up file from filling the memory.
-const MOST: i64 = 1 << 26;
-const MOST_LAYERS: i64 = 1000;
+/// Upper bounds far above any model, so that a malformed file cannot exhaust memory.
+const MAX_SIZE: i64 = 1 << 26;
+const MAX_LAYERS: i64 = 1000;
 
-const PUBLISHED: &str = "Janus-1.3B, Janus-Pro-1B and Janus-Pro-7B are the published models of this family";
+const PUBLISHED: &str = "supported models are Janus-1.3B, Janus-Pro-1B and Janus-Pro-7B";
 
 /// Sizes of the network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JanusConfig {
     /// The language model.
     pub language: LlamaConfig,
-    /// The vision tower.
+    /// The vision encoder.
     pub vision: SiglipConfig,
-    /// Linear layers from the features of a picture to rows of the language model.
+    /// The number of linear layers from image features to rows of the language model.
     pub aligner_depth: i64,
-    /// Image codes, in and out of the language model.
+    /// The input and output path of image codes.
     pub generation: GenerationConfig,
     /// The image tokenizer.
     pub vq: VqConfig,
 }
 
-/// Sizes of the language model, under the names of transformers' `LlamaConfig`, whose defaults these are.
+/// Sizes of the language model, with the names and defaults of transformers' `LlamaConfig`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
-    /// Rows of the embedding; tokenizers have fewer tokens.
+    /// Rows of the embedding, at least as many as the tokenizer has tokens.
     pub vocab_size: i64,
-    /// `D`, width.
+    /// `D`, the width.
     pub hidden_size: i64,
-    /// Width of the feed-forward layers.
+    /// The hidden width of the feed-forward networks.
     pub intermediate_size: i64,
     /// Layers.
     pub num_hidden_layers: i64,
-    /// Attention heads.
+    /// The number of attention heads.
     pub num_attention_heads: i64,
-    /// Heads of keys and values, each for as many query heads.
+    /// The number of key and value heads, each shared by a group of query heads.
     pub num_key_value_heads: i64,
-    /// Width of a head.
+    /// The width of a head.
     pub head_dim: i64,
-    /// Positions that the model was made for.
+    /// The largest number of positions in training.
     pub max_position_embeddings: i64,
     /// Added to mean squares.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// The base of the rotary frequencies.
     pub rope_theta: f64,
 }
 
@@ -70,24 +69,24 @@ impl Default for LlamaConfig {
     }
 }
 
-/// Sizes of the vision tower; the default is SigLIP-L/16 at 384 pixels.
+/// Sizes of the vision encoder; the default is SigLIP-L/16 at 384 pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiglipConfig {
     /// Width.
     pub hidden_size: i64,
-    /// Width of the feed-forward layers.
+    /// The hidden width of the feed-forward networks.
     pub intermediate_size: i64,
-    /// Layers that are there, after `select_layer`.
+    /// The number of layers in use, given `select_layer`.
     pub num_hidden_layers: i64,
-    /// Attention heads.
+    /// The number of attention heads.
     pub num_attention_heads: i64,
-    /// Pixels along the edge of a picture.
+    /// Pixels along the edge of an image.
     pub image_size: i64,
     /// Pixels along the edge of a patch.
     pub patch_size: i64,
     /// Added to variances.
     pub layer_norm_eps: f64,
-    /// Mean and standard deviation of the channels, where the tower itself normalises its pixels.
+    /// Mean and standard deviation of the channels, if the encoder normalizes pixels.
     pub normalisation: Option<[[f64; 3]; 2]>,
 }
 
@@ -107,33 +106,32 @@ impl Default for SiglipConfig {
 }
 
 impl SiglipConfig {
-    /// Patches of a picture, each of which is a feature.
+    /// The number of patches of an image; each gives one feature.
     pub fn patches(&self) -> i64 {
         (self.image_size / self.patch_size.max(1)).pow(2)
     }
 
-    /// The layers that a tower of `depth` keeps: a negative `select_layer` counts from the end, −1 being all.
+    /// The number of layers in use out of `depth`: a negative `select_layer` counts from the end, −1 uses all.
     fn selected(depth: i64, select_layer: i64) -> i64 {
         if select_layer <= 0 { depth.min(depth + select_layer + 1) } else { depth.min(select_layer) }
     }
 }
 
-/// Sizes of what makes rows of image codes, and image codes of rows.
+/// Sizes of the input and output path of image codes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationConfig {
-    /// `K`, image codes.
+    /// `K`, the number of image codes.
     pub codebook_size: i64,
-    /// Width of the embedding of a code.
+    /// The width of a code's embedding.
     pub embed_dim: i64,
-    /// Linear layers from it to a row of the language model.
+    /// The number of linear layers from the embedding to a row of the language model.
     pub aligner_depth: i64,
-    /// Width between the two layers of the head.
+    /// The width between the two layers of the head.
     pub head_size: i64,
 }
 
 impl JanusConfig {
-    /// Reads the contents of a `config.json`. `shape` knows the shapes of weights by transformers' names, and none where
-    /// there are no weights.
+    /// Parses the contents of a `config.json`. `shape` returns the shape of a weight by its transformers name, if it exists.
     pub fn read(json: &Value, file: &str, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
         let root = Section { place: format!("`{file}`"), json };
         let config = match root.text("model_type")? {
@@ -154,34 +152,34 @@ impl JanusConfig {
     fn of_original(root: &Section, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
         let flow = ["vision_und_enc_config", "vision_gen_enc_config", "vision_gen_dec_config"];
         if let Some(key) = flow.into_iter().find(|key| root.get(key).is_some()) {
-            return Err(
-                root.another_model("JanusFlow, which has no image codes", &format!("there is `{key}`"))
-            );
+            return Err(root.wrong_model("JanusFlow, which has no image tokens", &format!("it has `{key}`")));
         }
         let generation = ["gen_vision_config", "gen_aligner_config", "gen_head_config"];
         if let Some(key) = generation.into_iter().find(|key| root.get(key).is_none()) {
-            return Err(root.another_model("DeepSeek-VL, which does not draw", &format!("no `{key}`")));
+            return Err(
+                root.wrong_model("DeepSeek-VL, which does not generate images", &format!("no `{key}`"))
+            );
         }
         let params = |name: &str| root.section(name)?.section("params");
         let language = LlamaConfig::read(&root.section("language_config")?)?;
 
-        let tower = params("vision_config")?;
-        let size = known(shape);
+        let vision_json = params("vision_config")?;
+        let size = sizes_of(shape);
         let default = SiglipConfig::default();
-        tower.only("select_feature", &json!("same"))?;
-        // The tower's sizes are those of its name; towers smaller than any published one say so here.
+        vision_json.only("select_feature", &json!("same"))?;
+        // `model_name` determines the sizes of published encoders; test fixtures override them.
         let overrides = Section {
             place: format!("{}: `_fixture_overrides.vision`", root.place),
             json: &root.json["_fixture_overrides"]["vision"],
         };
         if overrides.json.is_null() {
-            tower.only("model_name", &json!("siglip_large_patch16_384"))?;
+            vision_json.only("model_name", &json!("siglip_large_patch16_384"))?;
         }
-        let select = tower.size("select_layer")?.unwrap_or(-1);
+        let select = vision_json.size("select_layer")?.unwrap_or(-1);
         let there =
             count(|i| shape(&format!("model.vision_model.encoder.layers.{i}.layer_norm1.weight")).is_some());
         let layers = match (overrides.size("layers")?, there) {
-            (None, 1..) => there, // without those that were cut
+            (None, 1..) => there, // the weights of unused layers are missing
             (depth, _) => SiglipConfig::selected(depth.unwrap_or(default.num_hidden_layers), select),
         };
         let width = overrides
@@ -202,9 +200,9 @@ impl JanusConfig {
             intermediate_size: inner,
             num_hidden_layers: layers,
             num_attention_heads: overrides.size("heads")?.unwrap_or(default.num_attention_heads),
-            image_size: tower.size("image_size")?.unwrap_or(default.image_size),
+            image_size: vision_json.size("image_size")?.unwrap_or(default.image_size),
             patch_size: patch,
-            normalisation: match (tower.channels("pixel_mean")?, tower.channels("pixel_std")?) {
+            normalisation: match (vision_json.channels("pixel_mean")?, vision_json.channels("pixel_std")?) {
                 (Some(mean), Some(std)) => Some([mean, std]),
                 _ => None,
             },
@@ -247,31 +245,33 @@ impl JanusConfig {
 
     fn of_transformers(root: &Section, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
         let language = LlamaConfig::read(&root.section("text_config")?)?;
-        let (tower, codes) = (root.section("vision_config")?, root.section("vq_config")?);
+        let (vision_json, codes) = (root.section("vision_config")?, root.section("vq_config")?);
         let default = SiglipConfig::default();
-        tower.only("hidden_act", &json!("gelu"))?;
-        tower.only("attention_bias", &json!(true))?;
-        tower.only("use_qk_norm", &json!(false))?;
-        tower.only("num_channels", &json!(3))?;
+        vision_json.only("hidden_act", &json!("gelu"))?;
+        vision_json.only("attention_bias", &json!(true))?;
+        vision_json.only("use_qk_norm", &json!(false))?;
+        vision_json.only("num_channels", &json!(3))?;
         codes.only("hidden_act", &json!("gelu"))?;
-        let width = tower.size("hidden_size")?.unwrap_or(default.hidden_size);
+        let width = vision_json.size("hidden_size")?.unwrap_or(default.hidden_size);
         let vision = SiglipConfig {
             hidden_size: width,
-            intermediate_size: (width as f64 * tower.number("mlp_ratio")?.unwrap_or(4.0)) as i64,
-            num_hidden_layers: tower.size("num_hidden_layers")?.unwrap_or(default.num_hidden_layers),
-            num_attention_heads: tower.size("num_attention_heads")?.unwrap_or(default.num_attention_heads),
-            image_size: tower.size("image_size")?.unwrap_or(default.image_size),
-            patch_size: tower.size("patch_size")?.unwrap_or(default.patch_size),
-            layer_norm_eps: tower.number("layer_norm_eps")?.unwrap_or(default.layer_norm_eps),
+            intermediate_size: (width as f64 * vision_json.number("mlp_ratio")?.unwrap_or(4.0)) as i64,
+            num_hidden_layers: vision_json.size("num_hidden_layers")?.unwrap_or(default.num_hidden_layers),
+            num_attention_heads: vision_json
+                .size("num_attention_heads")?
+                .unwrap_or(default.num_attention_heads),
+            image_size: vision_json.size("image_size")?.unwrap_or(default.image_size),
+            patch_size: vision_json.size("patch_size")?.unwrap_or(default.patch_size),
+            layer_norm_eps: vision_json.number("layer_norm_eps")?.unwrap_or(default.layer_norm_eps),
             normalisation: None,
         };
-        tower.only("projection_dim", &json!(language.hidden_size))?;
-        tower.only("num_image_tokens", &json!(vision.patches()))?;
-        // The names of these two say the opposite in the original, where both are the width of the language model.
+        vision_json.only("projection_dim", &json!(language.hidden_size))?;
+        vision_json.only("num_image_tokens", &json!(vision.patches()))?;
+        // Despite their names, both are the width of the language model, as in the original.
         codes.only("image_token_embed_dim", &json!(language.hidden_size))?;
         codes.only("projection_dim", &json!(language.hidden_size))?;
         Ok(Self {
-            aligner_depth: depth(&tower, "depth", "model.aligner", shape)?,
+            aligner_depth: depth(&vision_json, "depth", "model.aligner", shape)?,
             generation: GenerationConfig {
                 codebook_size: codes.size("num_embeddings")?.unwrap_or(16_384),
                 embed_dim: codes.size("embed_dim")?.unwrap_or(8),
@@ -330,12 +330,12 @@ impl JanusConfig {
         json
     }
 
-    /// `N`, codes of an image: as many as a picture has patches.
+    /// `N`, the number of image tokens: as many as patches.
     pub fn image_tokens(&self) -> i64 {
         self.vision.patches()
     }
 
-    /// Refuses sizes that do not fit together, naming `file`.
+    /// Errors if the sizes are inconsistent; `file` names the source.
     pub fn check(&self, file: &str) -> Result<()> {
         let (language, vision, generation) = (&self.language, &self.vision, &self.generation);
         for (name, got) in [
@@ -363,7 +363,7 @@ impl JanusConfig {
                 return Err(Error::failure(format!("`{file}`: `{name}`: expected 1 or more, got {got}")));
             }
         }
-        let heads = ("heads of keys and values", language.num_key_value_heads);
+        let heads = ("key and value heads", language.num_key_value_heads);
         for (name, got, (of, part)) in [
             ("num_attention_heads", language.num_attention_heads, heads),
             ("head_dim", language.head_dim, ("halves", 2)),
@@ -378,8 +378,8 @@ impl JanusConfig {
         }
         self.vq.check().map_err(|error| error.context(format!("cannot use `{file}`")))?;
         for (name, expected, got) in [
-            ("codes of the image tokenizer", generation.codebook_size, self.vq.num_embeddings),
-            ("pixels of a code, as of a patch", vision.patch_size, self.vq.factor()),
+            ("codebook size of the image tokenizer", generation.codebook_size, self.vq.num_embeddings),
+            ("downsampling factor of the image tokenizer", vision.patch_size, self.vq.factor()),
         ] {
             if got != expected {
                 return Err(Error::failure(format!("`{file}`: {name}: expected {expected}, got {got}")));
@@ -395,7 +395,7 @@ impl LlamaConfig {
         section.only("hidden_act", &json!("silu"))?;
         section.only("attention_bias", &json!(false))?;
         section.only("mlp_bias", &json!(false))?;
-        // Scaled frequencies come as `rope_scaling` or, with the base, in `rope_parameters`.
+        // Scaled frequencies are in `rope_scaling` or, with the base, in `rope_parameters`.
         let empty = Value::Null;
         let inner = |key: &str| Section {
             place: format!("{}: `{key}`", section.place),
@@ -405,7 +405,7 @@ impl LlamaConfig {
         for rope in [&inner("rope_scaling"), &rope] {
             for key in ["rope_type", "type"] {
                 rope.only(key, &json!("default"))
-                    .map_err(|error| error.hint("no model of this family scales its positions"))?;
+                    .map_err(|error| error.hint("scaled rotary positions are not supported"))?;
             }
         }
         let default = Self::default();
@@ -430,17 +430,17 @@ impl LlamaConfig {
     }
 }
 
-/// One size of a weight, where it is known.
-fn known(shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> impl Fn(&str, usize) -> Option<i64> {
+/// Looks up one dimension of a weight, if it exists.
+fn sizes_of(shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> impl Fn(&str, usize) -> Option<i64> {
     move |name, at| shape(name)?.get(at).copied()
 }
 
-/// How many follow one another from 0 on.
-fn count(there: impl Fn(i64) -> bool) -> i64 {
-    (0..i64::MAX).take_while(|index| there(*index)).count() as i64
+/// The number of consecutive indices from 0 on that exist.
+fn count(exists: impl Fn(i64) -> bool) -> i64 {
+    (0..i64::MAX).take_while(|index| exists(*index)).count() as i64
 }
 
-/// Linear layers of a projector: as `key` says, or as many as have weights, or 2.
+/// The number of linear layers of a projector: the value of `key`, else as many as have weights, else 2.
 fn depth(section: &Section, key: &str, name: &str, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<i64> {
     if let Some(depth) = section.size(key)? {
         return Ok(depth);
@@ -450,7 +450,7 @@ fn depth(section: &Section, key: &str, name: &str, shape: &dyn Fn(&str) -> Optio
     Ok(if there("fc1.bias".into()) { 1 + hidden } else { 2 })
 }
 
-/// An object of the file, and where it stands. Null is as good as absent.
+/// An object of the file and its path in error messages. A null value counts as absent.
 struct Section<'a> {
     place: String,
     json: &'a Value,
@@ -482,11 +482,11 @@ impl<'a> Section<'a> {
 
     fn size(&self, key: &str) -> Result<Option<i64>> {
         let size = self.read(key, "a whole number", Value::as_i64)?;
-        // What the file says decides how much memory its tables take before a weight is compared.
-        let most = if key.ends_with("layers") || key == "depth" { MOST_LAYERS } else { MOST };
+        // The value determines how much memory is allocated before any weight is compared.
+        let max = if key.ends_with("layers") || key == "depth" { MAX_LAYERS } else { MAX_SIZE };
         match size {
-            Some(size) if size > most => {
-                Err(Error::failure(format!("{}: `{key}`: expected at most {most}, got {size}", self.place)))
+            Some(size) if size > max => {
+                Err(Error::failure(format!("{}: `{key}`: expected at most {max}, got {size}", self.place)))
             }
             size => Ok(size),
         }
@@ -497,7 +497,7 @@ impl<'a> Section<'a> {
     }
 
     fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        self.read(key, "a text", Value::as_str)
+        self.read(key, "a string", Value::as_str)
     }
 
     fn channels(&self, key: &str) -> Result<Option<[f64; 3]>> {
@@ -507,7 +507,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// Refuses anything but `expected`, if anything is said.
+    /// Errors if the value is present and differs from `expected`.
     fn only(&self, key: &str, expected: &Value) -> Result<()> {
         match self.get(key) {
             Some(got) if got != expected => {
@@ -517,7 +517,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn another_model(&self, model: &str, cause: &str) -> Error {
+    fn wrong_model(&self, model: &str, cause: &str) -> Error {
         Error::failure(format!("{}: this is {model}", self.place)).cause(cause).hint(PUBLISHED)
     }
 }

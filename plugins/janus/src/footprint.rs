@@ -1,4 +1,4 @@
-//! Memory of a call, reckoned from sizes.
+//! Memory estimation of each call.
 
 use unirl::model::{Cost, ImageSampling, TextSampling};
 use unirl_layers::footprint::StackSizes;
@@ -6,18 +6,18 @@ use unirl_layers::footprint::StackSizes;
 use crate::config::JanusConfig;
 use crate::network;
 
-/// Text tokens of a prompt, and of a question with the system prompt: more than those of the method have.
+/// Text tokens of a prompt, and of a question with the system prompt: upper bounds for UniRL's.
 const PROMPT: i64 = 48;
 const QUESTION: i64 = 96;
-/// Arrays of the size of the code logits that are alive at once where images are scored: logits, those of the reference,
+/// Tensors of the size of the code logits that are alive at once when images are scored: logits of policy and reference,
 /// log-probabilities, and the gradients of some.
-const SCORED: i64 = 6;
-/// The same where a code is drawn: logits of both branches and their mixture, probabilities and their sums in f64.
-const DRAWN: i64 = 7;
-/// Arrays of the size of the decoder's last level that are alive at once.
-const DECODED: i64 = 4;
+const SCORING_LOGITS: i64 = 6;
+/// The same when a code is sampled: logits of both branches, guided logits, probabilities and cumulative sums in f64.
+const GENERATION_LOGITS: i64 = 7;
+/// Tensors of the size of the decoder's last level that are alive at once.
+const DECODER_ACTIVATIONS: i64 = 4;
 
-/// What the memory of a call depends on.
+/// The sizes that determine the memory of a call.
 pub(crate) struct Sizes<'a> {
     config: &'a JanusConfig,
     language: StackSizes,
@@ -30,18 +30,18 @@ impl<'a> Sizes<'a> {
         let width = language.hidden_size;
         let queries = language.num_attention_heads * language.head_dim;
         let keys = language.num_key_value_heads * language.head_dim;
-        // Rows before and behind both norms and the product in them; in f32 inside, too, where they are shorter.
+        // Inputs, outputs and products of both norms, which compute in f32.
         let norms = 6 * width + if bytes < 4 { 4 * width } else { 0 };
-        // Queries, what was attended to, twice; keys and values once more where several heads read them.
+        // Queries and the attention output, which is copied once; keys and values repeated for grouped heads.
         let attention = 3 * queries + if keys < queries { 2 * queries } else { 0 };
         Self {
             config,
             language: StackSizes {
                 layers: language.num_hidden_layers,
                 width,
-                keys,
-                inside: norms + attention + 4 * language.intermediate_size,
-                for_weights: 0,
+                kv_width: keys,
+                activations: norms + attention + 4 * language.intermediate_size,
+                weight_grad_inputs: 0,
                 bytes,
                 checkpointing,
                 frozen: false,
@@ -49,9 +49,9 @@ impl<'a> Sizes<'a> {
             vision: StackSizes {
                 layers: vision.num_hidden_layers,
                 width: vision.hidden_size,
-                keys: vision.hidden_size,
-                inside: 6 * vision.hidden_size + 2 * vision.intermediate_size,
-                for_weights: 0,
+                kv_width: vision.hidden_size,
+                activations: 6 * vision.hidden_size + 2 * vision.intermediate_size,
+                weight_grad_inputs: 0,
                 bytes,
                 checkpointing: false,
                 frozen: false,
@@ -63,12 +63,12 @@ impl<'a> Sizes<'a> {
         self.config.image_tokens()
     }
 
-    /// Rows of a question about a picture.
-    fn asked(&self) -> i64 {
+    /// Rows of an image and a question.
+    fn question(&self) -> i64 {
         self.image() + QUESTION
     }
 
-    /// One array of code logits in f32.
+    /// Bytes of one token's code logits in f32.
     fn codes(&self) -> i64 {
         self.config.generation.codebook_size * 4
     }
@@ -79,33 +79,36 @@ impl<'a> Sizes<'a> {
         let prompts = self.language.layer(PROMPT, 0) + self.language.mask(PROMPT, 0);
         let step = self.language.layer(1, 0) + self.language.mask(1, rows);
         let pixels = self.config.vision.image_size.pow(2);
-        let decoded = DECODED * pixels * self.config.vq.base_channels * 4;
+        let decoded = DECODER_ACTIVATIONS * pixels * self.config.vq.base_channels * 4;
         Cost {
-            // Of the prompt, and of the whole behind it.
+            // The prefilled cache of the prompt and the static cache of prompt and image.
             cache: branches * (self.language.cache(PROMPT) + self.language.cache(rows)),
-            activations: (branches * prompts.max(step) + DRAWN * self.codes()).max(decoded),
+            activations: (branches * prompts.max(step) + GENERATION_LOGITS * self.codes()).max(decoded),
         }
     }
 
     pub(crate) fn answer(&self, sampling: &TextSampling) -> Cost {
-        let rows = self.asked();
-        let reading = self.language.layer(rows, 0) + self.language.mask(rows, 0);
+        let rows = self.question();
+        let prefill = self.language.layer(rows, 0) + self.language.mask(rows, 0);
         Cost {
             cache: 2 * self.language.cache(rows + sampling.max_tokens),
-            activations: reading.max(self.vision.layer(self.image(), 0))
+            activations: prefill.max(self.vision.layer(self.image(), 0))
                 + 4 * self.config.language.vocab_size * 4,
         }
     }
 
     pub(crate) fn image_logits(&self, states: i64) -> Cost {
         let rows = PROMPT + self.image();
-        let logits = SCORED * self.image() * self.codes();
-        Cost { cache: 0, activations: states * self.language.kept(rows, 0) + logits }
+        let logits = SCORING_LOGITS * self.image() * self.codes();
+        Cost { cache: 0, activations: states * self.language.backward(rows, 0) + logits }
     }
 
     pub(crate) fn answer_logp(&self, sampling: &TextSampling) -> Cost {
-        let rows = self.asked() + sampling.max_tokens;
+        let rows = self.question() + sampling.max_tokens;
         let head = 3 * sampling.max_tokens * self.config.language.vocab_size * 4;
-        Cost { cache: 0, activations: self.language.kept(rows, 0) + self.vision.kept(self.image(), 0) + head }
+        Cost {
+            cache: 0,
+            activations: self.language.backward(rows, 0) + self.vision.backward(self.image(), 0) + head,
+        }
     }
 }

@@ -1,20 +1,20 @@
-//! The two layouts of checkpoints. The network knows its weights by transformers' names; the original's differ, hold
-//! query, key and value of the vision tower in one, and carry some that nothing reads.
+//! The two checkpoint layouts. The network uses transformers' weight names. The original layout has different names, fuses
+//! query, key and value of the vision encoder, and contains unused weights.
 
 use tch::Tensor;
 use unirl::weights::{Expected, Weights};
 use unirl::{Error, Result};
 
-/// How the weights of a checkpoint are named and cut.
+/// How a checkpoint names and splits its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// That of deepseek-ai's checkpoints.
+    /// deepseek-ai's checkpoints.
     Original,
-    /// That of transformers.
+    /// Hugging Face transformers.
     Transformers,
 }
 
-/// What the names of weights begin with, in transformers and in the original, and what differs behind it.
+/// A name prefix in transformers and in the original layout, and the replacements in the rest of the name.
 type Renamed = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
 const RENAMED: [Renamed; 8] = [
@@ -54,10 +54,10 @@ const RENAMED: [Renamed; 8] = [
     ),
 ];
 
-/// Positions of patches, which the original keeps as a batch of one.
+/// Patch positions, which the original stores as a batch of one.
 const POSITIONS: &str = "model.vision_model.embeddings.position_embedding.weight";
 
-/// A weight of a checkpoint, and the weights of the network that follow one another in it.
+/// A weight of a checkpoint and the weights of the network that it concatenates.
 struct Stored {
     name: String,
     shape: Vec<i64>,
@@ -66,32 +66,32 @@ struct Stored {
 }
 
 impl Layout {
-    /// The layout of a checkpoint; refuses those of other models that share its `model_type`.
+    /// Detects the layout. Errors on other models with the same `model_type`.
     pub fn of(weights: &Weights) -> Result<Self> {
         let there = |prefix: &str| weights.names().any(|name| name.starts_with(prefix));
         let refuse = |message: &str| {
             Err(Error::failure(format!("`{}`: {message}", weights.label()))
-                .hint("Janus-1.3B, Janus-Pro-1B and Janus-Pro-7B are the published models of this family"))
+                .hint("supported models are Janus-1.3B, Janus-Pro-1B and Janus-Pro-7B"))
         };
         if there("vision_gen_enc_model.") {
-            refuse("these are the weights of JanusFlow, which has no image codes")
+            refuse("these are the weights of JanusFlow, which has no image tokens")
         } else if there("gen_head.") || there("gen_vision_model.") {
             Ok(Self::Original)
         } else if there("model.generation_head.") || there("model.vqmodel.") {
             Ok(Self::Transformers)
         } else if there("vision_model.") && there("language_model.") {
-            refuse("these are the weights of DeepSeek-VL, which does not draw")
+            refuse("these are the weights of DeepSeek-VL, which does not generate images")
         } else {
             refuse("expected weights `gen_head.…` or `model.generation_head.…`, got none")
         }
     }
 
-    /// What the weight that transformers call `name` is called here.
+    /// Translates a transformers name into this layout.
     pub fn name(self, name: &str) -> String {
         let found = RENAMED.iter().find_map(|(from, to, inner)| Some((name.strip_prefix(from)?, to, inner)));
         let (Self::Original, Some((rest, prefix, inner))) = (self, found) else { return name.into() };
         let rest = inner.iter().fold(rest.to_string(), |rest, (from, to)| rest.replace(from, to));
-        // Linear layers of a projector, counted with the activations between them.
+        // A projector's linear layers are numbered together with the activations between them.
         let rest = match rest.split_once('.') {
             Some(("fc1", leaf)) => format!("layers.0.{leaf}"),
             Some(("hidden_layers", rest)) => match rest.split_once('.') {
@@ -105,20 +105,20 @@ impl Layout {
         format!("{prefix}{rest}")
     }
 
-    /// The weights of a checkpoint that holds those that a network expects.
+    /// The weights that a checkpoint of `network` contains.
     pub fn expected(self, network: &[Expected]) -> Vec<Expected> {
         let expected = |Stored { name, shape, required, .. }| Expected { name, shape, required };
         self.stored(network).into_iter().map(expected).collect()
     }
 
-    /// Whether a weight of a checkpoint is one that nothing reads: the tower's pooling, and how often codes were used.
+    /// Whether a weight is unused: the vision encoder's pooling and the usage counts of codes.
     pub fn unused(self, name: &str) -> bool {
         self == Self::Original
             && (name.starts_with("vision_model.vision_tower.attn_pool.")
                 || name == "gen_vision_model.quantize.codebook_used")
     }
 
-    /// The shape of the weight that transformers call `name`, if it is there.
+    /// The shape of a weight, by its transformers name.
     pub fn shape(self, weights: &Weights, name: &str) -> Option<Vec<i64>> {
         let stored = self.name(name);
         let mut shape = weights.shape(&stored)?.to_vec();
@@ -131,8 +131,8 @@ impl Layout {
         Some(shape)
     }
 
-    /// Refuses weights that are not exactly those that a network expects, and gives them its names. Answers the ones that
-    /// nothing reads, which belong into a checkpoint that is saved.
+    /// Checks that the weights are exactly those of `network` and renames them. Returns the unused ones, which a saved
+    /// checkpoint must contain.
     pub fn open(self, weights: &mut Weights, network: &[Expected]) -> Result<Vec<(String, Tensor)>> {
         let names: Vec<String> = weights.names().filter(|name| self.unused(name)).map(String::from).collect();
         let unused = names
@@ -149,13 +149,13 @@ impl Layout {
         Ok(unused)
     }
 
-    /// The weights of a checkpoint that holds those of a network, `taken` in its order.
-    pub fn save(self, taken: &[(String, Tensor)], unused: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
-        let network: Vec<Expected> = taken
+    /// The weights of a checkpoint, from those of a network in its order.
+    pub fn save(self, weights: &[(String, Tensor)], unused: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
+        let network: Vec<Expected> = weights
             .iter()
             .map(|(name, tensor)| Expected { name: name.clone(), shape: tensor.size(), required: true })
             .collect();
-        let tensor = |name: &str| taken.iter().find(|(taken, _)| taken == name).map(|(_, tensor)| tensor);
+        let tensor = |name: &str| weights.iter().find(|(known, _)| known == name).map(|(_, tensor)| tensor);
         let save = |Stored { name, shape, parts, .. }| {
             let parts: Vec<&Tensor> = parts.iter().filter_map(|(part, _)| tensor(part)).collect();
             let whole = match parts.as_slice() {
@@ -164,26 +164,26 @@ impl Layout {
             };
             (name, whole.reshape(shape.as_slice()))
         };
-        let kept = unused.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
-        self.stored(&network).into_iter().map(save).chain(kept).collect()
+        let unused = unused.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+        self.stored(&network).into_iter().map(save).chain(unused).collect()
     }
 
-    /// How weights of a network are stored, in its order: query, key and value are, too.
+    /// How the weights of a network are stored, in its order, in which query, key and value are adjacent.
     fn stored(self, network: &[Expected]) -> Vec<Stored> {
         let mut stored: Vec<Stored> = Vec::with_capacity(network.len());
-        let mut places = std::collections::HashMap::new();
+        let mut indices = std::collections::HashMap::new();
         for Expected { name: part, shape, required } in network {
             let name = self.name(part);
-            let place = *places.entry(name.clone()).or_insert(stored.len());
+            let index = *indices.entry(name.clone()).or_insert(stored.len());
             let mut whole = shape.clone();
             if self == Self::Original && part == POSITIONS {
                 whole.insert(0, 1);
             }
-            match stored.get_mut(place) {
+            match stored.get_mut(index) {
                 Some(before) => before.shape[0] += whole[0],
                 None => stored.push(Stored { name, shape: whole, required: *required, parts: Vec::new() }),
             }
-            stored[place].parts.push((part.clone(), shape.clone()));
+            stored[index].parts.push((part.clone(), shape.clone()));
         }
         stored
     }

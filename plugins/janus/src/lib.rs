@@ -1,4 +1,4 @@
-//! Janus and Janus-Pro (Llama, SigLIP and VQ-16) as a plugin of unirl.
+//! Janus and Janus-Pro (Llama, SigLIP and VQ-16) as a unirl plugin.
 
 pub mod aligner;
 pub mod checkpoint;

@@ -1,15 +1,16 @@
-//! The language model: Llama, with an untied head without bias. Names are transformers'.
+//! The Llama language model, with an untied head without bias. Weight names are those of transformers.
 
 use tch::Tensor;
 use unirl::Result;
 use unirl::weights::{Init, Store};
-use unirl_layers::decoder::{self, KvPast, LayerContext, Stack};
+use unirl_layers::decoder::{self, LayerContext, Stack};
+use unirl_layers::kv_cache::KvPast;
 use unirl_layers::language::{LanguageModel, Norm};
 use unirl_layers::{FusedLinear, Linear};
 
 use crate::config::LlamaConfig;
 
-/// Root-mean-square normalisation over the last dimension.
+/// Root mean square normalization over the last dimension.
 pub struct RmsNorm {
     weight: Tensor,
     eps: f64,
@@ -21,19 +22,19 @@ impl RmsNorm {
         Ok(Self { weight, eps: config.rms_norm_eps })
     }
 
-    fn handle(&self) -> Self {
+    fn shallow_clone(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), eps: self.eps }
     }
 }
 
 impl Norm for RmsNorm {
-    /// In f32, whatever the type of `x`.
+    /// Computed in f32 for every type of `x`.
     fn apply(&self, x: &Tensor) -> Tensor {
         x.rms_norm(self.weight.size(), Some(&self.weight), self.eps)
     }
 }
 
-/// A layer.
+/// A decoder layer.
 pub struct Layer {
     norm1: RmsNorm,
     query_key_value: FusedLinear,
@@ -50,7 +51,8 @@ impl Layer {
         let queries = config.num_attention_heads * config.head_dim;
         let keys = config.num_key_value_heads * config.head_dim;
         let name = |part: &str| format!("model.language_model.layers.{index}.{part}");
-        let mut linear = |part: &str, inputs, outputs| Linear::unbiased(store, &name(part), inputs, outputs);
+        let mut linear =
+            |part: &str, inputs, outputs| Linear::without_bias(store, &name(part), inputs, outputs);
         Ok(Self {
             query_key_value: FusedLinear::new(vec![
                 linear("self_attn.q_proj", width, queries)?,
@@ -71,24 +73,24 @@ impl Layer {
 }
 
 impl decoder::Layer for Layer {
-    fn run(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]) {
+    fn forward(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]) {
         let heads = |t: Tensor| t.unflatten(2, [-1, self.head_dim]);
         let h = self.norm1.apply(x);
         let [q, k, v] = context.project(&self.query_key_value, &h).map(heads);
         let (attended, cache) = context.attend(&q, &k, &v, past);
-        let x = context.read(x) + self.out.apply(&attended);
+        let x = context.output_rows(x) + self.out.apply(&attended);
         let [gate, up] = self.gate_up.apply(&self.norm2.apply(&x));
         (&x + self.down.apply(&(gate.silu() * up)), cache)
     }
 
-    fn handle(&self) -> Self {
+    fn shallow_clone(&self) -> Self {
         Self {
-            norm1: self.norm1.handle(),
-            query_key_value: self.query_key_value.handle(),
-            out: self.out.handle(),
-            norm2: self.norm2.handle(),
-            gate_up: self.gate_up.handle(),
-            down: self.down.handle(),
+            norm1: self.norm1.shallow_clone(),
+            query_key_value: self.query_key_value.shallow_clone(),
+            out: self.out.shallow_clone(),
+            norm2: self.norm2.shallow_clone(),
+            gate_up: self.gate_up.shallow_clone(),
+            down: self.down.shallow_clone(),
             head_dim: self.head_dim,
         }
     }
@@ -97,8 +99,8 @@ impl decoder::Layer for Layer {
 /// The language model.
 pub type Llama = LanguageModel<Layer, RmsNorm>;
 
-/// Takes its weights from `store`. The head is never the embedding: published files hold both, whatever their
-/// configuration says of tying.
+/// Takes the weights from `store`. The head is never tied to the embedding: published files contain both, whatever
+/// `tie_word_embeddings` says.
 pub fn take(store: &mut Store, config: &LlamaConfig) -> Result<Llama> {
     let (vocabulary, width) = (config.vocab_size, config.hidden_size);
     Ok(Llama {
@@ -115,6 +117,6 @@ pub fn take(store: &mut Store, config: &LlamaConfig) -> Result<Llama> {
             config.rope_theta,
         ),
         norm: RmsNorm::take(store, "model.language_model.norm", config)?,
-        head: Linear::unbiased(store, "lm_head", width, vocabulary)?,
+        head: Linear::without_bias(store, "lm_head", width, vocabulary)?,
     })
 }

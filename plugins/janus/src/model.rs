@@ -1,4 +1,4 @@
-//! Janus behind the framework's trait.
+//! Janus as a [`UnifiedModel`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,13 +11,14 @@ use unirl::model::{
 };
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{AttnMask, StackInput};
+use unirl_layers::attention::AttnMask;
+use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::{GeneratedText, SampledTokens, SamplingChoice, TextDecoding};
-use unirl_layers::language::{self, answered};
+use unirl_layers::language::{self, append_answers};
 use unirl_text::{padded, padded_left, warn_too_long};
 
 use crate::aligner::CodeHead;
-use crate::checkpoint::{self, Kept, LoadedCheckpoint};
+use crate::checkpoint::{self, LoadedCheckpoint, SavedFiles};
 use crate::config::JanusConfig;
 use crate::footprint::Sizes;
 use crate::network::{self, Network};
@@ -25,10 +26,10 @@ use crate::options::JanusOptions;
 use crate::prompt::Prompting;
 use crate::vq::Vq;
 
-/// The share of images whose prompt is dropped in pretraining, from which guidance learns its other branch.
+/// The share of prompts that pretraining drops, to train the unconditional branch of guidance.
 const DROPPED_PROMPTS: f64 = 0.1;
 
-/// The grey around a picture that is not square: half of 255, cut to a whole number.
+/// The gray that pads an image to a square: 255 / 2, rounded down.
 const GREY: u8 = 127;
 
 /// A Janus model.
@@ -41,21 +42,21 @@ pub struct Janus {
     vq: Vq,
     /// Mean and standard deviation of pixels, each `[3,1,1]`.
     normalisation: [Tensor; 2],
-    kept: Kept,
-    /// Of the network, then of the image tokenizer.
+    saved: SavedFiles,
+    /// Weights of the network, then of the image tokenizer.
     weights: Vec<(String, Tensor)>,
     precision: Kind,
     device: Device,
 }
 
-/// Which task a weight serves: all that the two share are the layers of the language model and its embedding.
+/// The parameter group of a weight. Both tasks share the language model's layers and embedding.
 fn group(name: &str) -> ParameterGroup {
-    let of = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    if of(&["model.vqmodel."]) {
+    let begins_with = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    if begins_with(&["model.vqmodel."]) {
         ParameterGroup::Tokenizer
-    } else if of(&["model.generation_"]) {
+    } else if begins_with(&["model.generation_"]) {
         ParameterGroup::Generation
-    } else if of(&["model.vision_model.", "model.aligner.", "lm_head."]) {
+    } else if begins_with(&["model.vision_model.", "model.aligner.", "lm_head."]) {
         ParameterGroup::Understanding
     } else {
         ParameterGroup::Shared
@@ -63,19 +64,19 @@ fn group(name: &str) -> ParameterGroup {
 }
 
 impl Janus {
-    /// Loads or makes a model.
+    /// Loads a checkpoint or initializes a fresh model.
     #[expect(
         clippy::new_ret_no_self,
         clippy::needless_pass_by_value,
         reason = "the constructor that the plugin registers"
     )]
     pub fn new(options: JanusOptions, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
-        Ok(Box::new(Self::from_parts(checkpoint::parts(&options, source)?, source.device)?))
+        Ok(Box::new(Self::from_parts(checkpoint::load(&options, source)?, source.device)?))
     }
 
-    /// Puts a model together from the parts of a checkpoint.
+    /// Builds a model from a loaded checkpoint.
     pub fn from_parts(parts: LoadedCheckpoint, device: Device) -> Result<Self> {
-        let LoadedCheckpoint { config, prompting, sampling, normalisation, mut store, kept, .. } = parts;
+        let LoadedCheckpoint { config, prompting, sampling, normalisation, mut store, saved, .. } = parts;
         let mut network = Network::take(&mut store, &config)?;
         network.llama.stack.checkpointing = parts.gradient_checkpointing;
         let vq = store.of_kind(Kind::Float, |store| Vq::take(store, &config.vq))?;
@@ -99,7 +100,7 @@ impl Janus {
             normalisation: normalisation.map(|channels| {
                 Tensor::from_slice(&channels).to_kind(Kind::Float).view([3, 1, 1]).to_device(device)
             }),
-            kept,
+            saved,
             weights: store.finish(),
             config,
             precision: parts.precision,
@@ -107,7 +108,7 @@ impl Janus {
         })
     }
 
-    /// Prompts and questions as ids.
+    /// The tokenization of prompts and questions.
     pub fn prompting(&self) -> &Prompting {
         &self.prompting
     }
@@ -118,28 +119,33 @@ impl Janus {
     }
 
     fn prompt_ids(&self, prompts: &[String]) -> Result<Vec<Vec<i64>>> {
-        // Nothing is cut, but positions beyond those of training follow no rule.
+        // Nothing is truncated, but the model was not trained on larger positions.
         let limit = self.config.language.max_position_embeddings - self.card.image_tokens;
         let ids = |prompt: &String| {
-            let ids = self.prompting.drawing(prompt)?;
-            warn_too_long(prompt, ids.len(), limit.max(0) as usize, "more than it was trained on");
+            let ids = self.prompting.generation_ids(prompt)?;
+            warn_too_long(
+                prompt,
+                ids.len(),
+                limit.max(0) as usize,
+                "the model was not trained on longer prompts",
+            );
             Ok(ids)
         };
         prompts.iter().map(ids).collect()
     }
 
-    fn emptied(&self, prompts: &[Vec<i64>]) -> Vec<Vec<i64>> {
-        prompts.iter().map(|ids| self.prompting.emptied(ids)).collect()
+    fn unconditional(&self, prompts: &[Vec<i64>]) -> Vec<Vec<i64>> {
+        prompts.iter().map(|ids| self.prompting.unconditional(ids)).collect()
     }
 
-    /// The rows `[B,N,D]` that predict images `tokens [B,N]` behind prompts that are given as ids.
-    fn code_rows(&self, network: &Network, prompts: &[Vec<i64>], tokens: &Tensor) -> Result<Tensor> {
-        let (ids, there) = padded_left(prompts, self.prompting.special.pad, self.device);
-        network.drawing(&ids, Some(&there), tokens)
+    /// The hidden states `[B,N,D]` that predict image `tokens [B,N]` after tokenized prompts.
+    fn code_hidden(&self, network: &Network, prompts: &[Vec<i64>], tokens: &Tensor) -> Result<Tensor> {
+        let (ids, present) = padded_left(prompts, self.prompting.special.pad, self.device);
+        network.generation_hidden(&ids, Some(&present), tokens)
     }
 
-    /// [`Self::code_rows`] of the distribution that is to be scored: of one branch, or of both.
-    fn scored_rows(
+    /// [`Self::code_hidden`] of the branches that `scoring` requires: the conditional one, or both.
+    fn branch_hidden(
         &self,
         network: &Network,
         prompts: &[Vec<i64>],
@@ -148,100 +154,104 @@ impl Janus {
     ) -> Result<Vec<Tensor>> {
         match scoring {
             Scoring::Guided if !network::is_unguided(guidance) => {
-                let both = [prompts, &self.emptied(prompts)].concat();
-                let rows = self.code_rows(network, &both, &Tensor::cat(&[tokens, tokens], 0))?;
+                let both = [prompts, &self.unconditional(prompts)].concat();
+                let rows = self.code_hidden(network, &both, &Tensor::cat(&[tokens, tokens], 0))?;
                 Ok(rows.chunk(2, 0))
             }
             Scoring::GuidedDetached if !network::is_unguided(guidance) => {
-                let cond = self.code_rows(network, prompts, tokens)?;
-                let empty = self.emptied(prompts);
-                Ok(vec![cond, tch::no_grad(|| self.code_rows(network, &empty, tokens))?])
+                let cond = self.code_hidden(network, prompts, tokens)?;
+                let empty = self.unconditional(prompts);
+                Ok(vec![cond, tch::no_grad(|| self.code_hidden(network, &empty, tokens))?])
             }
-            _ => Ok(vec![self.code_rows(network, prompts, tokens)?]),
+            _ => Ok(vec![self.code_hidden(network, prompts, tokens)?]),
         }
     }
 
-    /// Prompts as ids, of which pretraining drops some.
-    fn replayed_prompts(&self, prompts: &[String], replay: &Masking) -> Result<Vec<Vec<i64>>> {
+    /// Tokenized prompts, some of them dropped in pretraining.
+    fn masked_prompts(&self, prompts: &[String], masking: &Masking) -> Result<Vec<Vec<i64>>> {
         let mut prompts = self.prompt_ids(prompts)?;
-        if let Masking::Pretrain { seed } = replay {
+        if let Masking::Pretrain { seed } = masking {
             tch::manual_seed(*seed as i64);
             let uniforms = Tensor::rand([prompts.len() as i64], (Kind::Float, self.device));
             let dropped = Vec::<bool>::try_from(uniforms.lt(DROPPED_PROMPTS))?;
             for (ids, _) in prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped) {
-                *ids = self.prompting.emptied(ids);
+                *ids = self.prompting.unconditional(ids);
             }
         }
         Ok(prompts)
     }
 
-    /// What `make` makes of the head, the rows of one branch or both that predict all tokens of a replay, its guidance and the
+    /// Scores images under `policy`. `score` gets the head, the hidden states of one or both branches, the guidance and the
     /// targets `[B,N]`.
-    fn rescored<R>(
+    fn score_images<R>(
         &self,
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
-        make: impl FnOnce(&CodeHead, &[Tensor], f64, Tensor) -> Result<R>,
+        masking: &Masking,
+        score: impl FnOnce(&CodeHead, &[Tensor], f64, Tensor) -> Result<R>,
     ) -> Result<R> {
         images.check(&self.card, "prompts", prompts.len())?;
-        let (prompts, scoring) = (self.replayed_prompts(prompts, replay)?, replay.scoring());
+        let (prompts, scoring) = (self.masked_prompts(prompts, masking)?, masking.scoring());
         let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
         policy.run(&self.network, self.reference.as_ref(), |network| {
-            let rows = self.scored_rows(network, &prompts, &images.tokens, scoring)?;
-            make(&network.codes.head, &rows, scoring.1, targets)
+            let hidden = self.branch_hidden(network, &prompts, &images.tokens, scoring)?;
+            score(&network.codes.head, &hidden, scoring.1, targets)
         })
     }
 
-    /// Draws behind prompts that are given as ids: tokens and the log-probabilities of their choice, both `[B,N]`.
-    pub fn draw(&self, prompts: &[Vec<i64>], sampling: &ImageSampling) -> Result<(Tensor, Tensor)> {
+    /// Generates images for tokenized prompts: tokens and their log-probabilities, both `[B,N]`.
+    pub fn generate_tokens(
+        &self,
+        prompts: &[Vec<i64>],
+        sampling: &ImageSampling,
+    ) -> Result<(Tensor, Tensor)> {
         let guided = !network::is_unguided(sampling.guidance);
         let mut rows = prompts.to_vec();
         if guided {
-            rows.extend(self.emptied(prompts));
+            rows.extend(self.unconditional(prompts));
         }
-        let (rows, index) = distinct(rows);
-        let (ids, there) = padded_left(&rows, self.prompting.special.pad, self.device);
+        let (rows, index) = deduplicate(rows);
+        let (ids, present) = padded_left(&rows, self.prompting.special.pad, self.device);
         let index = Tensor::from_slice(&index).to_device(self.device);
         let choice = SamplingChoice { temperature: sampling.temperature, top_k: 0, part: sampling.part };
-        let mut chosen =
+        let mut sampled =
             SampledTokens::new(prompts.len() as i64, self.card.image_tokens, choice, self.device);
-        self.network.draw(&ids, &there, &index, &mut chosen, |logits| {
+        self.network.generate_tokens(&ids, &present, &index, &mut sampled, |logits| {
             if !guided {
                 return logits.shallow_clone();
             }
             let branches = logits.chunk(2, 0);
             network::guided(&branches[0], &branches[1], sampling.guidance)
         })?;
-        Ok((chosen.tokens, chosen.logp))
+        Ok((sampled.tokens, sampled.logp))
     }
 
-    /// Codes `[B,N]` as pixels `[B,3,H,W]` in `0..=1`.
-    fn decoded(&self, tokens: &Tensor) -> Tensor {
+    /// Decodes `tokens [B,N]` to pixels `[B,3,H,W]` in `0..=1`.
+    fn decode(&self, tokens: &Tensor) -> Tensor {
         to_unit(&self.vq.decode(tokens, self.grid()))
     }
 
-    /// Tokens along the edges of an image.
+    /// Rows and columns of image tokens.
     fn grid(&self) -> (i64, i64) {
         let edge = self.config.vision.image_size / self.config.vision.patch_size;
         (edge, edge)
     }
 
-    /// Images as rows of the language model, `[B,patches,D]`. The gradient of relaxed ones passes through the image
+    /// Encodes images as rows of the language model, `[B,patches,D]`. The gradient of relaxed images flows through the image
     /// tokenizer's decoder.
     fn align(&self, network: &Network, images: &Images) -> Result<Tensor> {
         let pixels = match (&images.relaxed, &images.pixels) {
             (Some(relaxed), _) => to_unit(&self.vq.decode_relaxed(relaxed, self.grid())),
             (None, Some(pixels)) => pixels.to_device(self.device),
-            (None, None) => tch::no_grad(|| self.decoded(&images.tokens)),
+            (None, None) => tch::no_grad(|| self.decode(&images.tokens)),
         };
         let [mean, std] = &self.normalisation;
         network.align(&((pixels - mean) / std))
     }
 
-    /// Images and the text `ids [B,L]` around them as rows, with their positions and who sees whom.
-    fn understanding(
+    /// Embeds images within the text `ids [B,L]`: rows, their positions and the additive mask.
+    fn understanding_inputs(
         &self,
         network: &Network,
         images: &Images,
@@ -249,10 +259,10 @@ impl Janus {
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let (batch, length) = (ids.size()[0], ids.size()[1]);
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0);
-        let picture = self.prompting.picture();
-        let places = positions.ge(picture.start).logical_and(&positions.lt(picture.end));
-        let places = places.expand([batch, -1], false);
-        let x = network.embed_images_at(ids, &places, &self.align(network, images)?)?;
+        let rows = self.prompting.image_rows();
+        let is_image = positions.ge(rows.start).logical_and(&positions.lt(rows.end));
+        let is_image = is_image.expand([batch, -1], false);
+        let x = network.embed_images_at(ids, &is_image, &self.align(network, images)?)?;
         let mask = network::causal(&network::present(batch, length, self.device), length);
         Ok((x, positions, mask))
     }
@@ -276,7 +286,7 @@ impl UnifiedModel for Janus {
         Ok(self.weights.iter().map(parameter).collect())
     }
 
-    /// Nothing here behaves differently in training: the family has no dropout.
+    /// No effect: the family has no dropout.
     fn set_mode(&mut self, _mode: Mode) -> Result<()> {
         Ok(())
     }
@@ -316,8 +326,8 @@ impl UnifiedModel for Janus {
         sampling.check(prompts.len())?;
         tch::manual_seed(sampling.seed as i64);
         tch::no_grad(|| {
-            let (tokens, logp) = self.draw(&self.prompt_ids(prompts)?, sampling)?;
-            let pixels = Some(self.decoded(&tokens));
+            let (tokens, logp) = self.generate_tokens(&self.prompt_ids(prompts)?, sampling)?;
+            let pixels = Some(self.decode(&tokens));
             Ok(Images { pixels, logp: Some(logp), ..Images::from_tokens(tokens) })
         })
     }
@@ -328,12 +338,17 @@ impl UnifiedModel for Janus {
         tch::manual_seed(sampling.seed as i64);
         let special = self.prompting.special;
         let GeneratedText { tokens, mask, logp } = tch::no_grad(|| {
-            let (ids, there) = padded(&self.question_ids(questions)?, special.pad, self.device);
-            let (x, positions, mask) = self.understanding(&self.network, images, &ids)?;
-            let rows =
-                StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
-            let answering = TextDecoding::read(&self.network.llama, rows, &there, sampling.max_tokens)?;
-            answering.write(sampling, special.eos, special.pad)
+            let (ids, present) = padded(&self.question_ids(questions)?, special.pad, self.device);
+            let (x, positions, mask) = self.understanding_inputs(&self.network, images, &ids)?;
+            let rows = StackInput {
+                x,
+                positions: &positions,
+                mask: AttnMask::Additive(&mask),
+                past: None,
+                outputs: None,
+            };
+            let decoding = TextDecoding::prefill(&self.network.llama, rows, &present, sampling.max_tokens)?;
+            decoding.generate(sampling, special.eos, special.pad)
         })?;
         Ok(Answers { logp: Some(logp), ..self.prompting.text().answers(tokens, mask, special.eos)? })
     }
@@ -349,10 +364,10 @@ impl UnifiedModel for Janus {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
+        masking: &Masking,
     ) -> Result<ImageLogits> {
-        self.rescored(prompts, images, policy, replay, |head, rows, guidance, targets| {
-            Ok(ImageLogits { logits: mixed(head, rows, guidance), targets })
+        self.score_images(prompts, images, policy, masking, |head, rows, guidance, targets| {
+            Ok(ImageLogits { logits: guided_logits(head, rows, guidance), targets })
         })
     }
 
@@ -361,13 +376,13 @@ impl UnifiedModel for Janus {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
+        masking: &Masking,
     ) -> Result<TokenLogp> {
-        self.rescored(prompts, images, policy, replay, |head, rows, guidance, mask| {
+        self.score_images(prompts, images, policy, masking, |head, rows, guidance, mask| {
             let rows: Vec<Tensor> = rows.iter().map(|rows| rows.flatten(0, 1)).collect();
-            let head = head.handle();
-            let mix = move |rows: &[Tensor]| mixed(&head, rows, guidance);
-            let logp = language::logp(&rows, &images.tokens.view([-1]), self.card.codebook_size, mix)?;
+            let head = head.shallow_clone();
+            let logits = move |rows: &[Tensor]| guided_logits(&head, rows, guidance);
+            let logp = language::logp(&rows, &images.tokens.view([-1]), self.card.codebook_size, logits)?;
             Ok(TokenLogp { logp: logp.view_as(&images.tokens), mask })
         })
     }
@@ -381,25 +396,30 @@ impl UnifiedModel for Janus {
     ) -> Result<TokenLogp> {
         images.check(&self.card, "questions", questions.len())?;
         let questions = self.question_ids(questions)?;
-        let (ids, _) = padded(&answered(&questions, answers)?, self.prompting.special.pad, self.device);
+        let (ids, _) = padded(&append_answers(&questions, answers)?, self.prompting.special.pad, self.device);
         let ends: Vec<i64> = questions.iter().map(|question| question.len() as i64 - 1).collect();
         policy.run(&self.network, self.reference.as_ref(), |network| {
-            let (x, positions, mask) = self.understanding(network, images, &ids)?;
-            let rows =
-                StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
+            let (x, positions, mask) = self.understanding_inputs(network, images, &ids)?;
+            let rows = StackInput {
+                x,
+                positions: &positions,
+                mask: AttnMask::Additive(&mask),
+                past: None,
+                outputs: None,
+            };
             network.llama.score(rows, &ends, answers)
         })
     }
 
     fn pixels(&self, images: &Images) -> Result<Tensor> {
-        Ok(tch::no_grad(|| self.decoded(&images.tokens)))
+        Ok(tch::no_grad(|| self.decode(&images.tokens)))
     }
 
     fn encode(&self, pixels: &Tensor) -> Result<Images> {
         let side = self.card.resolution;
         let size = pixels.size();
         if size.len() != 4 || size[1..] != [3, side, side] {
-            return Err(Error::usage(format!("pictures: expected [B,3,{side},{side}], got {size:?}")));
+            return Err(Error::usage(format!("images: expected [B,3,{side},{side}], got {size:?}")));
         }
         tch::no_grad(|| {
             let pixels = pixels.to_device(self.device);
@@ -413,35 +433,35 @@ impl UnifiedModel for Janus {
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
-        self.kept.save(dir, &self.weights)
+        self.saved.save(dir, &self.weights)
     }
 }
 
-/// The logits of rows of one branch, or of both with guidance.
-fn mixed(head: &CodeHead, branches: &[Tensor], guidance: f64) -> Tensor {
+/// The logits of one branch, or the guided logits of both.
+fn guided_logits(head: &CodeHead, branches: &[Tensor], guidance: f64) -> Tensor {
     match branches {
         [cond, uncond] => network::guided(&head.logits(cond), &head.logits(uncond), guidance),
         rows => head.logits(&rows[0]),
     }
 }
 
-/// Pixels in `−1..=1`, give or take, in `0..=1`.
+/// Maps pixels from about `−1..=1` to `0..=1`.
 fn to_unit(pixels: &Tensor) -> Tensor {
     ((pixels + 1.0) / 2.0).clamp(0.0, 1.0)
 }
 
-/// Each row once, and which of them each was.
-fn distinct(rows: Vec<Vec<i64>>) -> (Vec<Vec<i64>>, Vec<i64>) {
-    let mut places = BTreeMap::new();
-    let mut kept = Vec::new();
+/// The distinct rows, and the index of each original row among them.
+fn deduplicate(rows: Vec<Vec<i64>>) -> (Vec<Vec<i64>>, Vec<i64>) {
+    let mut indices = BTreeMap::new();
+    let mut unique = Vec::new();
     let index = rows
         .into_iter()
         .map(|row| {
-            *places.entry(row).or_insert_with_key(|row| {
-                kept.push(row.clone());
-                kept.len() as i64 - 1
+            *indices.entry(row).or_insert_with_key(|row| {
+                unique.push(row.clone());
+                unique.len() as i64 - 1
             })
         })
         .collect();
-    (kept, index)
+    (unique, index)
 }

@@ -1,10 +1,11 @@
-//! The whole network but for the image tokenizer: one language model with a path in for features of pictures, and
-//! another one, in and out, for image codes.
+//! The network without the image tokenizer: a language model with an input path for image features, and an input and output
+//! path for image codes.
 
 use tch::{Device, Kind, Tensor};
 use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::{SampledTokens, StepDecoding};
 
 use crate::aligner::{Aligner, Codes};
@@ -16,10 +17,10 @@ use crate::siglip::Siglip;
 pub struct Network {
     /// The language model.
     pub llama: Llama,
-    /// The vision tower.
+    /// The vision encoder.
     pub siglip: Siglip,
     aligner: Aligner,
-    /// Image codes in and out.
+    /// The input and output path of image codes.
     pub codes: Codes,
 }
 
@@ -35,113 +36,116 @@ impl Network {
         })
     }
 
-    /// The weights of a network of these sizes.
+    /// The weights that a network of these sizes takes.
     pub fn expected(config: &JanusConfig) -> Result<Vec<Expected>> {
         Store::planned(|plan| Self::take(plan, config))
     }
 
-    /// Pictures `pixels [n,3,S,S]` in `-1..=1` as rows of the language model: `[n,patches,D]`.
+    /// Encodes images `pixels [n,3,S,S]` in `-1..=1` as rows of the language model: `[n,patches,D]`.
     pub fn align(&self, pixels: &Tensor) -> Result<Tensor> {
         Ok(self.aligner.apply(&self.siglip.features(pixels)?))
     }
 
-    /// Embeds `ids [B,L]` with the rows `aligned [n,patches,D]` of pictures, in order, in their `places [B,L]`: `[B,L,D]`.
-    pub fn embed_images_at(&self, ids: &Tensor, places: &Tensor, aligned: &Tensor) -> Result<Tensor> {
-        let expected = places.sum(Kind::Int64).int64_value(&[]);
+    /// Embeds `ids [B,L]`, with the image rows `aligned [n,patches,D]`, in order, where `is_image [B,L]`: `[B,L,D]`.
+    pub fn embed_images_at(&self, ids: &Tensor, is_image: &Tensor, aligned: &Tensor) -> Result<Tensor> {
+        let expected = is_image.sum(Kind::Int64).int64_value(&[]);
         let got = aligned.size()[0] * aligned.size()[1];
         if expected != got {
-            return Err(Error::failure(format!("rows of pictures: expected {expected} of them, got {got}")));
+            return Err(Error::failure(format!("image features: expected {expected} rows, got {got}")));
         }
-        Ok(self.llama.embed(ids).masked_scatter(&places.unsqueeze(-1), aligned))
+        Ok(self.llama.embed(ids).masked_scatter(&is_image.unsqueeze(-1), aligned))
     }
 
-    /// Embeds `prompts [B,L]`, which end with the token that begins an image, and `codes [B,n]` behind them: `[B,L+n,D]`.
+    /// Embeds `prompts [B,L]`, which end with the begin-of-image token, followed by `codes [B,n]`: `[B,L+n,D]`.
     pub fn embed_image_tokens(&self, prompts: &Tensor, codes: &Tensor) -> Tensor {
         Tensor::cat(&[self.llama.embed(prompts), self.codes.embed(codes)], 1)
     }
 
-    /// The hidden rows `[B,N,D]` that predict `codes [B,N]` behind `prompts [B,L]`: those of the last token of the prompt
-    /// and of all codes but the last. `present [B,L]` is false where a prompt is padded on its left; without it all is
-    /// seen, padding of an empty prompt included, as in the original.
-    pub fn drawing(&self, prompts: &Tensor, present: Option<&Tensor>, codes: &Tensor) -> Result<Tensor> {
+    /// The hidden states `[B,N,D]` that predict `codes [B,N]` after `prompts [B,L]`: those of the last prompt token and of all
+    /// codes but the last. `present [B,L]` is false at left padding; without it every row is attended to, including the padding of
+    /// an unconditional prompt, as in the original.
+    pub fn generation_hidden(
+        &self,
+        prompts: &Tensor,
+        present: Option<&Tensor>,
+        codes: &Tensor,
+    ) -> Result<Tensor> {
         let (batch, length, tokens) = (prompts.size()[0], prompts.size()[1], codes.size()[1]);
         let x = self.embed_image_tokens(prompts, &codes.narrow(1, 0, tokens - 1));
-        let everything = Tensor::ones([batch, length + tokens - 1], (Kind::Bool, prompts.device()));
+        let all = Tensor::ones([batch, length + tokens - 1], (Kind::Bool, prompts.device()));
         let present = match present {
-            None => everything,
-            Some(present) => Tensor::cat(&[present, &everything.narrow(1, length, tokens - 1)], 1),
+            None => all,
+            Some(present) => Tensor::cat(&[present, &all.narrow(1, length, tokens - 1)], 1),
         };
-        let read = Tensor::arange_start(length - 1, length + tokens - 1, (Kind::Int64, prompts.device()));
-        self.llama.hidden(StackInput {
+        let outputs = Tensor::arange_start(length - 1, length + tokens - 1, (Kind::Int64, prompts.device()));
+        self.llama.hidden_states(StackInput {
             x,
             positions: &positions(&present),
-            sees: AttnMask::Mask(&causal(&present, length + tokens - 1)),
+            mask: AttnMask::Additive(&causal(&present, length + tokens - 1)),
             past: None,
-            read: Some(&read.expand([batch, -1], false)),
+            outputs: Some(&outputs.expand([batch, -1], false)),
         })
     }
 
-    /// Draws behind `prompts [P,L]`, of which `index [R]` names the one of each row, as many codes, one after the other, as
-    /// there is room for in `chosen`. `present [P,L]` is false where a prompt is padded on its left. `mix` makes the logits that
-    /// a code is chosen by, `[C,K]`, of those of all rows, `[R,K]`: where `R` is more than `C`, rows `C`, `C + 1`, … go on with
-    /// the codes of the first again.
-    pub fn draw(
+    /// Generates codes after `prompts [P,L]` until `sampled` is full. `index [R]` maps each row to its prompt; `present [P,L]` is
+    /// false at left padding. `guide` combines the logits of all rows, `[R,K]`, into those to sample from, `[C,K]`. If `R` is a
+    /// multiple of `C`, rows `C`, `C + 1`, … continue with the codes of the first `C` rows.
+    pub fn generate_tokens(
         &self,
         prompts: &Tensor,
         present: &Tensor,
         index: &Tensor,
-        chosen: &mut SampledTokens,
-        mut mix: impl FnMut(&Tensor) -> Tensor,
+        sampled: &mut SampledTokens,
+        mut guide: impl FnMut(&Tensor) -> Tensor,
     ) -> Result<()> {
         let (batch, length) = (prompts.size()[0], prompts.size()[1]);
         let last = Tensor::full([batch, 1], length - 1, (Kind::Int64, prompts.device()));
         let (hidden, cache) = self.llama.forward(StackInput {
             x: self.llama.embed(prompts),
             positions: &positions(present),
-            sees: AttnMask::Mask(&causal(present, length)),
+            mask: AttnMask::Additive(&causal(present, length)),
             past: None,
-            read: Some(&last),
+            outputs: Some(&last),
         })?;
-        let (rows, tokens) = (index.size()[0], chosen.tokens.size()[1]);
-        let copies = rows / chosen.tokens.size()[0];
+        let (rows, tokens) = (index.size()[0], sampled.tokens.size()[1]);
+        let copies = rows / sampled.tokens.size()[0];
         let present = present.index_select(0, index);
-        let place = present.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
+        let position = present.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
         let hidden = hidden.squeeze_dim(1).index_select(0, index);
         let mut decoding =
-            StepDecoding::new(&self.llama, (&cache, index), &present, place, &hidden, tokens - 1);
-        chosen.choose(&mix(&self.codes.head.logits(decoding.hidden())));
-        decoding.run(tokens - 1, |push| {
-            let hidden = push(&self.codes.embed(&chosen.last.repeat([copies]).unsqueeze(1)));
-            chosen.choose(&mix(&self.codes.head.logits(&hidden)));
+            StepDecoding::new(&self.llama, (&cache, index), &present, position, &hidden, tokens - 1);
+        sampled.sample_next(&guide(&self.codes.head.logits(decoding.hidden())));
+        decoding.run(tokens - 1, |append| {
+            let hidden = append(&self.codes.embed(&sampled.last.repeat([copies]).unsqueeze(1)));
+            sampled.sample_next(&guide(&self.codes.head.logits(&hidden)));
         })
     }
 }
 
-/// Whether a weight of guidance leaves `cond` as it is.
+/// Whether a guidance weight leaves the conditional logits unchanged.
 pub fn is_unguided(weight: f64) -> bool {
     (weight - 1.0).abs() < f64::EPSILON
 }
 
-/// Logits under guidance of `weight`, where 1 is `cond` and 0 is `uncond`.
+/// Guided logits: `uncond + weight·(cond − uncond)`.
 pub fn guided(cond: &Tensor, uncond: &Tensor, weight: f64) -> Tensor {
     uncond + weight * (cond - uncond)
 }
 
-/// The additive mask `[B,1,rows,S]` of the last `rows` of `S` rows: each sees itself and what is before it, where
-/// `present [B,S]`.
+/// The additive causal mask `[B,1,rows,S]` of the last `rows` of `S` rows, restricted to `present [B,S]`.
 pub fn causal(present: &Tensor, rows: i64) -> Tensor {
     let length = present.size()[1];
     let before = Tensor::ones([rows, length], (Kind::Bool, present.device())).tril(length - rows);
     let visible = present.unsqueeze(1).logical_and(&before); // [B,rows,S]
-    decoder::additive(&visible)
+    attention::additive_mask(&visible)
 }
 
-/// Positions `[B,S]`, counted without what is not `present [B,S]`; there they are 0.
+/// Positions `[B,S]`, counted over `present [B,S]`; 0 at padding.
 pub fn positions(present: &Tensor) -> Tensor {
     (present.to_kind(Kind::Int64).cumsum(1, Kind::Int64) - 1).clamp_min(0)
 }
 
-/// Visibility `[B,S]` of rows that are all there.
+/// A `[B,S]` tensor of true: no padding.
 pub fn present(batch: i64, length: i64, device: Device) -> Tensor {
     Tensor::ones([batch, length], (Kind::Bool, device))
 }

@@ -1,4 +1,4 @@
-//! Options of the plugin.
+//! Options of the plugin `janus`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,77 +7,77 @@ use unirl_layers::Precision;
 use crate::config::{GenerationConfig, JanusConfig, LlamaConfig, SiglipConfig};
 use crate::vq::VqConfig;
 
-/// Options of the plugin.
+/// Options of the plugin `janus`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JanusOptions {
-    /// The sizes of a fresh model; a checkpoint brings its own.
+    /// Sizes of a fresh model. Not allowed with a checkpoint, which has its own sizes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Architecture>,
-    /// The folder of `tokenizer.json`; the checkpoint's own without one.
+    /// The folder of `tokenizer.json`. Default: the checkpoint's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_tokenizer: Option<String>,
-    /// What stands before a question. Without one it is the original's ("You are a helpful language and vision
-    /// assistant. …"), or nothing where `processor_config.json` says so.
+    /// The system prompt before a question. Default: the original's ("You are a helpful language and vision assistant. …"),
+    /// or none if `processor_config.json` disables it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<String>,
-    /// The type of the weights. The image tokenizer is always f32.
+    /// The data type of the weights. The image tokenizer is always f32.
     pub precision: Precision,
-    /// Remember only the input of each layer of the language model and compute the rest again on the way back: a third
-    /// more arithmetic for a fraction of the memory.
+    /// Gradient checkpointing of the language model: keep only the input of each layer and recompute its activations in the
+    /// backward pass. A third more computation for a fraction of the memory.
     pub gradient_checkpointing: bool,
 }
 
-/// The sizes of a fresh model.
+/// Sizes of a fresh model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Architecture {
-    /// Width of the language model.
+    /// The width of the language model.
     #[schemars(range(min = 1))]
     pub hidden_size: i64,
-    /// Width of its feed-forward layers.
+    /// The hidden width of its feed-forward networks.
     #[schemars(range(min = 1))]
     pub intermediate_size: i64,
-    /// Its layers.
+    /// The number of layers.
     #[schemars(range(min = 1))]
     pub layers: i64,
-    /// Its attention heads.
+    /// The number of attention heads.
     #[schemars(range(min = 1))]
     pub heads: i64,
-    /// Heads of keys and values.
+    /// The number of key and value heads.
     #[schemars(range(min = 1))]
     pub key_value_heads: i64,
     /// Tokens along either edge of an image.
     #[schemars(range(min = 1))]
     pub grid: i64,
-    /// The words of the tokenizer; none for those of the drawn world.
+    /// The vocabulary of the text tokenizer. Default: the words of the tiles benchmark.
     pub words: Vec<String>,
-    /// How the model is meant to draw: guidance, 1 being none.
+    /// Default guidance of generation; 1 is none.
     #[schemars(range(min = 0.0))]
     pub guidance: f64,
-    /// How the model is meant to draw: temperature.
+    /// Default sampling temperature of generation.
     #[schemars(range(min = 0.0))]
     pub temperature: f64,
-    /// The vision tower.
+    /// The vision encoder.
     pub vision: Vision,
     /// The image tokenizer.
     pub vq: VqConfig,
 }
 
-/// The vision tower of a fresh model; its patches are as large as the pixels of a code.
+/// The vision encoder of a fresh model; a patch covers the pixels of one image token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vision {
-    /// Width.
+    /// The width.
     #[schemars(range(min = 1))]
     pub hidden_size: i64,
-    /// Width of the feed-forward layers.
+    /// The hidden width of the feed-forward networks.
     #[schemars(range(min = 1))]
     pub intermediate_size: i64,
-    /// Layers.
+    /// The number of layers.
     #[schemars(range(min = 1))]
     pub layers: i64,
-    /// Attention heads.
+    /// The number of attention heads.
     #[schemars(range(min = 1))]
     pub heads: i64,
 }
@@ -115,7 +115,7 @@ impl Default for Architecture {
 }
 
 impl Architecture {
-    /// The sizes of the network for a tokenizer of so many tokens.
+    /// The sizes of the network for a tokenizer of `vocab_size` tokens.
     pub fn sizes(&self, vocab_size: i64) -> JanusConfig {
         let patch_size = self.vq.factor();
         JanusConfig {

@@ -1,5 +1,5 @@
-//! What stands before an image or an answer, as ids. Special tokens are found by their names: their ids differ from
-//! checkpoint to checkpoint.
+//! Token sequences of prompts and questions. Special tokens are looked up by name, because their ids differ between
+//! checkpoints.
 
 use std::ops::Range;
 
@@ -10,22 +10,22 @@ use unirl_text::Text;
 const BOS: &str = "<｜begin▁of▁sentence｜>";
 /// Ends an answer.
 const EOS: &str = "<｜end▁of▁sentence｜>";
-/// Stands for each token of a prompt that guidance leaves out.
+/// Padding; also replaces the tokens of an unconditional prompt.
 const PAD: &str = "<｜▁pad▁｜>";
 /// Begins an image.
 const BOI: &str = "<begin_of_image>";
 /// Ends an image.
 const EOI: &str = "<end_of_image>";
-/// Stands for a picture in a text. Janus-1.3B's file does not have it; its program adds it behind the last token.
+/// The placeholder of an image in a text. Janus-1.3B's `tokenizer.json` lacks it; its code adds it after the last token.
 const IMAGE: &str = "<image_placeholder>";
-/// Who speaks: tokens of Janus-Pro, in whose place Janus-1.3B writes plain words.
+/// The roles: special tokens in Janus-Pro, plain words in Janus-1.3B.
 const TAGS: [&str; 2] = ["<|User|>", "<|Assistant|>"];
 const NAMES: [&str; 2] = ["User", "Assistant"];
 
 /// The special tokens of a fresh model, in the order of Janus-Pro.
 pub const SPECIAL: [&str; 8] = [BOS, EOS, PAD, BOI, EOI, IMAGE, TAGS[0], TAGS[1]];
 
-/// What the original puts before a conversation about pictures.
+/// The original's system prompt for understanding.
 pub const SYSTEM: &str = "You are a helpful language and vision assistant. You are able to understand the visual content \
                           that the user provides, and assist the user with a variety of tasks using natural language.";
 
@@ -36,13 +36,13 @@ pub struct Special {
     pub bos: i64,
     /// Ends an answer.
     pub eos: i64,
-    /// Stands for each token of a prompt that guidance leaves out.
+    /// Padding; also replaces the tokens of an unconditional prompt.
     pub pad: i64,
     /// Begins an image.
     pub boi: i64,
     /// Ends an image.
     pub eoi: i64,
-    /// Stands for each row of a picture.
+    /// The placeholder of each image row.
     pub image: i64,
 }
 
@@ -52,19 +52,19 @@ pub struct Prompting {
     /// The special tokens.
     pub special: Special,
     roles: [&'static str; 2],
-    /// Before a picture: what the system says, and who speaks.
+    /// The text before an image: system prompt and role.
     before: String,
-    /// Where a picture's rows stand, whatever the question: an answer may hold the token that stands for them.
-    picture: Range<i64>,
+    /// The rows of the image, the same for every question. Not found by the placeholder, which an answer may contain.
+    image_rows: Range<i64>,
 }
 
 impl Prompting {
-    /// For a tokenizer, what stands before a question, and the rows that a picture has.
+    /// Uses the tokenizer `text` and the system prompt `system`; an image has `rows` rows.
     pub fn new(text: Text, system: &str, rows: i64) -> Result<Self> {
         let id = |token: &str| {
             text.id(token).ok_or_else(|| {
                 Error::failure(format!("the text tokenizer has no token `{token}`"))
-                    .hint("`tokenizer.json` has to be that of a Janus checkpoint")
+                    .hint("use the `tokenizer.json` of a Janus checkpoint")
             })
         };
         let special = Special {
@@ -78,9 +78,9 @@ impl Prompting {
         let roles = if TAGS.iter().all(|tag| text.id(tag).is_some()) { TAGS } else { NAMES };
         let system = if system.is_empty() { String::new() } else { format!("{system}\n\n") };
         let before = format!("{system}{}: ", roles[0]);
-        let mut prompting = Self { special, roles, before, picture: 0..0, text };
-        let start = prompting.begun(&prompting.before)?.len() as i64 + 1; // and the token that begins an image
-        prompting.picture = start..start + rows;
+        let mut prompting = Self { special, roles, before, image_rows: 0..0, text };
+        let start = prompting.with_bos(&prompting.before)?.len() as i64 + 1; // and the begin-of-image token
+        prompting.image_rows = start..start + rows;
         Ok(prompting)
     }
 
@@ -89,53 +89,53 @@ impl Prompting {
         &self.text
     }
 
-    /// Before an image: `BOS user: prompt assistant: BOI`.
-    pub fn drawing(&self, prompt: &str) -> Result<Vec<i64>> {
+    /// The sequence before a generated image: `BOS user: prompt assistant: BOI`.
+    pub fn generation_ids(&self, prompt: &str) -> Result<Vec<i64>> {
         let ([user, assistant], prompt) = (self.roles, prompt.trim());
         let turn = match prompt {
             "" => format!("{user}:{assistant}:"),
             prompt => format!("{user}: {prompt}\n\n{assistant}:"),
         };
-        let mut ids = self.begun(&turn)?;
+        let mut ids = self.with_bos(&turn)?;
         ids.push(self.special.boi);
         Ok(ids)
     }
 
-    /// The same without what it asks for, by which guidance is told where not to go.
-    pub fn emptied(&self, drawing: &[i64]) -> Vec<i64> {
-        let last = drawing.len() - 1;
-        let empty = |(at, id): (usize, &i64)| if at == 0 || at == last { *id } else { self.special.pad };
-        drawing.iter().enumerate().map(empty).collect()
+    /// The unconditional counterpart of a generation sequence, for guidance: padding in place of the prompt.
+    pub fn unconditional(&self, ids: &[i64]) -> Vec<i64> {
+        let last = ids.len() - 1;
+        let pad = |(at, id): (usize, &i64)| if at == 0 || at == last { *id } else { self.special.pad };
+        ids.iter().enumerate().map(pad).collect()
     }
 
-    /// Before an answer about a picture: `BOS system user: BOI picture EOI question assistant:`.
+    /// The sequence before an answer: `BOS system user: BOI image EOI question assistant:`.
     pub fn question(&self, question: &str) -> Result<Vec<i64>> {
         if question.contains(IMAGE) {
-            return Err(Error::usage(format!("a question about a picture cannot contain `{IMAGE}`")));
+            return Err(Error::usage(format!("a question must not contain the image placeholder `{IMAGE}`")));
         }
         let [_, assistant] = self.roles;
-        let mut ids = self.begun(&self.before)?;
+        let mut ids = self.with_bos(&self.before)?;
         ids.push(self.special.boi);
-        ids.extend(self.picture.clone().map(|_| self.special.image));
+        ids.extend(self.image_rows.clone().map(|_| self.special.image));
         ids.push(self.special.eoi);
         ids.extend(self.text.encode(&format!("\n{}\n\n{assistant}:", question.trim()))?);
         Ok(ids)
     }
 
-    /// The rows of a picture among those of a question.
-    pub fn picture(&self) -> Range<i64> {
-        self.picture.clone()
+    /// The rows of the image in the sequence of a question.
+    pub fn image_rows(&self) -> Range<i64> {
+        self.image_rows.clone()
     }
 
-    /// An answer and its end.
+    /// An answer followed by the end token.
     pub fn answer(&self, answer: &str) -> Result<Vec<i64>> {
         let mut ids = self.text.encode(&format!(" {}", answer.trim()))?;
         ids.push(self.special.eos);
         Ok(ids)
     }
 
-    /// Whether a tokenizer begins sequences itself is a matter of its program, not of its file.
-    fn begun(&self, text: &str) -> Result<Vec<i64>> {
+    /// Encodes `text` with a leading `BOS`, which only some `tokenizer.json` files add.
+    fn with_bos(&self, text: &str) -> Result<Vec<i64>> {
         let mut ids = self.text.encode(text)?;
         if ids.first() != Some(&self.special.bos) {
             ids.insert(0, self.special.bos);

@@ -1,5 +1,4 @@
-//! SigLIP's vision tower: what understanding sees of a picture. It has a row for every patch and none for the whole, and
-//! its pooling is left out.
+//! SigLIP, the vision encoder of understanding: one row per patch, without class token and pooling.
 
 use tch::Tensor;
 use unirl::weights::{Init, Store};
@@ -9,7 +8,7 @@ use unirl_layers::vision::{Activation, Layer, LayerSize};
 
 use crate::config::SiglipConfig;
 
-/// The vision tower.
+/// The vision encoder.
 pub struct Siglip {
     config: SiglipConfig,
     /// `[W,3,p,p]`.
@@ -46,24 +45,24 @@ impl Siglip {
                     Layer::take(store, &name, "projection_layer", size)
                 })
                 .collect::<Result<_>>()?,
-            // Applied however many layers are left out before it.
+            // Applied even if layers before it are left out.
             norm: LayerNorm::take(store, "model.vision_model.post_layernorm", width, config.layer_norm_eps)?,
             config: config.clone(),
         })
     }
 
-    /// The rows that the layers read, `[B,n,W]`, of pictures `pixels [B,3,S,S]` in `-1..=1`; patches row by row.
+    /// Embeds the patches of images `pixels [B,3,S,S]` in `-1..=1`, in row-major order: `[B,n,W]`.
     pub fn embed(&self, pixels: &Tensor) -> Result<Tensor> {
         let edge = self.config.image_size;
         if pixels.dim() != 4 || pixels.size()[1..] != [3, edge, edge] {
             return Err(Error::failure(format!(
-                "the vision tower: expected pixels of shape [B, 3, {edge}, {edge}], got {:?}",
+                "vision encoder: expected pixels of shape [B, 3, {edge}, {edge}], got {:?}",
                 pixels.size()
             )));
         }
         let mut pixels = pixels.shallow_clone();
-        if let Some(normalisation) = &self.config.normalisation {
-            let [mean, std] = normalisation
+        if let Some(normalization) = &self.config.normalisation {
+            let [mean, std] = normalization
                 .map(|channels| Tensor::from_slice(&channels).view([3, 1, 1]).to_device(pixels.device()));
             pixels = (pixels - mean) / std;
         }
@@ -79,17 +78,17 @@ impl Siglip {
         Ok(patches.flatten(2, 3).transpose(1, 2) + &self.position)
     }
 
-    /// Layers.
+    /// The number of layers.
     pub fn depth(&self) -> usize {
         self.layers.len()
     }
 
-    /// Rows `x [B,n,W]` behind layer `index`.
+    /// Applies layer `index` to `x [B,n,W]`.
     pub fn layer(&self, index: usize, x: &Tensor) -> Tensor {
         self.layers[index].apply(x)
     }
 
-    /// Features `[B,n,W]` of pictures `pixels [B,3,S,S]` in `-1..=1`.
+    /// Features `[B,n,W]` of images `pixels [B,3,S,S]` in `-1..=1`.
     pub fn features(&self, pixels: &Tensor) -> Result<Tensor> {
         let x = (0..self.depth()).fold(self.embed(pixels)?, |x, index| self.layer(index, &x));
         Ok(self.norm.apply(&x))

@@ -1,4 +1,4 @@
-//! Checkpoints: the published tables, configurations of either form, and what is refused.
+//! Checkpoints: weights of published ones, both forms of configuration, and errors.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -18,7 +18,7 @@ fn read(json: &Value) -> Result<JanusConfig> {
     JanusConfig::read(json, "config.json", &|_| None)
 }
 
-/// The original's `config.json` of a model of width `width`, which says of the language model what `language` holds.
+/// An original `config.json` of a model of width `width` with the `language_config` `language`.
 fn original(width: i64, language: &Value) -> Value {
     let projector = |inputs: i64| json!({"params": {"projector_type": "mlp_gelu", "depth": 2, "input_dim": inputs, "n_embed": width}});
     json!({
@@ -46,7 +46,7 @@ fn original_1b() -> Value {
     original(2048, &small_language())
 }
 
-/// As published, the rest being the defaults of its class.
+/// As published; the missing keys have the defaults of `LlamaConfig`.
 fn original_7b() -> Value {
     original(
         4096,
@@ -57,7 +57,7 @@ fn original_7b() -> Value {
 fn transformers_1b() -> Value {
     json!({
         "model_type": "janus",
-        "tie_word_embeddings": true, // a default that no checkpoint means
+        "tie_word_embeddings": true, // a default that is wrong for every checkpoint
         "text_config": small_language(),
         "vision_config": {
             "model_type": "janus_vision_model", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
@@ -75,11 +75,11 @@ fn table(expected: Vec<Expected>) -> BTreeMap<String, Vec<i64>> {
     assert!(expected.iter().all(|e| e.required));
     let count = expected.len();
     let table: BTreeMap<_, _> = expected.into_iter().map(|e| (e.name, e.shape)).collect();
-    assert_eq!(table.len(), count, "no name twice");
+    assert_eq!(table.len(), count, "duplicate names");
     table
 }
 
-/// A published table without the image tokenizer's weights: what is read, and how many names are not.
+/// The published weights except those of the image tokenizer: the used ones, and the number of unused ones.
 fn published(name: &str, layout: Layout) -> (BTreeMap<String, Vec<i64>>, usize) {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/keys"));
     let json = fs::read(folder.join(name)).unwrap();
@@ -93,7 +93,7 @@ fn published(name: &str, layout: Layout) -> (BTreeMap<String, Vec<i64>>, usize) 
 }
 
 #[test]
-fn published_tables_are_expected_exactly() {
+fn expected_weights_are_those_of_published_checkpoints() {
     for (name, layout, json, unused) in [
         ("janus_1_3b_original.json", Layout::Original, original_1b(), 13),
         ("janus_pro_1b_original.json", Layout::Original, original_1b(), 13),
@@ -108,7 +108,7 @@ fn published_tables_are_expected_exactly() {
 }
 
 #[test]
-fn both_forms_say_the_same() {
+fn config_forms_of_original_and_transformers_agree() {
     let config = read(&original_1b()).unwrap();
     assert_eq!(read(&transformers_1b()).unwrap(), config);
     assert_eq!((config.language.head_dim, config.image_tokens()), (128, 576));
@@ -123,7 +123,7 @@ fn both_forms_say_the_same() {
 }
 
 #[test]
-fn what_a_config_leaves_out_is_its_class_default_or_the_size_of_a_weight() {
+fn missing_config_keys_are_defaults_or_inferred_from_weights() {
     let mut json = original_1b();
     json["language_config"]["num_key_value_heads"] = Value::Null;
     json["gen_head_config"]["params"] = json!({});
@@ -158,7 +158,7 @@ fn what_a_config_leaves_out_is_its_class_default_or_the_size_of_a_weight() {
         ]
     );
 
-    // A tower that is cut has fewer layers, as its class counts.
+    // `select_layer` cuts the vision encoder.
     for (select, layers) in [(-1, 24), (-2, 23), (0, 24), (5, 5), (30, 24)] {
         let mut json = original_1b();
         json["vision_config"]["params"]["select_layer"] = select.into();
@@ -167,7 +167,7 @@ fn what_a_config_leaves_out_is_its_class_default_or_the_size_of_a_weight() {
 }
 
 #[test]
-fn configs_of_what_is_no_janus_are_refused() {
+fn unsupported_or_inconsistent_configs_are_refused() {
     let with = |json: Value, path: &[&str], value: Value| {
         let mut json = json;
         let (last, parents) = path.split_last().unwrap();
@@ -177,15 +177,15 @@ fn configs_of_what_is_no_janus_are_refused() {
     };
     let mut flow = original_1b();
     flow["vision_gen_enc_config"] = json!({});
-    let mut reading = original_1b();
+    let mut deepseek_vl = original_1b();
     for key in ["gen_vision_config", "gen_aligner_config", "gen_head_config"] {
-        reading[key] = Value::Null;
+        deepseek_vl[key] = Value::Null;
     }
     let scaled = json!({"rope_type": "linear", "factor": 4.0});
     let language = |key, value| with(original_1b(), &["language_config", key], value);
     for (json, expected) in [
-        (flow, "`config.json`: this is JanusFlow, which has no image codes"),
-        (reading, "`config.json`: this is DeepSeek-VL, which does not draw"),
+        (flow, "`config.json`: this is JanusFlow, which has no image tokens"),
+        (deepseek_vl, "`config.json`: this is DeepSeek-VL, which does not generate images"),
         (
             json!({"model_type": "llama"}),
             "`config.json`: `model_type`: expected `multi_modality` or `janus`, got `llama`",
@@ -201,7 +201,7 @@ fn configs_of_what_is_no_janus_are_refused() {
         ),
         (
             language("num_key_value_heads", json!(3)),
-            "`config.json`: `num_attention_heads`: expected a multiple of 3 heads of keys and values, got 16",
+            "`config.json`: `num_attention_heads`: expected a multiple of 3 key and value heads, got 16",
         ),
         (
             language("hidden_size", json!("wide")),
@@ -244,7 +244,7 @@ fn configs_of_what_is_no_janus_are_refused() {
     }
 }
 
-/// A file of weights of these names.
+/// A weights file with these names.
 fn file(folder: &Path, names: &[&str]) -> Weights {
     let one = || Tensor::ones([1], (Kind::Float, Device::Cpu));
     let tensors: Vec<_> = names.iter().map(|name| ((*name).to_string(), one())).collect();
@@ -254,7 +254,7 @@ fn file(folder: &Path, names: &[&str]) -> Weights {
 }
 
 #[test]
-fn layouts_are_told_by_the_names_of_weights() {
+fn layout_is_detected_by_weight_names() {
     let folder = tempfile::tempdir().unwrap();
     let of = |names: &[&str]| Layout::of(&file(folder.path(), names));
     assert_eq!(
@@ -262,23 +262,26 @@ fn layouts_are_told_by_the_names_of_weights() {
         Layout::Original
     );
     assert_eq!(of(&["model.generation_head.vision_head.bias"]).unwrap(), Layout::Transformers);
-    let refused = |names: &[&str], expected: &str| {
+    let assert_refused = |names: &[&str], expected: &str| {
         let error = of(names).unwrap_err();
         assert!(error.message().ends_with(expected), "{error}");
     };
-    refused(
+    assert_refused(
         &["vision_gen_enc_model.a", "vision_und_enc_model.b", "language_model.c"],
-        "`: these are the weights of JanusFlow, which has no image codes",
+        "`: these are the weights of JanusFlow, which has no image tokens",
     );
-    refused(
+    assert_refused(
         &["aligner.layers.0.bias", "language_model.c", "vision_model.d"],
-        "`: these are the weights of DeepSeek-VL, which does not draw",
+        "`: these are the weights of DeepSeek-VL, which does not generate images",
     );
-    refused(&["showo.model.a"], "`: expected weights `gen_head.…` or `model.generation_head.…`, got none");
+    assert_refused(
+        &["showo.model.a"],
+        "`: expected weights `gen_head.…` or `model.generation_head.…`, got none",
+    );
 }
 
 #[test]
-fn faults_are_told_by_the_names_of_the_file() {
+fn weight_mismatches_are_reported_by_the_names_in_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let config = read(&original_1b()).unwrap();
     let mut weights = file(

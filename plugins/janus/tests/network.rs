@@ -1,4 +1,4 @@
-//! What holds of any weights: grouped heads, types, checkpointing, scoring in parts.
+//! Properties that hold for any weights: grouped heads, data types, gradient checkpointing, masks.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,17 +6,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use unirl::weights::Store;
-use unirl_layers::decoder::{AttnMask, StackInput};
+use unirl_layers::attention::AttnMask;
+use unirl_layers::decoder::StackInput;
 use unirl_plugin_janus::config::{GenerationConfig, JanusConfig, LlamaConfig, SiglipConfig};
 use unirl_plugin_janus::llama::Llama;
 use unirl_plugin_janus::network::{self, Network};
 
-/// Two ways to the same f32 value.
-const SAME: f64 = 1e-4;
 use unirl_plugin_janus::vq::VqConfig;
 
-/// libtorch has one stream of random numbers for all threads, and tests run in several.
-fn alone() -> MutexGuard<'static, ()> {
+/// The f32 error between two ways to the same value.
+const SAME: f64 = 1e-4;
+
+/// Runs one test at a time: libtorch has one random number generator for all threads.
+fn serialize_tests() -> MutexGuard<'static, ()> {
     static RANDOM: Mutex<()> = Mutex::new(());
     tch::set_num_threads(1); // the work is small
     RANDOM.lock().unwrap_or_else(PoisonError::into_inner)
@@ -49,7 +51,7 @@ fn config(kv_heads: i64) -> JanusConfig {
     }
 }
 
-/// Fresh weights that are large enough for differences to show.
+/// Fresh weights, scaled up so that differences show.
 fn weights(config: &JanusConfig) -> Vec<(String, Tensor)> {
     tch::manual_seed(3);
     let mut store = Store::fresh(Device::Cpu, Kind::Float);
@@ -61,7 +63,7 @@ fn weights(config: &JanusConfig) -> Vec<(String, Tensor)> {
     store.finish().into_iter().map(large).collect()
 }
 
-/// A network of these weights as leaves of type `kind`, and the leaves.
+/// A network with these weights as leaves of type `kind`, and the leaves.
 fn network(config: &JanusConfig, weights: &[(String, Tensor)], kind: Kind) -> (Network, Vec<Tensor>) {
     let leaves: Vec<_> = weights
         .iter()
@@ -78,21 +80,21 @@ fn ids() -> (Tensor, Tensor) {
 
 fn code_logits(network: &Network) -> Tensor {
     let (prompts, codes) = ids();
-    network.codes.head.logits(&network.drawing(&prompts, None, &codes).unwrap())
+    network.codes.head.logits(&network.generation_hidden(&prompts, None, &codes).unwrap())
 }
 
 #[track_caller]
 fn close(got: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!(got.size(), expected.size());
     let off = (got - expected).abs().max().double_value(&[]);
-    assert!(off <= tolerance, "off by {off}, more than {tolerance}");
+    assert!(off <= tolerance, "differs by {off}, more than {tolerance}");
 }
 
 #[test]
-fn grouped_heads_are_heads_of_their_own_with_the_same_weights() {
-    let _alone = alone();
+fn grouped_heads_equal_separate_heads_with_repeated_weights() {
+    let _guard = serialize_tests();
     let grouped = weights(&config(2));
-    let whole: Vec<_> = grouped
+    let full: Vec<_> = grouped
         .iter()
         .map(|(name, tensor)| {
             let shared = name.contains("language_model")
@@ -105,13 +107,13 @@ fn grouped_heads_are_heads_of_their_own_with_the_same_weights() {
         })
         .collect();
     let (grouped, _) = network(&config(2), &grouped, Kind::Float);
-    let (whole, _) = network(&config(4), &whole, Kind::Float);
-    close(&code_logits(&grouped), &code_logits(&whole), SAME);
+    let (full, _) = network(&config(4), &full, Kind::Float);
+    close(&code_logits(&grouped), &code_logits(&full), SAME);
 }
 
 #[test]
-fn cached_rows_of_grouped_heads_are_those_of_the_whole() {
-    let _alone = alone();
+fn kv_cache_of_grouped_heads_does_not_change_hidden_states() {
+    let _guard = serialize_tests();
     let config = config(1);
     let (network, _) = network(&config, &weights(&config), Kind::Float);
     let (ids, _) = ids();
@@ -122,18 +124,24 @@ fn cached_rows_of_grouped_heads_are_those_of_the_whole() {
         let x = llama.embed(&ids.narrow(1, rows.start, count));
         let mask = network::causal(&present, count);
         llama
-            .forward(StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past, read: None })
+            .forward(StackInput {
+                x,
+                positions: &positions,
+                mask: AttnMask::Additive(&mask),
+                past,
+                outputs: None,
+            })
             .unwrap()
     };
-    let (whole, _) = run(&network.llama, 0..5, None);
+    let (full, _) = run(&network.llama, 0..5, None);
     let (_, cache) = run(&network.llama, 0..3, None);
     let (last, _) = run(&network.llama, 3..5, Some(&cache));
-    close(&last, &whole.narrow(1, 3, 2), SAME);
+    close(&last, &full.narrow(1, 3, 2), SAME);
 }
 
 #[test]
-fn short_weights_answer_in_f32_and_nearly_the_same() {
-    let _alone = alone();
+fn bf16_weights_give_nearly_the_same_f32_logits() {
+    let _guard = serialize_tests();
     let config = config(2);
     let weights = weights(&config);
     let (wide, _) = network(&config, &weights, Kind::Float);
@@ -141,7 +149,7 @@ fn short_weights_answer_in_f32_and_nearly_the_same() {
     assert_eq!(short.llama.kind(), Kind::BFloat16);
     let (expected, got) = (code_logits(&wide), code_logits(&short));
     assert_eq!(got.kind(), Kind::Float);
-    // Eight bits of a number through two layers.
+    // 8 bits of mantissa through two layers.
     close(&got, &expected, 0.05 * expected.abs().max().double_value(&[]));
     let pixels = Tensor::rand([2, 3, 8, 8], tch::kind::FLOAT_CPU) * 2.0 - 1.0;
     let (expected, got) = (wide.align(&pixels).unwrap(), short.align(&pixels).unwrap());
@@ -150,8 +158,8 @@ fn short_weights_answer_in_f32_and_nearly_the_same() {
 }
 
 #[test]
-fn checkpointed_layers_have_the_gradients_of_plain_ones() {
-    let _alone = alone();
+fn gradient_checkpointing_does_not_change_gradients() {
+    let _guard = serialize_tests();
     let config = config(2);
     let weights = weights(&config);
     let gradients = |checkpointing: bool| {
@@ -160,19 +168,19 @@ fn checkpointed_layers_have_the_gradients_of_plain_ones() {
         code_logits(&network).square().sum(Kind::Float).backward();
         leaves.iter().map(Tensor::grad).collect::<Vec<_>>()
     };
-    let mut learned = 0;
+    let mut compared = 0;
     for (plain, recomputed) in gradients(false).iter().zip(gradients(true)) {
         assert_eq!(plain.defined(), recomputed.defined());
         if plain.defined() {
             close(&recomputed, plain, SAME * (1.0 + plain.abs().max().double_value(&[])));
-            learned += 1;
+            compared += 1;
         }
     }
-    assert!(learned > 0);
+    assert!(compared > 0);
 }
 
 #[test]
-fn a_row_that_sees_nothing_is_no_nan() {
+fn fully_masked_row_is_finite() {
     let present = Tensor::from_slice(&[false, false, true]).unsqueeze(0);
     let softmax = network::causal(&present, 3).softmax(-1, Kind::Float);
     assert!(bool::try_from(softmax.isfinite().all()).unwrap());
@@ -183,17 +191,17 @@ fn a_row_that_sees_nothing_is_no_nan() {
 }
 
 #[test]
-fn pixels_of_another_size_are_refused() {
-    let _alone = alone();
+fn pixels_of_another_size_are_refused_by_the_vision_encoder() {
+    let _guard = serialize_tests();
     let config = config(2);
     let (network, _) = network(&config, &weights(&config), Kind::Float);
     let error = network.align(&Tensor::zeros([1, 3, 8, 12], tch::kind::FLOAT_CPU)).unwrap_err();
-    assert_eq!(error.message(), "the vision tower: expected pixels of shape [B, 3, 8, 8], got [1, 3, 8, 12]");
+    assert_eq!(error.message(), "vision encoder: expected pixels of shape [B, 3, 8, 8], got [1, 3, 8, 12]");
 }
 
 #[test]
-fn a_tower_that_normalises_does_so_before_its_patches() {
-    let _alone = alone();
+fn vision_encoder_normalizes_pixels_if_configured() {
+    let _guard = serialize_tests();
     let plain = config(2);
     let mut own = plain.clone();
     own.vision.normalisation = Some([[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]]);

@@ -1,8 +1,7 @@
-//! Numerical parity with the public reference implementation, in both layouts of checkpoints: every number here was
-//! recorded from it.
+//! Numerical parity with the public reference implementation, from which every expected number was recorded, in both
+//! checkpoint layouts.
 //!
-//! `UNIRL_JANUS_FIXTURE=DIR` reads another folder of the same form; sizes, settings and expectations are the
-//! folder's.
+//! `UNIRL_JANUS_FIXTURE=DIR` selects another fixture folder, which defines sizes, settings and expectations.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +15,8 @@ use fixture::{
 use tch::{Device, Kind, Reduction, Tensor};
 use unirl::algorithms::objective;
 use unirl::sampling::gather_logp;
-use unirl_layers::decoder::{AttnMask, StackInput};
+use unirl_layers::attention::AttnMask;
+use unirl_layers::decoder::StackInput;
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::network;
 
@@ -30,7 +30,7 @@ fn parity_layouts_hold_the_same_weights() {
         assert_eq!(name, found);
         close(name, got, expected, 0.0);
     }
-    // What is saved is what was loaded, and without the image tokenizer that is all there is.
+    // Saving restores every weight of the file, except the image tokenizer's.
     for model in [&transformers, &original] {
         let file = f.checkpoint(model.label);
         let mut saved = model.layout.save(&model.weights, &model.unused);
@@ -80,7 +80,7 @@ fn parity_vision() {
     }
 }
 
-/// The mean cross-entropy of the tokens that the recorded labels name, each under the logits of the row before it.
+/// The mean cross-entropy of the recorded labels, each under the logits of the previous row.
 fn answer_loss(f: &Fixture, logits: &Tensor) -> Tensor {
     let labels = f.tensor("und.labels");
     let rows = labels.size()[1] - 1;
@@ -93,14 +93,15 @@ fn answer_loss(f: &Fixture, logits: &Tensor) -> Tensor {
     )
 }
 
-/// Hidden rows `[B,L,D]` of the recorded dialogues.
-fn answering(f: &Fixture, model: &Model) -> Tensor {
+/// Hidden states `[B,L,D]` of the recorded dialogues.
+fn dialogue_hidden(f: &Fixture, model: &Model) -> Tensor {
     let present = f.tensor("und.attention_mask").to_kind(Kind::Bool);
     let mask = network::causal(&present, present.size()[1]);
-    let x = model.asked(f);
+    let x = model.question_rows(f);
     let positions = network::positions(&present);
-    let rows = StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
-    model.network.llama.hidden(rows).unwrap()
+    let rows =
+        StackInput { x, positions: &positions, mask: AttnMask::Additive(&mask), past: None, outputs: None };
+    model.network.llama.hidden_states(rows).unwrap()
 }
 
 #[test]
@@ -108,13 +109,13 @@ fn parity_understanding() {
     let f = Fixture::open();
     for model in f.models() {
         let (ids, present) = (f.tensor("und.input_ids"), f.tensor("und.attention_mask").to_kind(Kind::Bool));
-        close(&model.named("embeddings"), &model.asked(&f), &f.tensor("und.inputs_embeds"), VALUES);
+        close(&model.named("embeddings"), &model.question_rows(&f), &f.tensor("und.inputs_embeds"), VALUES);
         let positions = network::positions(&present);
         let there = f.tensor("und.attention_mask");
         same(&model.named("positions"), &(&positions * &there), &(f.tensor("und.position_ids") * &there));
-        let logits = model.network.llama.logits(&answering(&f, &model));
-        let seen = |logits: &Tensor| logits.masked_select(&present.unsqueeze(-1));
-        close(&model.named("logits"), &seen(&logits), &seen(&f.tensor("und.logits")), VALUES);
+        let logits = model.network.llama.logits(&dialogue_hidden(&f, &model));
+        let valid = |logits: &Tensor| logits.masked_select(&present.unsqueeze(-1));
+        close(&model.named("logits"), &valid(&logits), &valid(&f.tensor("und.logits")), VALUES);
         number(&model.named("loss"), &answer_loss(&f, &logits), f.number("und.loss"), LOSSES);
 
         let too_few = model.network.align(&f.tensor("vision.pixel_values").narrow(0, 0, 1)).unwrap();
@@ -131,8 +132,8 @@ fn parity_understanding_greedy_with_cache() {
         let llama = &model.network.llama;
         let mut present = f.tensor("und.attention_mask").to_kind(Kind::Bool);
         let batch = present.size()[0];
-        let mut x = model.asked(&f);
-        let (mut past, mut said) = (None, Vec::new());
+        let mut x = model.question_rows(&f);
+        let (mut past, mut answers) = (None, Vec::new());
         let mut ended = Tensor::zeros([batch], (Kind::Bool, Device::Cpu));
         for _ in 0..expected.size()[1] {
             let (rows, length) = (x.size()[1], present.size()[1]);
@@ -142,9 +143,9 @@ fn parity_understanding_greedy_with_cache() {
                 .forward(StackInput {
                     x,
                     positions: &positions,
-                    sees: AttnMask::Mask(&mask),
+                    mask: AttnMask::Additive(&mask),
                     past: past.as_ref(),
-                    read: None,
+                    outputs: None,
                 })
                 .unwrap();
             past = Some(cache);
@@ -153,14 +154,14 @@ fn parity_understanding_greedy_with_cache() {
             ended = ended.logical_or(&token.eq(f.id("eos")));
             present = Tensor::cat(&[present, network::present(batch, 1, Device::Cpu)], 1);
             x = llama.embed(&token.unsqueeze(1));
-            said.push(token);
+            answers.push(token);
         }
-        same(&model.named("tokens"), &Tensor::stack(&said, 1), &expected);
+        same(&model.named("tokens"), &Tensor::stack(&answers, 1), &expected);
     }
 }
 
 #[test]
-fn parity_drawing_greedy_with_cache() {
+fn parity_generation_greedy_with_cache() {
     let f = Fixture::open();
     let (weight, codes) = (f.number("cfg_weight"), f.tensor("t2i.codes"));
     for model in f.models() {
@@ -169,7 +170,7 @@ fn parity_drawing_greedy_with_cache() {
             let (cond, uncond) = halves(logits);
             network::guided(&cond, &uncond, weight)
         };
-        let logits = model.draw(&f, codes.size()[1], |_, logits| guided(logits).argmax(-1, false));
+        let logits = model.generate_logits(&f, codes.size()[1], |_, logits| guided(logits).argmax(-1, false));
         let expected = f.tensor("t2i.step_logits_cond_uncond");
         close(&model.named("logits"), &logits, &expected, VALUES);
         close(&model.named("guided"), &guided(&logits), &f.tensor("t2i.step_logits_cfg"), GUIDED);
@@ -181,11 +182,11 @@ fn parity_drawing_greedy_with_cache() {
 }
 
 #[test]
-fn parity_drawing_guided_steps() {
+fn parity_generation_guided_steps() {
     let f = Fixture::open();
     let codes = f.tensor("cfg5.codes");
     for model in f.models() {
-        let logits = model.draw(&f, codes.size()[1], |at, _| codes.select(1, at));
+        let logits = model.generate_logits(&f, codes.size()[1], |at, _| codes.select(1, at));
         close(&model.named("logits"), &logits, &f.tensor("cfg5.logits_cond_uncond"), VALUES);
         let (cond, uncond) = halves(&logits);
         let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
@@ -196,15 +197,20 @@ fn parity_drawing_guided_steps() {
 }
 
 #[test]
-fn parity_drawing_teacher_forced() {
+fn parity_generation_teacher_forced() {
     let f = Fixture::open();
     let codes = f.tensor("t2i.codes");
     for model in f.models() {
-        let rows = model.drawn(&f, &codes);
+        let rows = model.code_hidden(&f, &codes);
         let head = &model.network.codes.head;
         let [cond, uncond] = rows.each_ref().map(|rows| head.logits(rows));
         close(&model.named("logits"), &cond, &f.tensor("t2i.tf_logits_cond"), VALUES);
-        close(&model.named("logits of empty prompts"), &uncond, &f.tensor("t2i.tf_logits_uncond"), VALUES);
+        close(
+            &model.named("logits of unconditional prompts"),
+            &uncond,
+            &f.tensor("t2i.tf_logits_uncond"),
+            VALUES,
+        );
         let logp = gather_logp(&cond, &codes);
         close(&model.named("logp"), &logp, &f.tensor("t2i.tf_logp_cond"), VALUES);
 
@@ -214,7 +220,7 @@ fn parity_drawing_teacher_forced() {
         let loss = -gather_logp(&guided, &codes).mean(Kind::Float);
         number(&model.named("guided loss"), &loss, f.number("train.t2i_cfg_ce"), LOSSES);
 
-        // Padding on the left is not seen: the same rows with two pads before each prompt.
+        // Left padding has no effect: the same with two pads before each prompt.
         let prompts = f.tensor("t2i.prompt_ids");
         let batch = prompts.size()[0];
         let pads = Tensor::full([batch, 2], f.id("pad"), (Kind::Int64, Device::Cpu));
@@ -226,12 +232,12 @@ fn parity_drawing_teacher_forced() {
             1,
         );
         let padded = Tensor::cat(&[pads, prompts], 1);
-        let padded = model.network.drawing(&padded, Some(&present), &codes).unwrap();
+        let padded = model.network.generation_hidden(&padded, Some(&present), &codes).unwrap();
         close(&model.named("padded"), &head.logits(&padded), &f.tensor("t2i.tf_logits_cond"), VALUES);
     }
 }
 
-/// Compares the norms of the gradients of what drawing and answering share, and of what either has alone.
+/// Compares the gradient norms of the weights that generation and understanding share, and of those specific to either.
 fn group_norms(f: &Fixture, model: &Model, name: &str, gradients: &[(String, Tensor)]) {
     let groups: [(&str, &[&str]); 3] = [
         ("shared", &["model.language_model."]),
@@ -261,11 +267,12 @@ fn parity_gradients_of_training_losses() {
     let f = Fixture::open();
     let codes = f.tensor("t2i.codes");
     for model in f.models() {
-        let [cond, uncond] = model.drawn(&f, &codes).map(|rows| model.network.codes.head.logits(&rows));
+        let [cond, uncond] = model.code_hidden(&f, &codes).map(|rows| model.network.codes.head.logits(&rows));
         let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
-        let drawing = |logits: &Tensor| -gather_logp(logits, &codes).mean(Kind::Float);
-        let answering = answer_loss(&f, &model.network.llama.logits(&answering(&f, &model)));
-        for (name, loss) in [("t2i", drawing(&cond)), ("t2i_cfg", drawing(&guided)), ("und", answering)] {
+        let generation = |logits: &Tensor| -gather_logp(logits, &codes).mean(Kind::Float);
+        let decoding = answer_loss(&f, &model.network.llama.logits(&dialogue_hidden(&f, &model)));
+        for (name, loss) in [("t2i", generation(&cond)), ("t2i_cfg", generation(&guided)), ("und", decoding)]
+        {
             let gradients = model.gradients(&loss);
             f.gradients(&model.named(name), &format!("grad_{name}."), &gradients);
             group_norms(&f, &model, name, &gradients);
@@ -278,9 +285,9 @@ fn parity_split_losses() {
     let f = Fixture::open();
     let (codes, beta) = (f.tensor("split.codes"), f.number("split.beta"));
     for model in f.models() {
-        let [cond, uncond] = model.drawn(&f, &codes).map(|rows| model.network.codes.head.logits(&rows));
+        let [cond, uncond] = model.code_hidden(&f, &codes).map(|rows| model.network.codes.head.logits(&rows));
         let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
-        let everywhere = codes.ge(0);
+        let all = codes.ge(0);
         for (name, logits, tolerance) in [("cond", cond, VALUES), ("cfg", guided, GUIDED)] {
             let what = |part: &str| model.named(&format!("{name}: {part}"));
             let stored = |part: &str| f.tensor(&format!("split.{name}.{part}"));
@@ -289,8 +296,8 @@ fn parity_split_losses() {
             let (k3, _) = objective::k3(&logp, &stored("ref_logp"));
             close(&what("k3"), &k3, &stored("k3"), tolerance);
             let weights = f.tensor("split.weights");
-            let policy = objective::weighted_loss(&logp, &everywhere, &weights, weights.size()[0]);
-            let kl = objective::mean_per_token(&k3, &everywhere);
+            let policy = objective::weighted_loss(&logp, &all, &weights, weights.size()[0]);
+            let kl = objective::mean_per_token(&k3, &all);
             let loss = &policy + beta * &kl;
             for (part, got) in [("policy", &policy), ("kl", &kl), ("loss", &loss)] {
                 number(&what(part), got, f.number(&format!("split.{part}.{name}")), LOSSES);
@@ -302,7 +309,7 @@ fn parity_split_losses() {
         let rows = labels.size()[1] - 1;
         let targets = labels.narrow(1, 1, rows);
         let answered = targets.ne(IGNORE);
-        let hidden = answering(&f, &model).narrow(1, 0, rows);
+        let hidden = dialogue_hidden(&f, &model).narrow(1, 0, rows);
         let width = hidden.size()[2];
         let scored = hidden.masked_select(&answered.unsqueeze(-1)).view([-1, width]);
         let scored = model.network.llama.logp(&scored, &targets.masked_select(&answered)).unwrap();
@@ -316,7 +323,7 @@ fn parity_split_losses() {
     }
 }
 
-/// Compares the norms of all gradients, and the gradients that are stored.
+/// Compares the norms of all gradients, and the stored gradients.
 fn split_gradients(f: &Fixture, model: &Model, name: &str, loss: &Tensor) {
     let gradients = model.gradients(loss);
     f.gradients(&model.named(name), &format!("split.{name}.grad."), &gradients);

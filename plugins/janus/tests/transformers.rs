@@ -1,12 +1,12 @@
-//! Agreement with Python's transformers, on a tiny random model that it makes, and what is saved here loads there.
+//! Agreement with Python's transformers on a tiny random model that it creates; the saved model loads there again.
 //!
-//! `./x transformers` installs it. Without it nothing is compared, and the test says so.
+//! `./x transformers` installs it. Without it, the test is skipped with a message.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "what is compared, and what is left out, is to be seen"
+    reason = "the output shows what was compared or skipped"
 )]
 
 use std::fs;
@@ -20,12 +20,12 @@ use unirl_plugin_janus::checkpoint;
 use unirl_plugin_janus::model::Janus;
 use unirl_plugin_janus::options::JanusOptions;
 
-/// f32 sums in another order, relative to values of size 1 to 10: 1.8e-6 was the most seen.
+/// The f32 error of another order of summation, relative to values of 1 to 10. The largest observed error is 1.8e-6.
 const SAME: f64 = 2e-5;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// The Python that has transformers.
+/// A Python with transformers.
 fn python() -> Option<PathBuf> {
     let own = Path::new(ROOT).join(".transformers-venv/bin/python");
     if own.is_file() {
@@ -49,7 +49,7 @@ fn load(folder: &Path, system_prompt: Option<&str>) -> Janus {
         dry: false,
     };
     let options = JanusOptions { system_prompt: system_prompt.map(String::from), ..JanusOptions::default() };
-    Janus::from_parts(checkpoint::parts(&options, &source).unwrap(), Device::Cpu).unwrap()
+    Janus::from_parts(checkpoint::load(&options, &source).unwrap(), Device::Cpu).unwrap()
 }
 
 fn text(json: &Value) -> String {
@@ -65,12 +65,12 @@ fn close(what: &str, got: &Tensor, expected: &Tensor) {
     assert_eq!(got.size(), expected.size(), "{what}");
     let off = (got - expected).abs().max().double_value(&[]);
     let size = 1.0 + expected.abs().max().double_value(&[]);
-    println!("{what}: off by {off} of {size}");
-    assert!(off <= SAME * size, "{what}: off by {off} of {size}");
+    println!("{what}: differs by {off} of {size}");
+    assert!(off <= SAME * size, "{what}: differs by {off} of {size}");
 }
 
 #[test]
-fn transformers_agrees_and_loads_what_is_saved() {
+fn transformers_agrees_and_loads_the_saved_model() {
     let Some(python) = python() else {
         eprintln!("SKIPPED: no Python with transformers; `./x transformers` installs one");
         return;
@@ -83,43 +83,47 @@ fn transformers_agrees_and_loads_what_is_saved() {
     let tensors = Tensor::read_safetensors(dir.path().join("reference.safetensors")).unwrap();
     let tensor = |name: &str| tensors.iter().find(|(known, _)| known == name).unwrap().1.shallow_clone();
 
-    // Drawing.
+    // Generation.
     let mut janus = load(&folder, None);
     let prompts: Vec<String> =
         json["prompts"].as_array().unwrap().iter().map(|prompt| text(&prompt["prompt"])).collect();
     for prompt in json["prompts"].as_array().unwrap() {
-        let got = janus.prompting().drawing(&text(&prompt["prompt"])).unwrap();
+        let got = janus.prompting().generation_ids(&text(&prompt["prompt"])).unwrap();
         assert_eq!(got, ids(&prompt["ids"]), "{prompt}");
     }
     let guidance = json["guidance"].as_f64().unwrap();
-    assert!((janus.card().sampling.guidance - guidance).abs() < f64::EPSILON, "of `generation_config.json`");
+    assert!(
+        (janus.card().sampling.guidance - guidance).abs() < f64::EPSILON,
+        "guidance of `generation_config.json`"
+    );
     let greedy = ImageSampling { temperature: 0.0, guidance, ..ImageSampling::default() };
-    let drawn = janus.generate(&prompts, &greedy).unwrap();
-    assert_eq!(drawn.tokens, tensor("codes"));
-    let scored = janus.image_logits(&prompts, &drawn, Policy::Current, &Masking::remask(0, None)).unwrap();
+    let generated = janus.generate(&prompts, &greedy).unwrap();
+    assert_eq!(generated.tokens, tensor("codes"));
+    let scored =
+        janus.image_logits(&prompts, &generated, Policy::Current, &Masking::remask(0, None)).unwrap();
     close("logits", &scored.logits, &tensor("logits"));
     let decoded = ((tensor("decoded") + 1.0) / 2.0).clamp(0.0, 1.0);
-    close("pixels", &janus.pixels(&drawn).unwrap(), &decoded);
+    close("pixels", &janus.pixels(&generated).unwrap(), &decoded);
 
-    // Reading, with the original's system prompt and without one.
+    // Understanding, with and without the original's system prompt.
     let without = load(&folder, Some(""));
-    let pictures = tensor("pictures");
-    for asked in json["questions"].as_array().unwrap() {
-        let model = if text(&asked["system"]).is_empty() { &without } else { &janus };
-        let question = text(&asked["question"]);
-        assert_eq!(model.prompting().question(&question).unwrap(), ids(&asked["ids"]), "{asked}");
-        let answers = model.encode_answers(&[text(&asked["answer"])]).unwrap();
-        assert_eq!(Vec::<i64>::try_from(answers.tokens.view([-1])).unwrap(), ids(&asked["answer_ids"]));
-        let picture = pictures.narrow(0, asked["picture"].as_i64().unwrap(), 1);
-        let image: Images = model.encode(&picture).unwrap();
+    let images = tensor("images");
+    for record in json["questions"].as_array().unwrap() {
+        let model = if text(&record["system"]).is_empty() { &without } else { &janus };
+        let question = text(&record["question"]);
+        assert_eq!(model.prompting().question(&question).unwrap(), ids(&record["ids"]), "{record}");
+        let answers = model.encode_answers(&[text(&record["answer"])]).unwrap();
+        assert_eq!(Vec::<i64>::try_from(answers.tokens.view([-1])).unwrap(), ids(&record["answer_ids"]));
+        let pixels = images.narrow(0, record["image"].as_i64().unwrap(), 1);
+        let image: Images = model.encode(&pixels).unwrap();
         let answers = Answers { text: vec![String::new()], ..answers };
         let logp = model.answer_logp(&image, &[question], &answers, Policy::Current).unwrap().logp;
         let expected: Vec<f64> =
-            asked["answer_logp"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+            record["answer_logp"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
         close("answer", &logp.view([-1]), &Tensor::from_slice(&expected).to_kind(Kind::Float));
     }
 
-    // And back.
+    // The saved model loads in transformers.
     let saved = dir.path().join("saved");
     fs::create_dir(&saved).unwrap();
     janus.save(&saved).unwrap();

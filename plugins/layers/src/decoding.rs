@@ -1,4 +1,4 @@
-//! Tokens one after the other: sequences that grow in place, so that on a GPU a whole step is one launch.
+//! Autoregressive decoding with a static KV cache, so that on a GPU each step is one launch of a CUDA graph.
 
 use tch::{Kind, Tensor};
 use unirl::cuda_graph::GraphedCallable;
@@ -6,99 +6,102 @@ use unirl::model::{BatchSlice, TextSampling};
 use unirl::sampling::{gather_logp, is_random, sample_tokens_with};
 use unirl::{Error, Result};
 
-use crate::decoder::{ALIGNED, HIDDEN, KvCache, Layer, Rotary, StackInput, StaticKvCache};
+use crate::attention::{MASK_ALIGNMENT, MASKED};
+use crate::decoder::{Layer, StackInput};
+use crate::kv_cache::{KvCache, StaticKvCache};
 use crate::language::{LanguageModel, Norm};
+use crate::rotary::Rotary;
 
-/// On a GPU, attention goes over so many columns more each time: what is recorded holds for all steps in between.
+/// On a GPU, the attended length grows in steps of this many columns: one CUDA graph serves all steps in between.
 const BUCKET: i64 = 384;
-/// How often the host asks a GPU whether all answers have ended, in tokens: it waits for the answer.
-const LOOK: i64 = 8;
+/// Tokens between two checks on a GPU whether every answer has ended; each check synchronizes with the device.
+const STOP_CHECK_INTERVAL: i64 = 8;
 
-/// Sequences that grow by a row at a time. Everything that changes from step to step lies in tensors of the device.
+/// Sequences that grow by one row per step. All state that changes between steps is in tensors on the device.
 pub struct StepDecoding<'a, L, N> {
     model: &'a LanguageModel<L, N>,
-    room: StaticKvCache,
+    cache: StaticKvCache,
     rotary: Rotary,
-    /// `[R,1,1,S]`, for all of the room.
+    /// `[R,1,1,S]`, for all columns of the cache.
     mask: Tensor,
     /// `[1]`: the column of the next row.
-    place: Tensor,
-    /// `[R]`: its position.
+    column: Tensor,
+    /// `[R]`: the position of the next row.
     position: Tensor,
-    /// `[R,D]`: what predicts the next token.
+    /// `[R,D]`: the hidden states that predict the next token.
     hidden: Tensor,
-    /// Columns that are written, as the host counts.
+    /// Columns written so far, counted on the host.
     filled: i64,
     graphed: GraphedCallable,
-    /// Columns that the recorded step sees.
-    seen: i64,
+    /// Columns that the captured step attends to.
+    length: i64,
 }
 
 impl<'a, L: Layer, N: Norm> StepDecoding<'a, L, N> {
-    /// Goes on behind the `cache` of what was read, of which `index [R]` names the row of each sequence: its next token is
-    /// predicted by `hidden [R,D]` and stands at `position [R]`. `visible [R,P]` is false at padding. At most `room` rows follow.
+    /// Continues `cache`, whose batch rows `index [R]` the sequences start from. `hidden [R,D]` predicts the next token, which
+    /// is at `position [R]`; `visible [R,P]` is false at padding. At most `max_rows` rows follow.
     pub fn new(
         model: &'a LanguageModel<L, N>,
         (cache, index): (&KvCache, &Tensor),
         visible: &Tensor,
         position: Tensor,
         hidden: &Tensor,
-        room: i64,
+        max_rows: i64,
     ) -> Self {
         let (rows, filled) = (visible.size()[0], visible.size()[1]);
         let hidden = hidden.contiguous();
-        let columns = filled + room;
-        let aligned = (columns + ALIGNED - 1) / ALIGNED * ALIGNED;
-        let mask = Tensor::full([rows, 1, 1, aligned], HIDDEN, (hidden.kind(), hidden.device()));
+        let columns = filled + max_rows;
+        let aligned = (columns + MASK_ALIGNMENT - 1) / MASK_ALIGNMENT * MASK_ALIGNMENT;
+        let mask = Tensor::full([rows, 1, 1, aligned], MASKED, (hidden.kind(), hidden.device()));
         let mask = mask.narrow(3, 0, columns);
-        let read = visible.logical_not().to_kind(hidden.kind()) * HIDDEN;
-        mask.narrow(3, 0, filled).copy_(&read.view([rows, 1, 1, filled]));
+        let prefix = visible.logical_not().to_kind(hidden.kind()) * MASKED;
+        mask.narrow(3, 0, filled).copy_(&prefix.view([rows, 1, 1, filled]));
         Self {
             model,
-            room: cache.with_room(index, room),
+            cache: cache.to_static(index, max_rows),
             rotary: model.stack.rotary_table(columns, &hidden),
             mask,
-            place: Tensor::full([1], filled, (Kind::Int64, hidden.device())),
+            column: Tensor::full([1], filled, (Kind::Int64, hidden.device())),
             position,
             graphed: GraphedCallable::new(hidden.device()),
             hidden,
             filled,
-            seen: 0,
+            length: 0,
         }
     }
 
-    /// `[R,D]`: what predicts the next token.
+    /// `[R,D]`: the hidden states that predict the next token.
     pub fn hidden(&self) -> &Tensor {
         &self.hidden
     }
 
-    /// Takes as many steps as `times` says. In each, `step` is given what appends a row `[R,1,D]`, and answers what predicts the
-    /// token behind it, `[R,D]`. On a GPU it is called for some of the steps alone and its operations are launched again for the
-    /// others ([`GraphedCallable`] says what it must keep to).
-    pub fn run(&mut self, times: i64, mut step: impl FnMut(&mut dyn FnMut(&Tensor) -> Tensor)) -> Result<()> {
+    /// Runs `count` steps. Each calls `step` with a function that appends a row `[R,1,D]` and returns the hidden states
+    /// `[R,D]` that predict the token after it. On a GPU, `step` runs only until it is captured and is then replayed:
+    /// [`GraphedCallable`] documents the restrictions.
+    pub fn run(&mut self, count: i64, mut step: impl FnMut(&mut dyn FnMut(&Tensor) -> Tensor)) -> Result<()> {
         let columns = self.mask.size()[3];
-        if self.filled + times > columns {
-            let (room, filled) = (columns, self.filled);
+        if self.filled + count > columns {
+            let filled = self.filled;
             return Err(Error::failure(format!(
-                "there is room for {room} rows: {times} do not fit behind {filled}"
+                "KV cache is full: it holds {filled} of {columns} rows, {count} more do not fit"
             )));
         }
-        for _ in 0..times {
+        for _ in 0..count {
             let bucket = if self.hidden.device().is_cuda() { BUCKET } else { 1 };
-            let seen = ((self.filled / bucket + 1) * bucket).min(columns);
-            if seen != self.seen {
-                self.seen = seen;
+            let length = ((self.filled / bucket + 1) * bucket).min(columns);
+            if length != self.length {
+                self.length = length;
                 self.graphed = GraphedCallable::new(self.hidden.device());
             }
-            let Self { model, room, rotary, mask, place, position, hidden, graphed, .. } = self;
+            let Self { model, cache, rotary, mask, column, position, hidden, graphed, .. } = self;
             graphed.run(|| {
                 step(&mut |row| {
-                    let _ = mask.index_fill_(3, place, 0.0);
-                    let at = (&*room, &*place, seen);
-                    let x = model.stack.step(row, (rotary, position), mask.narrow(3, 0, seen), at);
+                    let _ = mask.index_fill_(3, column, 0.0);
+                    let at = (&*cache, &*column, length);
+                    let x = model.stack.decode_step(row, (rotary, position), mask.narrow(3, 0, length), at);
                     hidden.copy_(&model.norm.apply(&x).squeeze_dim(1));
                     let _ = position.g_add_scalar_(1);
-                    let _ = place.g_add_scalar_(1);
+                    let _ = column.g_add_scalar_(1);
                     hidden.shallow_clone()
                 });
                 Ok(())
@@ -109,34 +112,34 @@ impl<'a, L: Layer, N: Norm> StepDecoding<'a, L, N> {
     }
 }
 
-/// How tokens are chosen.
+/// How tokens are sampled.
 #[derive(Debug, Clone, Copy)]
 pub struct SamplingChoice {
-    /// 0 is the likeliest.
+    /// 0 is greedy.
     pub temperature: f64,
-    /// Among so many of the likeliest; 0 among all.
+    /// Samples from the most likely `top_k` tokens; 0 is no limit.
     pub top_k: i64,
-    /// Which rows of a larger batch these are.
+    /// The rows' place in a larger batch.
     pub part: Option<BatchSlice>,
 }
 
-/// Tokens that were chosen for each of `R` sequences, with their log-probabilities, written in place.
+/// Sampled tokens of `R` sequences and their log-probabilities, written in place.
 pub struct SampledTokens {
     /// `[R,T]`.
     pub tokens: Tensor,
-    /// `[R,T]`: at a temperature of 1 and among all.
+    /// `[R,T]`: under the full distribution at temperature 1.
     pub logp: Tensor,
-    /// `[T,R]`: random numbers in `0..1`, drawn before; none where nothing is left to chance.
+    /// `[T,R]`: uniform numbers in `0..1`, generated in advance; absent for greedy decoding.
     uniforms: Option<Tensor>,
-    /// `[R]`: what was chosen last.
+    /// `[R]`: the tokens of the last step.
     pub last: Tensor,
     /// `[1]`: the column of the next token.
-    at: Tensor,
+    column: Tensor,
     choice: SamplingChoice,
 }
 
 impl SampledTokens {
-    /// Room for `length` tokens of each of `rows` sequences. The caller has seeded libtorch.
+    /// Allocates `length` tokens for each of `rows` sequences. The caller seeds libtorch's generator.
     pub fn new(rows: i64, length: i64, choice: SamplingChoice, device: tch::Device) -> Self {
         let random = is_random(choice.temperature, choice.top_k);
         let uniforms = |of| Tensor::rand([length, of], (Kind::Float, device)).transpose(0, 1);
@@ -146,52 +149,53 @@ impl SampledTokens {
             uniforms: random
                 .then(|| BatchSlice::rows(choice.part, rows, uniforms).transpose(0, 1).contiguous()),
             last: Tensor::zeros([rows], (Kind::Int64, device)),
-            at: Tensor::zeros([1], (Kind::Int64, device)),
+            column: Tensor::zeros([1], (Kind::Int64, device)),
             choice,
         }
     }
 
-    /// Chooses the next token of each sequence by `logits [R,V]`.
-    pub fn choose(&mut self, logits: &Tensor) {
+    /// Samples the next token of each sequence from `logits [R,V]`.
+    pub fn sample_next(&mut self, logits: &Tensor) {
         let SamplingChoice { temperature, top_k, .. } = self.choice;
         let uniforms =
-            self.uniforms.as_ref().map(|uniforms| uniforms.index_select(0, &self.at).transpose(0, 1)); // [R,1]
+            self.uniforms.as_ref().map(|uniforms| uniforms.index_select(0, &self.column).transpose(0, 1)); // [R,1]
         let tokens = sample_tokens_with(logits, temperature, top_k, uniforms.as_ref());
-        let _ = self.tokens.index_copy_(1, &self.at, &tokens.unsqueeze(1));
-        let _ = self.logp.index_copy_(1, &self.at, &gather_logp(logits, &tokens).unsqueeze(1));
-        let _ = self.at.g_add_scalar_(1);
+        let _ = self.tokens.index_copy_(1, &self.column, &tokens.unsqueeze(1));
+        let _ = self.logp.index_copy_(1, &self.column, &gather_logp(logits, &tokens).unsqueeze(1));
+        let _ = self.column.g_add_scalar_(1);
         self.last.copy_(&tokens);
     }
 }
 
-/// Answers as tokens, each `[B,T]`.
+/// Generated answers, each tensor `[B,T]`.
 #[derive(Debug)]
 pub struct GeneratedText {
-    /// Ids, padding behind the last of an answer.
+    /// Ids, padded on the right.
     pub tokens: Tensor,
-    /// True where there is a token.
+    /// True at tokens, false at padding.
     pub mask: Tensor,
-    /// The log-probability of each when it was chosen, 0 behind the last.
+    /// The log-probability of each token when it was sampled, 0 at padding.
     pub logp: Tensor,
 }
 
-/// Answers under way: what stands before them and what is written so far are cached.
+/// Answers during generation, with the KV cache of prompt and answer.
 pub struct TextDecoding<'a, L, N>(StepDecoding<'a, L, N>);
 
 impl<'a, L: Layer, N: Norm> TextDecoding<'a, L, N> {
-    /// Reads `rows [B,L,D]`, padded on their right and counted from 0, in one pass. `there [B,L]` is false at padding. At most
-    /// `room` tokens follow.
-    pub fn read(
+    /// Prefills the cache with `input`, whose rows `[B,L,D]` are right-padded and have positions from 0; `present [B,L]` is
+    /// false at padding. At most `max_tokens` tokens follow.
+    pub fn prefill(
         model: &'a LanguageModel<L, N>,
-        rows: StackInput<'_>,
-        there: &Tensor,
-        room: i64,
+        input: StackInput<'_>,
+        present: &Tensor,
+        max_tokens: i64,
     ) -> Result<Self> {
-        let lengths = there.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64); // [B]
+        let lengths = present.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64); // [B]
         let last = (&lengths - 1).unsqueeze(1);
-        let (hidden, cache) = model.forward(StackInput { read: Some(&last), ..rows })?;
+        let (hidden, cache) = model.forward(StackInput { outputs: Some(&last), ..input })?;
         let index = Tensor::arange(lengths.size()[0], (Kind::Int64, lengths.device()));
-        Ok(Self(StepDecoding::new(model, (&cache, &index), there, lengths, &hidden.squeeze_dim(1), room)))
+        let hidden = hidden.squeeze_dim(1);
+        Ok(Self(StepDecoding::new(model, (&cache, &index), present, lengths, &hidden, max_tokens)))
     }
 
     /// Logits of the next token over the whole vocabulary, `[B,V]`.
@@ -199,44 +203,44 @@ impl<'a, L: Layer, N: Norm> TextDecoding<'a, L, N> {
         self.0.model.logits(self.0.hidden())
     }
 
-    /// Appends a token `[B]` to the answers.
-    pub fn push(&mut self, tokens: &Tensor) -> Result<()> {
+    /// Appends a given token to each answer, `tokens [B]`.
+    pub fn append(&mut self, tokens: &Tensor) -> Result<()> {
         let row = self.0.model.embed(&tokens.unsqueeze(1));
-        self.0.seen = 0; // another tensor each time: what is recorded is good for no other step
-        self.0.run(1, |push| drop(push(&row)))
+        self.0.length = 0; // a captured step would read the row of an earlier call
+        self.0.run(1, |append| drop(append(&row)))
     }
 
-    /// Writes until each answer has emitted `stop`, or has as many tokens as `sampling` allows.
-    pub fn write(mut self, sampling: &TextSampling, stop: i64, pad: i64) -> Result<GeneratedText> {
+    /// Generates until every answer has emitted `stop` or reached `sampling.max_tokens`.
+    pub fn generate(mut self, sampling: &TextSampling, stop: i64, pad: i64) -> Result<GeneratedText> {
         let TextSampling { temperature, top_k, part, max_tokens, .. } = *sampling;
         let (rows, device) = (self.0.hidden().size()[0], self.0.hidden().device());
         let choice = SamplingChoice { temperature, top_k, part };
-        let mut chosen = SampledTokens::new(rows, max_tokens, choice, device);
-        let (model, look) = (self.0.model, if device.is_cuda() { LOOK } else { 1 });
-        chosen.choose(&self.logits());
-        let mut written = 1;
+        let mut sampled = SampledTokens::new(rows, max_tokens, choice, device);
+        let (model, interval) = (self.0.model, if device.is_cuda() { STOP_CHECK_INTERVAL } else { 1 });
+        sampled.sample_next(&self.logits());
+        let mut length = 1;
         loop {
-            let ended = chosen.tokens.narrow(1, 0, written).eq(stop).any_dim(1, false);
-            if written >= max_tokens || bool::try_from(ended.all())? {
-                return Ok(finished(&chosen, written, stop, pad));
+            let ended = sampled.tokens.narrow(1, 0, length).eq(stop).any_dim(1, false);
+            if length >= max_tokens || bool::try_from(ended.all())? {
+                return Ok(trim_at_stop(&sampled, length, stop, pad));
             }
-            let more = look.min(max_tokens - written);
-            self.0.run(more, |push| {
-                let hidden = push(&model.embed(&chosen.last.unsqueeze(1)));
-                chosen.choose(&model.logits(&hidden));
+            let more = interval.min(max_tokens - length);
+            self.0.run(more, |append| {
+                let hidden = append(&model.embed(&sampled.last.unsqueeze(1)));
+                sampled.sample_next(&model.logits(&hidden));
             })?;
-            written += more;
+            length += more;
         }
     }
 }
 
-/// The first `length` tokens that were chosen, up to and with the first `stop` of each answer, as long as the longest.
-fn finished(chosen: &SampledTokens, length: i64, stop: i64, pad: i64) -> GeneratedText {
-    let tokens = chosen.tokens.narrow(1, 0, length);
+/// The first `length` tokens, each answer cut after its first `stop`, padded to the longest answer.
+fn trim_at_stop(sampled: &SampledTokens, length: i64, stop: i64, pad: i64) -> GeneratedText {
+    let tokens = sampled.tokens.narrow(1, 0, length);
     let stops = tokens.eq(stop).to_kind(Kind::Int64);
-    let mask = (stops.cumsum(1, Kind::Int64) - stops).eq(0); // no stop before
+    let mask = (stops.cumsum(1, Kind::Int64) - stops).eq(0); // no earlier stop
     let longest = mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).max().int64_value(&[]);
     let [tokens, mask, logp] =
-        [&tokens, &mask, &chosen.logp].map(|all| all.narrow(1, 0, longest).contiguous());
+        [&tokens, &mask, &sampled.logp].map(|all| all.narrow(1, 0, longest).contiguous());
     GeneratedText { tokens: tokens.where_self(&mask, &tokens.full_like(pad)), logp: logp * &mask, mask }
 }

@@ -1,52 +1,52 @@
-//! Memory of layers, reckoned from sizes: what each operation of a layer keeps, counted by hand.
+//! Memory estimation of layers. The counts per row come from reading each layer's operations.
 
-/// Sizes of a stack of layers with attention.
+/// Sizes of a stack of attention layers.
 #[derive(Debug, Clone, Copy)]
 pub struct StackSizes {
-    /// Layers.
+    /// The number of layers.
     pub layers: i64,
-    /// Width of a row between layers.
+    /// The width of a row between layers.
     pub width: i64,
-    /// Width of a row's keys, and of its values.
-    pub keys: i64,
-    /// Values a row that are alive inside a layer, beside keys and values.
-    pub inside: i64,
-    /// Of these, those that only the gradients of weights need.
-    pub for_weights: i64,
-    /// Of a weight or an activation.
+    /// The width of a row's keys, and of its values.
+    pub kv_width: i64,
+    /// Values per row that are alive inside a layer, without keys and values.
+    pub activations: i64,
+    /// The part of `activations` that only the gradients of weights need.
+    pub weight_grad_inputs: i64,
+    /// Bytes of a weight or an activation.
     pub bytes: i64,
-    /// Whether layers keep their inputs alone for the gradient.
+    /// Gradient checkpointing.
     pub checkpointing: bool,
-    /// Whether the weights stay as they are: then their products keep no inputs for a gradient.
+    /// The weights are frozen, so that linear layers save no inputs for the backward pass.
     pub frozen: bool,
 }
 
 impl StackSizes {
-    /// Keys and values of rows in all layers.
+    /// Bytes of the KV cache of `rows` in all layers.
     pub fn cache(&self, rows: i64) -> i64 {
-        2 * self.keys * rows * self.layers * self.bytes
+        2 * self.kv_width * rows * self.layers * self.bytes
     }
 
-    /// What is alive inside a layer for `rows` behind `past` others.
+    /// Bytes alive inside one layer for `rows` after `past` earlier rows.
     pub fn layer(&self, rows: i64, past: i64) -> i64 {
-        (self.inside * rows + 2 * self.keys * (rows + past)) * self.bytes
+        (self.activations * rows + 2 * self.kv_width * (rows + past)) * self.bytes
     }
 
-    /// Who sees whom: as booleans, as f32, and in the type of the scores.
+    /// Bytes of the attention mask: as bool, as f32, and in the type of the scores.
     pub fn mask(&self, rows: i64, past: i64) -> i64 {
         rows * (rows + past) * (1 + 4 + 4 + self.bytes)
     }
 
-    /// What the layers keep of rows for their gradient.
-    pub fn kept(&self, rows: i64, past: i64) -> i64 {
-        let kept = match self.checkpointing {
+    /// Bytes saved for the backward pass of `rows`, with those of its largest step.
+    pub fn backward(&self, rows: i64, past: i64) -> i64 {
+        let saved = match self.checkpointing {
             true => self.layers * self.width * rows * self.bytes + self.layer(rows, past),
             false if self.frozen => {
-                self.layers * (self.layer(rows, past) - self.for_weights * rows * self.bytes)
+                self.layers * (self.layer(rows, past) - self.weight_grad_inputs * rows * self.bytes)
             }
             false => self.layers * self.layer(rows, past),
         };
-        // On the way back, the gradients of one layer's are alive too.
-        kept + self.layer(rows, past) + self.mask(rows, past)
+        // The backward pass also holds the gradients of one layer's activations.
+        saved + self.layer(rows, past) + self.mask(rows, past)
     }
 }

@@ -1,5 +1,4 @@
-//! A language model: an embedding, a stack of decoder layers, a norm and a head that is not the embedding. Answers are
-//! scored here, whatever the family.
+//! A causal language model: embedding, decoder stack, final norm and untied head. It also scores answers, for every family.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,15 +7,16 @@ use unirl::Result;
 use unirl::autograd::checkpoint;
 use unirl::model::{Answers, TokenLogp};
 
-use crate::decoder::{KvCache, Layer, Stack, StackInput};
+use crate::decoder::{Layer, Stack, StackInput};
+use crate::kv_cache::KvCache;
 use crate::{LayerNorm, Linear};
 
-/// Logits that a head makes at once when tokens are scored: 64 MiB in f32.
-const HEAD_LOGITS: i64 = 1 << 24;
+/// The most logits that the head computes at once when tokens are scored: 64 MiB in f32.
+const MAX_HEAD_LOGITS: i64 = 1 << 24;
 
-/// The norm behind the last layer.
+/// The norm after the last layer.
 pub trait Norm {
-    /// `[…,D]` to the same.
+    /// Normalizes `x […,D]`.
     fn apply(&self, x: &Tensor) -> Tensor;
 }
 
@@ -32,70 +32,68 @@ pub struct LanguageModel<L, N> {
     pub embedding: Tensor,
     /// The layers.
     pub stack: Stack<L>,
-    /// Behind the last of them.
+    /// The norm after the last layer.
     pub norm: N,
-    /// To the tokens.
+    /// Hidden states to logits.
     pub head: Linear,
 }
 
 impl<L: Layer, N: Norm> LanguageModel<L, N> {
-    /// The type of its weights.
+    /// The data type of the weights.
     pub fn kind(&self) -> Kind {
         self.embedding.kind()
     }
 
-    /// Embeds `ids [B,L]`: `[B,L,D]`. The row of the padding token learns as any other.
+    /// Embeds `ids [B,L]`: `[B,L,D]`. The padding token has a trainable row.
     pub fn embed(&self, ids: &Tensor) -> Tensor {
         Tensor::embedding(&self.embedding, ids, -1, false, false)
     }
 
-    /// The final hidden rows that are read, `[B,m,D]`, normalised, and the cache of all rows.
-    pub fn forward(&self, rows: StackInput<'_>) -> Result<(Tensor, KvCache)> {
-        let (x, cache) = self.stack.forward(rows)?;
+    /// Returns the normalized output rows of the last layer, `[B,m,D]`, and the cache of all rows.
+    pub fn forward(&self, input: StackInput<'_>) -> Result<(Tensor, KvCache)> {
+        let (x, cache) = self.stack.forward(input)?;
         Ok((self.norm.apply(&x), cache))
     }
 
-    /// [`LanguageModel::forward`] for rows that nothing follows: their cache is let go layer by layer.
-    pub fn hidden(&self, rows: StackInput<'_>) -> Result<Tensor> {
-        Ok(self.norm.apply(&self.stack.hidden(rows)?))
+    /// [`LanguageModel::forward`] without a cache: each layer's keys and values are freed after it.
+    pub fn hidden_states(&self, input: StackInput<'_>) -> Result<Tensor> {
+        Ok(self.norm.apply(&self.stack.hidden_states(input)?))
     }
 
-    /// Logits over all tokens of hidden rows `[..,D]`: `[..,V]` f32.
+    /// Logits of hidden states `[..,D]`: `[..,V]` f32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         self.head.apply(hidden).to_kind(Kind::Float)
     }
 
-    /// Log-probabilities of the tokens `targets [R]` that hidden rows `[R,D]` predict: `[R]` f32.
+    /// Log-probabilities `[R]` f32 of the tokens `targets [R]` under hidden states `[R,D]`.
     pub fn logp(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let head = self.head.handle();
+        let head = self.head.shallow_clone();
         let classes = head.weight.size()[0];
         let logits = move |rows: &[Tensor]| head.apply(&rows[0]).to_kind(Kind::Float);
         logp(std::slice::from_ref(hidden), targets, classes, logits)
     }
 
-    /// Log-probabilities of answers, of which that of row `i` begins behind row `ends[i]` of `rows`.
-    pub fn score(&self, rows: StackInput<'_>, ends: &[i64], answers: &Answers) -> Result<TokenLogp> {
-        let device = rows.x.device();
+    /// Log-probabilities of `answers`; row `ends[i]` of `input` predicts the first token of answer `i`.
+    pub fn score(&self, input: StackInput<'_>, ends: &[i64], answers: &Answers) -> Result<TokenLogp> {
+        let device = input.x.device();
         let length = answers.tokens.size()[1];
-        // Only the rows that predict an answer token are read.
         let steps = Tensor::arange(length, (Kind::Int64, device)).unsqueeze(0);
-        let read = Tensor::from_slice(ends).to_device(device).unsqueeze(1) + steps; // [B,T]
-        let read = read.clamp_max(rows.x.size()[1] - 1); // behind a short answer, where nothing is scored
-        let hidden = self.hidden(StackInput { read: Some(&read), ..rows })?.flatten(0, 1); // [B·T,D]
-        let there = answers.mask.view([-1]).nonzero().squeeze_dim(1);
-        let targets = answers.tokens.view([-1]).index_select(0, &there);
-        let logp = self.logp(&hidden.index_select(0, &there), &targets)?;
-        let blank = Tensor::zeros([answers.mask.numel() as i64], (Kind::Float, device));
+        let outputs = Tensor::from_slice(ends).to_device(device).unsqueeze(1) + steps; // [B,T]
+        let outputs = outputs.clamp_max(input.x.size()[1] - 1); // after the end of a short answer: not scored
+        let hidden = self.hidden_states(StackInput { outputs: Some(&outputs), ..input })?.flatten(0, 1); // [B·T,D]
+        let present = answers.mask.view([-1]).nonzero().squeeze_dim(1);
+        let targets = answers.tokens.view([-1]).index_select(0, &present);
+        let logp = self.logp(&hidden.index_select(0, &present), &targets)?;
+        let zeros = Tensor::zeros([answers.mask.numel() as i64], (Kind::Float, device));
         Ok(TokenLogp {
-            logp: blank.index_copy(0, &there, &logp).view_as(&answers.mask),
+            logp: zeros.index_copy(0, &present, &logp).view_as(&answers.mask),
             mask: answers.mask.shallow_clone(),
         })
     }
 }
 
-/// Log-probabilities `[R]` f32 of `targets [R]` among `classes`, of which `logits` makes `[r,classes]` f32 out of `r` of each of
-/// the `rows`, each `[R,D]`. Heads are wide, so that a few rows at a time go through it, and with a gradient once more on
-/// the way back.
+/// Log-probabilities `[R]` f32 of `targets [R]` among `classes`. `logits` turns `r` rows of each tensor of `rows`, `[r,D]`, into
+/// `[r,classes]` f32. It is called for a few rows at once, because heads are wide, and again in the backward pass.
 pub fn logp(
     rows: &[Tensor],
     targets: &Tensor,
@@ -105,30 +103,27 @@ pub fn logp(
     let score = |logits: &Tensor, targets: &Tensor| {
         -logits.cross_entropy_loss::<Tensor>(targets, None, tch::Reduction::None, -100, 0.0)
     };
-    let (all, size) = (targets.size()[0], (HEAD_LOGITS / classes).max(1));
+    let (all, size) = (targets.size()[0], (MAX_HEAD_LOGITS / classes).max(1));
     if all <= size {
         return Ok(score(&logits(rows), targets));
     }
-    let logits = Arc::new(Mutex::new(logits)); // tensors do not go to several threads at once
-    let mut parts = Vec::new();
+    let logits = Arc::new(Mutex::new(logits)); // tensors are not `Sync`
+    let mut chunks = Vec::new();
     for start in (0..all).step_by(size as usize) {
-        let some = |tensor: &Tensor| tensor.narrow(0, start, size.min(all - start));
-        let (logits, targets) = (logits.clone(), some(targets));
-        let rows: Vec<Tensor> = rows.iter().map(some).collect();
-        parts.extend(checkpoint(&rows, move |rows| {
+        let chunk = |tensor: &Tensor| tensor.narrow(0, start, size.min(all - start));
+        let (logits, targets) = (logits.clone(), chunk(targets));
+        let rows: Vec<Tensor> = rows.iter().map(chunk).collect();
+        chunks.extend(checkpoint(&rows, move |rows| {
             vec![score(&logits.lock().unwrap_or_else(PoisonError::into_inner)(rows), &targets)]
         })?);
     }
-    Ok(Tensor::cat(&parts, 0))
+    Ok(Tensor::cat(&chunks, 0))
 }
 
-fn lengths(answers: &Answers) -> Result<Vec<i64>> {
-    Ok(Vec::try_from(answers.mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64))?)
-}
-
-/// `questions`, ids row by row, each with its answer behind it.
-pub fn answered(questions: &[Vec<i64>], answers: &Answers) -> Result<Vec<Vec<i64>>> {
-    let rows = questions.iter().zip(lengths(answers)?).zip(0..);
+/// The ids of each question followed by those of its answer.
+pub fn append_answers(questions: &[Vec<i64>], answers: &Answers) -> Result<Vec<Vec<i64>>> {
+    let lengths = answers.mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
+    let rows = questions.iter().zip(Vec::<i64>::try_from(lengths)?).zip(0..);
     rows.map(|((question, length), row)| {
         let answer = Vec::<i64>::try_from(answers.tokens.get(row).i(..length))?;
         Ok([question.as_slice(), &answer].concat())

@@ -1,4 +1,4 @@
-//! The layers that transformers and vision towers are made of.
+//! Linear layers and layer normalization.
 
 use std::ops::Range;
 
@@ -8,38 +8,38 @@ use unirl::{Result, ops};
 
 use crate::lora::Adapter;
 
-/// `x·Wᵀ + b`, and what an adapter beside it adds.
+/// `x·Wᵀ + b`, plus a LoRA adapter.
 pub struct Linear {
-    /// In the checkpoint, before `.weight` and `.bias`.
+    /// The name in the checkpoint, without `.weight` and `.bias`.
     pub name: String,
     /// `[outputs,inputs]`.
     pub weight: Tensor,
-    /// `[outputs]`, if it has one.
+    /// `[outputs]`, if the layer has a bias.
     pub bias: Option<Tensor>,
-    /// Beside it, if one is attached.
+    /// The adapter, if one is attached.
     pub adapter: Option<Adapter>,
 }
 
 impl Linear {
     /// Takes `{name}.weight` and `{name}.bias` from `store`.
     pub fn take(store: &mut Store, name: &str, inputs: i64, outputs: i64) -> Result<Self> {
-        let linear = Self::unbiased(store, name, inputs, outputs)?;
+        let linear = Self::without_bias(store, name, inputs, outputs)?;
         let bias = Some(store.take(&format!("{name}.bias"), &[outputs], Init::Zeros)?);
         Ok(Self { bias, ..linear })
     }
 
-    /// Takes `{name}.weight` alone from `store`.
-    pub fn unbiased(store: &mut Store, name: &str, inputs: i64, outputs: i64) -> Result<Self> {
+    /// Takes `{name}.weight` from `store`.
+    pub fn without_bias(store: &mut Store, name: &str, inputs: i64, outputs: i64) -> Result<Self> {
         let weight = store.take(&format!("{name}.weight"), &[outputs, inputs], Init::Normal)?;
         Ok(Self { name: name.into(), weight, bias: None, adapter: None })
     }
 
     /// `[…,inputs]` to `[…,outputs]`.
     pub fn apply(&self, x: &Tensor) -> Tensor {
-        products(x, (&self.weight, self.bias.as_ref()), std::slice::from_ref(self)).remove(0)
+        apply_all(x, (&self.weight, self.bias.as_ref()), std::slice::from_ref(self)).remove(0)
     }
 
-    /// GELU, by tanh, of [`Self::apply`].
+    /// [`Self::apply`], then GELU (tanh approximation).
     pub fn apply_gelu(&self, x: &Tensor) -> Tensor {
         match (&self.bias, &self.adapter) {
             (Some(bias), None) if !unirl::autograd::gradient_enabled() => {
@@ -49,92 +49,93 @@ impl Linear {
         }
     }
 
-    /// Another handle of the same tensors.
+    /// A layer that shares its tensors with this one.
     #[must_use]
-    pub fn handle(&self) -> Self {
+    pub fn shallow_clone(&self) -> Self {
         Self {
             name: self.name.clone(),
             weight: self.weight.shallow_clone(),
             bias: self.bias.as_ref().map(Tensor::shallow_clone),
-            adapter: self.adapter.as_ref().map(Adapter::handle),
+            adapter: self.adapter.as_ref().map(Adapter::shallow_clone),
         }
     }
 }
 
-/// What `parts`, whose weights and biases are those of `whole`, make of the same rows.
-fn products(x: &Tensor, whole: (&Tensor, Option<&Tensor>), parts: &[Linear]) -> Vec<Tensor> {
-    let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
-    let biases: Vec<&Tensor> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
-    let mut made = ops::linear(x, whole, &weights, &biases);
-    for (made, part) in made.iter_mut().zip(parts) {
-        if let Some(adapter) = &part.adapter {
-            *made = &*made + adapter.apply(x);
+/// Applies `layers` to the same rows in one product; `fused` holds their weights and biases, concatenated.
+fn apply_all(x: &Tensor, fused: (&Tensor, Option<&Tensor>), layers: &[Linear]) -> Vec<Tensor> {
+    let weights: Vec<&Tensor> = layers.iter().map(|layer| &layer.weight).collect();
+    let biases: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.bias.as_ref()).collect();
+    let mut outputs = ops::linear(x, fused, &weights, &biases);
+    for (output, layer) in outputs.iter_mut().zip(layers) {
+        if let Some(adapter) = &layer.adapter {
+            *output = &*output + adapter.apply(x);
         }
     }
-    made
+    outputs
 }
 
-/// Products of the same rows, done as one. Their weights lie one behind the other in one memory, which they stay parts of:
-/// each learns, and has its name in the checkpoint.
+/// Linear layers of the same input, computed as one product. Their weights are views of one contiguous tensor, so that each
+/// stays a parameter with its own name in the checkpoint.
 pub struct FusedLinear {
-    /// All have a bias, or none has.
-    pub parts: Vec<Linear>,
+    /// The layers; either all have a bias or none.
+    pub layers: Vec<Linear>,
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
 impl FusedLinear {
-    /// Moves the weights of `parts` into one memory.
-    pub fn new(mut parts: Vec<Linear>) -> Self {
-        let weight = moved(parts.iter_mut().map(|part| &mut part.weight).collect());
-        let biases: Vec<&mut Tensor> = parts.iter_mut().filter_map(|part| part.bias.as_mut()).collect();
-        let bias = (!biases.is_empty()).then(|| moved(biases));
-        Self { parts, weight, bias }
+    /// Moves the weights of `layers` into one tensor.
+    pub fn new(mut layers: Vec<Linear>) -> Self {
+        let weight = fuse(layers.iter_mut().map(|layer| &mut layer.weight).collect());
+        let biases: Vec<&mut Tensor> = layers.iter_mut().filter_map(|layer| layer.bias.as_mut()).collect();
+        let bias = (!biases.is_empty()).then(|| fuse(biases));
+        Self { layers, weight, bias }
     }
 
-    /// `[…,inputs]` to `[…,outputs]` of each part.
+    /// `[…,inputs]` to `[…,outputs]` of each layer.
     pub fn apply<const N: usize>(&self, x: &Tensor) -> [Tensor; N] {
-        self.apply_some(x, 0..N)
+        self.apply_range(x, 0..N)
     }
 
-    /// The same of some parts.
-    pub fn apply_some<const N: usize>(&self, x: &Tensor, range: Range<usize>) -> [Tensor; N] {
-        let rows = |parts: &[Linear]| parts.iter().map(|part| part.weight.size()[0]).sum::<i64>();
-        let (before, some) = (rows(&self.parts[..range.start]), &self.parts[range]);
-        let within = |whole: &Tensor| whole.narrow(0, before, rows(some));
-        let (weight, bias) = (within(&self.weight), self.bias.as_ref().map(within));
-        let made = products(x, (&weight, bias.as_ref()), some);
-        made.try_into()
-            .unwrap_or_else(|made: Vec<Tensor>| panic!("{N} products asked for, {} made", made.len()))
+    /// [`Self::apply`] for a range of the layers.
+    pub fn apply_range<const N: usize>(&self, x: &Tensor, range: Range<usize>) -> [Tensor; N] {
+        let rows = |layers: &[Linear]| layers.iter().map(|layer| layer.weight.size()[0]).sum::<i64>();
+        let (start, layers) = (rows(&self.layers[..range.start]), &self.layers[range]);
+        let slice = |fused: &Tensor| fused.narrow(0, start, rows(layers));
+        let (weight, bias) = (slice(&self.weight), self.bias.as_ref().map(slice));
+        let outputs = apply_all(x, (&weight, bias.as_ref()), layers);
+        outputs
+            .try_into()
+            .unwrap_or_else(|outputs: Vec<Tensor>| panic!("expected {N} outputs, got {}", outputs.len()))
     }
 
-    /// Another handle of the same tensors.
+    /// A layer that shares its tensors with this one.
     #[must_use]
-    pub fn handle(&self) -> Self {
+    pub fn shallow_clone(&self) -> Self {
         Self {
-            parts: self.parts.iter().map(Linear::handle).collect(),
+            layers: self.layers.iter().map(Linear::shallow_clone).collect(),
             weight: self.weight.shallow_clone(),
             bias: self.bias.as_ref().map(Tensor::shallow_clone),
         }
     }
 }
 
-/// `tensors` one behind the other; they become parts of what is answered. Of a plan, whose tensors have no content, nothing.
-fn moved(tensors: Vec<&mut Tensor>) -> Tensor {
+/// Concatenates `tensors` and makes them views of the result. Undefined if they are, as in a dry run.
+fn fuse(tensors: Vec<&mut Tensor>) -> Tensor {
     if tensors.iter().any(|tensor| !tensor.defined()) {
         return Tensor::new();
     }
-    let whole = Tensor::cat(&tensors.iter().map(|tensor| tensor.detach()).collect::<Vec<_>>(), 0);
+    let fused = Tensor::cat(&tensors.iter().map(|tensor| tensor.detach()).collect::<Vec<_>>(), 0);
     let mut start = 0;
     for tensor in tensors {
         let rows = tensor.size()[0];
-        tensor.set_data(&whole.narrow(0, start, rows));
+        tensor.set_data(&fused.narrow(0, start, rows));
         start += rows;
     }
-    whole
+    fused
 }
 
-/// Layer normalisation over the last dimension.
+/// Layer normalization over the last dimension.
 pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
@@ -151,14 +152,14 @@ impl LayerNorm {
         })
     }
 
-    /// `[…,width]` to the same.
+    /// Normalizes `x […,D]`.
     pub fn apply(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
     }
 
-    /// Another handle of the same tensors.
+    /// A layer that shares its tensors with this one.
     #[must_use]
-    pub fn handle(&self) -> Self {
+    pub fn shallow_clone(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
     }
 }
@@ -172,26 +173,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn joined_parts_stay_the_leaves_that_learn() {
+    fn fused_linear_keeps_each_layer_a_trainable_leaf() {
         tch::manual_seed(1);
         let mut store = Store::fresh(Device::Cpu, Kind::Float);
-        let parts = ["a", "b"].map(|name| Linear::take(&mut store, name, 3, 2).unwrap());
-        let joined = FusedLinear::new(parts.into());
+        let layers = ["a", "b"].map(|name| Linear::take(&mut store, name, 3, 2).unwrap());
+        let fused = FusedLinear::new(layers.into());
         let leaves = store.finish();
         let x = Tensor::rand([4, 3], (Kind::Float, Device::Cpu));
-        let [_, second] = joined.apply(&x);
+        let [_, second] = fused.apply(&x);
         second.sum(Kind::Float).backward();
         for (name, leaf) in &leaves {
             assert!(leaf.is_leaf() && leaf.is_contiguous(), "{name}");
-            let reached = leaf.grad().abs().max().double_value(&[]) > 0.0;
-            assert_eq!(reached, name.starts_with('b'), "{name}");
+            let has_gradient = leaf.grad().abs().max().double_value(&[]) > 0.0;
+            assert_eq!(has_gradient, name.starts_with('b'), "{name}");
         }
-        // What an update writes into a leaf is read by the product of all.
+        // An in-place update of a leaf changes the fused product.
         tch::no_grad(|| {
             let mut weight = leaves.into_iter().find(|(name, _)| name == "b.weight").unwrap().1;
             let _ = weight.fill_(1.0);
-            let [second] = joined.apply_some(&x, 1..2);
-            let [_, of_all] = joined.apply(&x);
+            let [second] = fused.apply_range(&x, 1..2);
+            let [_, of_all] = fused.apply(&x);
             let expected = x.sum_dim_intlist([1i64].as_slice(), true, Kind::Float).expand([4, 2], false);
             for got in [second, of_all] {
                 assert!((got - &expected).abs().max().double_value(&[]) < 1e-6); // a sum of three numbers below 1

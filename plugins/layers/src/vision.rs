@@ -1,4 +1,4 @@
-//! The layer that vision transformers are made of.
+//! The layer of vision transformers.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -7,32 +7,32 @@ use unirl::weights::Store;
 
 use crate::{FusedLinear, LayerNorm, Linear};
 
-/// An approximation of GELU, or GELU itself.
+/// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `x·σ(1.702·x)`.
     QuickGelu,
-    /// By the error function.
+    /// Exact, by the error function.
     Gelu,
 }
 
 /// Sizes of a layer.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerSize {
-    /// `W`, width.
+    /// `W`, the width.
     pub width: i64,
-    /// Width between the feed-forward layers.
+    /// The hidden width of the feed-forward network.
     pub inner: i64,
-    /// Attention heads.
+    /// The number of attention heads.
     pub heads: i64,
     /// Added to variances.
     pub eps: f64,
-    /// Between the feed-forward layers.
+    /// The activation of the feed-forward network.
     pub activation: Activation,
 }
 
-/// Attention of all rows to all, and two feed-forward layers, each behind a norm and beside an identity.
+/// A pre-norm transformer layer without a mask: self-attention and a feed-forward network, each with a residual connection.
 pub struct Layer {
     norm1: LayerNorm,
     query_key_value: FusedLinear,
@@ -44,13 +44,13 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Takes the weights behind `name` from `store`; `out` is what the family calls the projection of what was attended to.
+    /// Takes the weights under `name` from `store`; `out` is the family's name of the attention output projection.
     pub fn take(store: &mut Store, name: &str, out: &str, size: LayerSize) -> Result<Self> {
         let LayerSize { width, inner, eps, .. } = size;
         let part = |part: &str| format!("{name}.{part}");
         Ok(Self {
             norm1: LayerNorm::take(store, &part("layer_norm1"), width, eps)?,
-            // In this order they are one weight in the original of Janus.
+            // The order in which the original Janus layout fuses them.
             query_key_value: FusedLinear::new(vec![
                 Linear::take(store, &part("self_attn.q_proj"), width, width)?,
                 Linear::take(store, &part("self_attn.k_proj"), width, width)?,
@@ -64,7 +64,7 @@ impl Layer {
         })
     }
 
-    /// Rows `x [B,n,W]` to as many.
+    /// `x [B,n,W]` to `[B,n,W]`.
     pub fn apply(&self, x: &Tensor) -> Tensor {
         let heads = |t: Tensor| t.unflatten(2, [self.size.heads, -1]).transpose(1, 2);
         let [q, k, v] = self.query_key_value.apply(&self.norm1.apply(x)).map(heads);

@@ -1,10 +1,9 @@
-//! The convolutional encoder and decoder of VQGAN (taming-transformers) and of the image tokenizers that follow it, up to
-//! what a family puts between them. Pictures and latents are `[B,C,H,W]`.
+//! The convolutional encoder and decoder of VQGAN (taming-transformers) and of the image tokenizers derived from it. Each
+//! family brings its own quantizer. Pixels and latents are `[B,C,H,W]`.
 //!
-//! `name` maps the name of a part to that before `.weight` in the checkpoint, as families lay them out differently. The
-//! parts are `conv_in`, `down.{index}.block.{j}` (in the decoder `up.…`), `down.{index}.attn.{j}`,
-//! `down.{index}.downsample.conv` (`up.{index}.upsample.conv`), `mid.block_1`, `mid.attn_1`, `mid.block_2`, `norm_out` and
-//! `conv_out`.
+//! `name` maps the name of a module to its name in the checkpoint, which differs between families. The modules are
+//! `conv_in`, `down.{index}.block.{j}` (in the decoder `up.…`), `down.{index}.attn.{j}`, `down.{index}.downsample.conv`
+//! (`up.{index}.upsample.conv`), `mid.block_1`, `mid.attn_1`, `mid.block_2`, `norm_out` and `conv_out`.
 
 use tch::{Kind, Tensor};
 use unirl::Result;
@@ -22,8 +21,8 @@ impl Conv {
         Self::take_with(store, name, [outputs, inputs, size], Init::Fan(inputs * size * size))
     }
 
-    /// The last convolution of a branch beside an identity: a fresh one adds nothing, so that depth costs no stability.
-    fn take_last(store: &mut Store, name: &str, channels: i64, size: i64) -> Result<Self> {
+    /// The last convolution of a residual branch, initialized to zero: a fresh block is the identity, so deep stacks are stable.
+    fn take_zero_init(store: &mut Store, name: &str, channels: i64, size: i64) -> Result<Self> {
         Self::take_with(store, name, [channels, channels, size], Init::Zeros)
     }
 
@@ -39,7 +38,7 @@ impl Conv {
         })
     }
 
-    /// At the resolution of `x`.
+    /// Keeps the resolution of `x`.
     pub fn apply(&self, x: &Tensor) -> Tensor {
         self.strided(x, 1, self.weight.size()[2] / 2)
     }
@@ -49,10 +48,10 @@ impl Conv {
     }
 }
 
-/// How channels are normalised.
+/// Group normalization.
 #[derive(Debug, Clone, Copy)]
 pub struct Norm {
-    /// Groups of channels.
+    /// The number of groups.
     pub groups: i64,
     /// Added to variances.
     pub eps: f64,
@@ -93,7 +92,7 @@ impl Residual {
             norm1: GroupNorm::take(store, &part("norm1"), inputs, norm)?,
             conv1: Conv::take(store, &part("conv1"), inputs, outputs, 3)?,
             norm2: GroupNorm::take(store, &part("norm2"), outputs, norm)?,
-            conv2: Conv::take_last(store, &part("conv2"), outputs, 3)?,
+            conv2: Conv::take_zero_init(store, &part("conv2"), outputs, 3)?,
             shortcut: (inputs != outputs)
                 .then(|| Conv::take(store, &part("nin_shortcut"), inputs, outputs, 1))
                 .transpose()?,
@@ -110,7 +109,7 @@ impl Residual {
     }
 }
 
-/// One head over all places.
+/// Single-head self-attention over all positions.
 struct Attention {
     norm: GroupNorm,
     query: Conv,
@@ -129,7 +128,7 @@ impl Attention {
             query: conv(store, "q")?,
             key: conv(store, "k")?,
             value: conv(store, "v")?,
-            out: Conv::take_last(store, &format!("{name}.proj_out"), channels, 1)?,
+            out: Conv::take_zero_init(store, &format!("{name}.proj_out"), channels, 1)?,
         })
     }
 
@@ -138,12 +137,13 @@ impl Attention {
         let h = self.norm.apply(x);
         let rows = |conv: &Conv| conv.apply(&h).flatten(2, 3).transpose(1, 2); // [B,h·w,C]
         let scores = rows(&self.query).matmul(&rows(&self.key).transpose(1, 2)) / (size[1] as f64).sqrt();
-        let mixed = scores.softmax(-1, Kind::Float).matmul(&rows(&self.value)).transpose(1, 2).reshape(&size);
-        x + self.out.apply(&mixed)
+        let attended =
+            scores.softmax(-1, Kind::Float).matmul(&rows(&self.value)).transpose(1, 2).reshape(&size);
+        x + self.out.apply(&attended)
     }
 }
 
-/// Two residual blocks around an attention.
+/// Residual block, attention, residual block.
 struct Middle {
     block_1: Residual,
     attention: Attention,
@@ -167,13 +167,13 @@ impl Middle {
 /// The sizes of the blocks at one resolution.
 #[derive(Debug, Clone, Copy)]
 pub struct LevelSize {
-    /// In the names of the weights.
+    /// The index in the names of the weights.
     pub index: usize,
-    /// Channels behind the first block.
+    /// Channels after the first block.
     pub channels: i64,
-    /// Residual blocks.
+    /// The number of residual blocks.
     pub blocks: i64,
-    /// Whether an attention follows each block.
+    /// Whether attention follows each block.
     pub attention: bool,
 }
 
@@ -195,7 +195,7 @@ impl Level {
     }
 }
 
-/// All levels, each but the last with a change of resolution behind it, and the channels behind them.
+/// Takes all levels; each but the last ends with a change of resolution. Also returns the channels after them.
 fn take_levels(
     store: &mut Store,
     name: &dyn Fn(&str) -> String,
@@ -236,7 +236,7 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Takes its weights from `store`: `channels` at first, then `levels`, the finest first, and `latents` at last.
+    /// Takes its weights from `store`: `channels` after `conv_in`, then `levels` from the finest on, `latents` output channels.
     pub fn take(
         store: &mut Store,
         name: &dyn Fn(&str) -> String,
@@ -279,7 +279,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Takes its weights from `store`: from `latents` to `levels`, the coarsest first.
+    /// Takes its weights from `store`: `latents` input channels, then `levels` from the coarsest on.
     pub fn take(
         store: &mut Store,
         name: &dyn Fn(&str) -> String,

@@ -1,17 +1,17 @@
-//! The reward rule sets `paper` (the paper's Table 2), `bound` (the same points, each only where it belongs) and `exact`
-//! (all of it or nothing). Each is a file of `rules/`, to read, and to copy as the beginning of one's own.
+//! The rewards `paper` (Table 2 of the paper), `bound` (the same points, with each keyword bound to its object) and `exact` (all
+//! or nothing). Each is a rule file in `rules/`, which you can copy to start your own.
 
 use unirl::Result;
 use unirl::reward::{RewardFunction, RuleFile, ShippedOptions};
 
-/// The text of `paper`.
+/// The rule file of `paper`.
 pub const PAPER: &str = include_str!("../rules/paper.toml");
-/// The text of `bound`.
+/// The rule file of `bound`.
 pub const BOUND: &str = include_str!("../rules/bound.toml");
-/// The text of `exact`.
+/// The rule file of `exact`.
 pub const EXACT: &str = include_str!("../rules/exact.toml");
 
-/// The rules of a shipped text.
+/// Builds the reward of a shipped rule file.
 pub fn rules(text: &str, options: ShippedOptions) -> Result<Box<dyn RewardFunction>> {
     RuleFile::parse(text)?.build_with(options)
 }

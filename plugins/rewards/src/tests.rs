@@ -1,4 +1,4 @@
-//! What every shipped rule set makes of answers, a file a category, and what holds for every task.
+//! Rewards of the shipped rule files: one snapshot per category, and properties over random prompts.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ fn score(rule: &dyn RewardFunction, task: &Task, answer: &str) -> Reward {
     rule.score(&[Sample::new(task, answer)], None).unwrap().remove(0)
 }
 
-/// Rounded to four places.
+/// The reason and the components, rounded to four digits.
 fn line(reward: &Reward) -> String {
     let round = |points: f64| (points * 1e4).round() / 1e4;
     let parts: Vec<String> =
@@ -27,25 +27,25 @@ fn line(reward: &Reward) -> String {
     format!("{} [{}]", reward.why, parts.join(", "))
 }
 
-/// Answers that stand here by a name.
-fn spelled(answer: &str) -> String {
+/// Expands the names of very long answers.
+fn expand(answer: &str) -> String {
     match answer {
         "<ten thousand words>" => "blue ".repeat(10_000),
-        "<the truth in ten thousand words>" => format!("{} three vases", "well ".repeat(9_998)),
+        "<the reference answer in ten thousand words>" => format!("{} three vases", "well ".repeat(9_998)),
         _ => answer.into(),
     }
 }
 
-/// A snapshot a category: prompt, answer, rule set, and the reward with its reason. The answers are those given and those of
-/// `answers_by_style.jsonl`.
-fn table(category: Category, rows: &[(&str, &[&str])]) {
+/// Snapshot of a category: the reward of each rule file, with its reason, by prompt and answer. The answers are `rows` and
+/// those of `answers_by_style.jsonl`.
+fn assert_rewards(category: Category, rows: &[(&str, &[&str])]) {
     let rules = shipped();
     let mut all: BTreeMap<String, BTreeMap<String, BTreeMap<&str, String>>> = BTreeMap::new();
     let mut add = |task: &Task, answer: &str| {
-        let says = |(name, rule): &(&'static str, Box<dyn RewardFunction>)| {
-            (*name, line(&score(&**rule, task, &spelled(answer))))
+        let scored = |(name, rule): &(&'static str, Box<dyn RewardFunction>)| {
+            (*name, line(&score(&**rule, task, &expand(answer))))
         };
-        all.entry(task.prompt.clone()).or_default().insert(answer.into(), rules.iter().map(says).collect());
+        all.entry(task.prompt.clone()).or_default().insert(answer.into(), rules.iter().map(scored).collect());
     };
     for (prompt, answers) in rows {
         let task = PromptTemplates::paper().task(PromptSpec::parse(category, prompt).unwrap());
@@ -62,7 +62,7 @@ fn table(category: Category, rows: &[(&str, &[&str])]) {
 }
 
 #[test]
-fn single_object() {
+fn rewards_of_single_object_answers() {
     let bench = [
         "Bench",
         "bench",
@@ -101,7 +101,7 @@ fn single_object() {
     let couch = ["sofa", "a couch", "a settee", "a chair", "the sofas"];
     let mouse = ["computer mouse", "a mouse", "mice", "a computer", "Computer-mouse"];
     let car = ["a car", "carrots", "a carpet", "cars"];
-    table(
+    assert_rewards(
         Category::SingleObject,
         &[
             ("a photo of a bench", &bench),
@@ -113,7 +113,7 @@ fn single_object() {
 }
 
 #[test]
-fn two_object() {
+fn rewards_of_two_object_answers() {
     let rows = [
         "A table and a soccer",
         "a soccer, a table",
@@ -143,14 +143,14 @@ fn two_object() {
         "a television set, a fridge",
         "a couch and a tv",
     ];
-    table(
+    assert_rewards(
         Category::TwoObject,
         &[("a photo of a table and a soccer", &rows), ("a photo of a refrigerator and a tv", &everyday)],
     );
 }
 
 #[test]
-fn counting() {
+fn rewards_of_counting_answers() {
     let vases = [
         "Three vases",
         "three vases",
@@ -179,12 +179,12 @@ fn counting() {
         "one two three four vases",
         "drei Vasen",
         "三個花瓶",
-        "<the truth in ten thousand words>",
+        "<the reference answer in ten thousand words>",
         "threevases",
     ];
     let knives = ["four knives", "four knifes", "4 knife", "four forks"];
     let sheep = ["two sheep", "two sheeps", "a sheep"];
-    table(
+    assert_rewards(
         Category::Counting,
         &[
             ("a photo of three vases", &vases),
@@ -195,7 +195,7 @@ fn counting() {
 }
 
 #[test]
-fn colors() {
+fn rewards_of_colors_answers() {
     let green = [
         "Green",
         "green",
@@ -227,7 +227,7 @@ fn colors() {
     ];
     let gray = ["gray", "grey", "The TV is grey.", "the television is gray", "silver"];
     let orange = ["orange", "an orange orange", "the orange is orange", "an orange", "the orange is red"];
-    table(
+    assert_rewards(
         Category::Colors,
         &[
             ("a photo of a green fork", &green),
@@ -238,7 +238,7 @@ fn colors() {
 }
 
 #[test]
-fn position() {
+fn rewards_of_position_answers() {
     let above = [
         "The train is above of an elephant",
         "The train is above the elephant",
@@ -272,14 +272,14 @@ fn position() {
         "a dog left",
         "The dog is sitting to the left of the bench",
     ];
-    table(
+    assert_rewards(
         Category::Position,
         &[("a photo of a train above of an elephant", &above), ("a photo of a dog left of a bench", &left)],
     );
 }
 
 #[test]
-fn color_attr() {
+fn rewards_of_color_attr_answers() {
     let rows = [
         "The chair is blue and the umbrella is red",
         "a red umbrella and a blue chair",
@@ -305,11 +305,11 @@ fn color_attr() {
         "der Stuhl ist blau",
         "the chair is blue the umbrella is red",
     ];
-    table(Category::ColorAttr, &[("a photo of a blue chair and a red umbrella", &rows)]);
+    assert_rewards(Category::ColorAttr, &[("a photo of a blue chair and a red umbrella", &rows)]);
 }
 
 #[test]
-fn the_table_is_long_enough() {
+fn reward_snapshots_cover_400_answers() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/snapshots");
     let texts = Category::ALL
         .map(|category| std::fs::read_to_string(format!("{folder}/{}.snap", category.name())).unwrap());
@@ -317,7 +317,7 @@ fn the_table_is_long_enough() {
     assert!(answers >= 400, "{answers}");
 }
 
-/// A file of `tests/fixtures/cases` with an answer a line: category, prompt, answer, and whether it deserves full points.
+/// Reads a file of `tests/fixtures/cases`, one answer per line: category, prompt, answer, and whether it deserves full points.
 fn labelled(file: &str) -> Vec<(Task, String, bool)> {
     let path = format!("{}/../../tests/fixtures/cases/{file}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(path).unwrap();
@@ -331,38 +331,39 @@ fn labelled(file: &str) -> Vec<(Task, String, bool)> {
     text.lines().map(case).collect()
 }
 
-/// The labelled answers that `bound` and `exact` score otherwise than their label, as lines to read.
-fn mistakes(file: &str) -> Vec<String> {
+/// Describes the labelled answers that `bound` or `exact` scores differently from the label.
+fn mismatches(file: &str) -> Vec<String> {
     let [_, (_, bound), (_, exact)] = shipped();
-    let mistake = |(task, answer, want): &(Task, String, bool)| {
+    let mismatch = |(task, answer, want): &(Task, String, bool)| {
         let scored = [&bound, &exact].map(|rule| score(&**rule, task, answer));
         let wrong = scored.iter().any(|reward| reward.passes() != *want);
         wrong.then(|| format!("want {want}: `{answer}` ({}): {}", task.prompt, scored[1].why))
     };
-    labelled(file).iter().filter_map(mistake).collect()
+    labelled(file).iter().filter_map(mismatch).collect()
 }
 
 #[test]
 fn labelled_answers_are_scored_as_labelled() {
     for file in ["answers.jsonl", "answers_edge.jsonl"] {
-        let wrong = mistakes(file);
+        let wrong = mismatches(file);
         assert!(wrong.is_empty(), "{file}: {} wrong:\n{}", wrong.len(), wrong.join("\n"));
     }
 }
 
-/// Written without a look at the grammar. At first contact it scored 273 of the 300 `by_style` as labelled, and was extended by
-/// what the others showed; then it scored 144 of the 150 `held_out` as labelled. No wrong answer of either passed.
+/// The answers were written without knowledge of the grammar. At first, 273 of the 300 `by_style` answers were scored as labelled.
+/// The grammar was extended for the others; then 144 of the 150 `held_out` answers were scored as labelled. No wrong answer of
+/// either file passed.
 #[test]
-fn answers_written_blind_are_scored_as_labelled_at_95_percent() {
+fn held_out_answers_are_scored_as_labelled_at_95_percent() {
     for file in ["answers_by_style.jsonl", "answers_held_out.jsonl"] {
-        let (wrong, all) = (mistakes(file), labelled(file).len());
+        let (wrong, all) = (mismatches(file), labelled(file).len());
         assert!(wrong.len() * 20 <= all, "{file}: {} of {all} wrong:\n{}", wrong.len(), wrong.join("\n"));
     }
 }
 
-/// Short answers that say the same whatever the image shows: filler, denials, hedges, wrappers, numbers, colours, places and
-/// object names, a few of each.
-fn constant(rng: &mut Rng, nouns: &[String]) -> String {
+/// A random short answer that ignores the image: filler, negations, hedges, wrappers, numbers, colors, positions and object
+/// names.
+fn constant_answer(rng: &mut Rng, nouns: &[String]) -> String {
     const WORDS: [&str; 64] = [
         "the",
         "a",
@@ -452,10 +453,10 @@ fn constant(rng: &mut Rng, nouns: &[String]) -> String {
     FRAMES[rng.below(FRAMES.len())].replace("{}", &words.join(" "))
 }
 
-/// 10,000 constants against 200 random tasks. A constant that names nothing earns full points nowhere; one that guesses earns
-/// them where its guess happens to be right, which is never more than two fifths of a category (a number is one of three).
+/// 10,000 constant answers against 200 random prompts. A constant without a guess never earns full points; one with a guess earns
+/// them at most in two fifths of a category (a count is one of three).
 #[test]
-fn no_constant_answer_earns_full_points_in_a_category() {
+fn constant_answers_do_not_earn_full_points() {
     let mut rng = Rng::new(31);
     let list = ObjectList::everyday();
     let tasks: Vec<Task> = (0..200)
@@ -464,7 +465,7 @@ fn no_constant_answer_earns_full_points_in_a_category() {
                 .task(sample(&list, Category::ALL[index % 6], Split::All, &mut rng).unwrap())
         })
         .collect();
-    let answers: Vec<String> = (0..10_000).map(|_| constant(&mut rng, &list.nouns)).collect();
+    let answers: Vec<String> = (0..10_000).map(|_| constant_answer(&mut rng, &list.nouns)).collect();
     let [_, (_, bound), (_, exact)] = shipped();
     for rule in [&bound, &exact] {
         let mut full = vec![[0_usize; 6]; answers.len()];
@@ -486,7 +487,7 @@ fn no_constant_answer_earns_full_points_in_a_category() {
 }
 
 #[test]
-fn normalised_rewards_are_shares() {
+fn normalized_reward_is_a_share_of_the_maximum() {
     let bound = rules(BOUND, ShippedOptions { normalize: Normalize::Max }).unwrap();
     let spec = PromptSpec::parse(Category::Position, "a photo of a dog left of a bench").unwrap();
     let reward = score(&*bound, &PromptTemplates::paper().task(spec), "the dog is right of the bench");
@@ -496,9 +497,9 @@ fn normalised_rewards_are_shares() {
     );
 }
 
-/// The truth in every wording, about 500 random tasks of each category and list; and no order of its words is worth more.
+/// For 500 random prompts of each category, template and object list.
 #[test]
-fn the_truth_has_full_marks_and_its_words_in_another_order_never_more() {
+fn reference_answer_earns_full_points_and_shuffled_words_never_more() {
     let mut rng = Rng::new(17);
     let rules = shipped();
     for list in [ObjectList::everyday(), tiles::object_list()] {
@@ -524,7 +525,7 @@ fn the_truth_has_full_marks_and_its_words_in_another_order_never_more() {
 }
 
 #[test]
-fn a_truthful_reader_of_the_drawn_world_passes_right_drawings_alone() {
+fn correct_answers_about_tiles_pass_only_for_correct_images() {
     let mut rng = Rng::new(23);
     let [_, (_, bound), _] = shipped();
     for category in Category::ALL {

@@ -1,9 +1,9 @@
-//! Checkpoints: a folder in Show-o's layout, adapters beside one, the embedded one, or fresh weights.
+//! Loading and saving checkpoints: a folder in Show-o's layout, LoRA adapters, the embedded checkpoint, or fresh weights.
 //!
-//! A folder holds `config.json` and the transformer's weights (`pytorch_model.safetensors` or any other name and form that
-//! [`Weights::find`] knows), and, in it or beside it, `magvitv2` with the image tokenizer and the text tokenizer's files.
-//! What is saved is complete. The embedded checkpoint is the same folder packed into one safetensors file: weights as
-//! f16, the JSON files in its header.
+//! A folder contains `config.json` and the transformer's weights (`pytorch_model.safetensors` or any other file that
+//! [`Weights::find`] supports). The image tokenizer `magvitv2` and the text tokenizer's files are in the folder or next to
+//! it. A saved checkpoint is complete. The embedded checkpoint is such a folder packed into one safetensors file: weights
+//! as f16, JSON files in its header.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,26 +33,26 @@ const PHI: &str = "phi-1_5";
 const CLIP: &str = "clip-vit-large-patch14-336";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-/// PEFT's name before safetensors.
-const OLDER_ADAPTER_WEIGHTS: &str = "adapter_model.bin";
+/// PEFT's file name before safetensors.
+const ADAPTER_WEIGHTS_BIN: &str = "adapter_model.bin";
 const EMBEDDED: &str = "builtin";
 
-/// The one token that is begin, end and separator of text.
+/// The token that begins, ends and separates texts.
 const END: &str = "<|endoftext|>";
 
-/// Tokens of Phi-1.5's tokenizer, and how many the system prompt has with it.
-const PUBLISHED_VOCABULARY: i64 = 50_295;
-const PUBLISHED_SYSTEM: usize = 28;
+/// The vocabulary size of Phi-1.5's tokenizer, and the number of tokens it gives the system prompt.
+const PHI_VOCABULARY: i64 = 50_295;
+const SYSTEM_TOKENS: usize = 28;
 
 const BUILTIN: &[u8] = include_bytes!("../builtin/tiles.safetensors");
 
-/// What a model is put together from.
+/// Everything that a model is built from.
 pub struct LoadedCheckpoint {
     /// Sizes and special tokens.
     pub config: CheckpointConfig,
     /// Sizes of the image tokenizer.
     pub magvit_config: MagvitConfig,
-    /// What is saved again beside the weights.
+    /// Configuration files to save with the weights.
     pub files: Files,
     /// The text tokenizer.
     pub text: Text,
@@ -60,34 +60,34 @@ pub struct LoadedCheckpoint {
     pub phi_store: Store,
     /// Weights of the image tokenizer.
     pub magvit_store: Store,
-    /// The vision tower, where understanding reads its features, and its folder.
+    /// The vision encoder and its folder, in a `w_clip_vit` checkpoint.
     pub clip: Option<(ClipConfig, Store, PathBuf)>,
-    /// The adapters, if there are any.
+    /// The LoRA adapters.
     pub adapters: Option<(LoraConfig, Store)>,
-    /// Whether layers keep their inputs alone for the gradient.
+    /// Gradient checkpointing.
     pub gradient_checkpointing: bool,
-    /// How many tokens stay hidden from step to step, and in training.
+    /// The mask schedule of generation and training.
     pub schedule: Schedule,
-    /// The type of the transformer's weights.
+    /// The data type of the transformer's weights.
     pub precision: Kind,
 }
 
-/// The configuration files of a checkpoint, whose keys are kept, and where they come from.
+/// The configuration files of a checkpoint, with every key preserved, and their origin.
 #[derive(Debug, Clone)]
 pub struct Files {
     /// `config.json`.
     pub config: Value,
     /// `magvitv2/config.json`.
     pub magvit: Value,
-    /// The folder, or `builtin`: what adapters name as their base.
+    /// The folder, or `builtin`: the base model of adapters.
     pub origin: String,
 }
 
-/// The parts that `source` names.
-pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
+/// Loads the checkpoint that `source` selects.
+pub fn load(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
         return Err(Error::usage(
-            "`model.options.architecture`: expected none, a checkpoint brings its own sizes",
+            "`model.options.architecture` applies only to a fresh model: a checkpoint has its own sizes",
         ));
     }
     let adapters = match &source.checkpoint {
@@ -97,7 +97,7 @@ pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckp
     let mut parts = match (&source.checkpoint, adapters) {
         (_, Some(folder)) => open_adapters(folder, options, source)?,
         (Checkpoint::Fresh, _) => fresh(options, source)?,
-        (Checkpoint::Folder(folder), _) => open(folder, options, source)?,
+        (Checkpoint::Folder(folder), _) => open_folder(folder, options, source)?,
         (Checkpoint::Builtin, _) => unpack(BUILTIN, options, source)?,
     };
     if let Some(schedule) = &options.mask_schedule {
@@ -117,6 +117,64 @@ pub fn parts(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckp
         parts.magvit_store = parts.magvit_store.frozen();
     }
     Ok(parts)
+}
+
+/// Opens a checkpoint folder. Checks every name and shape before reading a weight.
+fn open_folder(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
+    let path = folder.join(CONFIG);
+    let json: Value = read_json(&path)?;
+    if let Some(class) = json.get("_class_name").and_then(Value::as_str).filter(|class| *class != "Showo") {
+        return Err(Error::failure(format!(
+            "`{}`: `_class_name`: expected `Showo`, got `{class}`",
+            path.display()
+        ))
+        .hint("supported checkpoints are `showlab/show-o` and its variants; Show-o2 is a different model"));
+    }
+    let weights = Weights::find(folder)?;
+    let config = checkpoint_config(&json, &path.display().to_string(), &weights)?;
+
+    let folders = candidate_folders(folder, ("tokenizer", options.tokenizer.as_deref()), MAGVIT)?;
+    let magvit_folder = folders.iter().find(|folder| folder.is_dir()).ok_or_else(|| {
+        Error::failure(format!("no image tokenizer found for `{}`", folder.display()))
+            .cause(format!("searched {}", join_paths(&folders)))
+            .hint("pass the folder of `showlab/magvitv2` with `--image-tokenizer DIR`")
+    })?;
+    let path = magvit_folder.join(CONFIG);
+    let magvit_json: Value =
+        if path.is_file() { read_json(&path)? } else { Value::Object(serde_json::Map::new()) };
+    let magvit_weights = Weights::find(magvit_folder)?;
+    let magvit_config = magvit_config(&magvit_json, &path.display().to_string(), &magvit_weights)?;
+
+    let text = text_tokenizer(folder, options, &config)?;
+    let files = Files { config: json, magvit: magvit_json, origin: absolute(folder) };
+    let clip = if config.w_clip_vit { Some(vision_encoder(folder, options, &config, source)?) } else { None };
+    let weights = Some([weights, magvit_weights]);
+    let parts = assemble(Contents { config, magvit_config, files, text, weights }, options, source)?;
+    Ok(LoadedCheckpoint { clip, ..parts })
+}
+
+/// Opens the embedded checkpoint, or another one made by [`pack`].
+pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
+    const LABEL: &str = "the embedded checkpoint";
+    let (mut weights, texts) = Weights::embedded(LABEL, bytes)?;
+    let (mut magvit_weights, _) = Weights::embedded(LABEL, bytes)?;
+    weights.retain(|name| name.starts_with("showo."));
+    magvit_weights.retain(|name| !name.starts_with("showo."));
+    let file = |name: &str| {
+        texts
+            .get(name)
+            .ok_or_else(|| Error::failure(format!("{LABEL} is corrupt")).cause(format!("no `{name}`")))
+    };
+    let json = |name: &str| -> Result<Value> {
+        serde_json::from_str(file(name)?).context(|| format!("{LABEL} is corrupt"))
+    };
+    let magvit_name = format!("{MAGVIT}/{CONFIG}");
+    let files = Files { config: json(CONFIG)?, magvit: json(&magvit_name)?, origin: EMBEDDED.into() };
+    let config = checkpoint_config(&files.config, CONFIG, &weights)?;
+    let magvit_config = magvit_config(&files.magvit, &magvit_name, &magvit_weights)?;
+    let text = Text::from_json(file(TOKENIZER)?.clone().into_bytes(), TOKENIZER)?;
+    let weights = Some([weights, magvit_weights]);
+    assemble(Contents { config, magvit_config, files, text, weights }, options, source)
 }
 
 fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
@@ -142,99 +200,57 @@ fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint
     assemble(Contents { config, magvit_config, files, text, weights: None }, options, source)
 }
 
-/// A checkpoint folder. Every name and shape is checked before a weight is read.
-fn open(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
-    let path = folder.join(CONFIG);
-    let json: Value = read_json(&path)?;
-    if let Some(class) = json.get("_class_name").and_then(Value::as_str).filter(|class| *class != "Showo") {
-        return Err(Error::failure(format!("`{}`: expected a `Showo`, got a `{class}`", path.display()))
-            .hint("the published ones are `showlab/show-o` and those whose names begin with it; Show-o2 is another model"));
+/// Opens a folder of LoRA adapters and their base model.
+fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
+    let path = folder.join(ADAPTER_CONFIG);
+    let json = fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()))?;
+    let unusable = || format!("cannot use `{}`", path.display());
+    let (mut lora, base) = LoraConfig::from_peft(&json).context(unusable)?;
+    if let Some(wanted) = &options.lora {
+        let of_checkpoint = LoraConfig { merge: wanted.merge, ..lora };
+        let default = LoraConfig { merge: wanted.merge, ..LoraConfig::default() };
+        if *wanted != of_checkpoint && *wanted != default {
+            return Err(Error::usage(format!(
+                "`model.options.lora` conflicts with `{}`, which has rank {}, alpha {} and targets {}",
+                folder.display(),
+                of_checkpoint.rank,
+                of_checkpoint.alpha,
+                serde_json::json!(of_checkpoint.targets)
+            ))
+            .hint("set only `merge`, or merge the adapters first to train new ones"));
+        }
+        lora = of_checkpoint;
     }
-    let weights = Weights::find(folder)?;
-    let config = checkpoint_config(&json, &path.display().to_string(), &weights)?;
-
-    let places = places(folder, ("tokenizer", options.tokenizer.as_deref()), MAGVIT)?;
-    let magvit_folder = places.iter().find(|place| place.is_dir()).ok_or_else(|| {
-        Error::failure(format!("`{}` has no image tokenizer", folder.display()))
-            .cause(format!("looked at {}", listed(&places)))
-            .hint("`--image-tokenizer DIR` names the folder of `showlab/magvitv2`")
-    })?;
-    let path = magvit_folder.join(CONFIG);
-    let magvit_json: Value =
-        if path.is_file() { read_json(&path)? } else { Value::Object(serde_json::Map::new()) };
-    let magvit_weights = Weights::find(magvit_folder)?;
-    let magvit_config = magvit_config(&magvit_json, &path.display().to_string(), &magvit_weights)?;
-
-    let text = text_tokenizer(folder, options, &config)?;
-    let files = Files { config: json, magvit: magvit_json, origin: absolute(folder) };
-    let clip = if config.w_clip_vit { Some(vision_tower(folder, options, &config, source)?) } else { None };
-    let weights = Some([weights, magvit_weights]);
-    let parts = assemble(Contents { config, magvit_config, files, text, weights }, options, source)?;
-    Ok(LoadedCheckpoint { clip, ..parts })
-}
-
-fn vision_tower(
-    folder: &Path,
-    options: &ShowoConfig,
-    config: &CheckpointConfig,
-    source: &ModelSource,
-) -> Result<(ClipConfig, Store, PathBuf)> {
-    let places = places(folder, ("clip", options.clip.as_deref()), CLIP)?;
-    let place = places.iter().find(|place| place.is_dir()).ok_or_else(|| {
-        Error::failure(format!("`{}` reads CLIP features and has no vision tower", folder.display()))
-            .cause(format!("looked at {}", listed(&places)))
-            .hint(format!("`--set model.options.clip=DIR` names the folder of `openai/{CLIP}`"))
-    })?;
-    let path = place.join(CONFIG);
-    let clip = ClipConfig::read(&path)?;
-    if clip.hidden_size != config.clip_width {
-        return Err(Error::failure(format!(
-            "`{}`: `hidden_size`: expected {}, the width that the projector reads, got {}",
-            path.display(),
-            config.clip_width,
-            clip.hidden_size
-        )));
-    }
-    let mut weights = Weights::find(place)?;
-    let expected = Clip::expected(&clip)?;
-    // The file also holds the text tower, and a last layer whose output nobody reads.
-    weights.retain(|name| expected.iter().any(|wanted| wanted.name == name));
+    let mut parts = if base == EMBEDDED {
+        unpack(BUILTIN, options, source)?
+    } else {
+        let base = folder.join(&base); // an absolute path replaces `folder`
+        if !base.is_dir() {
+            return Err(Error::failure(format!(
+                "`{}`: no base model at `{}`",
+                path.display(),
+                base.display()
+            ))
+            .hint("set `base_model_name_or_path` in that file to the folder of the base model"));
+        }
+        open_folder(&base, options, source)?
+    };
+    let expected = Phi::expected_adapters(&parts.config, &lora).context(unusable)?;
+    let older = folder.join(ADAPTER_WEIGHTS_BIN);
+    let newer = folder.join(ADAPTER_WEIGHTS);
+    let weights = Weights::open(if newer.is_file() || !older.is_file() { &newer } else { &older })?;
     weights.check(&expected)?;
-    let store = Store::of_source(source, Some(weights), Kind::Float).frozen();
-    Ok((clip, store, place.canonicalize().unwrap_or_else(|_| place.clone())))
+    parts.adapters = Some((lora, Store::of_source(source, Some(weights), parts.precision)));
+    Ok(parts)
 }
 
-/// The embedded checkpoint, or another one that [`pack`] made.
-pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
-    const LABEL: &str = "the embedded checkpoint";
-    let (mut weights, texts) = Weights::embedded(LABEL, bytes)?;
-    let (mut magvit_weights, _) = Weights::embedded(LABEL, bytes)?;
-    weights.retain(|name| name.starts_with("showo."));
-    magvit_weights.retain(|name| !name.starts_with("showo."));
-    let file = |name: &str| {
-        texts
-            .get(name)
-            .ok_or_else(|| Error::failure(format!("{LABEL} is broken")).cause(format!("no `{name}`")))
-    };
-    let json = |name: &str| -> Result<Value> {
-        serde_json::from_str(file(name)?).context(|| format!("{LABEL} is broken"))
-    };
-    let magvit_name = format!("{MAGVIT}/{CONFIG}");
-    let files = Files { config: json(CONFIG)?, magvit: json(&magvit_name)?, origin: EMBEDDED.into() };
-    let config = checkpoint_config(&files.config, CONFIG, &weights)?;
-    let magvit_config = magvit_config(&files.magvit, &magvit_name, &magvit_weights)?;
-    let text = Text::from_json(file(TOKENIZER)?.clone().into_bytes(), TOKENIZER)?;
-    let weights = Some([weights, magvit_weights]);
-    assemble(Contents { config, magvit_config, files, text, weights }, options, source)
-}
-
-/// What a checkpoint is made of.
+/// The contents of a checkpoint.
 struct Contents {
     config: CheckpointConfig,
     magvit_config: MagvitConfig,
     files: Files,
     text: Text,
-    /// Of the transformer and of the image tokenizer; none for fresh ones.
+    /// Of the transformer and of the image tokenizer; `None` for fresh weights.
     weights: Option<[Weights; 2]>,
 }
 
@@ -264,50 +280,94 @@ fn assemble(contents: Contents, options: &ShowoConfig, source: &ModelSource) -> 
     })
 }
 
-/// A folder of adapters, and the checkpoint that they name.
-fn open_adapters(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
-    let path = folder.join(ADAPTER_CONFIG);
-    let json = fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()))?;
-    let unusable = || format!("cannot use `{}`", path.display());
-    let (mut lora, base) = LoraConfig::from_peft(&json).context(unusable)?;
-    if let Some(wanted) = &options.lora {
-        let of_checkpoint = LoraConfig { merge: wanted.merge, ..lora };
-        let unsaid = LoraConfig { merge: wanted.merge, ..LoraConfig::default() };
-        if *wanted != of_checkpoint && *wanted != unsaid {
-            return Err(Error::usage(format!(
-                "`model.options.lora`: `{}` has rank {}, alpha {} and targets {}",
-                folder.display(),
-                of_checkpoint.rank,
-                of_checkpoint.alpha,
-                serde_json::json!(of_checkpoint.targets)
-            ))
-            .hint("leave everything but `merge` to the checkpoint, or merge the adapters first"));
-        }
-        lora = of_checkpoint;
+fn vision_encoder(
+    folder: &Path,
+    options: &ShowoConfig,
+    config: &CheckpointConfig,
+    source: &ModelSource,
+) -> Result<(ClipConfig, Store, PathBuf)> {
+    let folders = candidate_folders(folder, ("clip", options.clip.as_deref()), CLIP)?;
+    let place = folders.iter().find(|folder| folder.is_dir()).ok_or_else(|| {
+        Error::failure(format!("no CLIP vision encoder found for `{}`", folder.display()))
+            .cause(format!("searched {}", join_paths(&folders)))
+            .hint(format!("pass the folder of `openai/{CLIP}` with `--set model.options.clip=DIR`"))
+    })?;
+    let path = place.join(CONFIG);
+    let clip = ClipConfig::read(&path)?;
+    if clip.hidden_size != config.clip_width {
+        return Err(Error::failure(format!(
+            "`{}`: `hidden_size`: expected {}, the input width of the projector, got {}",
+            path.display(),
+            config.clip_width,
+            clip.hidden_size
+        )));
     }
-    let mut parts = if base == EMBEDDED {
-        unpack(BUILTIN, options, source)?
-    } else {
-        let base = folder.join(&base); // an absolute one stands for itself
-        if !base.is_dir() {
-            return Err(Error::failure(format!(
-                "`{}`: no base model at `{}`",
-                path.display(),
-                base.display()
-            ))
-            .hint(
-                "`base_model_name_or_path` in that file names the folder of the weights that were adapted",
-            ));
-        }
-        open(&base, options, source)?
-    };
-    let expected = Phi::expected_adapters(&parts.config, &lora).context(unusable)?;
-    let older = folder.join(OLDER_ADAPTER_WEIGHTS);
-    let newer = folder.join(ADAPTER_WEIGHTS);
-    let weights = Weights::open(if newer.is_file() || !older.is_file() { &newer } else { &older })?;
+    let mut weights = Weights::find(place)?;
+    let expected = Clip::expected(&clip)?;
+    // The file also contains the text encoder and the unused last layer.
+    weights.retain(|name| expected.iter().any(|wanted| wanted.name == name));
     weights.check(&expected)?;
-    parts.adapters = Some((lora, Store::of_source(source, Some(weights), parts.precision)));
-    Ok(parts)
+    let store = Store::of_source(source, Some(weights), Kind::Float).frozen();
+    Ok((clip, store, place.canonicalize().unwrap_or_else(|_| place.clone())))
+}
+
+fn text_tokenizer(folder: &Path, options: &ShowoConfig, config: &CheckpointConfig) -> Result<Text> {
+    let named = options.text_tokenizer.as_deref();
+    let mut folders = candidate_folders(folder, ("text_tokenizer", named), PHI)?;
+    if named.is_none() {
+        folders.insert(0, folder.to_owned());
+    }
+    let place = folders.iter().find(|place| Text::is_in(place)).ok_or_else(|| {
+        Error::failure(format!("no text tokenizer found for `{}`", folder.display()))
+            .cause(format!(
+                "searched for `{TOKENIZER}`, or `vocab.json` and `merges.txt`, in {}",
+                join_paths(&folders)
+            ))
+            .hint("pass the folder of `microsoft/phi-1_5` with `--set model.options.text_tokenizer=DIR`")
+    })?;
+    let text = Text::open_folder(place)?;
+    check_vocabulary(&text, config)
+        .context(|| format!("cannot use the text tokenizer in `{}`", place.display()))?;
+    Ok(text)
+}
+
+/// Errors unless the tokenizer and the configuration agree on vocabulary size and special tokens.
+fn check_vocabulary(text: &Text, config: &CheckpointConfig) -> Result<()> {
+    let hint = "use the tokenizer of `microsoft/phi-1_5`, including its added tokens";
+    let special = config.special();
+    let (base, all) = (config.llm_vocab_size, special.image);
+    let got = text.vocabulary_size();
+    if got != base && got != all {
+        return Err(Error::failure(format!(
+            "expected {base} tokens (`llm_vocab_size`), or {all} including Show-o's special tokens, got {got}"
+        ))
+        .hint(hint));
+    }
+    let own = [
+        ("[PAD]", special.pad),
+        ("<|soi|>", special.soi),
+        ("<|eoi|>", special.eoi),
+        ("<|t2i|>", special.t2i),
+        ("<|mmu|>", special.mmu),
+    ];
+    let tokens = [(END, special.eos)].into_iter().chain(own.into_iter().filter(|_| got == all));
+    for (token, expected) in tokens {
+        let got = text.id(token);
+        if got != Some(expected) {
+            let got = got.map_or("none".into(), |id| id.to_string());
+            return Err(
+                Error::failure(format!("token `{token}`: expected id {expected}, got {got}")).hint(hint)
+            );
+        }
+    }
+    let length = text.encode(SYSTEM)?.len();
+    if config.w_clip_vit && base == PHI_VOCABULARY && length != SYSTEM_TOKENS {
+        return Err(Error::failure(format!(
+            "the system prompt: expected {SYSTEM_TOKENS} tokens, got {length}"
+        ))
+        .hint(hint));
+    }
+    Ok(())
 }
 
 fn checkpoint_config(json: &Value, file: &str, weights: &Weights) -> Result<CheckpointConfig> {
@@ -331,85 +391,35 @@ fn magvit_config(json: &Value, file: &str, weights: &Weights) -> Result<MagvitCo
     Ok(config)
 }
 
-/// Where a part of the checkpoint may lie: where the user says, or in its folder or beside it.
-fn places(folder: &Path, (option, named): (&str, Option<&str>), name: &str) -> Result<Vec<PathBuf>> {
+fn read_value<T: DeserializeOwned>(json: &Value, file: &str) -> Result<T> {
+    json::from_value(json).context(|| format!("cannot read `{file}`"))
+}
+
+/// Where to search for a component of the checkpoint: the folder that the user names, or `name` in the checkpoint's folder or
+/// next to it.
+fn candidate_folders(
+    folder: &Path,
+    (option, named): (&str, Option<&str>),
+    name: &str,
+) -> Result<Vec<PathBuf>> {
     match named {
         Some(path) if !Path::new(path).is_dir() => {
-            Err(Error::usage(format!("`model.options.{option}`: no folder at `{path}`")))
+            Err(Error::usage(format!("`model.options.{option}`: no such folder: `{path}`")))
         }
         Some(path) => Ok(vec![path.into()]),
         None => Ok(vec![atomic_fs::follow(&folder.join(name)), folder.join("..").join(name)]),
     }
 }
 
-fn listed(places: &[PathBuf]) -> String {
-    places.iter().map(|place| format!("`{}`", place.display())).collect::<Vec<_>>().join(", ")
-}
-
-fn text_tokenizer(folder: &Path, options: &ShowoConfig, config: &CheckpointConfig) -> Result<Text> {
-    let named = options.text_tokenizer.as_deref();
-    let mut places = places(folder, ("text_tokenizer", named), PHI)?;
-    if named.is_none() {
-        places.insert(0, folder.to_owned());
-    }
-    let place = places.iter().find(|place| Text::is_in(place)).ok_or_else(|| {
-        Error::failure(format!("`{}` has no text tokenizer", folder.display()))
-            .cause(format!(
-                "looked for `{TOKENIZER}`, or `vocab.json` and `merges.txt`, in {}",
-                listed(&places)
-            ))
-            .hint("`--set model.options.text_tokenizer=DIR` names the folder of `microsoft/phi-1_5`'s files")
-    })?;
-    let text = Text::open_folder(place)?;
-    check_vocabulary(&text, config)
-        .context(|| format!("cannot use the text tokenizer in `{}`", place.display()))?;
-    Ok(text)
-}
-
-/// The tokenizer and the configuration have to mean the same tokens by the same ids.
-fn check_vocabulary(text: &Text, config: &CheckpointConfig) -> Result<()> {
-    let hint = "Show-o uses the tokenizer of `microsoft/phi-1_5`, added tokens included";
-    let special = config.special();
-    let (base, all) = (config.llm_vocab_size, special.image);
-    let got = text.vocabulary_size();
-    if got != base && got != all {
-        return Err(Error::failure(format!(
-            "expected {base} tokens, as `llm_vocab_size` says, or {all} with Show-o's own, got {got}"
-        ))
-        .hint(hint));
-    }
-    let own = [
-        ("[PAD]", special.pad),
-        ("<|soi|>", special.soi),
-        ("<|eoi|>", special.eoi),
-        ("<|t2i|>", special.t2i),
-        ("<|mmu|>", special.mmu),
-    ];
-    let tokens = [(END, special.eos)].into_iter().chain(own.into_iter().filter(|_| got == all));
-    for (token, expected) in tokens {
-        let got = text.id(token);
-        if got != Some(expected) {
-            let got = got.map_or("none".into(), |id| id.to_string());
-            return Err(
-                Error::failure(format!("token `{token}`: expected id {expected}, got {got}")).hint(hint)
-            );
-        }
-    }
-    let length = text.encode(SYSTEM)?.len();
-    if config.w_clip_vit && base == PUBLISHED_VOCABULARY && length != PUBLISHED_SYSTEM {
-        return Err(Error::failure(format!(
-            "the system prompt: expected {PUBLISHED_SYSTEM} tokens before the picture, got {length}"
-        ))
-        .hint(hint));
-    }
-    Ok(())
+fn join_paths(folders: &[PathBuf]) -> String {
+    folders.iter().map(|place| format!("`{}`", place.display())).collect::<Vec<_>>().join(", ")
 }
 
 fn absolute(folder: &Path) -> String {
     folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string()
 }
 
-/// Writes a checkpoint folder that is complete but for the vision tower, which never changes: a link leads to it.
+/// Writes a complete checkpoint folder. The vision encoder never changes, so it is linked instead of copied.
 pub fn save(
     folder: &Path,
     files: &Files,
@@ -430,7 +440,7 @@ pub fn save(
     weights::write(&magvit_folder.join(WEIGHTS), magvit, &[])
 }
 
-/// Writes a folder of adapters in PEFT's layout.
+/// Writes LoRA adapters in PEFT's layout.
 pub fn save_adapters(
     folder: &Path,
     files: &Files,
@@ -441,36 +451,32 @@ pub fn save_adapters(
     weights::write(&folder.join(ADAPTER_WEIGHTS), adapters, &[])
 }
 
-fn pretty(json: &Value) -> String {
-    format!("{json:#}\n")
-}
-
-fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
-    fs::write(path, contents).context(|| format!("cannot write `{}`", path.display()))
-}
-
-/// Packs a checkpoint folder into one file for embedding: weights as f16.
+/// Packs a checkpoint folder into one file for embedding, with weights as f16.
 pub fn pack(folder: &Path, file: &Path) -> Result<()> {
     let magvit = folder.join(MAGVIT);
     let read =
         |path: PathBuf| fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()));
     let (config, magvit_config, tokenizer) =
         (read(folder.join(CONFIG))?, read(magvit.join(CONFIG))?, read(folder.join(TOKENIZER))?);
-    let mut halves = Vec::new();
+    let mut tensors = Vec::new();
     for folder in [folder, &magvit] {
         let weights = Weights::find(folder)?;
         for name in weights.names().filter(|name| !name.starts_with("quantize.")) {
-            halves.push((name.to_string(), weights.read(name)?.to_kind(Kind::Half)));
+            tensors.push((name.to_string(), weights.read(name)?.to_kind(Kind::Half)));
         }
     }
     let magvit_name = format!("{MAGVIT}/{CONFIG}");
     weights::write(
         file,
-        &halves,
+        &tensors,
         &[(CONFIG, &config), (&magvit_name, &magvit_config), (TOKENIZER, &tokenizer)],
     )
 }
 
-fn read_value<T: DeserializeOwned>(json: &Value, file: &str) -> Result<T> {
-    json::from_value(json).context(|| format!("cannot read `{file}`"))
+fn pretty(json: &Value) -> String {
+    format!("{json:#}\n")
+}
+
+fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+    fs::write(path, contents).context(|| format!("cannot write `{}`", path.display()))
 }

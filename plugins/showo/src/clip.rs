@@ -1,5 +1,5 @@
-//! CLIP's vision tower, and the projector from it to the transformer: what understanding sees of a picture in
-//! the `w_clip_vit` checkpoints. The tower is frozen; the projector is the transformer's, and trained with it.
+//! CLIP's vision encoder and the projector to the transformer: the input of understanding in `w_clip_vit` checkpoints. The
+//! encoder is frozen; the projector is trained with the transformer.
 
 use std::path::Path;
 
@@ -12,32 +12,32 @@ pub use unirl_layers::vision::Activation;
 use unirl_layers::vision::{Layer, LayerSize};
 use unirl_layers::{LayerNorm, Linear};
 
-use crate::config::MOST_LAYERS;
+use crate::config::MAX_LAYERS;
 
 /// Mean and standard deviation of the pixels that CLIP was trained on.
 const MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// Sizes of the vision tower, under the names of transformers' `CLIPVisionConfig`; the default is
+/// Sizes of the vision encoder, under the names of transformers' `CLIPVisionConfig`; the default is
 /// `openai/clip-vit-large-patch14-336`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default = "ClipConfig::unsaid")]
+#[serde(default = "ClipConfig::transformers_default")]
 pub struct ClipConfig {
     /// Width.
     pub hidden_size: i64,
-    /// Width of the feed-forward layers.
+    /// Hidden width of the feed-forward network.
     pub intermediate_size: i64,
-    /// Layers, the last one included, which is not computed.
+    /// The number of layers, including the last one, which is not computed.
     pub num_hidden_layers: i64,
-    /// Attention heads.
+    /// The number of attention heads.
     pub num_attention_heads: i64,
-    /// Pixels along the edge of a picture.
+    /// Pixels along the edge of an image.
     pub image_size: i64,
     /// Pixels along the edge of a patch.
     pub patch_size: i64,
     /// Added to variances.
     pub layer_norm_eps: f64,
-    /// Between the feed-forward layers.
+    /// The activation of the feed-forward network.
     pub hidden_act: Activation,
 }
 
@@ -57,8 +57,8 @@ impl Default for ClipConfig {
 }
 
 impl ClipConfig {
-    /// What a published file means by fields that it lacks.
-    fn unsaid() -> Self {
+    /// Transformers' defaults, which apply to keys that a published file leaves out.
+    fn transformers_default() -> Self {
         Self {
             hidden_size: 768,
             intermediate_size: 3072,
@@ -70,8 +70,7 @@ impl ClipConfig {
         }
     }
 
-    /// Reads the `config.json` of a published folder: of both towers, with this one's sizes under
-    /// `vision_config`, or of this one alone.
+    /// Reads a published `config.json`: that of the vision encoder, or of a full CLIP model with a `vision_config`.
     pub fn read(path: &Path) -> Result<Self> {
         let json: serde_json::Value = read_json(path)?;
         let vision = json.get("vision_config").unwrap_or(&json);
@@ -80,12 +79,12 @@ impl ClipConfig {
         Ok(config)
     }
 
-    /// `n`, patches of a picture, each of which is a feature.
+    /// `n`, the number of patches of an image; each gives one feature.
     pub fn patches(&self) -> i64 {
         (self.image_size / self.patch_size).pow(2)
     }
 
-    /// Refuses sizes that do not fit together, naming `file`.
+    /// Errors if the sizes are inconsistent; `file` names the source.
     pub fn check(&self, file: &str) -> Result<()> {
         for (name, got) in [
             ("hidden_size", self.hidden_size),
@@ -99,10 +98,10 @@ impl ClipConfig {
                 return Err(Error::failure(format!("`{file}`: `{name}`: expected 1 or more, got {got}")));
             }
         }
-        if self.num_hidden_layers > MOST_LAYERS {
+        if self.num_hidden_layers > MAX_LAYERS {
             let got = self.num_hidden_layers;
             return Err(Error::failure(format!(
-                "`{file}`: `num_hidden_layers`: expected at most {MOST_LAYERS}, got {got}"
+                "`{file}`: `num_hidden_layers`: expected at most {MAX_LAYERS}, got {got}"
             )));
         }
         for (name, got, part, of) in [
@@ -119,10 +118,10 @@ impl ClipConfig {
     }
 }
 
-/// The vision tower, up to the layer whose output is used: the last but one.
+/// The vision encoder up to the second-to-last layer, whose output is used.
 pub struct Clip {
     config: ClipConfig,
-    /// `[D]`, the row before the patches.
+    /// `[D]`, the class token before the patches.
     class: Tensor,
     /// `[D,3,p,p]`.
     patch: Tensor,
@@ -133,7 +132,7 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Takes its weights from a frozen `store`, and leaves the last layer and what is behind it.
+    /// Takes its weights from a frozen `store`, without the last layer and what follows it.
     pub fn take(store: &mut Store, config: ClipConfig) -> Result<Self> {
         let (width, edge) = (config.hidden_size, config.patch_size);
         let size = LayerSize {
@@ -151,7 +150,7 @@ impl Clip {
             class: embedding("class_embedding", &[width])?,
             patch: embedding("patch_embedding.weight", &[width, 3, edge, edge])?,
             position: embedding("position_embedding.weight", &[config.patches() + 1, width])?,
-            // Spelt as it was published.
+            // The published spelling.
             norm: LayerNorm::take(store, "vision_model.pre_layrnorm", width, config.layer_norm_eps)?,
             layers: (0..config.num_hidden_layers - 1)
                 .map(|index| {
@@ -162,18 +161,18 @@ impl Clip {
         })
     }
 
-    /// The weights that a tower of these sizes takes.
+    /// The weights that an encoder of these sizes takes.
     pub fn expected(config: &ClipConfig) -> Result<Vec<Expected>> {
         Store::planned(|plan| Self::take(plan, config.clone()))
     }
 
-    /// Its sizes.
+    /// The sizes.
     pub fn config(&self) -> &ClipConfig {
         &self.config
     }
 
-    /// Features `[B,n,D]` of square pictures `pixels [B,3,H,W]` in `0..=1`, patches row by row, with gradient to
-    /// the pixels and none to the weights.
+    /// Features `[B,n,D]` of square images `pixels [B,3,H,W]` in `0..=1`, patches in row-major order. The gradient flows to
+    /// the pixels, not to the weights.
     pub fn features(&self, pixels: &Tensor) -> Tensor {
         let (batch, edge) = (pixels.size()[0], self.config.patch_size);
         let [mean, std] = [MEAN, STD].map(|channels| {
@@ -192,8 +191,8 @@ impl Clip {
     }
 }
 
-/// Pictures `[B,3,H,W]` at `edge` pixels, bicubic and antialiased, with gradient. Values may leave `0..=1` a
-/// little, where a picture resized in bytes would be clamped.
+/// Resizes images `[B,3,H,W]` to `edge` pixels, bicubic with antialiasing, with gradient. Values may slightly leave `0..=1`,
+/// where a resize in bytes would clamp.
 pub fn resize(pixels: &Tensor, edge: i64) -> Tensor {
     if pixels.size()[2..] == [edge, edge] {
         return pixels.shallow_clone();
@@ -201,15 +200,14 @@ pub fn resize(pixels: &Tensor, edge: i64) -> Tensor {
     pixels.internal_upsample_bicubic2d_aa([edge, edge], false, None, None)
 }
 
-/// Features to rows that the transformer reads: two linear layers, GELU between them.
+/// CLIP features to rows of the transformer: two linear layers with GELU between them.
 pub struct Projector {
     first: Linear,
     second: Linear,
 }
 
 impl Projector {
-    /// Takes its weights from the transformer's `store`: from features of width `inputs` to rows of width
-    /// `outputs`.
+    /// Takes its weights from the transformer's `store`: features of width `inputs` to rows of width `outputs`.
     pub fn take(store: &mut Store, inputs: i64, outputs: i64) -> Result<Self> {
         Ok(Self {
             first: Linear::take(store, "mm_projector.0", inputs, outputs)?,

@@ -1,4 +1,4 @@
-//! Sizes and special tokens: from a checkpoint's own files, or from the options of a fresh model.
+//! Sizes and special tokens, from a checkpoint's files or from the options of a fresh model.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,76 +9,74 @@ use unirl_layers::Precision;
 use unirl_layers::lora::LoraConfig;
 use unirl_layers::vqgan::{LevelSize, Norm};
 
-/// Bounds which are far above any model, and keep a made-up file from filling the memory.
-pub(crate) const MOST_LAYERS: i64 = 1000;
-/// The same for the tokens of a prompt.
-pub(crate) const MOST_TEXT: i64 = 1 << 16;
+/// Upper bounds far above any model, so that a malformed file cannot exhaust memory.
+pub(crate) const MAX_LAYERS: i64 = 1000;
+/// See [`MAX_LAYERS`].
+pub(crate) const MAX_TEXT_LEN: i64 = 1 << 16;
 
-/// Options of the plugin.
+/// Options of the plugin `showo`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShowoConfig {
-    /// The sizes of a fresh model; a checkpoint brings its own.
+    /// Sizes of a fresh model. Not allowed with a checkpoint, which has its own sizes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Architecture>,
-    /// The folder of the image tokenizer (`showlab/magvitv2`); `magvitv2` in the checkpoint's folder or beside it
-    /// without one.
+    /// The folder of the image tokenizer (`showlab/magvitv2`). Default: `magvitv2` in the checkpoint's folder or next to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
-    /// The folder of the text tokenizer (`microsoft/phi-1_5`: `tokenizer.json`, or `vocab.json` and `merges.txt`); the
-    /// checkpoint's own, or `phi-1_5` in it or beside it, without one.
+    /// The folder of the text tokenizer (`microsoft/phi-1_5`: `tokenizer.json`, or `vocab.json` and `merges.txt`). Default: the
+    /// checkpoint's folder, or `phi-1_5` in it or next to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_tokenizer: Option<String>,
-    /// The folder of the vision tower of a `w_clip_vit` checkpoint (`openai/clip-vit-large-patch14-336`); a folder of
-    /// that name in the checkpoint's or beside it without one.
+    /// The folder of the vision encoder of a `w_clip_vit` checkpoint (`openai/clip-vit-large-patch14-336`). Default:
+    /// `clip-vit-large-patch14-336` in the checkpoint's folder or next to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<String>,
-    /// How the share of hidden tokens falls while an image is drawn: `cosine` (the original's), `linear`, `sigmoid`, or
-    /// `pow` with an exponent, as in `pow2`.
+    /// The mask schedule: how the share of masked tokens falls during generation. `cosine` (as in Show-o), `linear`, `sigmoid`,
+    /// or `pow` with an exponent, such as `pow2`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_schedule: Option<String>,
-    /// The type of the transformer's weights.
+    /// The data type of the transformer's weights.
     pub precision: Precision,
-    /// `M`, text tokens of a prompt, where it is to differ from the checkpoint's (128 where that says nothing).
+    /// `M`, the maximum number of text tokens of a prompt. Default: the checkpoint's, or 128.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 4, max = MOST_TEXT))]
+    #[schemars(range(min = 4, max = MAX_TEXT_LEN))]
     pub max_text_len: Option<i64>,
-    /// Learn low-rank adapters instead of the weights themselves; `q_proj`, `k_proj`, `v_proj`, `dense`, `fc1` and `fc2` can
-    /// have some.
+    /// Train LoRA adapters instead of the weights. Possible targets: `q_proj`, `k_proj`, `v_proj`, `dense`, `fc1`, `fc2`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
-    /// Remember only the input of each layer and compute the rest again on the way back: a third more arithmetic for
-    /// a fraction of the memory.
+    /// Gradient checkpointing: keep only the input of each layer and recompute its activations in the backward pass. A third
+    /// more computation for a fraction of the memory.
     pub gradient_checkpointing: bool,
 }
 
-/// The sizes of a fresh model.
+/// Sizes of a fresh model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Architecture {
-    /// Width of the transformer.
+    /// The width of the transformer.
     #[schemars(range(min = 1))]
     pub hidden_size: i64,
-    /// Width of its feed-forward layers.
+    /// The hidden width of its feed-forward networks.
     #[schemars(range(min = 1))]
     pub intermediate_size: i64,
-    /// Its layers.
+    /// The number of layers.
     #[schemars(range(min = 1))]
     pub layers: i64,
-    /// Its attention heads.
+    /// The number of attention heads.
     #[schemars(range(min = 1))]
     pub heads: i64,
-    /// `M`, text tokens of a prompt.
+    /// `M`, the maximum number of text tokens of a prompt.
     #[schemars(range(min = 4))]
     pub max_text_len: i64,
     /// Tokens along either edge of an image.
     #[schemars(range(min = 1))]
     pub grid: i64,
-    /// The words of the tokenizer; none for those of the drawn world.
+    /// The vocabulary of the text tokenizer. Default: the words of the tiles benchmark.
     pub words: Vec<String>,
-    /// What the model reads before its answer.
+    /// The template of a question, with `{question}` in it.
     pub question_template: String,
-    /// How the model is meant to draw; as the paper's without one.
+    /// Default image sampling. Default: the paper's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampling: Option<ImageSampling>,
     /// The image tokenizer.
@@ -108,42 +106,42 @@ impl Default for Architecture {
     }
 }
 
-/// `config.json` of a checkpoint. Published ones lack what follows `w_clip_vit`: sizes of the transformer are then those
-/// of its weights, the rest are the defaults.
+/// `config.json` of a checkpoint. Published files lack the keys after `w_clip_vit`: the transformer's sizes then come from its
+/// weights, the rest are defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointConfig {
-    /// `K`, image codes.
+    /// `K`, the number of image codes.
     pub codebook_size: i64,
-    /// Tokens of the text tokenizer, before the special ones.
+    /// The size of the text vocabulary, without special tokens.
     pub llm_vocab_size: i64,
-    /// `N`, tokens of an image.
+    /// `N`, the number of image tokens.
     pub num_vq_tokens: i64,
-    /// All tokens.
+    /// The size of the whole vocabulary.
     pub vocab_size: i64,
-    /// The token that hides an image token: the last one.
+    /// The mask token, which is the last one.
     pub mask_token_id: i64,
-    /// Whether understanding reads CLIP features instead of image tokens.
+    /// Whether understanding uses CLIP features instead of image tokens.
     #[serde(default)]
     pub w_clip_vit: bool,
-    /// Width of these features.
+    /// The width of CLIP features.
     #[serde(default = "default_clip_width")]
     pub clip_width: i64,
     /// Sizes of the transformer.
     #[serde(default)]
     pub phi: PhiConfig,
-    /// The text's end token; the special ones follow from `llm_vocab_size`.
+    /// The end token of text; the other special tokens follow from `llm_vocab_size`.
     #[serde(default)]
     pub ids: EndToken,
-    /// `M`, text tokens of a prompt.
+    /// `M`, the maximum number of text tokens of a prompt.
     #[serde(default = "default_max_text_len")]
     pub max_text_len: i64,
-    /// Rows and columns of image tokens; square by default.
+    /// Rows and columns of image tokens. Default: a square.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_grid: Option<[i64; 2]>,
-    /// What the model reads before its answer.
+    /// The template of a question, with `{question}` in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub question_template: Option<String>,
-    /// How the model is meant to draw.
+    /// Default image sampling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampling: Option<ImageSampling>,
 }
@@ -156,7 +154,7 @@ fn default_max_text_len() -> i64 {
     128
 }
 
-/// The one text token that is begin, end and separator.
+/// The text token that begins, ends and separates texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EndToken {
     /// Its id.
@@ -173,17 +171,17 @@ impl Default for EndToken {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PhiConfig {
-    /// Width.
+    /// The width.
     pub hidden_size: i64,
-    /// Width of the feed-forward layers.
+    /// The hidden width of the feed-forward networks.
     pub intermediate_size: i64,
-    /// Layers.
+    /// The number of layers.
     pub num_hidden_layers: i64,
-    /// Attention heads.
+    /// The number of attention heads.
     pub num_attention_heads: i64,
-    /// The share of a head that is rotated.
+    /// The share of a head's dimensions that is rotated.
     pub partial_rotary_factor: f64,
-    /// Base of the rotary frequencies.
+    /// The base of the rotary frequencies.
     pub rope_theta: f64,
     /// Added to variances.
     pub layer_norm_eps: f64,
@@ -204,13 +202,13 @@ impl Default for PhiConfig {
 }
 
 impl PhiConfig {
-    /// The sizes of weights; where a weight is missing, those of Phi-1.5.
+    /// Infers the sizes from weights, with Phi-1.5's for missing weights.
     pub fn of(weights: &Weights) -> Self {
         let default = Self::default();
         let size = |name: &str, at: usize| {
             weights.shape(&format!("showo.model.{name}")).and_then(|shape| shape.get(at)).copied()
         };
-        let layers = counted(|i| size(&format!("layers.{i}.mlp.fc1.weight"), 0).is_some());
+        let layers = count_while(|i| size(&format!("layers.{i}.mlp.fc1.weight"), 0).is_some());
         let hidden_size = size("embed_tokens.weight", 1).unwrap_or(default.hidden_size);
         let head_dim = size("layers.0.self_attn.q_layernorm.weight", 0).unwrap_or(default.head_dim()).max(1);
         Self {
@@ -222,25 +220,25 @@ impl PhiConfig {
         }
     }
 
-    /// Width of a head.
+    /// The width of a head.
     pub fn head_dim(&self) -> i64 {
         self.hidden_size / self.num_attention_heads.max(1)
     }
 
-    /// The dimensions of a head that are rotated.
+    /// The number of rotated dimensions of a head.
     pub fn rotary_dim(&self) -> i64 {
         (self.partial_rotary_factor * self.head_dim() as f64) as i64
     }
 }
 
-/// Sizes of the image tokenizer; the default is the published one.
+/// Sizes of the image tokenizer; the default is the published MAGVIT-v2.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct MagvitConfig {
     /// Bits of a code: `K = 2^z_channels`.
     #[schemars(range(min = 1, max = 30))]
     pub z_channels: i64,
-    /// Groups of the group normalisation.
+    /// The number of groups of group normalization.
     #[schemars(range(min = 1))]
     pub norm_groups: i64,
     /// Added to variances.
@@ -252,14 +250,14 @@ pub struct MagvitConfig {
     pub decoder: Pyramid,
 }
 
-/// One half of the image tokenizer, level 0 at the resolution of the pixels.
+/// The encoder or decoder of the image tokenizer; level 0 has the resolution of the pixels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pyramid {
-    /// Channels at a multiplier of 1.
+    /// Base channels.
     #[schemars(range(min = 1))]
     pub ch: i64,
-    /// Multipliers by level.
+    /// Channel multipliers by level.
     #[schemars(length(min = 1), inner(range(min = 1)))]
     pub ch_mult: Vec<i64>,
     /// Residual blocks by level.
@@ -268,7 +266,7 @@ pub struct Pyramid {
 }
 
 impl Pyramid {
-    /// The sizes of the blocks, level 0 first.
+    /// The sizes of each level, level 0 first.
     pub fn levels(&self) -> Vec<LevelSize> {
         let sizes = self.ch_mult.iter().zip(&self.num_res_blocks).enumerate();
         sizes
@@ -294,37 +292,37 @@ impl Default for MagvitConfig {
     }
 }
 
-/// How many numbers from 0 on are there, one after the other.
-fn counted(there: impl Fn(i64) -> bool) -> i64 {
+/// The number of consecutive indices from 0 on that exist.
+fn count_while(exists: impl Fn(i64) -> bool) -> i64 {
     let mut count = 0;
-    while there(count) {
+    while exists(count) {
         count += 1;
     }
     count
 }
 
 impl MagvitConfig {
-    /// The sizes of weights; where a weight is missing, the published ones.
+    /// Infers the sizes from weights, with the published ones for missing weights.
     pub fn of(weights: &Weights) -> Self {
         let default = Self::default();
         let size = |name: &str| weights.shape(name).and_then(|shape| shape.first()).copied();
         let pyramid = |path: &str, ch: i64| {
             let block = |level: i64, block: i64| size(&format!("{path}.{level}.block.{block}.conv1.weight"));
-            let levels = counted(|level| block(level, 0).is_some());
+            let levels = count_while(|level| block(level, 0).is_some());
             Pyramid {
                 ch,
                 ch_mult: (0..levels)
                     .filter_map(|level| block(level, 0))
                     .map(|width| width / ch.max(1))
                     .collect(),
-                num_res_blocks: (0..levels).map(|level| counted(|j| block(level, j).is_some())).collect(),
+                num_res_blocks: (0..levels).map(|level| count_while(|j| block(level, j).is_some())).collect(),
             }
         };
         let known = |found: Pyramid, default: Pyramid| if found.ch_mult.is_empty() { default } else { found };
-        // The narrowest level is the one at the resolution of the pixels.
-        let narrow = |name: &str, default: &Pyramid| size(name).unwrap_or(default.ch);
-        let encoder = pyramid("encoder.down", narrow("encoder.conv_in.weight", &default.encoder));
-        let decoder = pyramid("decoder.up", narrow("decoder.norm_out.weight", &default.decoder));
+        // The level at the resolution of the pixels is the narrowest: its width is the base width.
+        let base = |name: &str, default: &Pyramid| size(name).unwrap_or(default.ch);
+        let encoder = pyramid("encoder.down", base("encoder.conv_in.weight", &default.encoder));
+        let decoder = pyramid("decoder.up", base("decoder.norm_out.weight", &default.decoder));
         Self {
             z_channels: size("encoder.quant_conv.weight").unwrap_or(default.z_channels),
             encoder: known(encoder, default.encoder),
@@ -333,7 +331,7 @@ impl MagvitConfig {
         }
     }
 
-    /// `K`.
+    /// `K`, the number of image codes.
     pub fn codebook_size(&self) -> i64 {
         1 << self.z_channels
     }
@@ -343,12 +341,12 @@ impl MagvitConfig {
         1 << (self.encoder.ch_mult.len() - 1)
     }
 
-    /// How its channels are normalised.
+    /// Group normalization.
     pub fn norm(&self) -> Norm {
         Norm { groups: self.norm_groups, eps: self.norm_eps }
     }
 
-    /// Refuses sizes that do not fit together.
+    /// Errors if the sizes are inconsistent.
     pub fn check(&self) -> Result<()> {
         for (name, half) in [("encoder", &self.encoder), ("decoder", &self.decoder)] {
             if half.ch_mult.len() != half.num_res_blocks.len() || half.ch_mult.is_empty() {
@@ -360,22 +358,26 @@ impl MagvitConfig {
             }
             if half.ch_mult.iter().any(|mult| half.ch * mult % self.norm_groups != 0) {
                 return Err(Error::usage(format!(
-                    "magvit {name}: expected channels that {} groups divide, got {} times {:?}",
+                    "magvit {name}: expected channels divisible by {} groups, got {} times {:?}",
                     self.norm_groups, half.ch, half.ch_mult
                 )));
             }
         }
         if self.encoder.ch_mult.len() != self.decoder.ch_mult.len() {
-            return Err(Error::usage("magvit: encoder and decoder have different numbers of levels"));
+            return Err(Error::usage(format!(
+                "magvit: expected as many levels in the decoder as in the encoder, got {} and {}",
+                self.decoder.ch_mult.len(),
+                self.encoder.ch_mult.len()
+            )));
         }
         Ok(())
     }
 }
 
-/// The special tokens that follow the text tokens, in the order in which Show-o added them.
+/// The special tokens, in the order in which Show-o adds them after the text tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Special {
-    /// Begin, end and separator of text.
+    /// Begins, ends and separates texts.
     pub eos: i64,
     /// Padding.
     pub pad: i64,
@@ -383,22 +385,21 @@ pub struct Special {
     pub soi: i64,
     /// End of an image.
     pub eoi: i64,
-    /// Task: text to image.
+    /// Marks generation.
     pub t2i: i64,
-    /// Task: understanding.
+    /// Marks understanding.
     pub mmu: i64,
     /// Image code 0.
     pub image: i64,
-    /// A hidden image token.
+    /// A masked image token.
     pub mask: i64,
 }
 
 impl CheckpointConfig {
-    /// Tokens added behind the text tokens: padding, and nine of which five are used.
+    /// Tokens that Show-o adds after the text tokens: padding and nine others, of which five are used.
     const NEW_TOKENS: i64 = 10;
 
-    /// The configuration of a fresh model with a word-level tokenizer of `words` words, unknown and end token
-    /// included.
+    /// The configuration of a fresh model with a word-level tokenizer of `words` tokens, including unknown and end token.
     pub fn fresh(architecture: &Architecture, words: i64) -> Self {
         let codebook_size = architecture.magvit.codebook_size();
         let vocab_size = words + Self::NEW_TOKENS + codebook_size + 1;
@@ -440,8 +441,7 @@ impl CheckpointConfig {
         }
     }
 
-    /// What the model reads before its answer; `{question}` stands for the question. Behind CLIP features the original
-    /// leaves out the line break.
+    /// The template of a question, with `{question}` in it. With CLIP features the original omits the line break.
     pub fn question_template(&self) -> &str {
         let default =
             if self.w_clip_vit { "USER: {question} ASSISTANT:" } else { "USER: \n{question} ASSISTANT:" };
@@ -454,7 +454,7 @@ impl CheckpointConfig {
         self.image_grid.map_or((edge, edge), |[rows, columns]| (rows, columns))
     }
 
-    /// Refuses sizes that do not fit together, naming `file`.
+    /// Errors if the sizes are inconsistent; `file` names the source.
     pub fn check(&self, file: &str) -> Result<()> {
         let expect = |name: &str, expected: i64, got: i64| {
             if expected == got {
@@ -467,14 +467,21 @@ impl CheckpointConfig {
         expect("vocab_size", self.special().image + self.codebook_size + 1, self.vocab_size)?;
         expect("mask_token_id", self.vocab_size - 1, self.mask_token_id)?;
         let phi = &self.phi;
-        let positive =
-            [phi.hidden_size, phi.intermediate_size, phi.num_hidden_layers, phi.num_attention_heads];
-        if positive.into_iter().chain([self.codebook_size, self.max_text_len]).any(|size| size < 1) {
-            return Err(Error::failure(format!("`{file}`: a size is not positive: {phi:?}")));
+        for (name, size) in [
+            ("phi.hidden_size", phi.hidden_size),
+            ("phi.intermediate_size", phi.intermediate_size),
+            ("phi.num_hidden_layers", phi.num_hidden_layers),
+            ("phi.num_attention_heads", phi.num_attention_heads),
+            ("codebook_size", self.codebook_size),
+            ("max_text_len", self.max_text_len),
+        ] {
+            if size < 1 {
+                return Err(Error::failure(format!("`{file}`: `{name}`: expected 1 or more, got {size}")));
+            }
         }
         for (name, size, most) in [
-            ("phi.num_hidden_layers", phi.num_hidden_layers, MOST_LAYERS),
-            ("max_text_len", self.max_text_len, MOST_TEXT),
+            ("phi.num_hidden_layers", phi.num_hidden_layers, MAX_LAYERS),
+            ("max_text_len", self.max_text_len, MAX_TEXT_LEN),
         ] {
             if size > most {
                 return Err(Error::failure(format!(
@@ -485,7 +492,7 @@ impl CheckpointConfig {
         expect("phi.hidden_size", self.phi.head_dim() * self.phi.num_attention_heads, self.phi.hidden_size)?;
         if self.phi.head_dim() % 2 != 0 || self.phi.rotary_dim() % 2 != 0 || self.phi.rotary_dim() == 0 {
             return Err(Error::failure(format!(
-                "`{file}`: expected heads of which an even number of dimensions is rotated, got {} of {}",
+                "`{file}`: expected an even head width with an even, positive number of rotated dimensions, got {} of {}",
                 self.phi.rotary_dim(),
                 self.phi.head_dim()
             )));
@@ -499,7 +506,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_that_would_fill_the_memory_are_refused() {
+    fn config_sizes_beyond_the_bounds_are_refused() {
         let config = CheckpointConfig::fresh(&Architecture::default(), 100);
         config.check("config.json").unwrap();
         let mut deep = config.clone();

@@ -1,29 +1,29 @@
-//! Memory of a call, reckoned from sizes.
+//! Memory estimation of each call.
 
 use unirl::model::{Cost, ImageSampling, TextSampling};
 use unirl_layers::footprint::StackSizes;
 
 use crate::config::CheckpointConfig;
 
-/// Text tokens of a question, template included: more than the questions of the method have.
+/// Text tokens of a question, including the template: an upper bound for UniRL's questions.
 const QUESTION: i64 = 48;
-/// Arrays of the size of the code logits that are alive at once where a batch is completed: logits, noise, the relaxed and
-/// the hard draw and their sums, the one-hot of the known tokens, and the gradients of some.
-const COMPLETED: i64 = 16;
-/// The same where tokens are drawn: logits of both branches and their mixture, probabilities, their sums.
-const DRAWN: i64 = 7;
+/// Tensors of the size of the code logits that are alive at once when images are completed: logits, noise, relaxed and hard
+/// samples and their sums, one-hot known tokens, and the gradients of some.
+const COMPLETION_LOGITS: i64 = 16;
+/// The same during generation: logits of both branches, guided logits, probabilities and cumulative sums.
+const GENERATION_LOGITS: i64 = 7;
 
-/// What the memory of a call depends on.
+/// The sizes that determine the memory of a call.
 pub(crate) struct Sizes<'a> {
     config: &'a CheckpointConfig,
     stack: StackSizes,
-    /// Rows before the text of understanding.
+    /// Rows before the question.
     prefix: i64,
 }
 
 impl<'a> Sizes<'a> {
-    /// Of weights and activations of so many `bytes`, with `prefix` rows before the text of understanding; `frozen` weights
-    /// have adapters beside them, which learn in their place.
+    /// `bytes` is the size of a weight or activation, `prefix` the number of rows before the question. `frozen` weights are
+    /// trained through adapters.
     pub(crate) fn new(
         config: &'a CheckpointConfig,
         prefix: i64,
@@ -35,11 +35,11 @@ impl<'a> Sizes<'a> {
         let stack = StackSizes {
             layers: config.phi.num_hidden_layers,
             width,
-            keys: width,
-            // Rows before and behind the norms, queries, keys and values before theirs, what was attended to, and both
-            // sides of the activation.
-            inside: 6 * width + 2 * inner,
-            for_weights: inner,
+            kv_width: width,
+            // Input and output of the norms, queries, keys and values before their norms, the attention output, and input
+            // and output of the activation function.
+            activations: 6 * width + 2 * inner,
+            weight_grad_inputs: inner,
             bytes,
             checkpointing,
             frozen,
@@ -55,7 +55,7 @@ impl<'a> Sizes<'a> {
         self.config.num_vq_tokens + 2
     }
 
-    /// One array of code logits in f32.
+    /// Bytes of the code logits in f32.
     fn codes(&self) -> i64 {
         self.config.num_vq_tokens * self.config.codebook_size * 4
     }
@@ -64,17 +64,17 @@ impl<'a> Sizes<'a> {
         let branches = if sampling.guidance > 0.0 { 2 } else { 1 };
         let rows = branches * self.stack.layer(self.image(), 0);
         Cost {
-            // Of the block of each prompt, of the empty one, and of each image behind them.
+            // The text blocks of the prompt and of the empty prompt, and both with an image.
             cache: self.stack.cache(self.text()) * 2
                 + self.stack.cache(self.text() + self.image()) * branches,
-            activations: rows + DRAWN * self.codes(),
+            activations: rows + GENERATION_LOGITS * self.codes(),
         }
     }
 
     pub(crate) fn answer(&self, sampling: &TextSampling) -> Cost {
         let rows = self.prefix + QUESTION;
         Cost {
-            // What was read is copied to where there is room behind it.
+            // The prefilled cache is copied into the larger static cache.
             cache: 2 * self.stack.cache(rows + sampling.max_tokens),
             activations: self.stack.layer(rows, 0)
                 + self.stack.mask(rows, 0)
@@ -83,17 +83,17 @@ impl<'a> Sizes<'a> {
     }
 
     pub(crate) fn image_logits(&self, states: i64) -> Cost {
-        let text = self.stack.kept(self.text(), 0);
-        let image = states * self.stack.kept(self.image(), self.text());
+        let text = self.stack.backward(self.text(), 0);
+        let image = states * self.stack.backward(self.image(), self.text());
         Cost {
             cache: states * self.stack.cache(self.text()),
-            activations: text + image + COMPLETED * self.codes(),
+            activations: text + image + COMPLETION_LOGITS * self.codes(),
         }
     }
 
     pub(crate) fn answer_logp(&self, sampling: &TextSampling) -> Cost {
         let rows = self.prefix + QUESTION + sampling.max_tokens;
         let head = 3 * sampling.max_tokens * self.config.vocab_size * 4;
-        Cost { cache: 0, activations: self.stack.kept(rows, 0) + head }
+        Cost { cache: 0, activations: self.stack.backward(rows, 0) + head }
     }
 }

@@ -1,4 +1,4 @@
-//! Show-o (Phi and MAGVIT-v2) as a plugin of unirl.
+//! Show-o (Phi and MAGVIT-v2) as a unirl plugin.
 
 pub mod checkpoint;
 pub mod clip;

@@ -1,5 +1,5 @@
-//! MAGVIT-v2, the image tokenizer: a convolutional encoder and decoder around look-up-free quantisation,
-//! where the signs of the latent channels are the bits of a code, the first channel the most significant.
+//! MAGVIT-v2, the image tokenizer: a convolutional encoder and decoder with lookup-free quantization. The signs of the
+//! latent channels are the bits of a code, the first channel being the most significant.
 
 use tch::{Kind, Tensor};
 use unirl::Result;
@@ -8,9 +8,9 @@ use unirl_layers::vqgan::{Conv, Decoder, Encoder, LevelSize};
 
 use crate::config::MagvitConfig;
 
-/// Until when no picture goes through hard bits, and from when all do, as shares of the training.
-const SOFT: f64 = 0.4;
-const HARD: f64 = 0.55;
+/// The shares of training up to which no image is quantized, and from which on every image is.
+const SOFT_UNTIL: f64 = 0.4;
+const HARD_FROM: f64 = 0.55;
 /// Standard deviation of the noise on soft latents.
 const NOISE: f64 = 0.1;
 
@@ -27,7 +27,7 @@ pub struct Magvit {
 }
 
 impl Magvit {
-    /// Takes its weights from `store`. The codebook follows from the number of bits.
+    /// Takes its weights from `store`. The codebook is computed from the number of bits.
     pub fn take(store: &mut Store, config: &MagvitConfig, device: tch::Device) -> Result<Self> {
         let bits = config.z_channels;
         store.computed("quantize.embedding", &[config.codebook_size(), bits]);
@@ -53,7 +53,7 @@ impl Magvit {
         Store::planned(|plan| Self::take(plan, config, tch::Device::Cpu))
     }
 
-    /// `quantize.*`, which published files carry beside the weights.
+    /// The tensors `quantize.*`, which published files contain in addition to the weights.
     pub fn buffers(&self) -> [(String, Tensor); 2] {
         [
             ("quantize.embedding".into(), self.codebook.shallow_clone()),
@@ -97,18 +97,17 @@ impl Magvit {
         self.decode_latents(&vectors.transpose(1, 2).reshape([size[0], size[2], rows, columns]))
     }
 
-    /// Reconstruction, mean squared plus mean absolute error, through a bottleneck that hardens with `progress` in
-    /// `0..=1`: `tanh` with a little noise up to `SOFT`, then a growing share of the pictures goes through a
-    /// straight-through sign, from `HARD` on all of them. Behind a hard sign from the start, colours are learned
-    /// quickly and shapes hardly at all.
+    /// Reconstruction loss, mean squared plus mean absolute error. The bottleneck hardens with `progress` in `0..=1`: `tanh`
+    /// with a little noise up to `SOFT_UNTIL`, then a straight-through sign for a growing share of the images, from
+    /// `HARD_FROM` on for all. With a hard sign from the start, the model learns colors quickly and shapes hardly at all.
     pub fn loss(&self, pixels: &Tensor, progress: f64) -> Tensor {
         let soft = self.latents(pixels).tanh(); // [B,bits,h,w]
         let bits = soft.detach().gt(0.0).to_kind(Kind::Float) * 2.0 - 1.0;
         let hard = &soft + (bits - soft.detach());
         let noisy = &soft + soft.randn_like() * NOISE;
-        let share = ((progress - SOFT) / (HARD - SOFT)).clamp(0.0, 1.0);
+        let share = ((progress - SOFT_UNTIL) / (HARD_FROM - SOFT_UNTIL)).clamp(0.0, 1.0);
         let hardened = Tensor::rand([pixels.size()[0], 1, 1, 1], (Kind::Float, pixels.device())).lt(share);
-        let wrong = self.decode_latents(&hard.where_self(&hardened, &noisy)) - pixels;
-        wrong.square().mean(Kind::Float) + wrong.abs().mean(Kind::Float)
+        let error = self.decode_latents(&hard.where_self(&hardened, &noisy)) - pixels;
+        error.square().mean(Kind::Float) + error.abs().mean(Kind::Float)
     }
 }

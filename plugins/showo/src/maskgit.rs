@@ -1,5 +1,5 @@
-//! `MaskGIT`: parallel decoding in a few steps, and the random masking of its training. Random draws come in
-//! as uniforms.
+//! `MaskGIT`: parallel decoding in a few steps, and the random masking of its training. The caller passes all random
+//! numbers in.
 
 use tch::{Kind, Tensor};
 use unirl::Result;
@@ -7,10 +7,10 @@ use unirl::algorithms::objective::gumbel;
 use unirl::error::unknown_name;
 use unirl::sampling::inverse_cdf;
 
-/// A token that is not known yet.
+/// Marks a masked image token.
 pub const UNKNOWN: i64 = -1;
 
-/// How the share of hidden tokens falls from 1 to 0.
+/// The mask schedule: how the share of masked tokens falls from 1 to 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Schedule {
     /// `cos(r·π/2)`.
@@ -24,7 +24,7 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The schedule called `cosine`, `linear`, `sigmoid`, or `pow` with an exponent.
+    /// Parses `cosine`, `linear`, `sigmoid`, or `pow` followed by an exponent.
     pub fn parse(name: &str) -> Result<Self> {
         let power = |digits: &str| digits.parse().ok().filter(|exponent: &f64| *exponent > 0.0);
         match name {
@@ -39,9 +39,8 @@ impl Schedule {
         }
     }
 
-    /// The share that is hidden at `ratio` of the way, in f32 as the original computes it: what the cosine leaves at the
-    /// end is just below 0.
-    pub fn share(self, ratio: &Tensor) -> Tensor {
+    /// The share of masked tokens at `ratio` of the way, in f32 as in the original: the cosine ends just below 0.
+    pub fn mask_ratio(self, ratio: &Tensor) -> Tensor {
         let ratio = ratio.to_kind(Kind::Float);
         match self {
             Self::Cosine => (ratio * std::f64::consts::FRAC_PI_2).cos(),
@@ -61,69 +60,69 @@ pub fn guided(cond: &Tensor, uncond: &Tensor, guidance: f64) -> Tensor {
     cond * (1.0 + guidance) - uncond * guidance
 }
 
-/// How many of `tokens` tokens stay masked after step `step` of `steps`, before what is unknown limits it.
+/// The scheduled number of masked tokens, out of `tokens`, after step `step` of `steps`.
 ///
-/// Kept from the original: it counts all tokens, also where some were known from the start, and in f32, in which the cosine
-/// ends below 0 and falls short of a half.
+/// Kept from the original: it counts all tokens even if some are given, and computes in f32, where the cosine ends below 0 and
+/// misses a half.
 pub fn mask_len(schedule: Schedule, tokens: i64, step: i64, steps: i64) -> i64 {
-    let share = schedule.share(&Tensor::from_slice(&[(step + 1) as f32 / steps as f32]));
+    let share = schedule.mask_ratio(&Tensor::from_slice(&[(step + 1) as f32 / steps as f32]));
     (tokens as f32 * share.double_value(&[0]) as f32).floor() as i64
 }
 
-/// How many of `unknown [B,1]` codes are masked again at `step` of `steps`: as scheduled, but fewer than
-/// before, at least 1.
-pub fn remaining(schedule: Schedule, unknown: &Tensor, tokens: i64, (step, steps): (i64, i64)) -> Tensor {
+/// How many of `unknown [B,1]` tokens stay masked after `step` of `steps`: as scheduled, but fewer than before and at
+/// least 1.
+pub fn masked_count(schedule: Schedule, unknown: &Tensor, tokens: i64, (step, steps): (i64, i64)) -> Tensor {
     (unknown - 1).clamp_max(mask_len(schedule, tokens, step, steps)).clamp_min(1)
 }
 
-/// The noise temperature after step `step`, from that before it.
+/// The noise temperature after step `step`, given the previous one.
 ///
-/// Kept from the original: it compounds, `Π (1 − j/T)`, where the schedule was meant to be `1 − k/T`.
-pub fn cool(temperature: f64, step: i64, steps: i64) -> f64 {
+/// Kept from the original: the factors compound to `Π (1 − j/T)` instead of the intended `1 − k/T`.
+pub fn anneal(temperature: f64, step: i64, steps: i64) -> f64 {
     temperature * (1.0 - (step + 1) as f64 / steps as f64)
 }
 
-/// `tokens` with [`UNKNOWN`] where `hidden`.
-pub fn hide(tokens: &Tensor, hidden: &Tensor) -> Tensor {
-    tokens.full_like(UNKNOWN).where_self(hidden, tokens)
+/// `tokens` with [`UNKNOWN`] where `masked`.
+pub fn mask_tokens(tokens: &Tensor, masked: &Tensor) -> Tensor {
+    tokens.full_like(UNKNOWN).where_self(masked, tokens)
 }
 
-/// All places of images `codes [rows,N]`, in order.
-pub fn all_places(codes: &Tensor) -> Tensor {
+/// All token positions of images `codes [rows,N]`: `[rows,N]`.
+pub fn all_positions(codes: &Tensor) -> Tensor {
     let size = codes.size();
     Tensor::arange(size[1], (Kind::Int64, codes.device())).unsqueeze(0).expand(&size, false)
 }
 
-/// The first `count` places of each row `[rows,count]`, those where `wanted [rows,N]` before the others, in order.
-pub fn places(wanted: &Tensor, count: i64) -> Tensor {
-    wanted.to_kind(Kind::Uint8).argsort_stable(true, 1, true).narrow(1, 0, count)
+/// `count` token positions per row, `[rows,count]`: those selected by `selected [rows,N]` in order, then others.
+pub fn first_positions(selected: &Tensor, count: i64) -> Tensor {
+    selected.to_kind(Kind::Uint8).argsort_stable(true, 1, true).narrow(1, 0, count)
 }
 
-/// What one decoding step did, all `[B,N]` but `cut [B]`.
+/// The result of one decoding step: `[B,N]` each, except `cutoff [B]`.
 #[derive(Debug)]
 pub struct Step {
-    /// A code everywhere: the known ones, and a draw for the others.
+    /// The known codes, and sampled ones elsewhere.
     pub sampled: Tensor,
-    /// The probability of the draw; the largest float where the code was known.
+    /// The probability of the sampled code; the largest float where the code was known.
     pub confidence: Tensor,
     /// Log-confidence with noise.
     pub noisy: Tensor,
-    /// The noisy confidence below which a token is masked again.
-    pub cut: Tensor,
-    /// Which are masked again.
+    /// The noisy log-confidence below which a token is masked again.
+    pub cutoff: Tensor,
+    /// Which tokens are masked again.
     pub masked: Tensor,
     /// The codes after the step, [`UNKNOWN`] where masked.
     pub codes: Tensor,
 }
 
-/// One decoding step of `codes [B,N]` from `logits [B,m,K]` of their `places [B,m]`, all that are unknown and perhaps some
-/// that are not. `draws` choose codes by the inverse of the cumulative distribution, `noise` blurs the order of confidence;
-/// both are uniforms `[B,N]`.
+/// One decoding step of `codes [B,N]`, given `logits [B,m,K]` at `positions [B,m]`, which include every unknown one.
+/// `uniforms` sample the codes by inverting the cumulative distribution, `noise` perturbs the order of confidence; both are
+/// uniform in `0..1`, `[B,N]`.
 pub fn step(
     schedule: Schedule,
-    (logits, places): (&Tensor, &Tensor),
+    (logits, positions): (&Tensor, &Tensor),
     codes: &Tensor,
-    (at, steps): (i64, i64),
+    (step, steps): (i64, i64),
     temperature: f64,
     uniforms: &Tensor,
     noise: &Tensor,
@@ -131,29 +130,29 @@ pub fn step(
     let tokens = codes.size()[1];
     let probabilities = logits.softmax(-1, Kind::Float);
     let cumulative = probabilities.cumsum(-1, Kind::Float); // [B,m,K]
-    let drawn = inverse_cdf(&cumulative, &uniforms.gather(1, places, false).unsqueeze(-1)); // [B,m,1]
-    let confidence = probabilities.gather(-1, &drawn, false).squeeze_dim(-1);
+    let sampled_codes = inverse_cdf(&cumulative, &uniforms.gather(1, positions, false).unsqueeze(-1)); // [B,m,1]
+    let confidence = probabilities.gather(-1, &sampled_codes, false).squeeze_dim(-1);
     let unknown = codes.eq(UNKNOWN);
-    let sampled = codes.scatter(1, places, &drawn.squeeze_dim(-1)).where_self(&unknown, codes);
+    let sampled = codes.scatter(1, positions, &sampled_codes.squeeze_dim(-1)).where_self(&unknown, codes);
     let known = Tensor::full_like(uniforms, f64::from(f32::MAX));
-    let confidence = known.scatter(1, places, &confidence).where_self(&unknown, &known);
+    let confidence = known.scatter(1, positions, &confidence).where_self(&unknown, &known);
 
     let unknown_count = unknown.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64); // [B,1]
-    let masked_count = remaining(schedule, &unknown_count, tokens, (at, steps));
+    let count = masked_count(schedule, &unknown_count, tokens, (step, steps));
 
     let noisy = confidence.clamp_min(1e-20).log() + gumbel(noise) * temperature;
     let (ascending, _) = noisy.sort(-1, false);
-    let cut = ascending.gather(1, &masked_count.clamp_max(tokens - 1), false); // [B,1]
-    let masked = noisy.lt_tensor(&cut);
+    let cutoff = ascending.gather(1, &count.clamp_max(tokens - 1), false); // [B,1]
+    let masked = noisy.lt_tensor(&cutoff);
     let codes = sampled.full_like(UNKNOWN).where_self(&masked, &sampled);
-    Step { sampled, confidence, noisy, cut: cut.squeeze_dim(1), masked, codes }
+    Step { sampled, confidence, noisy, cutoff: cutoff.squeeze_dim(1), masked, codes }
 }
 
-/// The random masking of training: `uniforms [B,N]`, and `t [B]` or `[1]` for one ratio for all. Exactly
-/// `max(1, round(N·share(t)))` positions a row are true.
+/// The random mask of training, from `uniforms [B,N]` and `t [B]`, or `[1]` for the same ratio in every row. Exactly
+/// `max(1, round(N·mask_ratio(t)))` positions per row are true.
 pub fn remask(schedule: Schedule, uniforms: &Tensor, t: &Tensor) -> Tensor {
     let tokens = uniforms.size()[1] as f64;
-    let share = schedule.share(t).clamp_min(0.0);
+    let share = schedule.mask_ratio(t).clamp_min(0.0);
     let count = (share * tokens).round().clamp_min(1.0).unsqueeze(-1); // [B,1]; ties to even
     uniforms.argsort(-1, false).to_kind(Kind::Float).lt_tensor(&count)
 }
@@ -165,13 +164,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_schedule_ends_below_zero_and_falls_short_of_a_half() {
+    fn mask_schedule_cosine_rounds_down_in_f32() {
         assert_eq!(mask_len(Schedule::Cosine, 1024, 15, 16), -1); // cos(π/2) in f32 is just below 0
         assert_eq!(mask_len(Schedule::Cosine, 1024, 11, 18), 511); // cos(π/3) in f32 is just below 1/2
     }
 
     #[test]
-    fn every_schedule_falls_from_one_to_nothing() {
+    fn mask_schedules_fall_from_one_to_zero() {
         let ratio = Tensor::from_slice(&[0.0f32, 0.25, 0.5, 1.0]);
         for (name, expected) in [
             ("cosine", [1.0, 0.923_879_5, std::f64::consts::FRAC_1_SQRT_2, 0.0]),
@@ -180,7 +179,7 @@ mod tests {
             // σ(3) = 0.9525741, σ(−3) = 0.0474259; at a quarter (0.9525741 − 0.1824255) / 0.9051483
             ("sigmoid", [1.0, 0.850_853_6, 0.5, 1e-6]),
         ] {
-            let share = Schedule::parse(name).unwrap().share(&ratio);
+            let share = Schedule::parse(name).unwrap().mask_ratio(&ratio);
             for (at, expected) in expected.iter().enumerate() {
                 let got = share.double_value(&[at as i64]);
                 assert!((got - expected).abs() < 2e-6, "{name} at {at}: {got}, expected {expected}"); // f32
@@ -191,14 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn the_temperature_compounds() {
+    fn noise_temperature_compounds_over_steps() {
         let temperature = (0..16).scan(1.0, |t, k| {
-            *t = cool(*t, k, 16);
+            *t = anneal(*t, k, 16);
             Some(*t)
         });
-        let listed = [0.9375, 0.820_312_5, 0.666_504];
-        for (got, expected) in temperature.zip(listed) {
-            assert!((got - expected).abs() < 1e-6); // as many digits as are listed
+        let expected = [0.9375, 0.820_312_5, 0.666_504];
+        for (got, expected) in temperature.zip(expected) {
+            assert!((got - expected).abs() < 1e-6); // the digits given above
         }
     }
 }

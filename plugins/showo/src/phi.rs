@@ -1,11 +1,11 @@
-//! The transformer: Phi with `LayerNorm` of queries and keys always on, one `LayerNorm` before parallel
-//! attention and feed-forward, partial rotary positions, an untied head with bias. Names are those of the
-//! checkpoint.
+//! The Phi transformer, with `LayerNorm` on queries and keys, one `LayerNorm` before parallel attention and feed-forward,
+//! partial rotary positions and an untied head with bias. Weight names are those of the checkpoint.
 
 use tch::{IndexOp, Kind, Tensor};
 use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
-use unirl_layers::decoder::{self, KvPast, LayerContext, Stack};
+use unirl_layers::decoder::{self, LayerContext, Stack};
+use unirl_layers::kv_cache::KvPast;
 use unirl_layers::language::LanguageModel;
 use unirl_layers::lora::{Adapter, LoraConfig};
 use unirl_layers::{FusedLinear, LayerNorm, Linear};
@@ -13,10 +13,10 @@ use unirl_layers::{FusedLinear, LayerNorm, Linear};
 use crate::clip::Projector;
 use crate::config::{CheckpointConfig, PhiConfig};
 
-/// The products that adapters can stand beside.
+/// The linear layers that LoRA can adapt.
 pub const TARGETS: [&str; 6] = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"];
 
-/// A layer.
+/// A decoder layer.
 pub struct Layer {
     norm: LayerNorm,
     query_key_value: FusedLinear,
@@ -49,38 +49,38 @@ impl Layer {
         })
     }
 
-    /// What adapters can stand beside.
-    fn products(&self) -> impl Iterator<Item = &Linear> {
-        self.query_key_value.parts.iter().chain([&self.dense, &self.fc1, &self.fc2])
+    /// The layers that LoRA can adapt.
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.query_key_value.layers.iter().chain([&self.dense, &self.fc1, &self.fc2])
     }
 
-    fn products_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.query_key_value.parts.iter_mut().chain([&mut self.dense, &mut self.fc1, &mut self.fc2])
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.query_key_value.layers.iter_mut().chain([&mut self.dense, &mut self.fc1, &mut self.fc2])
     }
 }
 
 impl decoder::Layer for Layer {
-    fn run(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]) {
+    fn forward(&self, x: &Tensor, past: KvPast<'_>, context: &LayerContext) -> (Tensor, [Tensor; 2]) {
         let heads = |t: &Tensor| t.unflatten(2, [self.heads, -1]);
         let h = self.norm.apply(x);
         let [q, k, v] = context.project(&self.query_key_value, &h);
         let q = self.query_norm.apply(&heads(&q));
         let k = self.key_norm.apply(&heads(&k));
         let (attended, cache) = context.attend(&q, &k, &heads(&v), past);
-        let (x, h) = (context.read(x), context.read(&h));
+        let (x, h) = (context.output_rows(x), context.output_rows(&h));
         let fed = self.fc2.apply(&self.fc1.apply_gelu(&h));
         (x + self.dense.apply(&attended) + fed, cache)
     }
 
-    fn handle(&self) -> Self {
+    fn shallow_clone(&self) -> Self {
         Self {
-            norm: self.norm.handle(),
-            query_key_value: self.query_key_value.handle(),
-            dense: self.dense.handle(),
-            query_norm: self.query_norm.handle(),
-            key_norm: self.key_norm.handle(),
-            fc1: self.fc1.handle(),
-            fc2: self.fc2.handle(),
+            norm: self.norm.shallow_clone(),
+            query_key_value: self.query_key_value.shallow_clone(),
+            dense: self.dense.shallow_clone(),
+            query_norm: self.query_norm.shallow_clone(),
+            key_norm: self.key_norm.shallow_clone(),
+            fc1: self.fc1.shallow_clone(),
+            fc2: self.fc2.shallow_clone(),
             heads: self.heads,
         }
     }
@@ -91,7 +91,7 @@ pub struct Phi {
     config: PhiConfig,
     /// Text and image tokens.
     pub language: LanguageModel<Layer, LayerNorm>,
-    /// Where understanding reads features of pictures.
+    /// CLIP features to rows, in `w_clip_vit` checkpoints.
     projector: Option<Projector>,
     image: i64,
     codes: i64,
@@ -129,7 +129,7 @@ impl Phi {
         })
     }
 
-    /// The weights of a checkpoint of these sizes.
+    /// The weights that a checkpoint of these sizes contains.
     pub fn expected(config: &CheckpointConfig) -> Result<Vec<Expected>> {
         Store::planned(|plan| Self::take(plan, config))
     }
@@ -140,20 +140,19 @@ impl Phi {
         Store::planned(|plan| phi.attach(plan, lora))
     }
 
-    /// The products that adapters can stand beside, by PEFT's names: it wraps the transformer, which is `showo` in the
-    /// checkpoint.
+    /// The names of the layers that LoRA can adapt, without the prefix `showo.`: PEFT wraps the inner transformer.
     pub fn modules(&self) -> Vec<String> {
-        let products = self.language.stack.layers.iter().flat_map(Layer::products);
-        products.map(|linear| linear.name.strip_prefix("showo.").unwrap_or(&linear.name).into()).collect()
+        let linears = self.language.stack.layers.iter().flat_map(Layer::linears);
+        linears.map(|linear| linear.name.strip_prefix("showo.").unwrap_or(&linear.name).into()).collect()
     }
 
-    /// Puts adapters from `store` beside the products that `lora` targets.
+    /// Attaches adapters from `store` to the layers that `lora` targets.
     pub fn attach(&mut self, store: &mut Store, lora: &LoraConfig) -> Result<()> {
         let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
         let modules = self.modules();
-        let plan = lora.plan(&modules)?;
-        let products = self.language.stack.layers.iter_mut().flat_map(Layer::products_mut);
-        for ((linear, module), scaled) in products.zip(&modules).zip(plan) {
+        let plan = lora.adapters_for(&modules)?;
+        let linears = self.language.stack.layers.iter_mut().flat_map(Layer::linears_mut);
+        for ((linear, module), scaled) in linears.zip(&modules).zip(plan) {
             let size = match module.rsplit('.').next() {
                 Some("fc1") => (inner, width),
                 Some("fc2") => (width, inner),
@@ -166,29 +165,33 @@ impl Phi {
         Ok(())
     }
 
-    /// What the adapters add, by the name of the weight.
-    pub fn adapted(&self) -> Vec<(String, Tensor)> {
-        let products = self.language.stack.layers.iter().flat_map(Layer::products);
-        products
-            .filter_map(|linear| Some((format!("{}.weight", linear.name), linear.adapter.as_ref()?.weight())))
+    /// The contribution of each adapter to its weight, by the weight's name.
+    pub fn adapter_deltas(&self) -> Vec<(String, Tensor)> {
+        let linears = self.language.stack.layers.iter().flat_map(Layer::linears);
+        linears
+            .filter_map(|linear| {
+                Some((format!("{}.weight", linear.name), linear.adapter.as_ref()?.delta_weight()))
+            })
             .collect()
     }
 
     /// Embeds relaxed image codes `[B,N,K]`, each row a mixture of codes: `[B,N,D]`.
-    pub fn embed_codes(&self, relaxed: &Tensor) -> Tensor {
+    pub fn embed_relaxed_codes(&self, relaxed: &Tensor) -> Tensor {
         relaxed
             .to_kind(self.language.kind())
             .matmul(&self.language.embedding.narrow(0, self.image, self.codes))
     }
 
-    /// Features of pictures `[B,n,D of the tower]` as rows `[B,n,D]`.
+    /// Projects CLIP features `[B,n,width of the encoder]` to rows `[B,n,D]`.
     pub fn embed_features(&self, features: &Tensor) -> Result<Tensor> {
-        let projector =
-            self.projector.as_ref().ok_or_else(|| Error::failure("the model has no projector"))?;
+        let projector = self
+            .projector
+            .as_ref()
+            .ok_or_else(|| Error::failure("the checkpoint has no projector for CLIP features"))?;
         Ok(projector.apply(&features.to_kind(self.language.kind())))
     }
 
-    /// The part of the head that is for image codes.
+    /// The rows of the head for image codes.
     pub fn code_head(&self) -> Linear {
         let (head, rows) = (&self.language.head, self.image..self.image + self.codes);
         Linear {
@@ -199,7 +202,7 @@ impl Phi {
         }
     }
 
-    /// Logits over the image codes of hidden rows `[..,D]`: `[..,K]` f32.
+    /// Logits over the image codes, of hidden states `[..,D]`: `[..,K]` f32.
     pub fn code_logits(&self, hidden: &Tensor) -> Tensor {
         self.code_head().apply(hidden).to_kind(Kind::Float)
     }

@@ -1,4 +1,4 @@
-//! Checkpoints: the published tables, round trips, adapters, precision, and broken files.
+//! Checkpoints: the weights of published ones, round trips, LoRA adapters, precision, and corrupt files.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,13 +8,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use common::{GREEDY, alone, architecture, close, fresh, images, open, open_with, source, strings, sure};
+use common::{
+    GREEDY, architecture, close, confident, fresh, images, open, open_with, serialize_tests, source, strings,
+};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Checkpoint, ImageSampling, Images, Masking, Policy, UnifiedModel};
 use unirl::weights::{self, Expected, Store, Weights, read_json};
 use unirl_layers::Precision;
-use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::StackInput;
 use unirl_layers::lora::{LoraConfig, Targets};
 use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::clip::{Clip, ClipConfig};
@@ -28,16 +31,18 @@ use unirl_text::Text;
 
 const WEIGHTS: &str = "pytorch_model.safetensors";
 
-/// What is asked of a model before and after.
+/// Logits to compare models by.
 fn logits(showo: &Showo) -> Tensor {
     let prompts = strings(["a red car", "what is the blue"]);
-    let replay = Masking::remask(3, None);
-    tch::no_grad(|| showo.image_logits(&prompts, &images(showo, 2), Policy::Current, &replay)).unwrap().logits
+    let masking = Masking::remask(3, None);
+    tch::no_grad(|| showo.image_logits(&prompts, &images(showo, 2), Policy::Current, &masking))
+        .unwrap()
+        .logits
 }
 
-/// A saved model that stays while the test runs.
+/// A fresh model and the folder where it is saved.
 fn saved(options: ShowoConfig) -> (Showo, tempfile::TempDir) {
-    let showo = sure(fresh(options, 1));
+    let showo = confident(fresh(options, 1));
     let dir = tempfile::tempdir().unwrap();
     showo.save(dir.path()).unwrap();
     (showo, dir)
@@ -52,7 +57,7 @@ fn published(name: &str) -> BTreeMap<String, Vec<i64>> {
     read_json(&folder.join(name)).unwrap()
 }
 
-/// `config.json` as `showlab/show-o-512x512` has it.
+/// `config.json` of `showlab/show-o-512x512`.
 fn published_config() -> Value {
     json!({
         "_class_name": "Showo", "_diffusers_version": "0.30.1", "codebook_size": 8192,
@@ -62,7 +67,7 @@ fn published_config() -> Value {
 }
 
 #[test]
-fn the_published_checkpoints_have_exactly_the_expected_weights() {
+fn expected_weights_are_those_of_published_checkpoints() {
     let mut config: CheckpointConfig = serde_json::from_value(published_config()).unwrap();
     config.check("config.json").unwrap();
     let transformer = table(Phi::expected(&config).unwrap());
@@ -92,8 +97,8 @@ fn the_published_checkpoints_have_exactly_the_expected_weights() {
 }
 
 #[test]
-fn a_saved_model_has_the_names_and_the_configuration_of_the_original() {
-    let _alone = alone();
+fn saved_checkpoint_has_the_original_names_and_configuration() {
+    let _guard = serialize_tests();
     let (showo, dir) = saved(ShowoConfig::default());
     let names = |file: &str| -> Vec<String> {
         Weights::open(&dir.path().join(file)).unwrap().names().map(String::from).collect()
@@ -102,13 +107,13 @@ fn a_saved_model_has_the_names_and_the_configuration_of_the_original() {
     let got: Vec<String> = names(WEIGHTS).iter().filter(layers).cloned().collect();
     let original = published("showo_512.json");
     let expected: Vec<String> = original.keys().filter(layers).cloned().collect();
-    assert_eq!(got, expected, "one layer, and what is around it");
+    assert_eq!(got, expected, "one layer and the weights outside of layers");
     let buffers: Vec<String> = names("magvitv2/pytorch_model.safetensors");
     for buffer in ["quantize.embedding", "quantize.power_vals"] {
-        assert!(buffers.iter().any(|name| name == buffer), "a strict loader asks for `{buffer}`");
+        assert!(buffers.iter().any(|name| name == buffer), "a strict loader requires `{buffer}`");
     }
 
-    // Keys that the plugin does not know are handed back as they came.
+    // Unknown keys are preserved.
     let path = dir.path().join("config.json");
     let mut config: Value = read_json(&path).unwrap();
     config["llm_model_path"] = "microsoft/phi-1_5".into();
@@ -120,8 +125,8 @@ fn a_saved_model_has_the_names_and_the_configuration_of_the_original() {
 }
 
 #[test]
-fn sizes_are_read_from_the_weights_where_the_configuration_is_silent() {
-    let _alone = alone();
+fn missing_config_sizes_are_inferred_from_weights() {
+    let _guard = serialize_tests();
     let (showo, dir) = saved(ShowoConfig::default());
     let weights = Weights::find(dir.path()).unwrap();
     let config: CheckpointConfig = read_json(&dir.path().join("config.json")).unwrap();
@@ -142,8 +147,8 @@ fn sizes_are_read_from_the_weights_where_the_configuration_is_silent() {
 }
 
 #[test]
-fn fifty_random_configurations_come_back_as_they_were() {
-    let _alone = alone();
+fn fifty_random_configurations_round_trip() {
+    let _guard = serialize_tests();
     let mut state = 7u64;
     let mut pick = |choices: &[i64]| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -177,23 +182,23 @@ fn fifty_random_configurations_come_back_as_they_were() {
             },
         };
         let options = ShowoConfig { architecture: Some(architecture), ..ShowoConfig::default() };
-        let mut before = sure(checkpoint::parts(&options, &source(Checkpoint::Fresh, seed)).unwrap());
+        let mut before = confident(checkpoint::load(&options, &source(Checkpoint::Fresh, seed)).unwrap());
         let dir = tempfile::tempdir().unwrap();
         before.save(dir.path()).unwrap();
         let mut after = open(dir.path()).unwrap();
         assert_eq!(before.card(), after.card());
         assert!(logits(&before).equal(&logits(&after)), "{options:?}");
-        let drawn = images(&before, 2);
-        assert!(before.pixels(&drawn).unwrap().equal(&after.pixels(&drawn).unwrap()), "{options:?}");
+        let generated = images(&before, 2);
+        assert!(before.pixels(&generated).unwrap().equal(&after.pixels(&generated).unwrap()), "{options:?}");
         let questions = strings(["how many", "what is the red car"]);
-        let said = |showo: &mut Showo| showo.answer(&drawn, &questions, &GREEDY).unwrap().tokens;
-        assert!(said(&mut before).equal(&said(&mut after)), "{options:?}");
+        let answered = |showo: &mut Showo| showo.answer(&generated, &questions, &GREEDY).unwrap().tokens;
+        assert!(answered(&mut before).equal(&answered(&mut after)), "{options:?}");
     }
 }
 
 #[test]
-fn every_name_and_form_of_the_weights_is_found() {
-    let _alone = alone();
+fn weight_files_of_every_name_and_form_are_found() {
+    let _guard = serialize_tests();
     let (showo, dir) = saved(ShowoConfig::default());
     let expected = logits(&showo);
     let path = dir.path().join(WEIGHTS);
@@ -204,7 +209,7 @@ fn every_name_and_form_of_the_weights_is_found() {
         fs::rename(dir.path().join(name), &path).unwrap();
     }
 
-    // In two shards, with an index.
+    // Two shards with an index.
     let mut all = Tensor::read_safetensors(&path).unwrap();
     fs::remove_file(&path).unwrap();
     let half = all.split_off(all.len() / 2);
@@ -235,7 +240,7 @@ fn every_name_and_form_of_the_weights_is_found() {
 
 #[test]
 fn checkpoints_of_wrapped_models_load() {
-    let _alone = alone();
+    let _guard = serialize_tests();
     let (showo, dir) = saved(ShowoConfig::default());
     let expected = logits(&showo);
     let original = fs::read(dir.path().join(WEIGHTS)).unwrap();
@@ -256,8 +261,8 @@ fn checkpoints_of_wrapped_models_load() {
 }
 
 #[test]
-fn parts_of_a_checkpoint_lie_in_it_beside_it_or_where_the_options_say() {
-    let _alone = alone();
+fn tokenizers_are_found_in_the_folder_next_to_it_or_by_option() {
+    let _guard = serialize_tests();
     let (showo, dir) = saved(ShowoConfig::default());
     let expected = logits(&showo);
     let root = tempfile::tempdir().unwrap();
@@ -276,24 +281,24 @@ fn parts_of_a_checkpoint_lie_in_it_beside_it_or_where_the_options_say() {
     options.text_tokenizer = Some(dir.path().display().to_string());
     assert!(logits(&open_with(&model, &options).unwrap()).equal(&expected));
 
-    let beside = |name: &str| root.path().join(name);
-    fs::create_dir(beside("phi-1_5")).unwrap();
-    fs::copy(dir.path().join("tokenizer.json"), beside("phi-1_5").join("tokenizer.json")).unwrap();
-    fs::rename(dir.path().join("magvitv2"), beside("magvitv2")).unwrap();
+    let sibling = |name: &str| root.path().join(name);
+    fs::create_dir(sibling("phi-1_5")).unwrap();
+    fs::copy(dir.path().join("tokenizer.json"), sibling("phi-1_5").join("tokenizer.json")).unwrap();
+    fs::rename(dir.path().join("magvitv2"), sibling("magvitv2")).unwrap();
     assert!(logits(&open(&model).unwrap()).equal(&expected));
     for part in ["phi-1_5", "magvitv2"] {
-        fs::rename(beside(part), model.join(part)).unwrap();
+        fs::rename(sibling(part), model.join(part)).unwrap();
     }
     assert!(logits(&open(&model).unwrap()).equal(&expected));
 }
 
-/// A broken checkpoint: `spoil` a whole one, then the error names all of `mentions`.
+/// Corrupts a valid checkpoint by `corrupt` and asserts that the error contains every text of `mentions`.
 #[track_caller]
-fn refused(spoil: impl FnOnce(&Path), mentions: &[&str]) {
+fn assert_refused(corrupt: impl FnOnce(&Path), mentions: &[&str]) {
     let (_, dir) = saved(ShowoConfig::default());
     assert!(open(dir.path()).is_ok());
-    spoil(dir.path());
-    let error = open(dir.path()).err().expect("the folder is broken");
+    corrupt(dir.path());
+    let error = open(dir.path()).err().expect("the folder is corrupt");
     assert!(!error.message().contains('\n'), "{error}");
     for mention in mentions {
         assert!(error.to_string().contains(mention), "`{mention}` is not in: {error}");
@@ -318,34 +323,34 @@ fn replace(name: &'static str, with: impl FnOnce(&Tensor) -> Tensor) -> impl FnO
 }
 
 #[test]
-fn a_broken_checkpoint_is_refused_by_file_and_key() {
-    let _alone = alone();
+fn corrupt_checkpoint_is_refused_by_file_and_key() {
+    let _guard = serialize_tests();
     let key = "showo.model.layers.1.mlp.fc1.bias";
     let files = ["config.json", "tokenizer.json", "magvitv2/pytorch_model.safetensors", WEIGHTS];
     for file in files {
-        refused(|dir| fs::write(dir.join(file), "{\"broken").unwrap(), &[file]);
+        assert_refused(|dir| fs::write(dir.join(file), "{\"broken").unwrap(), &[file]);
         if file == "magvitv2/pytorch_model.safetensors" {
-            refused(|dir| fs::remove_file(dir.join(file)).unwrap(), &["no weights in", "magvitv2"]);
+            assert_refused(|dir| fs::remove_file(dir.join(file)).unwrap(), &["no weights in", "magvitv2"]);
         } else if file != WEIGHTS {
-            refused(|dir| fs::remove_file(dir.join(file)).unwrap(), &[file]);
+            assert_refused(|dir| fs::remove_file(dir.join(file)).unwrap(), &[file]);
         }
     }
-    refused(|dir| fs::remove_file(dir.join(WEIGHTS)).unwrap(), &["no weights in", "pytorch_model"]);
-    refused(
+    assert_refused(|dir| fs::remove_file(dir.join(WEIGHTS)).unwrap(), &["no weights in", "pytorch_model"]);
+    assert_refused(
         |dir| fs::remove_dir_all(dir.join("magvitv2")).unwrap(),
         &["no image tokenizer", "--image-tokenizer"],
     );
 
-    // Cut anywhere: in the length of the header, in the header, in the weights.
+    // Truncated in the length of the header, in the header, in the weights.
     for cut in [0, 5, 200, 20_000] {
         let cut = move |dir: &Path| {
             let bytes = fs::read(dir.join(WEIGHTS)).unwrap();
             fs::write(dir.join(WEIGHTS), &bytes[..cut]).unwrap();
         };
-        refused(cut, &[WEIGHTS]);
+        assert_refused(cut, &[WEIGHTS]);
     }
-    // A header that claims more than there is.
-    refused(
+    // A header length beyond the end of the file.
+    assert_refused(
         |dir| {
             let mut bytes = fs::read(dir.join(WEIGHTS)).unwrap();
             bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
@@ -354,8 +359,8 @@ fn a_broken_checkpoint_is_refused_by_file_and_key() {
         &[WEIGHTS],
     );
 
-    // All faults of the table in one error.
-    refused(
+    // One error lists every mismatch.
+    assert_refused(
         |dir| {
             edit(&dir.join(WEIGHTS), |weights| {
                 weights.retain(|(name, _)| name != key);
@@ -375,7 +380,7 @@ fn a_broken_checkpoint_is_refused_by_file_and_key() {
             "`showo.lm_head.bias` expected [38], got [3]",
         ],
     );
-    refused(
+    assert_refused(
         replace(key, |weight| weight.to_kind(Kind::Int64)),
         &[key, "expected f32, f16, bf16 or f64, got I64"],
     );
@@ -387,19 +392,22 @@ fn a_broken_checkpoint_is_refused_by_file_and_key() {
             fs::write(path, json.to_string()).unwrap();
         }
     };
-    refused(set("config.json", "vocab_size", 7.into()), &["config.json", "`vocab_size`", "got 7"]);
-    refused(set("config.json", "num_vq_tokens", "many".into()), &["config.json", "many"]);
-    refused(
+    assert_refused(set("config.json", "vocab_size", 7.into()), &["config.json", "`vocab_size`", "got 7"]);
+    assert_refused(set("config.json", "num_vq_tokens", "many".into()), &["config.json", "many"]);
+    assert_refused(
         set("config.json", "_class_name", "JanusFlow".into()),
-        &["expected a `Showo`, got a `JanusFlow`"],
+        &["expected `Showo`, got `JanusFlow`"],
     );
-    refused(set("config.json", "w_clip_vit", true.into()), &["no vision tower", "model.options.clip"]);
-    refused(set("magvitv2/config.json", "norm_groups", 3.into()), &["magvitv2/config.json", "groups"]);
+    assert_refused(
+        set("config.json", "w_clip_vit", true.into()),
+        &["no CLIP vision encoder", "model.options.clip"],
+    );
+    assert_refused(set("magvitv2/config.json", "norm_groups", 3.into()), &["magvitv2/config.json", "groups"]);
 }
 
 #[test]
-fn a_pickle_that_would_run_something_is_refused() {
-    let _alone = alone();
+fn malicious_or_malformed_pickle_is_refused() {
+    let _guard = serialize_tests();
     let fixtures = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/pickle"));
     let bad: Vec<_> = fs::read_dir(fixtures)
         .unwrap()
@@ -408,7 +416,7 @@ fn a_pickle_that_would_run_something_is_refused() {
         .collect();
     assert!(bad.len() > 10, "{bad:?}");
     for path in bad {
-        refused(
+        assert_refused(
             |dir| {
                 fs::remove_file(dir.join(WEIGHTS)).unwrap();
                 fs::copy(&path, dir.join("pytorch_model.bin")).unwrap();
@@ -419,18 +427,18 @@ fn a_pickle_that_would_run_something_is_refused() {
 }
 
 #[test]
-fn a_tokenizer_of_another_vocabulary_is_refused() {
-    let _alone = alone();
-    refused(
+fn tokenizer_with_another_vocabulary_is_refused() {
+    let _guard = serialize_tests();
+    assert_refused(
         |dir| {
             let path = dir.join("tokenizer.json");
             let mut json: Value = read_json(&path).unwrap();
             json["model"]["vocab"]["extra"] = 99.into();
             fs::write(path, json.to_string()).unwrap();
         },
-        &["expected 11 tokens, as `llm_vocab_size` says, or 21", "got 12", "microsoft/phi-1_5"],
+        &["expected 11 tokens (`llm_vocab_size`), or 21", "got 12", "microsoft/phi-1_5"],
     );
-    refused(
+    assert_refused(
         |dir| {
             let path = dir.join("tokenizer.json");
             let mut json: Value = read_json(&path).unwrap();
@@ -444,8 +452,8 @@ fn a_tokenizer_of_another_vocabulary_is_refused() {
 }
 
 #[test]
-fn adapters_start_as_nothing_learn_alone_and_come_back() {
-    let _alone = alone();
+fn lora_adapters_start_at_zero_train_alone_and_round_trip() {
+    let _guard = serialize_tests();
     let (plain, base) = saved(ShowoConfig::default());
     let lora = LoraConfig { rank: 3, alpha: 6.0, ..LoraConfig::default() };
     let options = ShowoConfig { lora: Some(lora.clone()), ..ShowoConfig::default() };
@@ -464,11 +472,12 @@ fn adapters_start_as_nothing_learn_alone_and_come_back() {
     let moved = logits(&adapted);
     assert!(!moved.equal(&logits(&plain)));
     let prompts = strings(["a red car", "what is the blue"]);
-    let replay = Masking::remask(3, None);
-    let reference = adapted.image_logits(&prompts, &images(&adapted, 2), Policy::Reference, &replay).unwrap();
-    assert!(reference.logits.equal(&logits(&plain)), "the reference policy stays");
+    let masking = Masking::remask(3, None);
+    let reference =
+        adapted.image_logits(&prompts, &images(&adapted, 2), Policy::Reference, &masking).unwrap();
+    assert!(reference.logits.equal(&logits(&plain)), "the reference policy does not change");
 
-    // Adapters alone, beside the base that they name.
+    // Only the adapters are saved, with the path of their base model.
     let dir = tempfile::tempdir().unwrap();
     adapted.save(dir.path()).unwrap();
     let mut files: Vec<String> =
@@ -482,9 +491,9 @@ fn adapters_start_as_nothing_learn_alone_and_come_back() {
     );
     let again = open(dir.path()).unwrap();
     assert!(logits(&again).equal(&moved));
-    assert_eq!(again.parameters().unwrap().len(), 8, "they go on learning");
+    assert_eq!(again.parameters().unwrap().len(), 8, "they stay trainable");
 
-    // Merged, the same model to rounding: W·x + B·A·x against (W + B·A)·x.
+    // Merging changes only the rounding: W·x + B·A·x against (W + B·A)·x.
     let merging = ShowoConfig { lora: Some(LoraConfig { merge: true, ..lora }), ..ShowoConfig::default() };
     let merged = tempfile::tempdir().unwrap();
     open_with(dir.path(), &merging).unwrap().save(merged.path()).unwrap();
@@ -500,7 +509,7 @@ fn adapters_start_as_nothing_learn_alone_and_come_back() {
 }
 
 #[test]
-fn wrong_targets_of_adapters_are_refused() {
+fn lora_unknown_targets_and_patterns_are_refused() {
     let options = |targets: &[&str]| ShowoConfig {
         lora: Some(LoraConfig {
             targets: Targets::Names(targets.iter().map(|t| (*t).into()).collect()),
@@ -509,21 +518,21 @@ fn wrong_targets_of_adapters_are_refused() {
         ..ShowoConfig::default()
     };
     let error = |targets: &[&str]| {
-        checkpoint::parts(&options(targets), &source(Checkpoint::Builtin, 0)).err().unwrap().to_string()
+        checkpoint::load(&options(targets), &source(Checkpoint::Builtin, 0)).err().unwrap().to_string()
     };
     assert!(error(&["q_prj"]).contains("did you mean `q_proj`"));
-    assert!(error(&[]).contains("expected some of q_proj"));
+    assert!(error(&[]).contains("expected one or more of q_proj"));
     let pattern = LoraConfig {
         rank_pattern: serde_json::Map::from_iter([("fc1".to_string(), json!(4))]),
         ..LoraConfig::default()
     };
     let options = ShowoConfig { lora: Some(pattern), ..ShowoConfig::default() };
-    let error = checkpoint::parts(&options, &source(Checkpoint::Builtin, 0)).err().unwrap().to_string();
+    let error = checkpoint::load(&options, &source(Checkpoint::Builtin, 0)).err().unwrap().to_string();
     assert!(error.contains("`model.options.lora.rank_pattern`") && error.contains("`fc1`"), "{error}");
 }
 
-/// Adapters of the small model as PEFT saves them: `config` over its defaults, and `[rank, scale]` by the name of each module that
-/// is adapted.
+/// Adapters of the small model as saved by PEFT: `config` overrides defaults; `modules` lists name, rank and scale of each adapted
+/// module.
 fn peft_adapters(base: &Path, config: &Value, modules: &[(&str, i64, f64)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut json = json!({
@@ -545,7 +554,7 @@ fn peft_adapters(base: &Path, config: &Value, modules: &[(&str, i64, f64)]) -> t
     dir
 }
 
-/// `W + s·B·A` in f64, rounded once to f32, in a whole checkpoint.
+/// A full checkpoint with `W + s·B·A`, computed in f64 and rounded to f32.
 fn merged_by_hand(base: &Path, adapters: &Path, modules: &[(&str, i64, f64)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     open(base).unwrap().save(dir.path()).unwrap();
@@ -566,8 +575,8 @@ fn merged_by_hand(base: &Path, adapters: &Path, modules: &[(&str, i64, f64)]) ->
 }
 
 #[test]
-fn adapters_of_peft_compute_what_their_configuration_says() {
-    let _alone = alone();
+fn peft_adapters_apply_rank_alpha_and_patterns() {
+    let _guard = serialize_tests();
     let (plain, base) = saved(ShowoConfig::default());
     let [q0, q1] = ["0.self_attn.q_proj", "1.self_attn.q_proj"];
     let [f0, f1] = ["0.mlp.fc1", "1.mlp.fc1"];
@@ -606,7 +615,7 @@ fn adapters_of_peft_compute_what_their_configuration_says() {
         assert!(!logits(&plain).equal(&expected));
         close(&logits(&adapted), &expected, common::SAME);
 
-        // Saved, they are the same adapters.
+        // Saving preserves the adapters.
         let again = tempfile::tempdir().unwrap();
         adapted.save(again.path()).unwrap();
         let json: Value = read_json(&again.path().join("adapter_config.json")).unwrap();
@@ -617,7 +626,7 @@ fn adapters_of_peft_compute_what_their_configuration_says() {
         }
         assert!(logits(&open(again.path()).unwrap()).equal(&logits(&adapted)), "{config}");
 
-        // `merge` alone leaves the rest to the checkpoint.
+        // With `merge` alone, the other options come from the checkpoint.
         let merging = LoraConfig { merge: true, ..LoraConfig::default() };
         let merging = ShowoConfig { lora: Some(merging), ..ShowoConfig::default() };
         let merged = tempfile::tempdir().unwrap();
@@ -627,8 +636,8 @@ fn adapters_of_peft_compute_what_their_configuration_says() {
 }
 
 #[test]
-fn adapters_of_other_kinds_are_refused_by_their_keys() {
-    let _alone = alone();
+fn peft_adapters_with_unsupported_keys_are_refused() {
+    let _guard = serialize_tests();
     let (_, base) = saved(ShowoConfig::default());
     let modules = [("0.self_attn.q_proj", 4, 2.0), ("1.self_attn.q_proj", 4, 2.0)];
     for (key, value) in [
@@ -643,15 +652,15 @@ fn adapters_of_other_kinds_are_refused_by_their_keys() {
             assert!(error.contains(mention), "`{mention}` is not in: {error}");
         }
     }
-    // Ranks that are not those of the weights.
+    // A rank that differs from the weights.
     let dir = peft_adapters(base.path(), &json!({"rank_pattern": {"q_proj": 5}}), &modules);
     let error = open(dir.path()).err().unwrap().to_string();
     assert!(error.contains("expected [5, 32], got [4, 32]"), "{error}");
 }
 
 #[test]
-fn short_weights_answer_nearly_the_same() {
-    let _alone = alone();
+fn bf16_weights_give_nearly_the_same_logits() {
+    let _guard = serialize_tests();
     let (plain, dir) = saved(ShowoConfig::default());
     let options = ShowoConfig { precision: Precision::Bf16, ..ShowoConfig::default() };
     let mut short = open_with(dir.path(), &options).unwrap();
@@ -659,43 +668,43 @@ fn short_weights_answer_nearly_the_same() {
     assert_eq!(weight.tensor.kind(), Kind::BFloat16);
     let (expected, got) = (logits(&plain), logits(&short));
     assert_eq!(got.kind(), Kind::Float);
-    // 8 bits of mantissa, some 20 roundings on the way: a few percent of the spread of the logits.
+    // 8 bits of mantissa and about 20 roundings: a few percent of the spread of the logits.
     let spread = expected.std(false).double_value(&[]);
     close(&got, &expected, 0.2 * spread);
     let apart = (&got - &expected).square().mean(Kind::Float).sqrt().double_value(&[]);
     assert!(apart < 0.03 * spread, "{apart} of {spread}");
 
-    // Everything else runs in it, gradients included.
-    let drawn = images(&short, 2);
+    // Every other call runs in bf16, including gradients.
+    let generated = images(&short, 2);
     let questions = strings(["how many", "what is the red car"]);
-    let answers = short.answer(&drawn, &questions, &GREEDY).unwrap();
-    let scored = short.answer_logp(&drawn, &questions, &answers, Policy::Current).unwrap();
+    let answers = short.answer(&generated, &questions, &GREEDY).unwrap();
+    let scored = short.answer_logp(&generated, &questions, &answers, Policy::Current).unwrap();
     assert_eq!(scored.logp.kind(), Kind::Float);
     scored.logp.sum(Kind::Float).backward();
     assert_eq!(short.parameters().unwrap()[0].tensor.grad().kind(), Kind::BFloat16);
     short.freeze_reference().unwrap();
-    assert!(short.answer_logp(&drawn, &questions, &answers, Policy::Reference).is_ok());
+    assert!(short.answer_logp(&generated, &questions, &answers, Policy::Reference).is_ok());
 
-    // What is saved is of the same type.
+    // The saved weights have the same type.
     let again = tempfile::tempdir().unwrap();
     short.save(again.path()).unwrap();
     assert!(logits(&open_with(again.path(), &options).unwrap()).equal(&got));
 }
 
 #[test]
-fn the_length_of_prompts_can_be_set_and_is_kept() {
-    let _alone = alone();
+fn max_text_len_option_is_applied_and_saved() {
+    let _guard = serialize_tests();
     let (_, dir) = saved(ShowoConfig::default());
     let options = ShowoConfig { max_text_len: Some(5), ..ShowoConfig::default() };
     let short = open_with(dir.path(), &options).unwrap();
     let again = tempfile::tempdir().unwrap();
     short.save(again.path()).unwrap();
     assert!(logits(&open(again.path()).unwrap()).equal(&logits(&short)));
-    assert!(!logits(&open(dir.path()).unwrap()).equal(&logits(&short)), "images stand at other positions");
+    assert!(!logits(&open(dir.path()).unwrap()).equal(&logits(&short)), "image positions differ");
 }
 
-/// A small `w_clip_vit` checkpoint, with the vision tower of the fixtures in it.
-fn with_eyes() -> tempfile::TempDir {
+/// A small `w_clip_vit` checkpoint with the vision encoder of the fixtures.
+fn with_vision_encoder() -> tempfile::TempDir {
     let (_, dir) = saved(ShowoConfig::default());
     let path = dir.path().join("config.json");
     let mut config: Value = read_json(&path).unwrap();
@@ -713,40 +722,44 @@ fn with_eyes() -> tempfile::TempDir {
             weights.push((name.into(), Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.3));
         }
     });
-    let tower = dir.path().join("clip-vit-large-patch14-336");
-    fs::create_dir(&tower).unwrap();
+    let encoder = dir.path().join("clip-vit-large-patch14-336");
+    fs::create_dir(&encoder).unwrap();
     for file in ["config.json", "model.safetensors"] {
         let fixture = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/clip")).join(file);
-        fs::copy(fixture, tower.join(file)).unwrap();
+        fs::copy(fixture, encoder.join(file)).unwrap();
     }
     dir
 }
 
 #[test]
-fn understanding_reads_pictures_where_the_checkpoint_has_a_vision_tower() {
-    let _alone = alone();
-    let dir = with_eyes();
+fn clip_checkpoint_uses_pixels_for_understanding() {
+    let _guard = serialize_tests();
+    let dir = with_vision_encoder();
     let mut showo = open(dir.path()).unwrap();
     let card = showo.card().clone();
-    assert_eq!((card.resolution, card.input_resolution), (8, Some(28)), "drawn at one size, read at another");
+    assert_eq!(
+        (card.resolution, card.input_resolution),
+        (8, Some(28)),
+        "generated and understood at different sizes"
+    );
     let questions = strings(["what is the red", "how many"]);
 
-    // A picture that was read is looked at itself, not through the tokens that it would be drawn with.
+    // Understanding uses the pixels of an encoded image, not its decoded tokens.
     tch::manual_seed(3);
     let pixels = Tensor::rand([2, 3, 28, 28], (Kind::Float, Device::Cpu));
     let read = showo.encode(&pixels).unwrap();
     assert_eq!(read.tokens.size(), [2, card.image_tokens]);
-    let drawn = Images::from_tokens(read.tokens.shallow_clone());
-    let answers = said(&mut showo, &read, &questions);
+    let generated = Images::from_tokens(read.tokens.shallow_clone());
+    let answers = answered(&mut showo, &read, &questions);
     let seen = showo.answer_logp(&read, &questions, &answers, Policy::Current).unwrap();
-    let other = showo.answer_logp(&drawn, &questions, &answers, Policy::Current).unwrap();
+    let other = showo.answer_logp(&generated, &questions, &answers, Policy::Current).unwrap();
     assert!(!seen.logp.equal(&other.logp));
 
-    // The gradient of an answer reaches a relaxed drawing through decoder, tower and projector.
-    let relaxed = drawn.tokens.one_hot(card.codebook_size).to_kind(Kind::Float).set_requires_grad(true);
+    // The gradient of an answer reaches a relaxed image through decoder, vision encoder and projector.
+    let relaxed = generated.tokens.one_hot(card.codebook_size).to_kind(Kind::Float).set_requires_grad(true);
     let images = Images {
         relaxed: Some(relaxed.shallow_clone()),
-        ..Images::from_tokens(drawn.tokens.shallow_clone())
+        ..Images::from_tokens(generated.tokens.shallow_clone())
     };
     let scored = showo.answer_logp(&images, &questions, &answers, Policy::Current).unwrap();
     close(&scored.logp, &other.logp, common::SAME);
@@ -755,32 +768,32 @@ fn understanding_reads_pictures_where_the_checkpoint_has_a_vision_tower() {
     assert!(reached.min().double_value(&[]) > 0.0);
     let parameters = showo.parameters().unwrap();
     let projector = parameters.iter().find(|p| p.name == "mm_projector.0.weight").unwrap();
-    assert!(projector.tensor.grad().defined(), "the projector learns");
-    assert!(parameters.iter().all(|p| !p.name.starts_with("vision_model")), "the tower does not");
+    assert!(projector.tensor.grad().defined(), "the projector is trained");
+    assert!(parameters.iter().all(|p| !p.name.starts_with("vision_model")), "the vision encoder is frozen");
 
-    // As it was written, word by word, and the same when it comes back.
-    let mut answering = showo.ask(showo.phi(), &read, &[vec![4, 5, 3], vec![6, 7]], 1).unwrap();
-    let (best, token) = answering.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
-    answering.push(&token).unwrap();
+    // Step-by-step decoding works, and a saved model gives the same answers.
+    let mut decoding = showo.prefill(showo.phi(), &read, &[vec![4, 5, 3], vec![6, 7]], 1).unwrap();
+    let (best, token) = decoding.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
+    decoding.append(&token).unwrap();
     assert!(best.le(0.0).all() == Tensor::from(true));
     let again = tempfile::tempdir().unwrap();
     showo.save(again.path()).unwrap();
     let mut back = open(again.path()).unwrap();
-    let same = said(&mut back, &read, &questions);
+    let same = answered(&mut back, &read, &questions);
     assert!(same.tokens.equal(&answers.tokens));
 
     let wrong = showo.encode(&Tensor::zeros([1, 3, 20, 20], (Kind::Float, Device::Cpu))).err().unwrap();
     assert!(wrong.message().contains("expected [B,3,28,28]"), "{wrong}");
 }
 
-fn said(showo: &mut Showo, images: &Images, questions: &[String]) -> Answers {
+fn answered(showo: &mut Showo, images: &Images, questions: &[String]) -> Answers {
     showo.answer(images, questions, &GREEDY).unwrap()
 }
 
 #[test]
-fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
-    let _alone = alone();
-    let dir = with_eyes();
+fn clip_rows_have_the_order_and_mask_of_the_original() {
+    let _guard = serialize_tests();
+    let dir = with_vision_encoder();
     let showo = open(dir.path()).unwrap();
     let config: CheckpointConfig = read_json(&dir.path().join("config.json")).unwrap();
     let special = config.special();
@@ -788,9 +801,9 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let pixels = Tensor::rand([1, 3, 28, 28], (Kind::Float, Device::Cpu));
     let read = showo.encode(&pixels).unwrap();
     let question = vec![4, 5, 3];
-    let asked = showo.ask(showo.phi(), &read, std::slice::from_ref(&question), 0).unwrap().logits();
+    let asked = showo.prefill(showo.phi(), &read, std::slice::from_ref(&question), 0).unwrap().logits();
 
-    // The whole sequence by hand: <mmu> system <soi> 16 features <eoi> question, without an end token before it.
+    // The full sequence by hand: <mmu> system <soi> 16 features <eoi> question, without an end token before the question.
     let words = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
                  detailed, and polite answers to the user's questions.";
     let text = Text::open_folder(dir.path()).unwrap();
@@ -799,9 +812,9 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let after: Vec<i64> = [vec![special.eoi], question].concat();
     let phi = showo.phi();
     let row = |ids: &[i64]| phi.language.embed(&Tensor::from_slice(ids).unsqueeze(0));
-    let (sizes, mut store) = tower(dir.path());
-    let tower = Clip::take(&mut store, sizes).unwrap();
-    let features = phi.embed_features(&tower.features(&pixels)).unwrap();
+    let (sizes, mut store) = vision_encoder(dir.path());
+    let vision_encoder = Clip::take(&mut store, sizes).unwrap();
+    let features = phi.embed_features(&vision_encoder.features(&pixels)).unwrap();
     let x = Tensor::cat(&[row(&before), features, row(&after)], 1);
     let length = x.size()[1];
     assert_eq!(length, 2 + system.len() as i64 + 16 + 4);
@@ -809,14 +822,15 @@ fn rows_of_a_vision_tower_are_seen_as_the_original_shows_them() {
     let first = before.len() as i64;
     let image = columns.ge(first).logical_and(&columns.lt(first + 16)).unsqueeze(0);
     let visible = columns.unsqueeze(0).le_tensor(&columns.unsqueeze(1)).logical_or(&image).unsqueeze(0);
-    let mask = decoder::additive(&visible);
+    let mask = attention::additive_mask(&visible);
     let positions = columns.unsqueeze(0);
-    let rows = StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
-    let hidden = phi.language.hidden(rows).unwrap();
+    let rows =
+        StackInput { x, positions: &positions, mask: AttnMask::Additive(&mask), past: None, outputs: None };
+    let hidden = phi.language.hidden_states(rows).unwrap();
     close(&asked, &phi.language.logits(&hidden.select(1, -1)), common::SAME);
 }
 
-fn tower(dir: &Path) -> (ClipConfig, Store) {
+fn vision_encoder(dir: &Path) -> (ClipConfig, Store) {
     let folder = dir.join("clip-vit-large-patch14-336");
     let config = ClipConfig::read(&folder.join("config.json")).unwrap();
     (config, Store::open(Weights::find(&folder).unwrap(), Device::Cpu, Kind::Float))

@@ -1,5 +1,5 @@
-//! Numerical parity of the vision tower with transformers, and of the projector with torch:
-//! `tests/fixtures/clip/make.py` recorded the numbers.
+//! Numerical parity of the vision encoder with transformers, and of the projector with torch. The numbers were recorded by
+//! `tests/fixtures/clip/make.py`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,12 +16,12 @@ use unirl::weights::{Store, Weights};
 use unirl_plugin_showo::clip::{self, Activation, Clip, ClipConfig, Projector};
 use unirl_plugin_showo::mask;
 
-/// Features of up to 13, absolute: on one processor the same operations give the same bits, and f32 itself is off
-/// from f64 by up to 4e-5, which is what another processor may differ by.
+/// Absolute, for features of up to 13: on the same processor the bits are equal; f32 differs from f64 by up to 4e-5, which
+/// bounds the difference of another processor.
 const FEATURES: f64 = 1e-4;
-/// Rows of the projector, of up to 1.2: two layers, off by 2e-7.
+/// Projector rows of up to 1.2: the observed error of two layers is 2e-7.
 const ROWS: f64 = 1e-5;
-/// Resized pixels, absolute: the same kernel in the same library, so that only another processor's rounding is left.
+/// Absolute, for resized pixels: the same kernel, so that only the rounding of another processor differs.
 const PIXELS: f64 = 1e-6;
 
 fn fixture(name: &str) -> PathBuf {
@@ -39,13 +39,13 @@ impl Cases {
         self.0[name].shallow_clone()
     }
 
-    /// A leaf.
+    /// A leaf tensor.
     fn pixels(&self, case: &str) -> Tensor {
         (self.get(&format!("{case}.pixels")).to_kind(Kind::Float) / 255.0).set_requires_grad(true)
     }
 }
 
-fn tower(activation: Activation) -> (Clip, Store) {
+fn vision_encoder(activation: Activation) -> (Clip, Store) {
     let config = ClipConfig::read(&fixture("config.json")).unwrap();
     let mut store =
         Store::open(Weights::open(&fixture("model.safetensors")).unwrap(), Device::Cpu, Kind::Float).frozen();
@@ -54,9 +54,9 @@ fn tower(activation: Activation) -> (Clip, Store) {
 }
 
 #[test]
-fn features_and_their_gradient_are_those_of_transformers() {
+fn clip_features_and_gradients_match_transformers() {
     let cases = Cases::open();
-    let (clip, store) = tower(Activation::QuickGelu);
+    let (clip, store) = vision_encoder(Activation::QuickGelu);
     for case in ["fits", "large", "small"] {
         let pixels = cases.pixels(case);
         let features = clip.features(&pixels);
@@ -70,24 +70,24 @@ fn features_and_their_gradient_are_those_of_transformers() {
 }
 
 #[test]
-fn the_other_activation_is_exact_gelu() {
+fn clip_activation_gelu_is_exact() {
     let cases = Cases::open();
-    let features = tower(Activation::Gelu).0.features(&cases.pixels("large"));
+    let features = vision_encoder(Activation::Gelu).0.features(&cases.pixels("large"));
     close("features", &features, &cases.get("gelu.features"), FEATURES);
     let off = (features - cases.get("large.features")).abs().max().double_value(&[]);
-    assert!(off > 100.0 * FEATURES, "the two activations can be told apart");
+    assert!(off > 100.0 * FEATURES, "the two activations differ measurably");
 }
 
 #[test]
-fn pictures_are_resized_as_by_torch() {
+fn resize_matches_torch() {
     let cases = Cases::open();
     close("resized", &clip::resize(&cases.pixels("large"), 28), &cases.get("large.resized"), PIXELS);
     let pixels = cases.pixels("fits");
-    assert!(clip::resize(&pixels, 28).equal(&pixels), "nothing to do");
+    assert!(clip::resize(&pixels, 28).equal(&pixels), "no resize at the same size");
 }
 
 #[test]
-fn the_projector_is_linear_gelu_linear_and_trained() {
+fn projector_output_and_gradients_match_torch() {
     let cases = Cases::open();
     let weights = cases.0.iter().filter_map(|(name, tensor)| {
         let name = name.strip_prefix("projector.").filter(|name| name.starts_with("mm_projector."))?;
@@ -110,24 +110,24 @@ fn the_projector_is_linear_gelu_linear_and_trained() {
 }
 
 #[test]
-fn the_published_tower_is_taken_up_to_the_last_layer() {
+fn clip_expects_the_published_weights_without_the_last_layer() {
     let mut plan = Store::plan();
     Clip::take(&mut plan, ClipConfig::default()).unwrap();
     let taken: BTreeMap<String, Vec<i64>> =
         plan.expected().into_iter().map(|expected| (expected.name, expected.shape)).collect();
     let mut table: BTreeMap<String, Vec<i64>> =
         read_json(&fixture("../keys/clip_vit_l_14_336.json")).unwrap();
-    let whole = table.len();
+    let full = table.len();
     table.retain(|name, _| {
         !name.starts_with("vision_model.encoder.layers.23.")
             && !name.starts_with("vision_model.post_layernorm.")
     });
-    assert_eq!(whole - table.len(), 16 + 2);
+    assert_eq!(full - table.len(), 16 + 2);
     assert_eq!(taken, table);
 }
 
 #[test]
-fn a_configuration_is_read_from_either_form() {
+fn clip_config_is_read_flat_or_nested() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
     let read = |text: &str| {
@@ -142,7 +142,7 @@ fn a_configuration_is_read_from_either_form() {
     assert_eq!(read(&nested).unwrap(), large);
     assert_eq!(read(&serde_json::to_string(&large).unwrap()).unwrap(), large);
 
-    // transformers leaves out what is as in ViT-B/32.
+    // transformers omits values that equal those of ViT-B/32.
     let base = ClipConfig {
         hidden_size: 768,
         intermediate_size: 3072,
@@ -161,7 +161,7 @@ fn a_configuration_is_read_from_either_form() {
 }
 
 #[test]
-fn sizes_that_do_not_fit_together_are_refused() {
+fn clip_config_inconsistent_sizes_are_refused() {
     let large = ClipConfig::default;
     large().check("config.json").unwrap();
     let refusals = [
@@ -188,7 +188,7 @@ fn sizes_that_do_not_fit_together_are_refused() {
 }
 
 #[test]
-fn features_are_visible_to_all_and_the_rest_is_causal() {
+fn mmu_clip_mask_shows_features_to_all_and_is_causal_otherwise() {
     // <mmu>, one row of a system prompt, <soi>, two features, <eoi>, two rows of text.
     let expected: [[u8; 8]; 8] = [
         [1, 0, 0, 1, 1, 0, 0, 0],

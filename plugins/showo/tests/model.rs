@@ -1,4 +1,4 @@
-//! What holds of any weights: checked on a small random model.
+//! Properties that hold for any weights, checked on a small random model.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,14 +7,15 @@ mod common;
 use std::fs;
 use std::sync::MutexGuard;
 
-use common::{GREEDY, SAME, alone, close, fresh, open, source, strings, sure};
+use common::{GREEDY, SAME, close, confident, fresh, open, serialize_tests, source, strings};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, BatchSlice, Checkpoint, ImageSampling, Images, Masking, ParameterGroup, Policy, Scoring,
     TextSampling, UnifiedModel,
 };
 use unirl::sampling::sample_tokens_with;
-use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::GeneratedText;
 use unirl_plugin_showo::checkpoint::{self, LoadedCheckpoint};
 use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
@@ -35,10 +36,10 @@ fn parts(seed: u64) -> LoadedCheckpoint {
 }
 
 fn tiny() -> Tiny {
-    let random = alone();
+    let random = serialize_tests();
     let parts = parts(1);
     let config = parts.config.clone();
-    Tiny { showo: sure(parts), config, _random: random }
+    Tiny { showo: confident(parts), config, _random: random }
 }
 
 impl Tiny {
@@ -52,7 +53,7 @@ fn sampling(seed: u64) -> ImageSampling {
 }
 
 #[test]
-fn images_behind_cached_text_are_as_in_the_whole_sequence() {
+fn code_logits_after_cached_text_equal_those_of_the_full_sequence() {
     let Tiny { showo, config, _random } = &tiny();
     let special = config.special();
     let prompting = Prompting::new(config);
@@ -66,31 +67,31 @@ fn images_behind_cached_text_are_as_in_the_whole_sequence() {
         prompts.iter().zip(&image).map(|(prompt, image)| prompting.t2i(prompt, image)).collect();
     let ids = padded(&rows, 0, Device::Cpu).0;
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
-    let visible = decoder::additive(&mask::t2i(&ids, &special, true));
+    let visible = attention::additive_mask(&mask::t2i(&ids, &special, true));
     let language = &showo.phi().language;
     let rows = StackInput {
         x: language.embed(&ids),
         positions: &positions,
-        sees: AttnMask::Mask(&visible),
+        mask: AttnMask::Additive(&visible),
         past: None,
-        read: None,
+        outputs: None,
     };
-    let hidden = language.hidden(rows).unwrap();
-    let whole = showo.phi().code_logits(&hidden.narrow(1, config.max_text_len + 2, config.num_vq_tokens));
+    let hidden = language.hidden_states(rows).unwrap();
+    let full = showo.phi().code_logits(&hidden.narrow(1, config.max_text_len + 2, config.num_vq_tokens));
 
     let blocks = showo.text_blocks(showo.phi(), &prompts).unwrap();
-    close(&showo.code_logits(showo.phi(), &blocks, &blocks.index, &codes).unwrap(), &whole, SAME);
-    // Of short prompts alone, the padding that all have in common is left out.
+    close(&showo.code_logits(showo.phi(), &blocks, &blocks.index, &codes).unwrap(), &full, SAME);
+    // Padding that all prompts share is dropped.
     let short = showo.text_blocks(showo.phi(), &prompts[..1]).unwrap();
     close(
         &showo.code_logits(showo.phi(), &short, &short.index, &codes.narrow(0, 0, 1)).unwrap(),
-        &whole.narrow(0, 0, 1),
+        &full.narrow(0, 0, 1),
         SAME,
     );
 }
 
 #[test]
-fn an_answer_does_not_depend_on_the_rest_of_the_batch() {
+fn answer_does_not_depend_on_the_rest_of_the_batch() {
     let mut tiny = tiny();
     let images = tiny.images(3);
     let questions = strings(["what is the", "how many red car is a blue car", "what"]);
@@ -99,8 +100,8 @@ fn an_answer_does_not_depend_on_the_rest_of_the_batch() {
     for row in 0..3 {
         let question = &questions[row as usize..][..1];
         let alone = tiny.showo.answer(&images.narrow(row, 1), question, &GREEDY).unwrap();
-        let said = |answers: &Answers| answers.tokens.masked_select(&answers.mask);
-        assert!(said(&alone).equal(&said(&together.narrow(row, 1))), "{question:?}");
+        let answered = |answers: &Answers| answers.tokens.masked_select(&answers.mask);
+        assert!(answered(&alone).equal(&answered(&together.narrow(row, 1))), "{question:?}");
         assert_eq!(alone.text[0], together.text[row as usize]);
         let logp = tiny.showo.answer_logp(&images.narrow(row, 1), question, &alone, Policy::Current).unwrap();
         close(
@@ -112,7 +113,7 @@ fn an_answer_does_not_depend_on_the_rest_of_the_batch() {
 }
 
 #[test]
-fn answers_written_with_a_cache_are_those_written_without_one() {
+fn kv_cache_does_not_change_generated_answers() {
     let tiny = tiny();
     let (showo, images) = (&tiny.showo, tiny.images(3));
     let questions = [vec![4, 5, 3], vec![6, 7, 8, 1, 3], vec![2]];
@@ -121,28 +122,28 @@ fn answers_written_with_a_cache_are_those_written_without_one() {
     {
         let sampling = TextSampling { temperature, top_k, part, max_tokens: 6, seed: 9 };
         tch::manual_seed(9);
-        let written = showo.write(&images, &questions, &sampling, -1).unwrap();
+        let generated = showo.generate_text(&images, &questions, &sampling, -1).unwrap();
 
         tch::manual_seed(9);
         let uniforms = Tensor::rand([6, part.map_or(3, |part| part.of)], (Kind::Float, Device::Cpu));
         let uniforms = uniforms.narrow(1, part.map_or(0, |part| part.first), 3);
         let mut read = questions.clone();
         for at in 0..6 {
-            let logits = tch::no_grad(|| showo.ask(showo.phi(), &images, &read, 0).unwrap().logits());
+            let logits = tch::no_grad(|| showo.prefill(showo.phi(), &images, &read, 0).unwrap().logits());
             let uniforms = (temperature > 0.0).then(|| uniforms.get(at).unsqueeze(1));
             let tokens =
                 Vec::<i64>::try_from(sample_tokens_with(&logits, temperature, top_k, uniforms.as_ref()))
                     .unwrap();
             read.iter_mut().zip(tokens).for_each(|(row, token)| row.push(token));
         }
-        let said =
+        let answered =
             read.iter().zip(&questions).map(|(row, question)| Tensor::from_slice(&row[question.len()..]));
-        assert_eq!(written.tokens, Tensor::stack(&said.collect::<Vec<_>>(), 0));
+        assert_eq!(generated.tokens, Tensor::stack(&answered.collect::<Vec<_>>(), 0));
     }
 }
 
 #[test]
-fn images_drawn_on_a_canvas_are_those_drawn_from_whole_logits() {
+fn parallel_decoding_with_a_cache_equals_decoding_from_full_logits() {
     let tiny = tiny();
     let showo = &tiny.showo;
     let shape = [3, tiny.config.num_vq_tokens];
@@ -154,83 +155,84 @@ fn images_drawn_on_a_canvas_are_those_drawn_from_whole_logits() {
     let some_known = unknown.where_self(&uniform().lt(0.6), &Tensor::ones(shape, (Kind::Int64, Device::Cpu)));
     for (start, guidance) in [(&unknown, 2.0), (&unknown, 0.0), (&some_known, 2.0)] {
         let sampling = ImageSampling { guidance, steps: 5, ..ImageSampling::default() };
-        let drawn = showo.draw(&prompts, start.shallow_clone(), &sampling, given).unwrap();
+        let generated = showo.generate_tokens(&prompts, start.shallow_clone(), &sampling, given).unwrap();
 
         let (mut codes, mut temperature) = (start.shallow_clone(), sampling.temperature);
         let mut tokens = codes.shallow_clone();
         for at in 0..5 {
-            let everywhere = codes.ones_like().to_kind(Kind::Bool);
+            let all = codes.ones_like().to_kind(Kind::Bool);
             let logits = tch::no_grad(|| {
-                let states = (&codes, &everywhere);
-                let scored = showo.scored(showo.phi(), &prompts, states, (Scoring::Guided, guidance));
+                let states = (&codes, &all);
+                let scored = showo.target_hidden(showo.phi(), &prompts, states, (Scoring::Guided, guidance));
                 scored.unwrap().logits(showo.phi(), &shape)
             });
-            temperature = maskgit::cool(temperature, at, 5);
+            temperature = maskgit::anneal(temperature, at, 5);
             let (uniforms, noise) = given(at);
-            let places = maskgit::all_places(&codes);
-            let logits = (&logits, &places);
+            let positions = maskgit::all_positions(&codes);
+            let logits = (&logits, &positions);
             let step =
                 maskgit::step(Schedule::Cosine, logits, &codes, (at, 5), temperature, &uniforms, &noise);
             (codes, tokens) = (step.codes, step.sampled);
         }
-        assert_eq!(drawn.tokens, tokens);
+        assert_eq!(generated.tokens, tokens);
     }
 }
 
 #[test]
-fn a_step_of_an_answer_costs_the_same_wherever_it_stands() {
+fn decoding_steps_launch_the_same_number_of_operations() {
     let tiny = tiny();
     let (showo, images) = (&tiny.showo, tiny.images(2));
     tch::no_grad(|| {
-        let mut answering = showo.ask(showo.phi(), &images, &[vec![4, 5, 3], vec![6]], 8).unwrap();
+        let mut decoding = showo.prefill(showo.phi(), &images, &[vec![4, 5, 3], vec![6]], 8).unwrap();
         let token = Tensor::from_slice(&[1i64, 2]);
         let counts: Vec<i64> =
-            (0..8).map(|_| unirl::ops::count(|| answering.push(&token).unwrap()).1).collect();
+            (0..8).map(|_| unirl::ops::count(|| decoding.append(&token).unwrap()).1).collect();
         assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
-        assert!(answering.push(&token).unwrap_err().message().contains("room"));
+        assert!(decoding.append(&token).unwrap_err().message().contains("KV cache is full"));
     });
 }
 
 #[test]
-fn an_answer_is_scored_as_it_was_written() {
+fn answer_logp_equals_the_log_probabilities_of_decoding() {
     let tiny = tiny();
     let (showo, images) = (&tiny.showo, tiny.images(2));
     let questions = [vec![4, 5, 3], vec![6, 7, 8, 1, 3]];
-    let mut answering = showo.ask(showo.phi(), &images, &questions, 4).unwrap();
+    let mut decoding = showo.prefill(showo.phi(), &images, &questions, 4).unwrap();
     let (mut tokens, mut logp) = (Vec::new(), Vec::new());
     for _ in 0..4 {
-        let (best, token) = answering.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
-        answering.push(&token).unwrap();
+        let (best, token) = decoding.logits().log_softmax(-1, Kind::Float).max_dim(-1, false);
+        decoding.append(&token).unwrap();
         tokens.push(token);
         logp.push(best);
     }
     let tokens = Tensor::stack(&tokens, 1);
     let sampling = TextSampling { max_tokens: 4, ..GREEDY };
-    assert!(showo.write(&images, &questions, &sampling, -1).unwrap().tokens.equal(&tokens));
+    assert!(showo.generate_text(&images, &questions, &sampling, -1).unwrap().tokens.equal(&tokens));
     let mask = tokens.ones_like().to_kind(Kind::Bool);
     let answers = Answers::new(strings(["", ""]), tokens, mask);
-    let scored = showo.score(showo.phi(), &images, &questions, &answers).unwrap();
+    let scored = showo.score_answers(showo.phi(), &images, &questions, &answers).unwrap();
     close(&scored.logp, &Tensor::stack(&logp, 1), SAME);
 }
 
 #[test]
-fn an_answer_ends_with_its_end_token() {
+fn generated_answer_stops_at_its_end_token() {
     let tiny = tiny();
     let images = tiny.images(1);
     let question = [vec![4, 5]];
-    let written = |stop| -> Vec<i64> {
-        let GeneratedText { tokens, mask, .. } = tiny.showo.write(&images, &question, &GREEDY, stop).unwrap();
+    let generated = |stop| -> Vec<i64> {
+        let GeneratedText { tokens, mask, .. } =
+            tiny.showo.generate_text(&images, &question, &GREEDY, stop).unwrap();
         tokens.masked_select(&mask).try_into().unwrap()
     };
-    let endless = written(-1);
+    let endless = generated(-1);
     assert_eq!(endless.len() as i64, GREEDY.max_tokens);
     let stop = endless[2];
     let first = endless.iter().position(|token| *token == stop).unwrap();
-    assert_eq!(written(stop), endless[..=first]);
+    assert_eq!(generated(stop), endless[..=first]);
 }
 
 #[test]
-fn the_gradient_of_an_answer_reaches_the_relaxed_image() {
+fn answer_gradient_reaches_the_relaxed_image() {
     let mut tiny = tiny();
     let hard = tiny.images(2);
     let relaxed = hard.tokens.one_hot(tiny.config.codebook_size).to_kind(Kind::Float).set_requires_grad(true);
@@ -248,12 +250,12 @@ fn the_gradient_of_an_answer_reaches_the_relaxed_image() {
     assert!(tiny.showo.answer_logp(&images, &questions, &answers, Policy::Reference).is_err());
     tiny.showo.freeze_reference().unwrap();
     let known = tiny.showo.answer_logp(&images, &questions, &answers, Policy::Reference).unwrap();
-    assert!(!known.logp.requires_grad(), "the reference leaves no gradient");
+    assert!(!known.logp.requires_grad(), "the reference policy has no gradient");
     close(&known.logp, &scored.logp, SAME);
 }
 
 #[test]
-fn the_image_tokenizer_ends_its_training_on_the_codes_it_is_used_with() {
+fn tokenizer_loss_at_the_end_is_the_quantized_reconstruction() {
     let tiny = tiny();
     let side = tiny.showo.card().resolution;
     tch::manual_seed(6);
@@ -261,8 +263,8 @@ fn the_image_tokenizer_ends_its_training_on_the_codes_it_is_used_with() {
     let magvit = tiny.showo.magvit();
     let signed = &pixels * 2.0 - 1.0;
     let codes = magvit.codes(&magvit.latents(&signed));
-    let wrong = magvit.decode(&codes, tiny.config.grid()) - &signed;
-    let expected = wrong.square().mean(Kind::Float) + wrong.abs().mean(Kind::Float);
+    let error = magvit.decode(&codes, tiny.config.grid()) - &signed;
+    let expected = error.square().mean(Kind::Float) + error.abs().mean(Kind::Float);
     let loss = tiny.showo.tokenizer_loss(&pixels, 1.0).unwrap();
     close(&loss, &expected, SAME);
 
@@ -282,11 +284,11 @@ fn the_image_tokenizer_ends_its_training_on_the_codes_it_is_used_with() {
 }
 
 #[test]
-fn drawings_follow_from_the_seed() {
+fn generated_images_are_determined_by_the_seed() {
     let mut tiny = tiny();
     let prompts = strings(["a red car", "blue"]);
-    let mut draw = |seed| tiny.showo.generate(&prompts, &sampling(seed)).unwrap();
-    let (one, again, other) = (draw(1), draw(1), draw(2));
+    let mut generate = |seed| tiny.showo.generate(&prompts, &sampling(seed)).unwrap();
+    let (one, again, other) = (generate(1), generate(1), generate(2));
     assert!(one.tokens.equal(&again.tokens) && !one.tokens.equal(&other.tokens));
     assert!(
         one.tokens.ge(0).logical_and(&one.tokens.lt(tiny.config.codebook_size)).all() == Tensor::from(true)
@@ -302,13 +304,13 @@ fn drawings_follow_from_the_seed() {
 }
 
 #[test]
-fn re_masking_follows_from_the_seed_with_one_ratio_for_all() {
+fn re_masking_is_determined_by_the_seed_with_one_ratio_per_batch() {
     let tiny = tiny();
     let images = tiny.images(3);
     let prompts = strings(["a", "red", "blue car"]);
     let targets = |seed| {
-        let replay = Masking::remask(seed, None);
-        tiny.showo.image_logits(&prompts, &images, Policy::Current, &replay).unwrap().targets
+        let masking = Masking::remask(seed, None);
+        tiny.showo.image_logits(&prompts, &images, Policy::Current, &masking).unwrap().targets
     };
     assert!(targets(7).equal(&targets(7)) && !targets(7).equal(&targets(8)));
     let counts = targets(7).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
@@ -316,7 +318,7 @@ fn re_masking_follows_from_the_seed_with_one_ratio_for_all() {
 }
 
 #[test]
-fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
+fn reveal_masking_scores_every_token_once_in_its_reveal_state() {
     let tiny = tiny();
     let showo = &tiny.showo;
     let sampling = sampling(0);
@@ -328,27 +330,28 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
     let given =
         |at: i64| (uniforms[at as usize][0].shallow_clone(), uniforms[at as usize][1].shallow_clone());
     let unknown = Tensor::full(shape, UNKNOWN, (Kind::Int64, Device::Cpu));
-    let drawn = showo.draw(&[vec![0, 1, 3], vec![2]], unknown.shallow_clone(), &sampling, given).unwrap();
+    let generated =
+        showo.generate_tokens(&[vec![0, 1, 3], vec![2]], unknown.shallow_clone(), &sampling, given).unwrap();
 
-    let replay = |steps: Vec<i64>| {
-        let replay = Masking::Reveal { steps, scoring: Scoring::Guided, guidance: sampling.guidance };
-        tch::no_grad(|| showo.image_logits(&prompts, &drawn, Policy::Current, &replay)).unwrap()
+    let score = |steps: Vec<i64>| {
+        let masking = Masking::Reveal { steps, scoring: Scoring::Guided, guidance: sampling.guidance };
+        tch::no_grad(|| showo.image_logits(&prompts, &generated, Policy::Current, &masking)).unwrap()
     };
-    let all = replay((0..sampling.steps).collect());
+    let all = score((0..sampling.steps).collect());
     assert!(all.targets.all() == Tensor::from(true));
     let mut covered = Tensor::zeros(shape, (Kind::Int64, Device::Cpu));
     for at in 0..sampling.steps {
-        let one = replay(vec![at]);
+        let one = score(vec![at]);
         covered += one.targets.to_kind(Kind::Int64);
         let here = one.targets.unsqueeze(-1);
         close(&one.logits.masked_select(&here), &all.logits.masked_select(&here), SAME);
-        // The recorded draws choose the same tokens again.
+        // The recorded random numbers sample the same tokens again.
         let (uniforms, noise) = given(at);
-        let logits = (&one.logits, &maskgit::all_places(&unknown));
+        let logits = (&one.logits, &maskgit::all_positions(&unknown));
         let step =
             maskgit::step(Schedule::Cosine, logits, &unknown, (at, sampling.steps), 0.0, &uniforms, &noise);
         assert!(
-            step.sampled.masked_select(&one.targets).equal(&drawn.tokens.masked_select(&one.targets)),
+            step.sampled.masked_select(&one.targets).equal(&generated.tokens.masked_select(&one.targets)),
             "{at}"
         );
     }
@@ -356,7 +359,7 @@ fn replaying_all_steps_scores_every_token_once_in_the_state_it_was_drawn_in() {
 }
 
 #[test]
-fn a_saved_model_opens_as_it_was() {
+fn saved_model_loads_unchanged() {
     let mut tiny = tiny();
     let dir = tempfile::tempdir().unwrap();
     tiny.showo.save(dir.path()).unwrap();
@@ -369,14 +372,14 @@ fn a_saved_model_opens_as_it_was() {
     };
     assert!(logits(&opened).equal(&logits(&tiny.showo)));
     assert!(opened.pixels(&images).unwrap().equal(&tiny.showo.pixels(&images).unwrap()));
-    let said = |showo: &mut Showo| showo.answer(&images, &prompts, &GREEDY).unwrap();
-    let (before, after) = (said(&mut tiny.showo), said(&mut opened));
+    let answered = |showo: &mut Showo| showo.answer(&images, &prompts, &GREEDY).unwrap();
+    let (before, after) = (answered(&mut tiny.showo), answered(&mut opened));
     assert!(before.tokens.equal(&after.tokens));
     assert_eq!(before.text, after.text);
 }
 
 #[test]
-fn a_packed_model_is_itself_in_half_precision() {
+fn packed_model_loads_with_f16_rounding() {
     let tiny = tiny();
     let dir = tempfile::tempdir().unwrap();
     tiny.showo.save(dir.path()).unwrap();
@@ -391,7 +394,7 @@ fn a_packed_model_is_itself_in_half_precision() {
     for (before, after) in before.iter().zip(&after) {
         assert_eq!(before.name, after.name);
         assert_eq!(after.tensor.kind(), Kind::Float);
-        // Ten bits behind the point, and a last step of 2⁻²⁴ near zero: half of either is rounding.
+        // f16 has 10 mantissa bits and a smallest step of 2⁻²⁴; rounding is half of that.
         let allowed = before.tensor.abs() * 2f64.powi(-11) + 2f64.powi(-25);
         let off = (&before.tensor - &after.tensor).abs();
         assert!(off.le_tensor(&allowed).all() == Tensor::from(true), "{}", before.name);
@@ -400,7 +403,7 @@ fn a_packed_model_is_itself_in_half_precision() {
 }
 
 #[test]
-fn requests_that_make_no_sense_are_refused() {
+fn invalid_requests_are_refused() {
     let mut tiny = tiny();
     let images = tiny.images(2);
     let one = strings(["a"]);
@@ -412,5 +415,5 @@ fn requests_that_make_no_sense_are_refused() {
     );
     let reveal = Masking::Reveal { steps: vec![0], scoring: Scoring::Conditional, guidance: 0.0 };
     let refused = tiny.showo.image_logits(&one, &images.narrow(0, 1), Policy::Current, &reveal);
-    assert!(refused.is_err(), "these images do not know their steps");
+    assert!(refused.is_err(), "images without `revealed_at`");
 }

@@ -1,7 +1,6 @@
-//! Numerical parity with the public reference implementation: every number here was recorded from it.
+//! Numerical parity with the public reference implementation, from which every expected number was recorded.
 //!
-//! `UNIRL_SHOWO_FIXTURE=DIR` reads another folder of the same form; sizes, settings and expectations are the
-//! folder's.
+//! `UNIRL_SHOWO_FIXTURE=DIR` selects another fixture folder, which defines sizes, settings and expectations.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,34 +16,35 @@ use tch::{Device, IndexOp, Kind, Reduction, Tensor};
 use unirl::algorithms::objective::{self, Weighting};
 use unirl::model::{ImageSampling, Images, Scoring, TextSampling, UnifiedModel};
 use unirl::sampling::gather_logp;
-use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::GeneratedText;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::{mask, prompt};
 use unirl_text::padded;
 
-/// What the paper scores.
+/// The paper's scoring.
 const PLAIN: (Scoring, f64) = (Scoring::Conditional, 0.0);
 
-/// Logits `[B,L,V]` of whole sequences under a visibility: the plain forward pass, no cache.
+/// Logits `[B,L,V]` of full sequences under the visibility `visible`, without a cache.
 fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
     let positions = Tensor::arange(ids.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
-    let (language, mask) = (&showo.phi().language, decoder::additive(visible));
+    let (language, mask) = (&showo.phi().language, attention::additive_mask(visible));
     let rows = StackInput {
         x: language.embed(ids),
         positions: &positions,
-        sees: AttnMask::Mask(&mask),
+        mask: AttnMask::Additive(&mask),
         past: None,
-        read: None,
+        outputs: None,
     };
-    language.logits(&language.hidden(rows).unwrap())
+    language.logits(&language.hidden_states(rows).unwrap())
 }
 
-/// Logits of images `tokens [B,N]` with the `targets [B,N]` hidden, which mean nothing elsewhere.
+/// Logits of images `tokens [B,N]` with the `targets [B,N]` masked; only those of targets are meaningful.
 fn masked_logits(showo: &Showo, prompts: &[Vec<i64>], tokens: &Tensor, targets: &Tensor) -> Tensor {
-    let states = maskgit::hide(tokens, targets);
-    let scored = showo.scored(showo.phi(), prompts, (&states, targets), PLAIN).unwrap();
+    let states = maskgit::mask_tokens(tokens, targets);
+    let scored = showo.target_hidden(showo.phi(), prompts, (&states, targets), PLAIN).unwrap();
     scored.logits(showo.phi(), &tokens.size())
 }
 
@@ -75,7 +75,7 @@ fn parity_0_prompts_and_labels() {
 }
 
 #[test]
-fn parity_1_drawing_logits() {
+fn parity_1_generation_logits() {
     let f = Fixture::open();
     let case = f.case("t2i_forward");
     let showo = f.policy();
@@ -84,11 +84,11 @@ fn parity_1_drawing_logits() {
     same("visible", &visible, &case.tensor("visible"));
     close("logits", &full_logits(&showo, &ids, &visible), &case.tensor("logits"), VALUES);
 
-    // The same behind cached text blocks, in which equal prompts share one.
+    // The same with cached text blocks, which equal prompts share.
     let blocks = showo.text_blocks(showo.phi(), &f.prompts(&ids)).unwrap();
-    let got = showo.code_logits(showo.phi(), &blocks, &blocks.index, &f.codes(&f.drawn(&ids))).unwrap();
+    let got = showo.code_logits(showo.phi(), &blocks, &blocks.index, &f.codes(&f.image_ids(&ids))).unwrap();
     let expected = code_columns(&f, &case.tensor("logits").narrow(1, f.start() + 1, f.tokens()));
-    close("code logits behind cached text", &got, &expected, VALUES);
+    close("code logits after cached text", &got, &expected, VALUES);
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn parity_2_understanding_logits() {
         let end = text.iter().position(|id| *id == f.special.pad).unwrap_or(text.len());
         text[..end - 1].to_vec() // without the end token that the layout adds
     };
-    let image = rows(&(f.read(&ids) + f.special.image));
+    let image = rows(&(f.image_codes(&ids) + f.special.image));
     let built: Vec<_> =
         rows(&ids).iter().zip(&image).map(|(row, image)| f.prompting.mmu_labels(image, &text(row))).collect();
     same("labels", &padded(&built, 0, Device::Cpu).0, &case.tensor("labels"));
@@ -114,8 +114,8 @@ fn parity_2_understanding_logits() {
     let (ids, expected) = (case.tensor("infer_input_ids"), case.tensor("infer_logits"));
     close("unpadded", &full_logits(&showo, &ids, &mask::mmu(&ids, &f.special)), &expected, VALUES);
     let questions: Vec<_> = rows(&ids).iter().map(|row| row[f.tokens() as usize + 3..].to_vec()).collect();
-    let asked = showo.ask(showo.phi(), &images(&f.read(&ids)), &questions, 0).unwrap();
-    close("as asked", &asked.logits(), &expected.select(1, -1), VALUES);
+    let decoding = showo.prefill(showo.phi(), &images(&f.image_codes(&ids)), &questions, 0).unwrap();
+    close("prefill", &decoding.logits(), &expected.select(1, -1), VALUES);
 }
 
 #[test]
@@ -127,9 +127,9 @@ fn parity_3_masks() {
     same("t2i with pads", &mask::t2i(&ids, &f.special, false), &case.tensor("t2i_keep_pad_visible"));
     same("mmu", &mask::mmu(&case.tensor("mmu_ids"), &f.special), &case.tensor("mmu_visible"));
     same("lm", &mask::t2i(&case.tensor("lm_ids"), &f.special, false), &case.tensor("lm_visible"));
-    let hidden = decoder::additive(&case.mask("lm_visible"))
+    let masked = attention::additive_mask(&case.mask("lm_visible"))
         .masked_select(&case.mask("lm_visible").logical_not().unsqueeze(1));
-    assert!(hidden.eq(-(2f64.powi(63))).all() == Tensor::from(true), "hidden scores get −2⁶³ added");
+    assert!(masked.eq(-(2f64.powi(63))).all() == Tensor::from(true), "−2⁶³ is added to masked scores");
 }
 
 #[test]
@@ -149,14 +149,14 @@ fn parity_4_maskgit() {
         let mut temperature = 1.0;
         for at in 0..steps {
             let codes = f.codes(&case.tensor("ids_in").get(at));
-            let everywhere = codes.ones_like().to_kind(Kind::Bool);
+            let all = codes.ones_like().to_kind(Kind::Bool);
             let scored =
-                showo.scored(showo.phi(), &prompts, (&codes, &everywhere), (Scoring::Guided, guidance));
+                showo.target_hidden(showo.phi(), &prompts, (&codes, &all), (Scoring::Guided, guidance));
             let logits = scored.unwrap().logits(showo.phi(), &codes.size());
             if let Some(expected) = case.find("code_logits") {
                 close(&named("logits", at), &logits, &expected.get(at), values);
             }
-            temperature = maskgit::cool(temperature, at, steps);
+            temperature = maskgit::anneal(temperature, at, steps);
             number(
                 &named("temperature", at),
                 &case.tensor("temperature").get(at),
@@ -164,10 +164,10 @@ fn parity_4_maskgit() {
                 PROBABILITIES,
             );
             let [uniforms, noise] = ["cat_uniforms", "gumbel_uniforms"].map(|name| case.tensor(name).get(at));
-            let everywhere = maskgit::all_places(&codes);
+            let positions = maskgit::all_positions(&codes);
             let step = maskgit::step(
                 Schedule::Cosine,
-                (&logits, &everywhere),
+                (&logits, &positions),
                 &codes,
                 (at, steps),
                 temperature,
@@ -184,22 +184,23 @@ fn parity_4_maskgit() {
             same(&named("sampled", at), &step.sampled, &expected("sampled"));
             close(&named("confidence", at), &step.confidence, &expected("selected_conf"), PROBABILITIES);
             close(&named("noisy", at), &step.noisy, &expected("conf_noisy"), values);
-            close(&named("cut", at), &step.cut, &expected("cut"), values);
+            close(&named("cut", at), &step.cutoff, &expected("cut"), values);
             same(&named("masked", at), &step.masked, &expected("masked"));
             let unknown = codes.eq(UNKNOWN).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
             same(
                 &named("count", at),
-                &maskgit::remaining(Schedule::Cosine, &unknown, f.tokens(), (at, steps)),
+                &maskgit::masked_count(Schedule::Cosine, &unknown, f.tokens(), (at, steps)),
                 &expected("mask_len"),
             );
             same(&named("codes", at), &step.codes, &f.codes(&expected("ids_out")));
         }
 
-        // The same once more, as one loop that feeds itself.
+        // The same in one loop, each step continuing the previous one.
         let sampling = ImageSampling { guidance, steps, ..ImageSampling::default() };
         let uniforms = |at| (case.tensor("cat_uniforms").get(at), case.tensor("gumbel_uniforms").get(at));
-        let drawn = showo.draw(&prompts, f.codes(&f.drawn(&ids)), &sampling, uniforms).unwrap();
-        same(&format!("{}: result", case.prefix), &drawn.tokens, &case.tensor("result"));
+        let generated =
+            showo.generate_tokens(&prompts, f.codes(&f.image_ids(&ids)), &sampling, uniforms).unwrap();
+        same(&format!("{}: result", case.prefix), &generated.tokens, &case.tensor("result"));
     }
 }
 
@@ -211,7 +212,7 @@ fn parity_4d_schedules() {
         let (tokens, steps): (i64, i64) = (tokens.parse().unwrap(), steps.parse().unwrap());
         let mut unknown = Tensor::from_slice(&[tokens]);
         let counts = (0..steps).map(|at| {
-            unknown = maskgit::remaining(Schedule::Cosine, &unknown, tokens, (at, steps));
+            unknown = maskgit::masked_count(Schedule::Cosine, &unknown, tokens, (at, steps));
             unknown.int64_value(&[0])
         });
         assert_eq!(counts.collect::<Vec<_>>(), integers(expected), "{sizes}");
@@ -224,22 +225,23 @@ fn parity_5_greedy_answers() {
     let case = f.case("mmu_greedy");
     let showo = f.policy();
     let ids = case.tensor("input_ids");
-    let image = images(&f.read(&ids));
+    let image = images(&f.image_codes(&ids));
     let questions: Vec<_> = rows(&ids).iter().map(|row| row[f.tokens() as usize + 3..].to_vec()).collect();
     let sampling =
         TextSampling { max_tokens: case.number("max_new_tokens") as i64, ..TextSampling::default() };
 
     let tokens = case.tensor("tokens");
-    let mut answering = showo.ask(showo.phi(), &image, &questions, tokens.size()[0]).unwrap();
+    let mut decoding = showo.prefill(showo.phi(), &image, &questions, tokens.size()[0]).unwrap();
     for at in 0..tokens.size()[0] {
         let expected = case.tensor("step_logits").get(at);
-        close(&format!("logits of token {at}"), &answering.logits().get(0), &expected, VALUES);
-        answering.push(&tokens.i(at..=at)).unwrap();
+        close(&format!("logits of token {at}"), &decoding.logits().get(0), &expected, VALUES);
+        decoding.append(&tokens.i(at..=at)).unwrap();
     }
     for (stop, expected) in
         [(-1, tokens), (case.number("stop_token") as i64, case.tensor("tokens_with_stop"))]
     {
-        let GeneratedText { tokens, mask, .. } = showo.write(&image, &questions, &sampling, stop).unwrap();
+        let GeneratedText { tokens, mask, .. } =
+            showo.generate_text(&image, &questions, &sampling, stop).unwrap();
         same(&format!("tokens, stopping at {stop}"), &tokens.masked_select(&mask), &expected);
     }
 }
@@ -249,7 +251,7 @@ fn parity_6_random_masking() {
     let f = Fixture::open();
     let case = f.case("mask_or_random_replace");
     let ids = case.tensor("image_ids");
-    close("ratio", &Schedule::Cosine.share(&case.tensor("t")), &case.tensor("mask_prob"), PROBABILITIES);
+    close("ratio", &Schedule::Cosine.mask_ratio(&case.tensor("t")), &case.tensor("mask_prob"), PROBABILITIES);
     for shared in ["", "shared_"] {
         let tensor = |name: &str| case.tensor(&format!("{shared}{name}"));
         let hidden = maskgit::remask(Schedule::Cosine, &tensor("uniforms"), &tensor("t"));
@@ -278,21 +280,21 @@ fn parity_7_image_tokenizer() {
         let decoded = magvit.decode(&tensor("indices"), grid(&pixels));
         close(&format!("{shape}: pixels"), &decoded, &tensor("decoded"), VALUES);
         if grid(&pixels) == f.config.grid() {
-            // What a user sees: pixels in 0..=1 on either side.
+            // The public interface, with pixels in 0..=1.
             let encoded = showo.encode(&((pixels + 1.0) / 2.0)).unwrap();
             same(&format!("{shape}: encoded"), &encoded.tokens, &tensor("indices"));
         }
-        let seen = ((decoded + 1.0) / 2.0).clamp(0.0, 1.0);
-        if seen.size()[2..] == [f.config.grid().0 * factor, f.config.grid().1 * factor] {
-            let shown = showo.pixels(&images(&tensor("indices"))).unwrap();
-            close(&format!("{shape}: shown"), &shown, &seen, PROBABILITIES);
+        let unit = ((decoded + 1.0) / 2.0).clamp(0.0, 1.0);
+        if unit.size()[2..] == [f.config.grid().0 * factor, f.config.grid().1 * factor] {
+            let pixels = showo.pixels(&images(&tensor("indices"))).unwrap();
+            close(&format!("{shape}: public pixels"), &pixels, &unit, PROBABILITIES);
         }
-        let bytes = (seen * 255.0).to_kind(Kind::Uint8).to_kind(Kind::Int64);
+        let bytes = (unit * 255.0).to_kind(Kind::Uint8).to_kind(Kind::Int64);
         let off = (bytes - tensor("u8").to_kind(Kind::Int64)).abs();
-        assert!(off.max().int64_value(&[]) <= 1, "{shape}: a byte is off by more than 1");
+        assert!(off.max().int64_value(&[]) <= 1, "{shape}: a byte differs by more than 1");
         assert!(
             off.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]) <= BYTES,
-            "{shape}: bytes are off"
+            "{shape}: too many bytes differ"
         );
     }
     let relaxed = case.tensor("soft_onehot").set_requires_grad(true);
@@ -327,10 +329,10 @@ fn parity_8_straight_through() {
         close(&format!("{name}: hard"), &relaxed, &tensor("hard"), PROBABILITIES);
         let tokens = relaxed.detach().argmax(-1, false);
         same(&format!("{name}: codes"), &tokens, &tensor("hard").argmax(-1, false));
-        hard_ids += i64::from(tokens.equal(&f.read(&ids)));
+        hard_ids += i64::from(tokens.equal(&f.image_codes(&ids)));
 
-        let drawn = Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) };
-        let scored = showo.score(showo.phi(), &drawn, &questions, &answers).unwrap();
+        let generated = Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) };
+        let scored = showo.score_answers(showo.phi(), &generated, &questions, &answers).unwrap();
         let expected = tensor("logp").masked_select(&case.mask("answer_mask"));
         close(&format!("{name}: logp"), &scored.logp.masked_select(&scored.mask), &expected, VALUES);
         let loss = -scored.logp.sum(Kind::Float);
@@ -339,9 +341,9 @@ fn parity_8_straight_through() {
         gradient(&format!("{name}: gradient of logits"), &others[0], &tensor("grad_logits"));
         case.gradients(&name, &scalars["grad_norms"], &weights);
     }
-    assert!(hard_ids > 0, "the stored ids are those of one temperature");
+    assert!(hard_ids > 0, "the stored ids belong to one of the temperatures");
 
-    let image = rows(&(f.read(&ids) + f.special.image));
+    let image = rows(&(f.image_codes(&ids) + f.special.image));
     let labelled = |((row, image), end): ((&Vec<i64>, &Vec<i64>), &Vec<i64>)| {
         let last = end.iter().rposition(|there| *there != 0).unwrap(); // the closing end token
         let text = &row[f.tokens() as usize + 3..last];
@@ -374,7 +376,7 @@ fn parity_9_end_to_end_step() {
     let phi = showo.phi();
     let group = case.number("G") as i64;
 
-    // 1. Draw.
+    // 1. Generate.
     let prompts = vec![case.ids("prompt"); group as usize];
     let hidden = vec![f.special.mask; f.tokens() as usize];
     let built: Vec<_> = prompts.iter().map(|prompt| f.prompting.t2i(prompt, &hidden)).collect();
@@ -388,23 +390,23 @@ fn parity_9_end_to_end_step() {
     };
     let uniforms = |at| (case.tensor("cat_uniforms").get(at), case.tensor("gumbel_uniforms").get(at));
     let codes = Tensor::full([group, f.tokens()], UNKNOWN, (Kind::Int64, Device::Cpu));
-    let drawn = showo.draw(&prompts, codes, &sampling, uniforms).unwrap().tokens;
-    same("rollout", &drawn, &case.tensor("codes"));
+    let generated = showo.generate_tokens(&prompts, codes, &sampling, uniforms).unwrap().tokens;
+    same("rollout", &generated, &case.tensor("codes"));
 
-    // 2. and 3. Hide some, predict them.
+    // 2. and 3. Mask some tokens and predict them.
     let targets = maskgit::remask(Schedule::Cosine, &case.tensor("mask_uniforms"), &case.tensor("t"));
     same("masked", &targets, &case.tensor("masked"));
-    let replayed: Vec<_> = prompts.iter().zip(rows(&f.ids(&drawn, &targets))).collect();
-    let replayed: Vec<_> =
-        replayed.into_iter().map(|(prompt, image)| f.prompting.t2i(prompt, &image)).collect();
-    same("re-masked input", &padded(&replayed, 0, Device::Cpu).0, &case.tensor("t2i_ids"));
-    let logits = masked_logits(&showo, &prompts, &drawn, &targets);
+    let sequences: Vec<_> = prompts.iter().zip(rows(&f.ids(&generated, &targets))).collect();
+    let sequences: Vec<_> =
+        sequences.into_iter().map(|(prompt, image)| f.prompting.t2i(prompt, &image)).collect();
+    same("re-masked input", &padded(&sequences, 0, Device::Cpu).0, &case.tensor("t2i_ids"));
+    let logits = masked_logits(&showo, &prompts, &generated, &targets);
     let hidden = |logits: &Tensor| logits.masked_select(&targets.unsqueeze(-1));
     close("image logits", &hidden(&logits), &hidden(&case.tensor("image_logits")), VALUES);
 
-    // 4. Relax.
+    // 4. Complete the images.
     let sampled = objective::straight_through(&logits, &case.tensor("gumbel"), case.number("tau"));
-    let (relaxed, mixed) = objective::fill_masked(&sampled, &drawn, &targets);
+    let (relaxed, mixed) = objective::fill_masked(&sampled, &generated, &targets);
     same("mixed codes", &mixed, &case.tensor("mixed_codes"));
 
     // 5. Answer.
@@ -412,9 +414,9 @@ fn parity_9_end_to_end_step() {
         f.prompting.mmu(&image, &[case.ids("question").as_slice(), answer].concat())
     };
     let image = || rows(&(&mixed + f.special.image)).into_iter();
-    let said = case.json["scalars"]["answers"].as_array().unwrap();
+    let answered = case.json["scalars"]["answers"].as_array().unwrap();
     let built: Vec<_> =
-        said.iter().zip(image()).map(|(said, image)| sequence(&integers(said), image)).collect();
+        answered.iter().zip(image()).map(|(answered, image)| sequence(&integers(answered), image)).collect();
     same("dialogue", &padded(&built, 0, Device::Cpu).0, &case.tensor("mmu_ids"));
     let built: Vec<_> = image().map(|image| sequence(&case.ids("gt_answer"), image)).collect();
     same("supervised dialogue", &padded(&built, 0, Device::Cpu).0, &case.tensor("sft.mmu_ids"));
@@ -422,9 +424,10 @@ fn parity_9_end_to_end_step() {
     let completed =
         Images { relaxed: Some(relaxed.shallow_clone()), ..Images::from_tokens(mixed.shallow_clone()) };
     let (questions, answers) = f.dialogue(&case.tensor("mmu_ids"), &case.tensor("answer_mask"));
-    let scored = showo.score(phi, &completed, &questions, &answers).unwrap();
+    let scored = showo.score_answers(phi, &completed, &questions, &answers).unwrap();
     let known =
-        tch::no_grad(|| reference.score(reference.phi(), &images(&mixed), &questions, &answers)).unwrap();
+        tch::no_grad(|| reference.score_answers(reference.phi(), &images(&mixed), &questions, &answers))
+            .unwrap();
     let (k3, _) = objective::k3(&scored.logp, &known.logp);
     let answer = case.mask("answer_mask");
     for (name, got) in [("logp", &scored.logp), ("logp_ref", &known.logp), ("k3", &k3)] {
@@ -433,21 +436,21 @@ fn parity_9_end_to_end_step() {
     let sums = |values: &Tensor| values.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
     let kl = objective::mean_per_token(&k3, &scored.mask);
     let stored = &case.json["scalars"];
-    number("KL a token", &kl, &stored["kl_token_mean"], LOSSES);
-    number("KL a sequence", &sums(&k3).mean(Kind::Float), &stored["kl_seq"], LOSSES);
+    number("KL per token", &kl, &stored["kl_token_mean"], LOSSES);
+    number("KL per sequence", &sums(&k3).mean(Kind::Float), &stored["kl_seq"], LOSSES);
     assert_eq!(scored.mask.sum(Kind::Int64).int64_value(&[]), case.number("n_answer_tokens") as i64);
 
     let (questions, answers) = f.dialogue(&case.tensor("sft.mmu_ids"), &case.tensor("sft.answer_mask"));
-    let taught = showo.score(phi, &completed, &questions, &answers).unwrap();
+    let supervised = showo.score_answers(phi, &completed, &questions, &answers).unwrap();
     let expected = case.tensor("sft.logp").masked_select(&case.mask("sft.answer_mask"));
-    close("supervised logp", &taught.logp.masked_select(&taught.mask), &expected, VALUES);
+    close("supervised logp", &supervised.logp.masked_select(&supervised.mask), &expected, VALUES);
 
     // 6. The losses.
     let mut checked = Vec::new();
     for (name, expected) in case.json["losses"].as_object().unwrap() {
         let loss = match name.as_str() {
-            "sft_sum" => -sums(&taught.logp).mean(Kind::Float),
-            "sft_token" => -objective::mean_per_token(&taught.logp, &taught.mask),
+            "sft_sum" => -sums(&supervised.logp).mean(Kind::Float),
+            "sft_token" => -objective::mean_per_token(&supervised.logp, &supervised.mask),
             _ => {
                 let (rule, temperature) = name.split_once("_tauw").unwrap();
                 let weighted = &case.json["group_weights"][format!("rewards_tauw{temperature}")]["weights"];
@@ -485,12 +488,12 @@ fn parity_9_end_to_end_step() {
 #[test]
 fn parity_10_split_losses() {
     let f = Fixture::open();
-    let (case, drawing) = (f.case("split_losses"), f.case("unirl_step"));
+    let (case, step) = (f.case("split_losses"), f.case("unirl_step"));
     let (showo, reference) = (f.policy(), f.reference());
     let phi = showo.phi();
     let weights = case.tensor("weights");
-    let (codes, targets) = (drawing.tensor("codes"), drawing.mask("masked"));
-    let prompts = f.prompts(&drawing.tensor("t2i_ids"));
+    let (codes, targets) = (step.tensor("codes"), step.mask("masked"));
+    let prompts = f.prompts(&step.tensor("t2i_ids"));
 
     let masked = |showo: &Showo| {
         gather_logp(&masked_logits(showo, &prompts, &codes, &targets), &codes) * targets.to_kind(Kind::Float)
@@ -499,14 +502,14 @@ fn parity_10_split_losses() {
     let known = tch::no_grad(|| masked(&reference));
     close("image logp", &logp, &case.tensor("t2i_logp"), VALUES);
     close("image logp of the reference", &known, &case.tensor("t2i_logp_ref"), VALUES);
-    let ids = drawing.tensor("t2i_ids");
+    let ids = step.tensor("t2i_ids");
     let full =
         full_logits(&showo, &ids, &mask::t2i(&ids, &f.special, true)).narrow(1, f.start() + 1, f.tokens());
     let full = gather_logp(&full, &(&codes + f.special.image)) * targets.to_kind(Kind::Float);
     close("image logp over the vocabulary", &full, &case.tensor("t2i_logp_full"), VALUES);
 
     let (questions, answers) = f.dialogue(&case.tensor("mmu_ids"), &case.tensor("mmu_answer_mask"));
-    let scored = showo.score(phi, &images(&codes), &questions, &answers).unwrap();
+    let scored = showo.score_answers(phi, &images(&codes), &questions, &answers).unwrap();
     let expected = case.tensor("mmu_logp").masked_select(&case.mask("mmu_answer_mask"));
     close("answer logp", &scored.logp.masked_select(&scored.mask), &expected, VALUES);
 
@@ -550,7 +553,7 @@ fn parity_11_training_losses() {
             mask::t2i(&ids, &f.special, name == "t2i")
         };
         let logits = full_logits(&showo, &ids, &visible);
-        // An image position predicts itself, a text position the next one.
+        // An image position predicts itself, a text position the next token.
         let (logits, labels) = if name == "t2i" {
             (logits.narrow(1, f.start(), length - f.start()), labels.narrow(1, f.start(), length - f.start()))
         } else {

@@ -1,4 +1,4 @@
-//! Less memory, the same result: batches in parts, and layers that are computed again for their gradient.
+//! Micro-batches and gradient checkpointing save memory and do not change the result.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{alone, architecture, images, source, strings, sure};
+use common::{architecture, confident, images, serialize_tests, source, strings};
 use tch::{Kind, Tensor};
 use unirl::algorithms::{self, Iteration, Phases};
 use unirl::config::Rollout;
@@ -17,21 +17,21 @@ use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::config::{Architecture, ShowoConfig};
 use unirl_plugin_showo::model::Showo;
 
-/// Two orders of the same sums in f32, relative to the largest gradient of a tensor.
+/// The f32 error between two orders of the same sum, relative to the largest gradient of a tensor.
 const SAME: f64 = 1e-5;
 
-/// The small model with the words of the drawn world.
+/// The small model with the vocabulary of the tiles benchmark.
 fn tiny(gradient_checkpointing: bool) -> Showo {
     let architecture = Architecture { words: Vec::new(), max_text_len: 20, ..architecture() };
     let options =
         ShowoConfig { architecture: Some(architecture), gradient_checkpointing, ..ShowoConfig::default() };
-    sure(checkpoint::parts(&options, &source(Checkpoint::Fresh, 1)).unwrap())
+    confident(checkpoint::load(&options, &source(Checkpoint::Fresh, 1)).unwrap())
 }
 
-/// Pays for the length of an answer: different answers, different rewards.
-struct Long;
+/// A reward that depends on the length of an answer, so that answers differ in reward.
+struct Length;
 
-impl RewardFunction for Long {
+impl RewardFunction for Length {
     fn score(&self, samples: &[Sample], _: Option<&Tensor>) -> Result<Vec<Reward>> {
         let score = |sample: &Sample| Reward::new((sample.answer.len() % 7) as f64, 7.0);
         Ok(samples.iter().map(score).collect())
@@ -45,16 +45,16 @@ struct Step {
     gradients: Vec<(String, Tensor)>,
 }
 
-/// One step of an optimizer on two prompts with groups of three.
+/// One step of an algorithm on two prompts with groups of three.
 fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: bool) -> Step {
     let mut model = tiny(gradient_checkpointing);
     model.freeze_reference().unwrap();
     tch::manual_seed(4);
     for mut parameter in model.parameters().unwrap() {
-        tch::no_grad(|| parameter.tensor += parameter.tensor.randn_like() * 1e-3); // a KL that is not 0
+        tch::no_grad(|| parameter.tensor += parameter.tensor.randn_like() * 1e-3); // so that the KL term is not 0
     }
-    let rule = WeightedReward::named("long");
-    let rules = RewardSet::new(vec![(rule, Box::new(Long))]).unwrap();
+    let rule = WeightedReward::named("length");
+    let rules = RewardSet::new(vec![(rule, Box::new(Length))]).unwrap();
     let tasks: Vec<_> = eval::tasks(1, 3).unwrap()[..2]
         .iter()
         .flat_map(|task| std::iter::repeat_n(task.clone(), 3))
@@ -91,7 +91,7 @@ fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: b
 
 #[track_caller]
 fn same(what: &str, plain: &Step, other: &Step) {
-    assert!(plain.tokens.equal(&other.tokens), "{what}: drawings");
+    assert!(plain.tokens.equal(&other.tokens), "{what}: images");
     assert_eq!(plain.answers, other.answers, "{what}");
     assert_eq!(plain.metrics.keys().collect::<Vec<_>>(), other.metrics.keys().collect::<Vec<_>>());
     for (name, value) in &plain.metrics {
@@ -102,13 +102,13 @@ fn same(what: &str, plain: &Step, other: &Step) {
     for ((name, plain), (_, other)) in plain.gradients.iter().zip(&other.gradients) {
         let largest = plain.abs().max().double_value(&[]);
         let off = (plain - other).abs().max().double_value(&[]);
-        assert!(off <= SAME * (1.0 + largest), "{what}: `{name}` off by {off}, largest {largest}");
+        assert!(off <= SAME * (1.0 + largest), "{what}: `{name}` differs by {off}, largest {largest}");
     }
 }
 
 #[test]
-fn a_step_in_parts_is_the_step_in_one() {
-    let _alone = alone();
+fn micro_batches_and_gradient_checkpointing_do_not_change_the_step() {
+    let _guard = serialize_tests();
     let image = r#"{ coefficient = 1.0, replay = "reveal", reveal_steps = 2, beta = 0.3 }"#;
     let remask = r#"{ coefficient = 1.0, replay = "remask", beta = 0.3 }"#;
     for (name, options) in [
@@ -122,55 +122,55 @@ fn a_step_in_parts_is_the_step_in_one() {
         for micro_batch in [1, 2, 4, 6] {
             same(&format!("{name} by {micro_batch}"), &plain, &step(name, &options, micro_batch, false));
         }
-        same(&format!("{name} recomputed"), &plain, &step(name, &options, 0, true));
-        same(&format!("{name} recomputed by 1"), &plain, &step(name, &options, 1, true));
+        same(&format!("{name} with checkpointing"), &plain, &step(name, &options, 0, true));
+        same(&format!("{name} with checkpointing, by 1"), &plain, &step(name, &options, 1, true));
     }
 }
 
 #[test]
-fn a_batch_in_parts_is_drawn_and_answered_as_in_one() {
-    let _alone = alone();
+fn micro_batches_do_not_change_images_and_answers() {
+    let _guard = serialize_tests();
     let mut showo = tiny(false);
     let prompts = strings(["a red circle", "two blue squares", "a star", "a photo of a green heart"]);
     let sampling = ImageSampling { seed: 3, steps: 4, ..ImageSampling::default() };
-    let whole = showo.generate(&prompts, &sampling).unwrap();
-    let spoken = TextSampling { temperature: 1.0, max_tokens: 8, seed: 5, ..TextSampling::default() };
-    let answers = showo.answer(&whole, &prompts, &spoken).unwrap();
+    let full = showo.generate(&prompts, &sampling).unwrap();
+    let answer_sampling =
+        TextSampling { temperature: 1.0, max_tokens: 8, seed: 5, ..TextSampling::default() };
+    let answers = showo.answer(&full, &prompts, &answer_sampling).unwrap();
     for first in 0..prompts.len() {
         let one = &prompts[first..=first];
         let part = Some(BatchSlice { first: first as i64, of: 4 });
         let image = showo.generate(one, &ImageSampling { part, ..sampling.clone() }).unwrap();
-        assert!(image.tokens.equal(&whole.narrow(first as i64, 1).tokens));
-        let answer = showo.answer(&image, one, &TextSampling { part, ..spoken.clone() }).unwrap();
+        assert!(image.tokens.equal(&full.narrow(first as i64, 1).tokens));
+        let answer = showo.answer(&image, one, &TextSampling { part, ..answer_sampling.clone() }).unwrap();
         assert_eq!(answer.text[0], answers.text[first]);
     }
 }
 
 #[test]
-fn the_choice_among_the_likeliest_tokens_is_theirs() {
-    let _alone = alone();
+fn top_k_and_temperature_limit_the_sampled_tokens() {
+    let _guard = serialize_tests();
     let mut showo = tiny(false);
-    let drawn = images(&showo, 3);
+    let generated = images(&showo, 3);
     let questions = strings(["what is this", "how many", "what color"]);
-    let mut say = |temperature, top_k, seed| {
+    let mut answer = |temperature, top_k, seed| {
         let sampling = TextSampling { temperature, top_k, seed, max_tokens: 6, part: None };
-        showo.answer(&drawn, &questions, &sampling).unwrap().tokens
+        showo.answer(&generated, &questions, &sampling).unwrap().tokens
     };
-    let greedy = say(0.0, 0, 0);
-    assert!(say(1.0, 1, 7).equal(&greedy), "the original's `top_k=1`");
-    assert!(!say(1.0, 0, 7).equal(&greedy));
-    assert!(say(1.0, 2, 7).equal(&say(1.0, 2, 7)) && !say(1.0, 2, 7).equal(&say(1.0, 2, 8)));
-    // A hair's breadth of temperature leaves only the best.
-    assert!(say(1e-4, 0, 7).equal(&greedy));
+    let greedy = answer(0.0, 0, 0);
+    assert!(answer(1.0, 1, 7).equal(&greedy), "the original's `top_k=1`");
+    assert!(!answer(1.0, 0, 7).equal(&greedy));
+    assert!(answer(1.0, 2, 7).equal(&answer(1.0, 2, 7)) && !answer(1.0, 2, 7).equal(&answer(1.0, 2, 8)));
+    assert!(answer(1e-4, 0, 7).equal(&greedy), "a tiny temperature is greedy");
 }
 
 #[test]
-fn long_answers_are_scored_a_few_rows_at_a_time_to_the_same_gradient() {
-    let _alone = alone();
+fn chunked_logp_has_the_same_value_and_gradient() {
+    let _guard = serialize_tests();
     let showo = tiny(false);
     let phi = showo.phi();
     tch::manual_seed(2);
-    // As many rows as the head takes in three goes.
+    // As many rows as the head computes in three chunks.
     let rows =
         (1i64 << 24) / phi.language.logits(&Tensor::zeros([1, 32], tch::kind::FLOAT_CPU)).size()[1] * 2 + 5;
     let hidden = Tensor::randn([rows, 32], tch::kind::FLOAT_CPU).set_requires_grad(true);
@@ -186,26 +186,26 @@ fn long_answers_are_scored_a_few_rows_at_a_time_to_the_same_gradient() {
     (&plain * &weights).sum(Kind::Float).backward();
     for (chunked, plain) in [(chunked, plain), (gradient, leaf.grad())] {
         let off = (&chunked - &plain).abs().max().double_value(&[]);
-        assert!(off <= SAME * (1.0 + plain.abs().max().double_value(&[])), "off by {off}");
+        assert!(off <= SAME * (1.0 + plain.abs().max().double_value(&[])), "differs by {off}");
     }
 }
 
 #[test]
-fn a_replay_in_parts_hides_the_same_tokens() {
-    let _alone = alone();
+fn micro_batches_do_not_change_the_re_masked_tokens() {
+    let _guard = serialize_tests();
     let showo = tiny(false);
-    let drawn = images(&showo, 5);
+    let generated = images(&showo, 5);
     let prompts = vec!["a star".to_string(); 5];
     let targets = |rows: std::ops::Range<i64>, part| {
         let (first, len) = (rows.start, rows.end - rows.start);
-        let replay = Masking::remask(8, part);
+        let masking = Masking::remask(8, part);
         let prompts = &prompts[first as usize..rows.end as usize];
-        showo.image_logits(prompts, &drawn.narrow(first, len), Policy::Current, &replay).unwrap().targets
+        showo.image_logits(prompts, &generated.narrow(first, len), Policy::Current, &masking).unwrap().targets
     };
-    let whole = targets(0..5, None);
+    let full = targets(0..5, None);
     for rows in [0..2, 2..3, 3..5] {
         let part = Some(BatchSlice { first: rows.start, of: 5 });
-        let expected = whole.narrow(0, rows.start, rows.end - rows.start);
+        let expected = full.narrow(0, rows.start, rows.end - rows.start);
         assert!(targets(rows, part).equal(&expected));
     }
 }

@@ -1,4 +1,4 @@
-//! Text for model plugins: to ids and back, and rows of ids as tensors.
+//! Text tokenizers and padding that model plugins share.
 
 mod rows;
 mod tokenizer;

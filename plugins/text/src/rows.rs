@@ -1,15 +1,15 @@
-//! Rows of ids as tensors.
+//! Padding of token ids.
 
 use tch::{Device, Tensor};
 
-/// Rows of any length, padded with `pad` on their right: ids `[B,L]` and where they are, `[B,L]` bool.
+/// Right-pads rows with `pad`: ids `[B,L]`, and a mask `[B,L]` that is false at padding.
 pub fn padded(rows: &[Vec<i64>], pad: i64, device: Device) -> (Tensor, Tensor) {
-    pad_rows(rows, pad, device, |row, missing| row.chain(missing).collect())
+    pad_rows(rows, pad, device, |row, padding| row.chain(padding).collect())
 }
 
-/// [`padded`], on their left.
+/// [`padded`], with padding on the left.
 pub fn padded_left(rows: &[Vec<i64>], pad: i64, device: Device) -> (Tensor, Tensor) {
-    pad_rows(rows, pad, device, |row, missing| missing.chain(row).collect())
+    pad_rows(rows, pad, device, |row, padding| padding.chain(row).collect())
 }
 
 type Ids<'a> = &'a mut dyn Iterator<Item = (i64, bool)>;
@@ -22,14 +22,14 @@ fn pad_rows(
 ) -> (Tensor, Tensor) {
     let length = rows.iter().map(Vec::len).max().unwrap_or(0);
     let join = |row: &Vec<i64>| {
-        let mut missing = std::iter::repeat_n((pad, false), length - row.len());
-        join(&mut row.iter().map(|id| (*id, true)), &mut missing)
+        let mut padding = std::iter::repeat_n((pad, false), length - row.len());
+        join(&mut row.iter().map(|id| (*id, true)), &mut padding)
     };
-    let (ids, there): (Vec<i64>, Vec<bool>) = rows.iter().flat_map(join).unzip();
+    let (ids, present): (Vec<i64>, Vec<bool>) = rows.iter().flat_map(join).unzip();
     let shape = [rows.len() as i64, length as i64];
     (
         Tensor::from_slice(&ids).view(shape).to_device(device),
-        Tensor::from_slice(&there).view(shape).to_device(device),
+        Tensor::from_slice(&present).view(shape).to_device(device),
     )
 }
 
@@ -38,10 +38,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_padded_on_either_side() {
+    fn padding_is_added_on_the_right_or_left() {
         let rows = [vec![1, 2], vec![3]];
-        let flat = |(ids, there): (Tensor, Tensor)| {
-            (Vec::<i64>::try_from(ids.view([-1])).unwrap(), Vec::<bool>::try_from(there.view([-1])).unwrap())
+        let flat = |(ids, mask): (Tensor, Tensor)| {
+            (Vec::<i64>::try_from(ids.view([-1])).unwrap(), Vec::<bool>::try_from(mask.view([-1])).unwrap())
         };
         assert_eq!(flat(padded(&rows, 9, Device::Cpu)), (vec![1, 2, 3, 9], vec![true, true, true, false]));
         assert_eq!(

@@ -1,5 +1,4 @@
-//! The text tokenizer: a `tokenizer.json` or GPT-2's files as checkpoints bring them, or one of whole words for a fresh
-//! model.
+//! The text tokenizer: from the `tokenizer.json` or GPT-2 files of a checkpoint, or word-level for a fresh model.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -17,37 +16,37 @@ use crate::warnings::warn_unknown;
 const TOKENIZER: &str = "tokenizer.json";
 const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
-/// The first has ids alone, the second the texts of special tokens, the third everything, in some checkpoints only.
+/// The first maps tokens to ids, the second lists special tokens, the third has both but exists only in some checkpoints.
 const ADDED: [&str; 3] = ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"];
 
 const UNKNOWN: &str = "<unk>";
-/// Special in GPT-2's vocabulary, whose files do not say so.
+/// A special token of GPT-2, although its files do not mark it as one.
 const END: &str = "<|endoftext|>";
 
-/// Text to ids and back.
+/// A text tokenizer.
 #[derive(Clone)]
 pub struct Text {
     tokenizer: Tokenizer,
     json: Vec<u8>,
-    /// The id that stands for every word that the vocabulary does not have.
+    /// The id of the unknown token.
     unknown: Option<u32>,
 }
 
 impl Text {
-    /// Whether `folder` holds files of a tokenizer.
+    /// Whether `folder` contains tokenizer files.
     pub fn is_in(folder: &Path) -> bool {
         [TOKENIZER, VOCAB].iter().any(|name| folder.join(name).is_file())
     }
 
-    /// Reads the tokenizer of a checkpoint folder: `tokenizer.json`, or else `vocab.json` and `merges.txt` with what is
-    /// there of added tokens, a byte-level BPE as of GPT-2 and Phi.
+    /// Reads the tokenizer of a checkpoint folder: `tokenizer.json`, else the byte-level BPE of `vocab.json`, `merges.txt` and
+    /// the added tokens, as of GPT-2 and Phi.
     pub fn open_folder(folder: &Path) -> Result<Self> {
         if folder.join(TOKENIZER).is_file() {
             return Self::open(&folder.join(TOKENIZER));
         }
         if let Some(missing) = [VOCAB, MERGES].into_iter().find(|name| !folder.join(name).is_file()) {
             return Err(Error::failure(format!("no text tokenizer in `{}`", folder.display()))
-                .cause(format!("there is no `{TOKENIZER}`, and no `{missing}`"))
+                .cause(format!("neither `{TOKENIZER}` nor `{missing}` exists"))
                 .hint(format!("expected `{TOKENIZER}`, or `{VOCAB}` and `{MERGES}`")));
         }
         let vocab: BTreeMap<String, u32> = read_json(&folder.join(VOCAB))?;
@@ -83,24 +82,26 @@ impl Text {
         Self::from_json(input::read(path)?, &path.display().to_string())
     }
 
-    /// Parses the contents of a `tokenizer.json`; `file` is what errors call it.
+    /// Parses the contents of a `tokenizer.json`; `file` names it in errors.
     pub fn from_json(json: Vec<u8>, file: &str) -> Result<Self> {
         let broken = |error| Error::failure(format!("`{file}` is not a tokenizer")).cause(error);
         let mut tokenizer = Tokenizer::from_bytes(&json).map_err(broken)?;
-        // A file may keep the length that its last user cut and padded to; transformers ignores that, too.
+        // Like transformers, ignore truncation and padding settings in the file.
         tokenizer.with_truncation(None).map_err(broken)?;
         tokenizer.with_padding(None);
         let unknown = tokenizer.token_to_id(UNKNOWN);
         Ok(Self { tokenizer, json, unknown })
     }
 
-    /// A tokenizer of whole words in lower case; behind them the unknown word and `special` tokens.
+    /// A lower-case word-level tokenizer of `words`, the unknown token and `special` tokens, in this order.
     pub fn of_words(words: &[String], special: &[&str]) -> Result<Self> {
         let all = words.iter().map(String::as_str).chain([UNKNOWN]).chain(special.iter().copied());
         let vocab: serde_json::Map<_, _> =
             all.enumerate().map(|(id, word)| (word.into(), id.into())).collect();
         if vocab.len() != words.len() + 1 + special.len() {
-            return Err(Error::usage("`words` of the architecture: a word stands there twice"));
+            return Err(Error::usage(
+                "`words` of the architecture: expected distinct words, got a duplicate",
+            ));
         }
         let added = special.iter().map(|token| {
             let mut json = json!(AddedToken::from(*token, true).normalized(false));
@@ -121,7 +122,7 @@ impl Text {
         Self::from_json(json.to_string().into_bytes(), TOKENIZER)
     }
 
-    /// Tokens, special ones included.
+    /// The number of tokens, including special ones.
     pub fn vocabulary_size(&self) -> i64 {
         self.tokenizer.get_vocab_size(true) as i64
     }
@@ -136,7 +137,7 @@ impl Text {
         &self.json
     }
 
-    /// Ids of `text`, nothing added. Warns of words that the vocabulary does not have.
+    /// Encodes `text` without adding special tokens. Warns about words that are not in the vocabulary.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
         let encoding = self
             .tokenizer
@@ -144,13 +145,13 @@ impl Text {
             .map_err(|error| Error::failure(format!("cannot tokenize `{text}`")).cause(error))?;
         let ids = encoding.get_ids();
         if let Some(unknown) = self.unknown {
-            let places = ids.iter().zip(encoding.get_offsets()).filter(|(id, _)| **id == unknown);
-            warn_unknown(places.filter_map(|(_, (start, end))| text.get(*start..*end)));
+            let words = ids.iter().zip(encoding.get_offsets()).filter(|(id, _)| **id == unknown);
+            warn_unknown(words.filter_map(|(_, (start, end))| text.get(*start..*end)));
         }
         Ok(ids.iter().map(|id| i64::from(*id)).collect())
     }
 
-    /// The text of `ids` up to the token `end`. Ids without a text, as of image codes, are left out.
+    /// Decodes `ids` up to the token `end`. Ids outside the text vocabulary, such as image codes, are skipped.
     pub fn decode(&self, ids: &[i64], end: i64) -> Result<String> {
         let ids: Vec<u32> = ids
             .iter()
@@ -161,11 +162,11 @@ impl Text {
         let text = self
             .tokenizer
             .decode(&ids, true)
-            .map_err(|error| Error::failure("cannot turn an answer into text").cause(error))?;
+            .map_err(|error| Error::failure("cannot decode an answer").cause(error))?;
         Ok(text.trim().to_string())
     }
 
-    /// Answers `tokens [B,T]`, which end at the token `end`, where `mask [B,T]` is true.
+    /// Decodes answers `tokens [B,T]`, which end at the token `end` and are valid where `mask [B,T]` is true.
     pub fn answers(&self, tokens: Tensor, mask: Tensor, end: i64) -> Result<Answers> {
         let text = (0..tokens.size()[0])
             .map(|row| {
@@ -177,7 +178,7 @@ impl Text {
     }
 }
 
-/// The added tokens of a folder with GPT-2's files, by id; among them the special ones that the vocabulary holds.
+/// The added tokens of a folder with GPT-2's files by id, including special tokens that are in the vocabulary.
 fn added_tokens(folder: &Path, vocab: &BTreeMap<String, u32>) -> Result<BTreeMap<u32, AddedToken>> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -189,7 +190,7 @@ fn added_tokens(folder: &Path, vocab: &BTreeMap<String, u32>) -> Result<BTreeMap
         true => read_json::<TokenizerConfig>(&config)?.added_tokens_decoder,
         false => BTreeMap::new(),
     };
-    // A special token stands there as its text, or as an object, or as a list of either.
+    // The value of a special token is its text, an object, or a list of either.
     let special: Value = if special.is_file() { read_json(&special)? } else { Value::Null };
     let mut special: Vec<&str> = special
         .as_object()
@@ -199,16 +200,16 @@ fn added_tokens(folder: &Path, vocab: &BTreeMap<String, u32>) -> Result<BTreeMap
         .filter_map(|value| value.as_str().or_else(|| value["content"].as_str()))
         .collect();
     if vocab.contains_key(END) {
-        special.push(END); // GPT-2's own files say so nowhere
+        special.push(END); // GPT-2's files do not list it
     }
     let listed: BTreeMap<String, u32> = if ids.is_file() { read_json(&ids)? } else { BTreeMap::new() };
     for (content, id) in listed {
         let token = AddedToken::from(content.as_str(), special.contains(&content.as_str()));
         let known = added.entry(id).or_insert(token);
         if known.content != content {
-            return Err(mixed(
+            return Err(inconsistent(
                 folder,
-                format!("added token `{content}`: its id {id} is that of `{}`", known.content),
+                format!("added token `{content}`: id {id} is already used by `{}`", known.content),
             ));
         }
     }
@@ -216,13 +217,13 @@ fn added_tokens(folder: &Path, vocab: &BTreeMap<String, u32>) -> Result<BTreeMap
         if let Some(id) = vocab.get(content) {
             added.entry(*id).or_insert_with(|| AddedToken::from(content, true));
         } else if !added.values().any(|token| token.content == content) {
-            return Err(mixed(folder, format!("special token `{content}` has no id")));
+            return Err(inconsistent(folder, format!("special token `{content}` has no id")));
         }
     }
     Ok(added)
 }
 
-/// The crate gives the ids itself, one after the other behind the vocabulary: refuses files that say otherwise.
+/// Errors unless added tokens continue the ids of the vocabulary: the crate `tokenizers` assigns the ids itself.
 fn check_ids(folder: &Path, vocab: &BTreeMap<String, u32>, added: &BTreeMap<u32, AddedToken>) -> Result<()> {
     let by_id: HashMap<u32, &str> = vocab.iter().map(|(text, id)| (*id, text.as_str())).collect();
     let mut by_text: HashMap<&str, u32> = vocab.iter().map(|(text, id)| (text.as_str(), *id)).collect();
@@ -230,23 +231,23 @@ fn check_ids(folder: &Path, vocab: &BTreeMap<String, u32>, added: &BTreeMap<u32,
     for (id, token) in added {
         let wrong = match (by_text.insert(&token.content, *id), by_id.get(id)) {
             (Some(other), _) if other == *id => continue,
-            (Some(other), _) => format!("its id is {id}, and also {other}"),
-            (None, Some(other)) => format!("its id {id} is that of `{other}`"),
-            (None, None) if *id != next => format!("expected id {next}, the next one, got {id}"),
+            (Some(other), _) => format!("expected one id, got {id} and {other}"),
+            (None, Some(other)) => format!("id {id} is already used by `{other}`"),
+            (None, None) if *id != next => format!("expected id {next}, the next free one, got {id}"),
             (None, None) => {
                 next += 1;
                 continue;
             }
         };
-        return Err(mixed(folder, format!("added token `{}`: {wrong}", token.content)));
+        return Err(inconsistent(folder, format!("added token `{}`: {wrong}", token.content)));
     }
     Ok(())
 }
 
-fn mixed(folder: &Path, what: String) -> Error {
+fn inconsistent(folder: &Path, what: String) -> Error {
     Error::failure(what)
         .context(format!("cannot use the text tokenizer in `{}`", folder.display()))
-        .hint("see that all its files are there and of one tokenizer")
+        .hint("check that all files are present and belong to the same tokenizer")
 }
 
 #[cfg(test)]
@@ -275,7 +276,7 @@ mod tests {
         read_json(&Path::new(FIXTURE).join("cases.json")).unwrap()
     }
 
-    /// A copy of GPT-2's files, to be spoilt.
+    /// A copy of the GPT-2 files, for tests to modify.
     fn files() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for entry in fs::read_dir(Path::new(FIXTURE).join("files")).unwrap() {
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn agrees(text: &Text) {
+    fn assert_matches_reference(text: &Text) {
         let reference = reference();
         assert_eq!(text.vocabulary_size(), reference.vocabulary);
         for case in reference.cases {
@@ -307,15 +308,15 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_give_what_transformers_gives() {
-        agrees(&Text::open_folder(&Path::new(FIXTURE).join("json")).unwrap());
+    fn tokenizer_matches_transformers_from_json_and_gpt2_files() {
+        assert_matches_reference(&Text::open_folder(&Path::new(FIXTURE).join("json")).unwrap());
         let text = Text::open_folder(&Path::new(FIXTURE).join("files")).unwrap();
-        agrees(&text);
-        agrees(&Text::from_json(text.json().to_vec(), "saved").unwrap());
+        assert_matches_reference(&text);
+        assert_matches_reference(&Text::from_json(text.json().to_vec(), "saved").unwrap());
     }
 
     #[test]
-    fn a_length_that_the_file_keeps_is_ignored() {
+    fn tokenizer_truncation_and_padding_of_the_file_are_ignored() {
         let words = ["a", "photo", "of", "star"].map(String::from);
         let mut json: Value = serde_json::from_slice(Text::of_words(&words, &[]).unwrap().json()).unwrap();
         json["truncation"] =
@@ -327,10 +328,10 @@ mod tests {
     }
 
     #[test]
-    fn added_tokens_may_stand_in_the_configuration() {
+    fn added_tokens_are_read_from_tokenizer_config() {
         let dir = files();
         let eos = reference().eos;
-        // As with Phi: the end token is in the vocabulary, too.
+        // As in Phi, the vocabulary contains the end token.
         edit(&dir.path().join(VOCAB), |vocab| vocab[END] = eos.into());
         let added: BTreeMap<String, u32> = read_json(&dir.path().join(ADDED[0])).unwrap();
         let decoder: BTreeMap<u32, AddedToken> = added
@@ -339,37 +340,37 @@ mod tests {
             .collect();
         let config = json!({"tokenizer_class": "CodeGenTokenizer", "added_tokens_decoder": decoder});
         fs::write(dir.path().join(ADDED[2]), config.to_string()).unwrap();
-        agrees(&Text::open_folder(dir.path()).unwrap()); // beside `added_tokens.json`, as with Phi
+        assert_matches_reference(&Text::open_folder(dir.path()).unwrap()); // together with `added_tokens.json`, as in Phi
         fs::remove_file(dir.path().join(ADDED[0])).unwrap();
-        agrees(&Text::open_folder(dir.path()).unwrap());
+        assert_matches_reference(&Text::open_folder(dir.path()).unwrap());
     }
 
     #[test]
-    fn special_tokens_may_stand_in_the_vocabulary_alone() {
+    fn special_tokens_are_found_in_the_vocabulary() {
         let dir = files();
         let eos = reference().eos;
         edit(&dir.path().join(VOCAB), |vocab| vocab[END] = eos.into());
         let listed = dir.path().join(ADDED[0]);
         edit(&listed, |added| drop(added.as_object_mut().unwrap().remove(END)));
-        agrees(&Text::open_folder(dir.path()).unwrap());
+        assert_matches_reference(&Text::open_folder(dir.path()).unwrap());
         fs::remove_file(dir.path().join(ADDED[1])).unwrap();
-        agrees(&Text::open_folder(dir.path()).unwrap());
+        assert_matches_reference(&Text::open_folder(dir.path()).unwrap());
         fs::write(dir.path().join(ADDED[1]), r#"{"pad_token": {"content": "<pad>"}}"#).unwrap();
         assert_eq!(refused(dir.path()).causes(), ["special token `<pad>` has no id"]);
     }
 
     #[test]
-    fn missing_merges_are_named() {
+    fn missing_merges_txt_is_an_error() {
         let dir = files();
         fs::remove_file(dir.path().join(MERGES)).unwrap();
         let error = refused(dir.path());
         assert_eq!(error.message(), format!("no text tokenizer in `{}`", dir.path().display()));
-        assert_eq!(error.causes(), ["there is no `tokenizer.json`, and no `merges.txt`"]);
+        assert_eq!(error.causes(), ["neither `tokenizer.json` nor `merges.txt` exists"]);
         assert_eq!(error.hints(), ["expected `tokenizer.json`, or `vocab.json` and `merges.txt`"]);
     }
 
     #[test]
-    fn a_broken_vocabulary_is_named() {
+    fn malformed_vocab_json_is_an_error() {
         let dir = files();
         let path = dir.path().join(VOCAB);
         fs::write(&path, "{\"a\": 0,").unwrap();
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_merge_of_unknown_parts_is_refused() {
+    fn merge_of_unknown_tokens_is_an_error() {
         let dir = files();
         fs::write(dir.path().join(MERGES), "#version: 0.2\nno such\n").unwrap();
         let error = refused(dir.path());
@@ -387,29 +388,29 @@ mod tests {
     }
 
     #[test]
-    fn an_id_must_be_free_and_the_next() {
+    fn added_token_id_must_be_the_next_free_one() {
         let dir = files();
         let path = dir.path().join(ADDED[0]);
         edit(&path, |added| added["    "] = 64.into());
         let error = refused(dir.path());
         assert_eq!(error.message(), format!("cannot use the text tokenizer in `{}`", dir.path().display()));
-        assert_eq!(error.causes(), ["added token `    `: its id 64 is that of `a`"]);
-        assert_eq!(error.hints(), ["see that all its files are there and of one tokenizer"]);
+        assert_eq!(error.causes(), ["added token `    `: id 64 is already used by `a`"]);
+        assert_eq!(error.hints(), ["check that all files are present and belong to the same tokenizer"]);
         edit(&path, |added| added["    "] = 402.into());
-        assert_eq!(refused(dir.path()).causes(), ["added token `    `: its id 402 is that of `   `"]);
+        assert_eq!(refused(dir.path()).causes(), ["added token `    `: id 402 is already used by `   `"]);
         edit(&path, |added| added["    "] = 409.into());
         assert_eq!(
             refused(dir.path()).causes(),
-            ["added token `   `: expected id 401, the next one, got 402"]
+            ["added token `   `: expected id 401, the next free one, got 402"]
         );
         edit(&path, |added| {
             added["    "] = 401.into();
             added["a"] = 407.into();
         });
-        assert_eq!(refused(dir.path()).causes(), ["added token `a`: its id is 407, and also 64"]);
+        assert_eq!(refused(dir.path()).causes(), ["added token `a`: expected one id, got 407 and 64"]);
         edit(&path, |added| drop(added.as_object_mut().unwrap().remove("a")));
-        let twice = json!({"added_tokens_decoder": {"407": AddedToken::from("    ", false)}});
-        fs::write(dir.path().join(ADDED[2]), twice.to_string()).unwrap();
-        assert_eq!(refused(dir.path()).causes(), ["added token `    `: its id is 407, and also 401"]);
+        let duplicate = json!({"added_tokens_decoder": {"407": AddedToken::from("    ", false)}});
+        fs::write(dir.path().join(ADDED[2]), duplicate.to_string()).unwrap();
+        assert_eq!(refused(dir.path()).causes(), ["added token `    `: expected one id, got 407 and 401"]);
     }
 }

@@ -1,4 +1,4 @@
-"""What the peers share: arguments, the clock, and rows as lines of JSON, as those of `rollouts.rs`."""
+"""Shared by the peers: arguments, timing, and rows as JSON lines in the format of `rollouts.rs`."""
 
 import argparse
 import json
@@ -16,8 +16,8 @@ KIND = torch.bfloat16 if CUDA else torch.float32
 
 def arguments(description):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="sizes that any machine takes")
-    parser.add_argument("--json", metavar="FILE", type=argparse.FileType("w"), help="where every row goes, too")
+    parser.add_argument("--tiny", action="store_true", help="sizes that run on any machine")
+    parser.add_argument("--json", metavar="FILE", type=argparse.FileType("w"), help="also write every row to FILE")
     return parser.parse_args()
 
 
@@ -64,5 +64,5 @@ def bench(file, row, work, times=3, warm=1, **known):
             work()
         reset_peak()
         report(file, row, [seconds(work)[0] for _ in range(times)], **known)
-    except Exception as error:  # versions of transformers differ in what they can do: the other rows still count
+    except Exception as error:  # not every version of transformers supports every row
         print(f"{row:<32} FAILED: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr, flush=True)

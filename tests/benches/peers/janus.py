@@ -1,4 +1,4 @@
-"""Janus-Pro-1B as a Python user runs it: transformers' own `generate`, and the best that can be made of its parts.
+"""Janus-Pro-1B in Python: `generate` of transformers, and the fastest implementation with its modules.
 
     janus.py [--tiny] [--json FILE]
 
@@ -66,7 +66,7 @@ edge = model.model.vision_model.config.image_size
 about(
     args.json,
     f"{'a tiny Janus' if args.tiny else 'Janus-Pro-1B'}, {IMAGES} images, guidance {GUIDANCE}, "
-    f"{tokens} tokens behind {PROMPT}",
+    f"{tokens} tokens after {PROMPT}",
 )
 
 ids = torch.randint(10, 100000, (1, PROMPT), device=DEVICE)
@@ -75,12 +75,12 @@ settings.generation_kwargs = {"boi_token_id": 100003}
 settings.bos_token_id, settings.eos_token_id, settings.pad_token_id = 100000, 100001, 100002
 
 
-# --- drawing ---
+# --- generation ---
 
 
 @torch.no_grad()
 def generate():
-    # 5.17 cannot build a static cache here (`prefill_chunk_size` is missing), so it is handed one.
+    # transformers 5.17 cannot build a static cache here (`prefill_chunk_size` is missing), so pass one.
     cache = StaticCache(config=config.text_config, max_cache_len=PROMPT + tokens)
     return model.generate(
         ids,
@@ -94,37 +94,37 @@ def generate():
     )
 
 
-def choose(hidden):
+def sample(hidden):
     logits = head(hidden).float()
     cond, uncond = logits[:IMAGES], logits[IMAGES:]
     return torch.multinomial(torch.softmax(uncond + GUIDANCE * (cond - uncond), -1), 1)
 
 
-def rows_of(chosen):
-    twice = torch.cat([chosen, chosen])
+def rows_of(sampled):
+    twice = torch.cat([sampled, sampled])
     return model.prepare_embeddings_for_image_generation(twice).reshape(2 * IMAGES, 1, -1)
 
 
 @torch.no_grad()
 def dynamic():
-    x, cache, drawn = embed(ids.expand(2 * IMAGES, -1)), DynamicCache(), []
+    x, cache, generated = embed(ids.expand(2 * IMAGES, -1)), DynamicCache(), []
     for _ in range(tokens):
         out = language(inputs_embeds=x, past_key_values=cache, use_cache=True)
-        drawn.append(choose(out.last_hidden_state[:, -1]))
-        x = rows_of(drawn[-1])
-    return torch.cat(drawn, 1)
+        generated.append(sample(out.last_hidden_state[:, -1]))
+        x = rows_of(generated[-1])
+    return torch.cat(generated, 1)
 
 
 class Graph:
-    """A static cache, and a whole step as one CUDA graph."""
+    """A static cache, and each step as one CUDA graph."""
 
     def __init__(self):
-        room = PROMPT + tokens
-        self.cache = StaticCache(config=config.text_config, max_cache_len=room)
+        length = PROMPT + tokens
+        self.cache = StaticCache(config=config.text_config, max_cache_len=length)
         self.x = torch.zeros(2 * IMAGES, 1, config.text_config.hidden_size, device=DEVICE, dtype=KIND)
-        self.place = torch.zeros(1, dtype=torch.long, device=DEVICE)
-        self.mask = torch.zeros(2 * IMAGES, 1, 1, room, dtype=torch.bool, device=DEVICE)
-        self.columns = torch.arange(room, device=DEVICE)
+        self.column = torch.zeros(1, dtype=torch.long, device=DEVICE)
+        self.mask = torch.zeros(2 * IMAGES, 1, 1, length, dtype=torch.bool, device=DEVICE)
+        self.columns = torch.arange(length, device=DEVICE)
         self.graph = None
 
     def step(self):
@@ -132,14 +132,14 @@ class Graph:
             inputs_embeds=self.x,
             past_key_values=self.cache,
             use_cache=True,
-            cache_position=self.place,
-            position_ids=self.place[None].expand(2 * IMAGES, 1),
+            cache_position=self.column,
+            position_ids=self.column[None].expand(2 * IMAGES, 1),
             attention_mask=self.mask,
         )
-        self.chosen = choose(out.last_hidden_state[:, -1])
-        self.x.copy_(rows_of(self.chosen))
+        self.sampled = sample(out.last_hidden_state[:, -1])
+        self.x.copy_(rows_of(self.sampled))
 
-    def record(self):
+    def capture(self):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -160,19 +160,19 @@ class Graph:
             cache_position=torch.arange(PROMPT, device=DEVICE),
             attention_mask=causal[None, None].expand(2 * IMAGES, 1, -1, -1),
         )
-        drawn = [choose(out.last_hidden_state[:, -1])]
-        self.x.copy_(rows_of(drawn[0]))
+        generated = [sample(out.last_hidden_state[:, -1])]
+        self.x.copy_(rows_of(generated[0]))
         for at in range(PROMPT, PROMPT + tokens - 1):
-            self.place.fill_(at)
+            self.column.fill_(at)
             self.mask.copy_((self.columns <= at)[None, None, None].expand_as(self.mask))
             if self.graph is None and at == PROMPT + 3:
-                self.record()
+                self.capture()
             if self.graph is None:
                 self.step()
             else:
                 self.graph.replay()
-            drawn.append(self.chosen.clone())
-        return torch.cat(drawn, 1)
+            generated.append(self.sampled.clone())
+        return torch.cat(generated, 1)
 
 
 bench(args.json, "transformers generate", generate, 1, steps=tokens)
@@ -182,28 +182,28 @@ else:
     bench(args.json, "dynamic cache", dynamic, 1, steps=tokens)
 
 
-# --- scoring, reading, decoding ---
+# --- scoring, understanding, decoding ---
 
-drawn = torch.randint(0, codes, (IMAGES, tokens), device=DEVICE)
+generated = torch.randint(0, codes, (IMAGES, tokens), device=DEVICE)
 
 
 def score():
-    images = model.prepare_embeddings_for_image_generation(drawn).reshape(IMAGES, tokens, -1)
+    images = model.prepare_embeddings_for_image_generation(generated).reshape(IMAGES, tokens, -1)
     x = torch.cat([embed(ids.expand(IMAGES, -1)), images[:, :-1]], 1)
     hidden = language(inputs_embeds=x, use_cache=False).last_hidden_state[:, -tokens:]
-    return torch.log_softmax(head(hidden).float(), -1).gather(-1, drawn[..., None]).mean()
+    return torch.log_softmax(head(hidden).float(), -1).gather(-1, generated[..., None]).mean()
 
 
-def score_and_learn():
+def score_with_gradient():
     (-score()).backward()
     model.zero_grad(set_to_none=True)
 
 
 layers = sum(x.numel() for x in language.parameters()) - VOCABULARY * config.text_config.hidden_size
 flop = 2 * layers * IMAGES * (PROMPT + tokens - 1)
-bench(args.json, "log-probability and gradient", score_and_learn, flop=3 * flop)
+bench(args.json, "log-probability and gradient", score_with_gradient, flop=3 * flop)
 with torch.no_grad():
     bench(args.json, "log-probability forward", score, flop=flop)
     pixels = torch.randn(IMAGES, 3, edge, edge, device=DEVICE, dtype=KIND)
     bench(args.json, "siglip", lambda: model.model.get_image_features(pixels))
-    bench(args.json, "vq decode", lambda: model.decode_image_tokens(drawn))
+    bench(args.json, "vq decode", lambda: model.decode_image_tokens(generated))

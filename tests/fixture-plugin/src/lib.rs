@@ -1,5 +1,4 @@
-//! What a third party might write, and what it might get wrong: `echo` is a good model, the others fail on
-//! purpose.
+//! A third-party plugin for tests: `echo` is a valid model, the others fail on purpose.
 
 use std::path::Path;
 
@@ -16,7 +15,7 @@ use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl::tiles::{GRID, TILE};
 use unirl::{Error, Result};
 
-/// Image tokens, codes, pixels of an edge, words.
+/// Image tokens, image codes, pixels along an edge, words.
 const N: i64 = 4;
 const K: i64 = 6;
 const SIDE: i64 = 2;
@@ -28,15 +27,15 @@ enum Fault {
     Panics,
     WrongShape,
     Nan,
-    /// Says that memory ran out when more than two images are drawn or asked about at once.
+    /// Runs out of memory if more than two images are generated at once.
     Tight,
 }
 
-/// Configuration of the toy models.
+/// Options of the models.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default)]
 struct EchoConfig {
-    /// Width of the embedding.
+    /// The width of the embedding.
     width: i64,
 }
 
@@ -46,7 +45,7 @@ impl Default for EchoConfig {
     }
 }
 
-/// An embedding and a linear layer, so that autograd is real.
+/// An embedding and a linear layer, so that there are real gradients.
 struct Echo {
     card: ModelCard,
     embed: Tensor, // [K,D]
@@ -112,13 +111,13 @@ impl UnifiedModel for Echo {
 
     fn freeze_reference(&mut self) -> Result<()> {
         if self.fault == Fault::Tight {
-            return Ok(()); // there is no KL to reckon
+            return Ok(()); // no KL term
         }
         Err(Error::usage("echo has no reference").hint("use another model"))
     }
 
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
-        tracing::info!(batch = prompts.len(), "drawing");
+        tracing::info!(batch = prompts.len(), "generating");
         if self.fault == Fault::Panics {
             tch::no_grad(|| panic!("kaboom"));
         }
@@ -135,7 +134,7 @@ impl UnifiedModel for Echo {
 
     fn answer(&mut self, images: &Images, questions: &[String], _: &TextSampling) -> Result<Answers> {
         if self.fault == Fault::Panics {
-            let _ = self.embed.matmul(&images.tokens); // refused: the panic is raised inside of tch
+            let _ = self.embed.matmul(&images.tokens); // panics inside tch
         }
         self.encode_answers(questions)
     }
@@ -153,8 +152,8 @@ impl UnifiedModel for Echo {
     }
 
     fn answer_logp(&self, images: &Images, _: &[String], answers: &Answers, _: Policy) -> Result<TokenLogp> {
-        let seen = self.embedded(images).mean_dim(1, false, Kind::Float); // [B,D]
-        let words = seen.matmul(&self.head).log_softmax(-1, Kind::Float); // [B,WORDS]
+        let mean = self.embedded(images).mean_dim(1, false, Kind::Float); // [B,D]
+        let words = mean.matmul(&self.head).log_softmax(-1, Kind::Float); // [B,WORDS]
         let logp = words.gather(1, &answers.tokens, false); // [B,T]
         let logp = if self.fault == Fault::Nan { logp * f64::NAN } else { logp };
         Ok(TokenLogp { logp, mask: answers.mask.shallow_clone() })
@@ -183,11 +182,11 @@ impl UnifiedModel for Echo {
     }
 }
 
-/// The same points for everything.
+/// The same reward for every answer.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default)]
 struct Constant {
-    /// The points.
+    /// The reward.
     score: f64,
 }
 
@@ -204,7 +203,7 @@ impl RewardFunction for Constant {
     }
 }
 
-/// How the detector of the drawn world answers, and what it gets wrong on purpose.
+/// Options of the tiles detector, including deliberate errors.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default)]
 struct TilesConfig {
@@ -212,9 +211,9 @@ struct TilesConfig {
     score: f32,
     /// Added to the right edge of every box.
     widen: f32,
-    /// Whether it says which colour a tile has.
+    /// Whether it reports colors.
     colors: bool,
-    /// Whether it forgets the last picture.
+    /// Whether it omits the last image.
     forgets: bool,
 }
 
@@ -226,15 +225,15 @@ impl Default for TilesConfig {
 
 impl Detector for TilesConfig {
     fn detect(&self, pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Vec<Vec<Detection>>> {
-        let mut pictures = Vec::new();
-        for reading in tiles::recognize(pixels)? {
+        let mut images = Vec::new();
+        for image in tiles::recognize(pixels)? {
             let mut found = Vec::new();
-            for (place, tile) in reading.tiles.iter().enumerate() {
+            for (position, tile) in image.tiles.iter().enumerate() {
                 let RecognizedTile::Object(tile) = tile else { continue };
                 if !classes.iter().any(|class| class == tile.noun()) {
                     continue;
                 }
-                let (left, top) = ((place % GRID * TILE) as f32, (place / GRID * TILE) as f32);
+                let (left, top) = ((position % GRID * TILE) as f32, (position / GRID * TILE) as f32);
                 let color = tile.color_name().to_owned();
                 found.push(Detection {
                     class: tile.noun().into(),
@@ -243,12 +242,12 @@ impl Detector for TilesConfig {
                     color: Some(color).filter(|color| self.colors && colors.contains(color)),
                 });
             }
-            pictures.push(found);
+            images.push(found);
         }
         if self.forgets {
-            pictures.pop();
+            images.pop();
         }
-        Ok(pictures)
+        Ok(images)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The recorded numbers, and how close one has to come to them.
+//! The recorded numbers and the tolerances of comparisons.
 
 #[path = "../../../layers/tests/compare/mod.rs"]
 mod compare;
@@ -18,17 +18,17 @@ use unirl_plugin_janus::config::JanusConfig;
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::network::{self, Network};
 
-/// The target of a row that predicts nothing.
+/// The target of a row without a loss.
 pub(crate) const IGNORE: i64 = -100;
 
-/// The folders of the two layouts of the same weights.
+/// The folders of the two layouts; both hold the same weights.
 pub(crate) const LAYOUTS: [(&str, Layout); 2] =
     [("hf", Layout::Transformers), ("original", Layout::Original)];
 
-/// What the names of the image tokenizer's weights begin with; it is not the network's.
+/// The name prefixes of the image tokenizer's weights, which are not part of the network.
 pub(crate) const TOKENIZER: [&str; 2] = ["model.vqmodel.", "gen_vision_model."];
 
-/// A folder of recorded numbers: `UNIRL_JANUS_FIXTURE`, or the one of the repository.
+/// A folder of recorded numbers: `UNIRL_JANUS_FIXTURE`, or the repository's.
 pub(crate) struct Fixture {
     pub(crate) folder: PathBuf,
     pub(crate) meta: Value,
@@ -37,14 +37,14 @@ pub(crate) struct Fixture {
 
 /// The network with the weights of one layout.
 pub(crate) struct Model {
-    /// Begins what a failure says.
+    /// The prefix of failure messages.
     pub(crate) label: &'static str,
     pub(crate) layout: Layout,
     pub(crate) config: JanusConfig,
     pub(crate) network: Network,
     /// By the names of the network.
     pub(crate) weights: Vec<(String, Tensor)>,
-    /// Of the checkpoint, and read by nothing.
+    /// Unused weights of the checkpoint.
     pub(crate) unused: Vec<(String, Tensor)>,
 }
 
@@ -72,10 +72,10 @@ impl Fixture {
     }
 
     pub(crate) fn model(&self, folder: &'static str) -> Model {
-        let whole = Weights::find(&self.folder.join(folder)).unwrap();
-        let layout = Layout::of(&whole).unwrap();
+        let full = Weights::find(&self.folder.join(folder)).unwrap();
+        let layout = Layout::of(&full).unwrap();
         let json = read_json(&self.folder.join(folder).join("config.json"));
-        let config = JanusConfig::read(&json, "config.json", &|name| layout.shape(&whole, name)).unwrap();
+        let config = JanusConfig::read(&json, "config.json", &|name| layout.shape(&full, name)).unwrap();
         let mut weights = self.checkpoint(folder);
         let unused = layout.open(&mut weights, &Network::expected(&config).unwrap()).unwrap();
         let mut store = Store::open(weights, Device::Cpu, Kind::Float);
@@ -99,7 +99,7 @@ impl Fixture {
         self.find(name).unwrap_or_else(|| panic!("the fixture has no tensor `{name}`"))
     }
 
-    /// A number of `meta.json`, by the keys that lead to it.
+    /// A number of `meta.json` by its path of keys.
     pub(crate) fn number(&self, path: &str) -> f64 {
         let found = path.split('.').fold(&self.meta, |json, key| &json[key]);
         found.as_f64().unwrap_or_else(|| panic!("no number `{path}` in meta.json"))
@@ -109,17 +109,17 @@ impl Fixture {
         self.number(&format!("ids.{name}")) as i64
     }
 
-    /// What stands behind `prefix` in the names of tensors.
-    pub(crate) fn behind(&self, prefix: &str) -> Vec<String> {
+    /// The rest of the tensor names that begin with `prefix`.
+    pub(crate) fn names_after(&self, prefix: &str) -> Vec<String> {
         let found: Vec<String> =
             self.tensors.keys().filter_map(|name| name.strip_prefix(prefix)).map(String::from).collect();
         assert!(!found.is_empty(), "the fixture has no tensor `{prefix}…`");
         found
     }
 
-    /// Compares gradients with all that are stored behind `prefix`.
+    /// Compares gradients with those stored under `prefix`.
     pub(crate) fn gradients(&self, what: &str, prefix: &str, got: &[(String, Tensor)]) {
-        for name in self.behind(prefix) {
+        for name in self.names_after(prefix) {
             let (_, found) = got.iter().find(|(got, _)| *got == name).unwrap();
             gradient(&format!("{what}: gradient of {name}"), found, &self.tensor(&format!("{prefix}{name}")));
         }
@@ -131,47 +131,53 @@ impl Model {
         format!("{}: {what}", self.label)
     }
 
-    /// The gradient of `loss` to each weight.
+    /// The gradient of `loss` with respect to each weight.
     pub(crate) fn gradients(&self, loss: &Tensor) -> Vec<(String, Tensor)> {
         let inputs: Vec<&Tensor> = self.weights.iter().map(|(_, tensor)| tensor).collect();
         let found = Tensor::run_backward(&[loss], &inputs, true, false);
         self.weights.iter().map(|(name, _)| name.clone()).zip(found).collect()
     }
 
-    /// Understanding: rows of the recorded batch, with its pictures.
-    pub(crate) fn asked(&self, fixture: &Fixture) -> Tensor {
+    /// The embedded rows of the recorded understanding batch, with its images.
+    pub(crate) fn question_rows(&self, fixture: &Fixture) -> Tensor {
         let aligned = self.network.align(&fixture.tensor("vision.pixel_values")).unwrap();
         let ids = fixture.tensor("und.input_ids");
         self.network.embed_images_at(&ids, &ids.eq(fixture.id("image")), &aligned).unwrap()
     }
 
-    /// Teacher-forced rows of `codes` behind the recorded prompts, and behind the empty ones.
-    pub(crate) fn drawn(&self, fixture: &Fixture, codes: &Tensor) -> [Tensor; 2] {
+    /// Teacher-forced hidden states of `codes` after the recorded prompts, and after the unconditional ones.
+    pub(crate) fn code_hidden(&self, fixture: &Fixture, codes: &Tensor) -> [Tensor; 2] {
         ["t2i.prompt_ids", "t2i.uncond_ids"]
-            .map(|prompts| self.network.drawing(&fixture.tensor(prompts), None, codes).unwrap())
+            .map(|prompts| self.network.generation_hidden(&fixture.tensor(prompts), None, codes).unwrap())
     }
 
-    /// Draws code by code with a cache, recorded prompts before empty ones, the `choose`n codes of both being the same:
-    /// code logits `[2B,n,K]`.
-    pub(crate) fn draw(&self, fixture: &Fixture, n: i64, choose: impl Fn(i64, &Tensor) -> Tensor) -> Tensor {
+    /// Generates with a cache and returns the code logits `[2B,n,K]`, of the recorded prompts and then the unconditional ones.
+    /// `choose` picks the codes, which both branches share.
+    pub(crate) fn generate_logits(
+        &self,
+        fixture: &Fixture,
+        n: i64,
+        choose: impl Fn(i64, &Tensor) -> Tensor,
+    ) -> Tensor {
         let prompts = Tensor::cat(&[fixture.tensor("t2i.prompt_ids"), fixture.tensor("t2i.uncond_ids")], 0);
         let (batch, length) = (prompts.size()[0], prompts.size()[1]);
         let present = network::present(batch, length, Device::Cpu);
         let index = Tensor::arange(batch, (Kind::Int64, Device::Cpu));
         let greedy = SamplingChoice { temperature: 0.0, top_k: 0, part: None };
-        let mut chosen = SampledTokens::new(batch / 2, n, greedy, Device::Cpu);
+        let mut sampled = SampledTokens::new(batch / 2, n, greedy, Device::Cpu);
         let mut logits = Vec::new();
-        let draw = |step: &Tensor| {
+        let guide = |step: &Tensor| {
             let codes = choose(logits.len() as i64, step);
             logits.push(step.shallow_clone());
-            codes.one_hot(step.size()[1]).to_kind(Kind::Float) // the likeliest is the one that was chosen
+            codes.one_hot(step.size()[1]).to_kind(Kind::Float) // greedy sampling picks `codes`
         };
-        tch::no_grad(|| self.network.draw(&prompts, &present, &index, &mut chosen, draw)).unwrap();
+        tch::no_grad(|| self.network.generate_tokens(&prompts, &present, &index, &mut sampled, guide))
+            .unwrap();
         Tensor::stack(&logits, 1)
     }
 }
 
-/// The two halves of a batch: recorded prompts and empty ones.
+/// The two halves of a batch: recorded and unconditional prompts.
 pub(crate) fn halves(logits: &Tensor) -> (Tensor, Tensor) {
     let mut halves = logits.chunk(2, 0).into_iter();
     (halves.next().unwrap(), halves.next().unwrap())

@@ -1,9 +1,9 @@
-"""What Python's transformers make of a tiny Janus, and whether they take what unirl saves.
+"""Records outputs of a tiny Janus in Python's transformers, and checks that transformers loads what unirl saves.
 
-    janus.py make DIR [--seed N]   DIR/model, a random checkpoint; what it computes: DIR/reference.safetensors and .json
-    janus.py check SAVED MADE      whether SAVED loads, and is the checkpoint that `make MADE` made
+    janus.py make DIR [--seed N]   write a random checkpoint DIR/model and its outputs, DIR/reference.safetensors and .json
+    janus.py check SAVED MADE      check that SAVED loads and equals the checkpoint written by `make MADE`
 
-Everything is float32 on the CPU. The exit status is 0, or 1 after a line on stderr.
+Everything is float32 on the CPU. The exit status is 0, or 1 with an error on stderr.
 """
 
 import argparse
@@ -36,24 +36,24 @@ DIALOGUES = [("What color is the circle?", "red"), ("How many squares are there?
 
 GUIDANCE = 5.0
 SIDE, PATCH = 8, 2  # pixels
-CODES = (SIDE // PATCH) ** 2  # of an image, and rows of a picture
-MARGIN = 1e-3  # between the two likeliest codes; rounding moves guided logits by 1e-5
+CODES = (SIDE // PATCH) ** 2  # of an image, and image rows of a question
+MARGIN = 1e-3  # minimum between the two most likely codes; rounding changes guided logits by 1e-5
 TOLERANCE = 1e-5  # of logits, between two runs of the same program
 
 
 # --- prompts ---
 
 
-def drawing(prompt):
+def generation_prompt(prompt):
     return f"{BOS}{USER}: {prompt}\n\n{ASSISTANT}:{BOI}"
 
 
-def asking(system, question):
+def question_prompt(system, question):
     system = f"{system}\n\n" if system else ""
     return f"{BOS}{system}{USER}: {BOI}{IMAGE * CODES}{EOI}\n{question}\n\n{ASSISTANT}:"
 
 
-def answering(answer):
+def answer_text(answer):
     return f" {answer}{EOS}"
 
 
@@ -61,7 +61,7 @@ def answering(answer):
 
 
 def make_tokenizer():
-    """Byte-level BPE as that of Janus: words, digits and punctuation apart, special tokens last, none put in front."""
+    """Byte-level BPE like that of Janus: splits words, digits and punctuation; special tokens last; no BOS added."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split = [pre_tokenizers.Split(tokenizers.Regex(at), "isolated") for at in (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+")]
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -84,7 +84,7 @@ def make_model(tokenizer, seed):
     }
     width = 64
     text = dict(
-        vocab_size=tokenizer.get_vocab_size() + 10,  # real ones have rows to spare, too
+        vocab_size=tokenizer.get_vocab_size() + 10,  # published models have spare rows too
         hidden_size=width,
         intermediate_size=96,
         num_hidden_layers=2,
@@ -125,19 +125,19 @@ def make_model(tokenizer, seed):
     model.generation_config = transformers.GenerationConfig(
         guidance_scale=GUIDANCE, temperature=1.0, generation_kwargs={"boi_token_id": tokenizer.token_to_id(BOI)}, **ids
     )
-    # Fresh weights are so small that codes nearly tie, and zero in the row of the pad.
+    # Default weights are so small that codes nearly tie, and zero in the padding row.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             scale = weight[0].numel() ** -0.5 if weight.dim() > 1 else 0.1
             weight.normal_(0, scale, generator=generator)
-            if weight.dim() == 1 and name.endswith("weight"):  # of a norm
+            if weight.dim() == 1 and name.endswith("weight"):  # a norm
                 weight += 1
     return model
 
 
 def small_files():
-    """The files beside the weights, as in the checkpoints that transformers' converter wrote."""
+    """The files other than weights, as written by transformers' converter."""
     named = {"boi_token": BOI, "eoi_token": EOI, "image_token": IMAGE}
     tokens = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
     return {
@@ -181,29 +181,29 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-# --- what it computes ---
+# --- outputs ---
 
 
-def draw(model, prompts, pad):
-    """Greedy codes [B,N] behind prompts of any length, padded on their left."""
+def generate_codes(model, prompts, pad):
+    """Greedy codes [B,N] after left-padded prompts."""
     length = max(map(len, prompts))
     ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts])
-    there = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return model.generate(ids, attention_mask=there, generation_mode="image", do_sample=False)
+    attention_mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return model.generate(ids, attention_mask=attention_mask, generation_mode="image", do_sample=False)
 
 
 def code_logits(model, prompt, codes):
-    """Logits [N,K] of `codes [N]` behind a prompt."""
+    """Logits [N,K] of `codes [N]` after a prompt."""
     before = model.get_input_embeddings()(torch.tensor([prompt]))
-    drawn = model.prepare_embeddings_for_image_generation(codes[None, :-1])
-    hidden = model.model.language_model(inputs_embeds=torch.cat([before, drawn], 1)).last_hidden_state
+    generated = model.prepare_embeddings_for_image_generation(codes[None, :-1])
+    hidden = model.model.language_model(inputs_embeds=torch.cat([before, generated], 1)).last_hidden_state
     return model.model.generation_head(hidden[0, len(prompt) - 1 :])
 
 
-def answer_logp(model, question, answer, picture):
-    """Log-probabilities of the tokens of an answer, `picture [1,3,S,S]` being in 0..1."""
+def answer_logp(model, question, answer, image):
+    """Log-probabilities of the tokens of an answer, `image [1,3,S,S]` being in 0..1."""
     ids = torch.tensor([question + answer])
-    logits = model(ids, pixel_values=(picture - 0.5) / 0.5, attention_mask=torch.ones_like(ids)).logits
+    logits = model(ids, pixel_values=(image - 0.5) / 0.5, attention_mask=torch.ones_like(ids)).logits
     logp = logits[0, len(question) - 1 : -1].log_softmax(-1)
     return logp.gather(1, torch.tensor(answer)[:, None])[:, 0]
 
@@ -221,35 +221,36 @@ def make(folder, seed):
         write_json(folder / "model" / name, value)
 
     pad = tokenizer.token_to_id(PAD)
-    prompts = [encode(drawing(prompt)) for prompt in PROMPTS]
-    emptied = [[bos, *[pad] * len(between), boi] for bos, *between, boi in prompts]
-    codes = draw(model, prompts, pad)
+    prompts = [encode(generation_prompt(prompt)) for prompt in PROMPTS]
+    unconditional = [[bos, *[pad] * len(between), boi] for bos, *between, boi in prompts]
+    codes = generate_codes(model, prompts, pad)
     logits, empty_logits = (
-        torch.stack([code_logits(model, *row) for row in zip(rows, codes, strict=True)]) for rows in (prompts, emptied)
+        torch.stack([code_logits(model, *row) for row in zip(rows, codes, strict=True)])
+        for rows in (prompts, unconditional)
     )
     guided = empty_logits + GUIDANCE * (logits - empty_logits)
     if not guided.argmax(-1).equal(codes):
-        sys.exit("error: the codes that were drawn are not the likeliest ones under the logits of the same codes")
+        sys.exit("error: the generated codes are not the most likely ones under teacher-forced logits")
     best = guided.topk(2).values
     margin = (best[..., 0] - best[..., 1]).min().item()
     if margin < MARGIN:
-        sys.exit(f"error: seed {seed}: two codes nearly tie, by {margin}; take another `--seed`")
+        sys.exit(f"error: seed {seed}: two codes nearly tie, by {margin}; use another `--seed`")
 
-    pictures = torch.rand(len(DIALOGUES), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    images = torch.rand(len(DIALOGUES), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     questions = []
     for system in (SYSTEM, ""):
         for at, (question, answer) in enumerate(DIALOGUES):
-            ids, answer_ids = encode(asking(system, question)), encode(answering(answer))
-            logp = answer_logp(model, ids, answer_ids, pictures[at : at + 1]).tolist()
-            asked = {"system": system, "picture": at, "question": question, "ids": ids}
-            questions.append(asked | {"answer": answer, "answer_ids": answer_ids, "answer_logp": logp})
+            ids, answer_ids = encode(question_prompt(system, question)), encode(answer_text(answer))
+            logp = answer_logp(model, ids, answer_ids, images[at : at + 1]).tolist()
+            record = {"system": system, "image": at, "question": question, "ids": ids}
+            questions.append(record | {"answer": answer, "answer_ids": answer_ids, "answer_logp": logp})
 
     tensors = {
         "codes": codes,
         "logits": logits,
         "empty_logits": empty_logits,
         "decoded": model.model.vqmodel.decode(codes),
-        "pictures": pictures,
+        "images": images,
     }
     save_file(tensors, folder / "reference.safetensors")
     reference = {
@@ -263,7 +264,7 @@ def make(folder, seed):
     write_json(folder / "reference.json", reference)
 
 
-# --- what was saved ---
+# --- the saved checkpoint ---
 
 
 def check(saved, made):
@@ -284,18 +285,19 @@ def check(saved, made):
     weights = model.state_dict()
     for name, expected in load_file(made / "model" / "model.safetensors").items():
         if not weights[name].equal(expected):
-            sys.exit(f"error: `{saved}`: `{name}` is not what it was in `{made}`")
+            sys.exit(f"error: `{saved}`: `{name}` differs from `{made}`")
 
     reference = json.loads((made / "reference.json").read_text(encoding="utf-8"))
     tensors = load_file(made / "reference.safetensors")
     for prompt, codes, expected in zip(reference["prompts"], tensors["codes"], tensors["logits"], strict=True):
         off = (code_logits(model.eval(), prompt["ids"], codes) - expected).abs().max().item()
         if not off <= TOLERANCE:
-            sys.exit(f"error: `{saved}`: logits of `{prompt['prompt']}`: expected at most {TOLERANCE} off, got {off}")
+            sys.exit(f"error: `{saved}`: logits of `{prompt['prompt']}` differ by {off}, expected at most {TOLERANCE}")
 
-    texts = [(drawing(row["prompt"]), row["ids"]) for row in reference["prompts"]]
+    texts = [(generation_prompt(row["prompt"]), row["ids"]) for row in reference["prompts"]]
     for row in reference["questions"]:
-        texts += [(asking(row["system"], row["question"]), row["ids"]), (answering(row["answer"]), row["answer_ids"])]
+        texts.append((question_prompt(row["system"], row["question"]), row["ids"]))
+        texts.append((answer_text(row["answer"]), row["answer_ids"]))
     for tokenizer in loaded:
         for text, expected in texts:
             got = tokenizer.encode(text, add_special_tokens=False)

@@ -1,11 +1,13 @@
-//! Drawing: text blocks once, image rows in every step, and logits only of what is still unknown.
+//! Generation: the text blocks are computed once, the image rows in every step, and logits only for unknown tokens.
 
 use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{ImageSampling, Images};
-use unirl_layers::decoder::{self, AttnMask, KvCache, ParallelDecodeState, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::{ParallelDecodeState, StackInput};
+use unirl_layers::kv_cache::KvCache;
 use unirl_text::padded;
 
 use super::Showo;
@@ -13,44 +15,44 @@ use crate::mask;
 use crate::maskgit::{self, UNKNOWN};
 use crate::phi::Phi;
 
-/// Text blocks of distinct prompts, run through the transformer once. Text never sees the image, so the image
-/// rows of every step, of every copy of a prompt, and of every replayed state continue the same cache.
+/// The KV cache of the text blocks of distinct prompts. Text never attends to the image, so the image rows of every step, every
+/// copy of a prompt and every masked state reuse it.
 #[derive(Debug)]
 pub struct TextBlocks {
     cache: KvCache,
     /// Columns of the cache.
     columns: i64,
-    /// Columns of padding before the text of each block. Image rows see all that is behind; a pad in a prompt, which only one
-    /// that spells it has, is text to them.
+    /// Columns of padding before the text of each block. Image rows attend to everything after it, including a pad token that
+    /// a prompt spells out.
     padding: Vec<i64>,
-    /// Which block each prompt got.
+    /// The block of each prompt.
     pub index: Vec<i64>,
 }
 
 impl TextBlocks {
-    /// The block of the empty prompt, for guidance.
+    /// The block of the empty prompt, the unconditional branch of guidance.
     pub const EMPTY: i64 = 0;
 
-    /// Columns of padding before each of some blocks.
+    /// Columns of padding before each of the blocks `index`.
     fn padding(&self, index: &[i64]) -> Vec<i64> {
         index.iter().map(|block| self.padding[*block as usize]).collect()
     }
 }
 
 impl Showo {
-    /// Runs the text blocks of prompts, given as ids, and that of the empty prompt.
+    /// Computes the text blocks of tokenized prompts and of the empty prompt.
     pub fn text_blocks(&self, phi: &Phi, prompts: &[Vec<i64>]) -> Result<TextBlocks> {
-        let mut places: BTreeMap<&[i64], i64> = BTreeMap::from([(&[][..], TextBlocks::EMPTY)]);
+        let mut blocks: BTreeMap<&[i64], i64> = BTreeMap::from([(&[][..], TextBlocks::EMPTY)]);
         let mut rows = vec![self.prompting.t2i_text(&[])];
         let mut index = Vec::with_capacity(prompts.len());
         for prompt in prompts {
-            index.push(*places.entry(prompt).or_insert_with(|| {
+            index.push(*blocks.entry(prompt).or_insert_with(|| {
                 rows.push(self.prompting.t2i_text(prompt));
                 rows.len() as i64 - 1
             }));
         }
 
-        // Columns that are padding for every prompt are seen by no other row: they only shift positions.
+        // No other row attends to columns that are padding for every prompt: drop them and shift the positions.
         let pads = |row: &Vec<i64>| row.iter().take_while(|id| **id == self.special.pad).count();
         let skipped = rows.iter().map(pads).min().unwrap_or(0);
         let padding = rows.iter().map(|row| (pads(row) - skipped) as i64).collect();
@@ -59,18 +61,23 @@ impl Showo {
         let length = ids.size()[1];
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0) + skipped as i64;
         let visible = mask::t2i(&ids, &self.special, true);
-        let mask = decoder::additive(&visible);
+        let mask = attention::additive_mask(&visible);
         let x = phi.language.embed(&ids);
-        let rows =
-            StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
+        let rows = StackInput {
+            x,
+            positions: &positions,
+            mask: AttnMask::Additive(&mask),
+            past: None,
+            outputs: None,
+        };
         let (_, cache) = phi.language.forward(rows)?;
         Ok(TextBlocks { cache, columns: length, padding, index })
     }
 
-    /// `<soi> codes <eoi>` of images `codes [rows,N]`, hidden where [`UNKNOWN`], embedded: `[rows,N+2,D]`.
+    /// Embeds `<soi> codes <eoi>` of images `codes [rows,N]`, masked where [`UNKNOWN`]: `[rows,N+2,D]`.
     fn embed_image_tokens(&self, phi: &Phi, codes: &Tensor) -> Tensor {
-        let hidden = codes.full_like(self.special.mask);
-        let ids = hidden.where_self(&codes.eq(UNKNOWN), &(codes + self.special.image));
+        let masked = codes.full_like(self.special.mask);
+        let ids = masked.where_self(&codes.eq(UNKNOWN), &(codes + self.special.image));
         let edge = |id: i64| Tensor::full([codes.size()[0], 1], id, (Kind::Int64, self.device));
         phi.language.embed(&Tensor::cat(&[edge(self.special.soi), ids, edge(self.special.eoi)], 1))
     }
@@ -82,27 +89,27 @@ impl Showo {
         Tensor::arange_start(start, end, (Kind::Int64, self.device)).unsqueeze(0)
     }
 
-    /// The hidden rows that predict `places [rows,m]` of images `codes [rows,N]`, each behind its text block: `[rows,m,D]`.
-    pub(super) fn code_rows(
+    /// The hidden states that predict `positions [rows,m]` of images `codes [rows,N]`, each after its text block:
+    /// `[rows,m,D]`.
+    pub(super) fn code_hidden(
         &self,
         phi: &Phi,
         blocks: &TextBlocks,
         index: &[i64],
         codes: &Tensor,
-        places: &Tensor,
+        positions: &Tensor,
     ) -> Result<Tensor> {
         let text = Tensor::from_slice(index).to_device(self.device);
-        phi.language.hidden(StackInput {
+        phi.language.hidden_states(StackInput {
             x: self.embed_image_tokens(phi, codes),
             positions: &self.image_positions(),
-            sees: AttnMask::From(&blocks.padding(index)),
+            mask: AttnMask::FromColumn(&blocks.padding(index)),
             past: Some(&blocks.cache.select(&text)),
-            read: Some(&(places + 1)), // behind `<soi>`
+            outputs: Some(&(positions + 1)), // after `<soi>`
         })
     }
 
-    /// Code logits `[rows,N,K]` of images `codes [rows,N]` (hidden where [`UNKNOWN`]), each behind its text
-    /// block.
+    /// Code logits `[rows,N,K]` of images `codes [rows,N]`, masked where [`UNKNOWN`], each after its text block.
     pub fn code_logits(
         &self,
         phi: &Phi,
@@ -110,13 +117,13 @@ impl Showo {
         index: &[i64],
         codes: &Tensor,
     ) -> Result<Tensor> {
-        let places = maskgit::all_places(codes);
-        Ok(phi.code_logits(&self.code_rows(phi, blocks, index, codes, &places)?))
+        let positions = maskgit::all_positions(codes);
+        Ok(phi.code_logits(&self.code_hidden(phi, blocks, index, codes, &positions)?))
     }
 
-    /// Draws what is [`UNKNOWN`] in `codes [B,N]`. `uniforms` answers the draws and the noise of a step, each
-    /// `[B,N]`.
-    pub fn draw(
+    /// Generates the tokens that are [`UNKNOWN`] in `codes [B,N]`. `uniforms` returns the random numbers of a step: for
+    /// sampling and for noise, each `[B,N]`.
+    pub fn generate_tokens(
         &self,
         prompts: &[Vec<i64>],
         codes: Tensor,
@@ -129,21 +136,21 @@ impl Showo {
             let mut logp = codes.zeros_like().to_kind(Kind::Float);
             let (mut tokens, mut codes) = (codes.shallow_clone(), codes);
             let all = codes.size()[1];
-            let blank = !bool::try_from(codes.ne(UNKNOWN).any())?;
-            let canvas = self.canvas(&blocks, sampling.guidance);
+            let all_unknown = !bool::try_from(codes.ne(UNKNOWN).any())?;
+            let state = self.parallel_decode_state(&blocks, sampling.guidance);
             let mut temperature = sampling.temperature;
-            let mut unknown_count = all; // of no row there are more
+            let mut unknown_count = all; // an upper bound for every row
             for at in 0..sampling.steps {
-                let places = maskgit::places(&codes.eq(UNKNOWN), unknown_count);
+                let positions = maskgit::first_positions(&codes.eq(UNKNOWN), unknown_count);
                 let logits = match at {
-                    0 if blank => self.first_logits(&blocks, sampling.guidance)?,
-                    _ => self.logits_on(&canvas, &codes, &places, sampling.guidance),
+                    0 if all_unknown => self.first_logits(&blocks, sampling.guidance)?,
+                    _ => self.step_logits(&state, &codes, &positions, sampling.guidance),
                 };
-                temperature = maskgit::cool(temperature, at, sampling.steps);
+                temperature = maskgit::anneal(temperature, at, sampling.steps);
                 let (uniforms, noise) = uniforms(at);
                 let step = maskgit::step(
                     self.schedule,
-                    (&logits, &places),
+                    (&logits, &positions),
                     &codes,
                     (at, sampling.steps),
                     temperature,
@@ -151,11 +158,11 @@ impl Showo {
                     &noise,
                 );
                 let unknown = codes.eq(UNKNOWN);
-                // That of the last draw stays. Where rounding drew what has no probability, it is the least there is.
-                let drawn = step.confidence.clamp_min(f64::from(f32::MIN_POSITIVE)).log();
-                logp = drawn.where_self(&unknown, &logp);
-                let settled = unknown.logical_and(&step.masked.logical_not());
-                revealed_at = revealed_at.full_like(at).where_self(&settled, &revealed_at);
+                // The log-probability of the last sample of each token. Rounding can sample a code of probability 0: clamp.
+                let sampled = step.confidence.clamp_min(f64::from(f32::MIN_POSITIVE)).log();
+                logp = sampled.where_self(&unknown, &logp);
+                let revealed = unknown.logical_and(&step.masked.logical_not());
+                revealed_at = revealed_at.full_like(at).where_self(&revealed, &revealed_at);
                 (codes, tokens) = (step.codes, step.sampled);
                 unknown_count = maskgit::mask_len(self.schedule, all, at, sampling.steps).clamp(1, all);
             }
@@ -163,23 +170,23 @@ impl Showo {
         })
     }
 
-    /// Where all prompts draw, with the empty prompt behind them under guidance: their text, and room for the image rows, which
-    /// are written anew in each step.
-    fn canvas(&self, blocks: &TextBlocks, guidance: f64) -> ParallelDecodeState {
+    /// The static KV cache of all prompts, followed by the empty prompt for each under guidance. Each step overwrites the image
+    /// rows.
+    fn parallel_decode_state(&self, blocks: &TextBlocks, guidance: f64) -> ParallelDecodeState {
         let index = if guidance > 0.0 { with_empty(&blocks.index) } else { blocks.index.clone() };
         let text = Tensor::from_slice(&index).to_device(self.device);
-        let room = blocks.cache.with_room(&text, self.card.image_tokens + 2);
-        let (language, sees) = (&self.phi.language, blocks.padding(&index));
-        let positions = self.image_positions();
-        language.stack.canvas(room, &positions, AttnMask::From(&sees), blocks.columns, language.kind())
+        let cache = blocks.cache.to_static(&text, self.card.image_tokens + 2);
+        let (language, padding) = (&self.phi.language, blocks.padding(&index));
+        let (positions, mask) = (self.image_positions(), AttnMask::FromColumn(&padding));
+        language.stack.parallel_decode_state(cache, &positions, mask, blocks.columns, language.kind())
     }
 
-    /// Logits `[B,m,K]` of the `places [B,m]` of `codes [B,N]`, with guidance.
-    fn logits_on(
+    /// Guided logits `[B,m,K]` at `positions [B,m]` of `codes [B,N]`.
+    fn step_logits(
         &self,
-        canvas: &ParallelDecodeState,
+        state: &ParallelDecodeState,
         codes: &Tensor,
-        places: &Tensor,
+        positions: &Tensor,
         guidance: f64,
     ) -> Tensor {
         let language = &self.phi.language;
@@ -188,7 +195,7 @@ impl Showo {
             false => tensor.shallow_clone(),
         };
         let x = self.embed_image_tokens(&self.phi, codes);
-        let hidden = language.stack.run_on(canvas, twice(&x), &(twice(places) + 1));
+        let hidden = language.stack.parallel_decode(state, twice(&x), &(twice(positions) + 1));
         let logits = self.phi.code_logits(&language.norm.apply(&hidden));
         if guidance <= 0.0 {
             return logits;
@@ -197,7 +204,7 @@ impl Showo {
         maskgit::guided(&branches[0], &branches[1], guidance)
     }
 
-    /// Logits `[B,N,K]` of images of which nothing is known: the same for all of a prompt.
+    /// Guided logits `[B,N,K]` of fully masked images, computed once per distinct prompt.
     fn first_logits(&self, blocks: &TextBlocks, guidance: f64) -> Result<Tensor> {
         let each: Vec<i64> = (0..blocks.padding.len() as i64).collect();
         let codes =
@@ -211,7 +218,7 @@ impl Showo {
     }
 }
 
-/// Text blocks, and behind them that of the empty prompt as often.
+/// `index`, followed by the block of the empty prompt for each.
 pub(super) fn with_empty(index: &[i64]) -> Vec<i64> {
     let empty = std::iter::repeat_n(TextBlocks::EMPTY, index.len());
     index.iter().copied().chain(empty).collect()

@@ -1,4 +1,4 @@
-//! Show-o behind the framework's trait.
+//! Show-o as a [`UnifiedModel`].
 
 mod generate;
 mod score;
@@ -30,7 +30,7 @@ use crate::prompt::Prompting;
 pub use generate::TextBlocks;
 pub use understand::TextDecoding;
 
-/// What stands before the picture where understanding reads CLIP features.
+/// The system prompt before the image if understanding uses CLIP features.
 pub(crate) const SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
                       detailed, and polite answers to the user's questions.";
 
@@ -48,7 +48,7 @@ pub struct Showo {
     schedule: Schedule,
     precision: Kind,
     magvit_config: MagvitConfig,
-    /// Reads pictures for understanding; without it, understanding reads image tokens.
+    /// The CLIP encoder for understanding; without it, understanding uses image tokens.
     vision: Option<VisionEncoder>,
     phi_weights: Vec<(String, Tensor)>,
     magvit_weights: Vec<(String, Tensor)>,
@@ -56,32 +56,32 @@ pub struct Showo {
     device: Device,
 }
 
-/// The vision tower, and what stands between it and the text.
+/// The vision encoder and the system prompt.
 struct VisionEncoder {
-    tower: Clip,
+    encoder: Clip,
     folder: PathBuf,
-    /// The system prompt, as ids.
+    /// The tokenized system prompt.
     system: Vec<i64>,
 }
 
-/// Low-rank adapters, which learn in the place of the transformer's weights.
+/// LoRA adapters, which are trained instead of the transformer's weights.
 struct Adapters {
     config: LoraConfig,
     weights: Vec<(String, Tensor)>,
 }
 
 impl Showo {
-    /// Loads or makes a model.
+    /// Loads a checkpoint or initializes a fresh model.
     #[expect(
         clippy::new_ret_no_self,
         clippy::needless_pass_by_value,
         reason = "the constructor that the plugin registers"
     )]
     pub fn new(config: ShowoConfig, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
-        Ok(Box::new(Self::from_parts(checkpoint::parts(&config, source)?, source.device)?))
+        Ok(Box::new(Self::from_parts(checkpoint::load(&config, source)?, source.device)?))
     }
 
-    /// Puts a model together from the parts of a checkpoint.
+    /// Builds a model from a loaded checkpoint.
     pub fn from_parts(parts: LoadedCheckpoint, device: Device) -> Result<Self> {
         let (gradient_checkpointing, schedule, precision) =
             (parts.gradient_checkpointing, parts.schedule, parts.precision);
@@ -101,7 +101,7 @@ impl Showo {
         let magvit = Magvit::take(&mut magvit_store, &magvit_config, device)?;
         if config.codebook_size != magvit_config.codebook_size() {
             return Err(Error::failure(format!(
-                "`codebook_size`: expected {}, as `z_channels` of the image tokenizer says, got {}",
+                "`codebook_size`: expected {}, given `z_channels` of the image tokenizer, got {}",
                 magvit_config.codebook_size(),
                 config.codebook_size
             )));
@@ -115,7 +115,7 @@ impl Showo {
         let vision = clip
             .map(|(sizes, mut store, folder)| {
                 Ok::<_, Error>(VisionEncoder {
-                    tower: Clip::take(&mut store, sizes)?,
+                    encoder: Clip::take(&mut store, sizes)?,
                     folder,
                     system: text.encode(SYSTEM)?,
                 })
@@ -129,7 +129,7 @@ impl Showo {
             image_tokens: config.num_vq_tokens,
             codebook_size: config.codebook_size,
             resolution: rows * magvit_config.factor(),
-            input_resolution: vision.as_ref().map(|vision| vision.tower.config().image_size),
+            input_resolution: vision.as_ref().map(|vision| vision.encoder.config().image_size),
             pad_value: None,
             sampling: config.sampling.clone().unwrap_or_default(),
         };
@@ -167,7 +167,7 @@ impl Showo {
     fn prompt_ids(&self, prompts: &[String]) -> Result<Vec<Vec<i64>>> {
         let ids = |prompt: &String| {
             let ids = self.text.encode(prompt)?;
-            warn_too_long(prompt, ids.len(), self.prompting.most(), "the rest is cut off");
+            warn_too_long(prompt, ids.len(), self.prompting.max_prompt_tokens(), "it is truncated");
             Ok(ids)
         };
         prompts.iter().map(ids).collect()
@@ -200,7 +200,7 @@ impl UnifiedModel for Showo {
         Ok(all)
     }
 
-    /// Nothing here behaves differently in training: all dropout rates of the family are 0.
+    /// No effect: every dropout rate of the family is 0.
     fn set_mode(&mut self, _mode: Mode) -> Result<()> {
         Ok(())
     }
@@ -210,7 +210,7 @@ impl UnifiedModel for Showo {
             weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
         };
         let weights = match &self.adapters {
-            Some(_) => self.phi_weights.clone_handles(), // they do not learn
+            Some(_) => self.phi_weights.clone_handles(), // frozen
             None => copied(&self.phi_weights),
         };
         let mut reference = Phi::take(&mut Store::of_tensors("the reference policy", weights), &self.config)?;
@@ -225,7 +225,8 @@ impl UnifiedModel for Showo {
     fn footprint(&self, workload: &Workload) -> Result<Footprint> {
         let bytes = self.precision.elt_size_in_bytes() as i64;
         let checkpointing = self.phi.language.stack.checkpointing;
-        let sizes = Sizes::new(&self.config, self.prefix(), bytes, checkpointing, self.adapters.is_some());
+        let sizes =
+            Sizes::new(&self.config, self.prefix_len(), bytes, checkpointing, self.adapters.is_some());
         let values = |of: &[Expected]| -> i64 {
             of.iter().filter(|expected| expected.required).map(Expected::values).sum()
         };
@@ -234,20 +235,20 @@ impl UnifiedModel for Showo {
             Some(adapters) => Some(Phi::expected_adapters(&self.config, &adapters.config)?),
             None => None,
         };
-        let tower = match &self.vision {
-            Some(vision) => values(&Clip::expected(vision.tower.config())?),
+        let vision = match &self.vision {
+            Some(vision) => values(&Clip::expected(vision.encoder.config())?),
             None => 0,
         };
-        let others = values(&Magvit::expected(&self.magvit_config)?) + tower; // always in f32
+        let f32_values = values(&Magvit::expected(&self.magvit_config)?) + vision;
         let added = adapters.as_deref().map_or(0, values);
-        let learning = adapters.as_ref().unwrap_or(&transformer);
-        let trainable = values(learning);
+        let trained = adapters.as_ref().unwrap_or(&transformer);
+        let trainable = values(trained);
         Ok(Footprint {
-            values: values(&transformer) + added + others,
-            weights: (values(&transformer) + added) * bytes + others * 4,
+            values: values(&transformer) + added + f32_values,
+            weights: (values(&transformer) + added) * bytes + f32_values * 4,
             trainable,
             trainable_weights: trainable * bytes,
-            largest: learning.iter().map(Expected::values).max().unwrap_or(0),
+            largest: trained.iter().map(Expected::values).max().unwrap_or(0),
             reference: trainable * bytes,
             generate: sizes.generate(&workload.images),
             answer: sizes.answer(&workload.answers),
@@ -263,7 +264,7 @@ impl UnifiedModel for Showo {
         let codes = Tensor::full(shape, UNKNOWN, (Kind::Int64, self.device));
         let uniform = || BatchSlice::rows(sampling.part, shape[0], |of| self.uniform(&[of, shape[1]]));
         let uniforms = |_| (uniform(), uniform());
-        self.draw(&self.prompt_ids(prompts)?, codes, sampling, uniforms)
+        self.generate_tokens(&self.prompt_ids(prompts)?, codes, sampling, uniforms)
     }
 
     fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers> {
@@ -271,7 +272,7 @@ impl UnifiedModel for Showo {
         sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
         let GeneratedText { tokens, mask, logp } =
-            self.write(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
+            self.generate_text(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
         Ok(Answers { logp: Some(logp), ..self.text.answers(tokens, mask, self.special.eos)? })
     }
 
@@ -279,7 +280,7 @@ impl UnifiedModel for Showo {
         let rows = texts
             .iter()
             .map(|text| {
-                let mut ids = self.text.encode(&format!(" {text}"))?; // answers begin with a blank
+                let mut ids = self.text.encode(&format!(" {text}"))?; // answers begin with a space
                 ids.push(self.special.eos);
                 Ok(ids)
             })
@@ -293,10 +294,10 @@ impl UnifiedModel for Showo {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
+        masking: &Masking,
     ) -> Result<ImageLogits> {
-        self.rescored(prompts, images, policy, replay, |phi, scored, targets| {
-            Ok(ImageLogits { logits: scored.logits(phi, &targets.size()), targets })
+        self.score_images(prompts, images, policy, masking, |phi, hidden, targets| {
+            Ok(ImageLogits { logits: hidden.logits(phi, &targets.size()), targets })
         })
     }
 
@@ -305,10 +306,10 @@ impl UnifiedModel for Showo {
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
+        masking: &Masking,
     ) -> Result<TokenLogp> {
-        self.rescored(prompts, images, policy, replay, |phi, scored, mask| {
-            Ok(TokenLogp { logp: scored.logp(phi, &images.tokens)?, mask })
+        self.score_images(prompts, images, policy, masking, |phi, hidden, mask| {
+            Ok(TokenLogp { logp: hidden.logp(phi, &images.tokens)?, mask })
         })
     }
 
@@ -321,12 +322,14 @@ impl UnifiedModel for Showo {
     ) -> Result<TokenLogp> {
         images.check(&self.card, "questions", questions.len())?;
         let questions = self.question_ids(questions)?;
-        policy.run(&self.phi, self.reference.as_ref(), |phi| self.score(phi, images, &questions, answers))
+        policy.run(&self.phi, self.reference.as_ref(), |phi| {
+            self.score_answers(phi, images, &questions, answers)
+        })
     }
 
     fn pixels(&self, images: &Images) -> Result<Tensor> {
-        let drawn = Images::from_tokens(images.tokens.shallow_clone());
-        Ok(tch::no_grad(|| self.seen(&drawn)))
+        let generated = Images::from_tokens(images.tokens.shallow_clone());
+        Ok(tch::no_grad(|| self.pixels_for_understanding(&generated)))
     }
 
     fn encode(&self, pixels: &Tensor) -> Result<Images> {
@@ -337,11 +340,11 @@ impl UnifiedModel for Showo {
             if size[2..] != [self.card.resolution; 2] && size.get(2).copied() != self.card.input_resolution {
                 let expected = self.card.input_resolution.unwrap_or(self.card.resolution);
                 return Err(Error::usage(format!(
-                    "pictures: expected [B,3,{expected},{expected}] for {rows}x{columns} tokens, got {size:?}"
+                    "images: expected [B,3,{expected},{expected}] for {rows}x{columns} tokens, got {size:?}"
                 )));
             }
-            let fitting = clip::resize(&pixels, self.card.resolution);
-            let tokens = self.magvit.codes(&self.magvit.latents(&(fitting * 2.0 - 1.0)));
+            let resized = clip::resize(&pixels, self.card.resolution);
+            let tokens = self.magvit.codes(&self.magvit.latents(&(resized * 2.0 - 1.0)));
             Ok(Images { pixels: self.vision.is_some().then_some(pixels), ..Images::from_tokens(tokens) })
         })
     }
@@ -359,7 +362,7 @@ impl UnifiedModel for Showo {
                 return checkpoint::save_adapters(dir, &self.files, &adapters.config, &adapters.weights);
             }
             tch::no_grad(|| {
-                for (name, added) in self.phi.adapted() {
+                for (name, added) in self.phi.adapter_deltas() {
                     if let Some((_, weight)) = phi.iter_mut().find(|(known, _)| *known == name) {
                         *weight = &*weight + added;
                     }
@@ -371,7 +374,7 @@ impl UnifiedModel for Showo {
     }
 }
 
-/// `Tensor` has no `Clone`: a copy of the handles, not of the weights.
+/// A copy that shares the tensors: `Tensor` has no `Clone`.
 trait CloneHandles {
     fn clone_handles(&self) -> Self;
 }

@@ -1,4 +1,4 @@
-//! Scoring: drawings fed back in the states that a replay names, for the logits and the probabilities of their tokens.
+//! Scoring of generated images: logits and log-probabilities of their tokens, with tokens masked as a [`Masking`] requests.
 
 use std::collections::BTreeSet;
 
@@ -12,21 +12,21 @@ use super::generate::{TextBlocks, with_empty};
 use crate::maskgit;
 use crate::phi::Phi;
 
-/// The share of images whose prompt is dropped in pretraining, from which guidance learns its other branch.
+/// The share of prompts that pretraining drops, to train the unconditional branch of guidance.
 const DROPPED_PROMPTS: f64 = 0.1;
 
-/// The rows that predict tokens of a batch of images.
-pub struct Scored {
-    /// `[T,D]`: conditional, and unconditional ones if there is guidance.
+/// The hidden states that predict the target tokens of a batch of images.
+pub struct TargetHidden {
+    /// `[T,D]`: the conditional branch and, with guidance, the unconditional one.
     branches: Vec<Tensor>,
-    /// `[T]`: which tokens, of all `B·N`.
+    /// `[T]`: the targets, as indices into `B·N`.
     tokens: Tensor,
     guidance: f64,
 }
 
-impl Scored {
-    /// The logits of rows of both branches.
-    fn mixed(head: &Linear, branches: &[Tensor], guidance: f64) -> Tensor {
+impl TargetHidden {
+    /// The logits of one branch, or the guided logits of both.
+    fn guided_logits(head: &Linear, branches: &[Tensor], guidance: f64) -> Tensor {
         let logits = |rows: &Tensor| head.apply(rows).to_kind(Kind::Float);
         match branches {
             [cond, uncond] => maskgit::guided(&logits(cond), &logits(uncond), guidance),
@@ -34,80 +34,81 @@ impl Scored {
         }
     }
 
-    /// `[B,N,K]`, for images of `size [B,N]`; what was not scored means nothing.
+    /// Logits `[B,N,K]` of images of `size [B,N]`; only those of targets are meaningful.
     pub fn logits(&self, phi: &Phi, size: &[i64]) -> Tensor {
-        let everywhere = |rows: &Tensor| {
-            let blank = Tensor::zeros([size[0] * size[1], rows.size()[1]], (rows.kind(), rows.device()));
-            blank.index_copy(0, &self.tokens, rows).view([size[0], size[1], -1])
+        let scatter = |rows: &Tensor| {
+            let zeros = Tensor::zeros([size[0] * size[1], rows.size()[1]], (rows.kind(), rows.device()));
+            zeros.index_copy(0, &self.tokens, rows).view([size[0], size[1], -1])
         };
-        let branches: Vec<Tensor> = self.branches.iter().map(everywhere).collect();
-        Self::mixed(&phi.code_head(), &branches, self.guidance)
+        let branches: Vec<Tensor> = self.branches.iter().map(scatter).collect();
+        Self::guided_logits(&phi.code_head(), &branches, self.guidance)
     }
 
-    /// Log-probabilities of image `tokens [B,N]`: 0 where nothing was scored.
+    /// Log-probabilities `[B,N]` of image `tokens [B,N]`; 0 for tokens that are not targets.
     pub fn logp(&self, phi: &Phi, tokens: &Tensor) -> Result<Tensor> {
         let targets = tokens.view([-1]).index_select(0, &self.tokens);
         let (head, guidance) = (phi.code_head(), self.guidance);
         let codes = head.weight.size()[0];
         let logp = language::logp(&self.branches, &targets, codes, move |branches| {
-            Self::mixed(&head, branches, guidance)
+            Self::guided_logits(&head, branches, guidance)
         })?;
-        let blank = Tensor::zeros([tokens.numel() as i64], (Kind::Float, tokens.device()));
-        Ok(blank.index_copy(0, &self.tokens, &logp).view_as(tokens))
+        let zeros = Tensor::zeros([tokens.numel() as i64], (Kind::Float, tokens.device()));
+        Ok(zeros.index_copy(0, &self.tokens, &logp).view_as(tokens))
     }
 }
 
 impl Showo {
-    /// What predicts the `targets [B,N]` of images, by the distribution that is to be scored. `states [S·B,N]` are `S` states of
-    /// each image, and `wanted [S·B,N]` says which targets each is asked for: none is asked for twice.
-    pub fn scored(
+    /// The hidden states that predict the targets of images under the distribution that `scoring` selects. `states [S·B,N]`
+    /// are `S` masked states per image; `targets [S·B,N]` are the tokens to predict from each state, every token at most once.
+    pub fn target_hidden(
         &self,
         phi: &Phi,
         prompts: &[Vec<i64>],
-        (states, wanted): (&Tensor, &Tensor),
+        (states, targets): (&Tensor, &Tensor),
         (scoring, guidance): (Scoring, f64),
-    ) -> Result<Scored> {
+    ) -> Result<TargetHidden> {
         let blocks = self.text_blocks(phi, prompts)?;
         let batch = prompts.len() as i64;
         let copies = (states.size()[0] / batch) as usize;
         let index = blocks.index.repeat(copies);
 
-        // As many places of each state as the one with the most of them; what is too many is read and let go.
-        let counts = wanted.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64);
+        // Every state computes as many positions as the one with the most targets; the surplus is discarded.
+        let counts = targets.sum_dim_intlist([1i64].as_slice(), true, Kind::Int64);
         let most = counts.max().int64_value(&[]).max(1);
-        let places = maskgit::places(wanted, most); // [S·B,m]
-        let there = Tensor::arange(most, (Kind::Int64, self.device)).unsqueeze(0).lt_tensor(&counts);
-        let there = there.view([-1]).nonzero().squeeze_dim(1); // [T]
+        let positions = maskgit::first_positions(targets, most); // [S·B,m]
+        let valid = Tensor::arange(most, (Kind::Int64, self.device)).unsqueeze(0).lt_tensor(&counts);
+        let valid = valid.view([-1]).nonzero().squeeze_dim(1); // [T]
         let first = Tensor::arange(batch, (Kind::Int64, self.device)) * states.size()[1];
         let tokens =
-            (&places + first.repeat([copies as i64]).unsqueeze(1)).view([-1]).index_select(0, &there);
-        let pick = |rows: &Tensor| rows.flatten(0, 1).index_select(0, &there); // [T,D]
+            (&positions + first.repeat([copies as i64]).unsqueeze(1)).view([-1]).index_select(0, &valid);
+        let pick = |rows: &Tensor| rows.flatten(0, 1).index_select(0, &valid); // [T,D]
 
-        let rows = |index: &[i64], states: &Tensor, places: &Tensor| {
-            self.code_rows(phi, &blocks, index, states, places)
+        let rows = |index: &[i64], states: &Tensor, positions: &Tensor| {
+            self.code_hidden(phi, &blocks, index, states, positions)
         };
         let empty = vec![TextBlocks::EMPTY; index.len()];
         let branches = match scoring {
             Scoring::Guided if guidance > 0.0 => {
                 let twice = |tensor: &Tensor| Tensor::cat(&[tensor, tensor], 0);
-                let both = rows(&with_empty(&index), &twice(states), &twice(&places))?.chunk(2, 0);
+                let both = rows(&with_empty(&index), &twice(states), &twice(&positions))?.chunk(2, 0);
                 vec![pick(&both[0]), pick(&both[1])]
             }
-            Scoring::Conditional | Scoring::Guided => vec![pick(&rows(&index, states, &places)?)],
+            Scoring::Conditional | Scoring::Guided => vec![pick(&rows(&index, states, &positions)?)],
             Scoring::GuidedDetached => {
-                let cond = pick(&rows(&index, states, &places)?);
-                vec![cond, tch::no_grad(|| Ok::<_, Error>(pick(&rows(&empty, states, &places)?)))?]
+                let cond = pick(&rows(&index, states, &positions)?);
+                vec![cond, tch::no_grad(|| Ok::<_, Error>(pick(&rows(&empty, states, &positions)?)))?]
             }
         };
-        Ok(Scored { branches, tokens, guidance })
+        Ok(TargetHidden { branches, tokens, guidance })
     }
 
-    /// The states in which the tokens of images are scored, `[S·B,N]`, which of them each is asked for, and all targets `[B,N]`.
-    fn replayed(&self, images: &Images, replay: &Masking) -> Result<(Tensor, Tensor, Tensor)> {
+    /// The masked states in which images are scored, `[S·B,N]`, the targets of each state, `[S·B,N]`, and all targets, `[B,N]`.
+    fn masked_states(&self, images: &Images, masking: &Masking) -> Result<(Tensor, Tensor, Tensor)> {
         let tokens = &images.tokens;
         let size = tokens.size(); // [B,N]
-        let masked = |targets: Tensor| (maskgit::hide(tokens, &targets), targets.shallow_clone(), targets);
-        match replay {
+        let masked =
+            |targets: Tensor| (maskgit::mask_tokens(tokens, &targets), targets.shallow_clone(), targets);
+        match masking {
             Masking::Remask { seed, part, .. } => {
                 tch::manual_seed(*seed as i64);
                 let t = self.uniform(&[1]);
@@ -121,26 +122,29 @@ impl Showo {
             }
             Masking::Reveal { steps, .. } => {
                 let revealed_at = images.revealed_at.as_ref().ok_or_else(|| {
-                    Error::usage("the images do not know at which steps they were revealed")
-                        .hint("replay drawings as `generate` returned them")
+                    Error::usage("cannot score reveal steps: the images have no `revealed_at`")
+                        .hint("pass images as `generate` returned them")
                 })?;
                 if steps.is_empty() {
-                    return Err(Error::usage("no reveal step to replay"));
+                    return Err(Error::usage(
+                        "cannot score reveal steps: expected one or more steps, got none",
+                    ));
                 }
                 let steps: BTreeSet<i64> = steps.iter().copied().collect();
                 let states: Vec<Tensor> =
-                    steps.iter().map(|step| maskgit::hide(tokens, &revealed_at.ge(*step))).collect();
-                let wanted: Vec<Tensor> = steps.iter().map(|step| revealed_at.eq(*step)).collect();
-                let targets = Tensor::stack(&wanted, 0).any_dim(0, false);
-                Ok((Tensor::cat(&states, 0), Tensor::cat(&wanted, 0), targets))
+                    steps.iter().map(|step| maskgit::mask_tokens(tokens, &revealed_at.ge(*step))).collect();
+                let targets: Vec<Tensor> = steps.iter().map(|step| revealed_at.eq(*step)).collect();
+                let all_targets = Tensor::stack(&targets, 0).any_dim(0, false);
+                Ok((Tensor::cat(&states, 0), Tensor::cat(&targets, 0), all_targets))
             }
         }
     }
 
-    /// Prompts as ids, of which pretraining drops some; behind [`Self::replayed`], whose random numbers come before these.
-    fn replayed_prompts(&self, prompts: &[String], replay: &Masking) -> Result<Vec<Vec<i64>>> {
+    /// Tokenized prompts, some of them dropped in pretraining. Call after [`Self::masked_states`], whose random numbers come
+    /// first.
+    fn masked_prompts(&self, prompts: &[String], masking: &Masking) -> Result<Vec<Vec<i64>>> {
         let mut prompts = self.prompt_ids(prompts)?;
-        if let Masking::Pretrain { .. } = replay {
+        if let Masking::Pretrain { .. } = masking {
             let dropped = Vec::<bool>::try_from(self.uniform(&[prompts.len() as i64]).lt(DROPPED_PROMPTS))?;
             let dropped = prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped);
             dropped.for_each(|(ids, _)| ids.clear());
@@ -148,21 +152,21 @@ impl Showo {
         Ok(prompts)
     }
 
-    /// What `make` makes of the rows that predict the targets `[B,N]` of a replay.
-    pub(super) fn rescored<R>(
+    /// Scores images under `policy`. `score` gets the network, the hidden states of the targets and the targets `[B,N]`.
+    pub(super) fn score_images<R>(
         &self,
         prompts: &[String],
         images: &Images,
         policy: Policy,
-        replay: &Masking,
-        make: impl FnOnce(&Phi, &Scored, Tensor) -> Result<R>,
+        masking: &Masking,
+        score: impl FnOnce(&Phi, &TargetHidden, Tensor) -> Result<R>,
     ) -> Result<R> {
         images.check(&self.card, "prompts", prompts.len())?;
-        let (states, wanted, targets) = self.replayed(images, replay)?;
-        let prompts = self.replayed_prompts(prompts, replay)?;
+        let (states, targets, all_targets) = self.masked_states(images, masking)?;
+        let prompts = self.masked_prompts(prompts, masking)?;
         policy.run(&self.phi, self.reference.as_ref(), |phi| {
-            let scored = self.scored(phi, &prompts, (&states, &wanted), replay.scoring())?;
-            make(phi, &scored, targets)
+            let hidden = self.target_hidden(phi, &prompts, (&states, &targets), masking.scoring())?;
+            score(phi, &hidden, all_targets)
         })
     }
 }

@@ -1,12 +1,13 @@
-//! Reading: pictures or image tokens with a question behind them, and the answer.
+//! Understanding: CLIP features or image tokens, a question and its answer.
 
 use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{Answers, Images, TextSampling, TokenLogp};
 use unirl_layers::LayerNorm;
-use unirl_layers::decoder::{self, AttnMask, StackInput};
+use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::{self, GeneratedText};
-use unirl_layers::language::answered;
+use unirl_layers::language::append_answers;
 use unirl_text::padded;
 
 use super::Showo;
@@ -14,29 +15,34 @@ use crate::config::Special;
 use crate::mask;
 use crate::phi::{self, Phi};
 
-/// Answers under way.
+/// Answers during generation.
 pub type TextDecoding<'a> = decoding::TextDecoding<'a, phi::Layer, LayerNorm>;
 
 impl Showo {
-    /// Reads images and questions, given as ids, in one pass: padding stands behind a question, hidden from
-    /// the answer, of at most `room` tokens.
-    pub fn ask<'a>(
+    /// Prefills images and tokenized questions, for answers of at most `max_tokens` tokens. Padding follows the question and is
+    /// masked.
+    pub fn prefill<'a>(
         &self,
         phi: &'a Phi,
         images: &Images,
         questions: &[Vec<i64>],
-        room: i64,
+        max_tokens: i64,
     ) -> Result<TextDecoding<'a>> {
-        let (ids, there) = padded(questions, self.special.pad, self.device);
-        let (x, positions, mask) = self.understanding(phi, images, &ids)?;
-        let image = Tensor::ones([images.len(), self.prefix()], (Kind::Bool, self.device));
-        let rows =
-            StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
-        TextDecoding::read(&phi.language, rows, &Tensor::cat(&[image, there], 1), room)
+        let (ids, present) = padded(questions, self.special.pad, self.device);
+        let (x, positions, mask) = self.understanding_inputs(phi, images, &ids)?;
+        let image = Tensor::ones([images.len(), self.prefix_len()], (Kind::Bool, self.device));
+        let rows = StackInput {
+            x,
+            positions: &positions,
+            mask: AttnMask::Additive(&mask),
+            past: None,
+            outputs: None,
+        };
+        TextDecoding::prefill(&phi.language, rows, &Tensor::cat(&[image, present], 1), max_tokens)
     }
 
-    /// Writes answers to questions, given as ids, until each has emitted `stop`.
-    pub fn write(
+    /// Generates answers to tokenized questions until each has emitted `stop`.
+    pub fn generate_text(
         &self,
         images: &Images,
         questions: &[Vec<i64>],
@@ -44,48 +50,60 @@ impl Showo {
         stop: i64,
     ) -> Result<GeneratedText> {
         tch::no_grad(|| {
-            let answering = self.ask(&self.phi, images, questions, sampling.max_tokens)?;
-            answering.write(sampling, stop, self.special.pad)
+            let decoding = self.prefill(&self.phi, images, questions, sampling.max_tokens)?;
+            decoding.generate(sampling, stop, self.special.pad)
         })
     }
 
-    /// Log-probabilities of answers to questions that are given as ids.
-    pub fn score(
+    /// Log-probabilities of answers to tokenized questions.
+    pub fn score_answers(
         &self,
         phi: &Phi,
         images: &Images,
         questions: &[Vec<i64>],
         answers: &Answers,
     ) -> Result<TokenLogp> {
-        let (ids, _) = padded(&answered(questions, answers)?, self.special.pad, self.device);
-        let (x, positions, mask) = self.understanding(phi, images, &ids)?;
+        let (ids, _) = padded(&append_answers(&questions, answers)?, self.special.pad, self.device);
+        let (x, positions, mask) = self.understanding_inputs(phi, images, &ids)?;
         let ends: Vec<i64> =
-            questions.iter().map(|question| self.prefix() + question.len() as i64 - 1).collect();
-        let rows =
-            StackInput { x, positions: &positions, sees: AttnMask::Mask(&mask), past: None, read: None };
+            questions.iter().map(|question| self.prefix_len() + question.len() as i64 - 1).collect();
+        let rows = StackInput {
+            x,
+            positions: &positions,
+            mask: AttnMask::Additive(&mask),
+            past: None,
+            outputs: None,
+        };
         phi.language.score(rows, &ends, answers)
     }
 
-    /// Images and the text `ids [B,L]` behind them as rows, with their positions and who sees whom.
-    fn understanding(&self, phi: &Phi, images: &Images, ids: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
+    /// Embeds images followed by the text `ids [B,L]`: rows, their positions and the additive mask.
+    fn understanding_inputs(
+        &self,
+        phi: &Phi,
+        images: &Images,
+        ids: &Tensor,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
         let x = Tensor::cat(&[self.embed_images(phi, images)?, phi.language.embed(ids)], 1);
         let length = x.size()[1];
         let columns = Tensor::arange(length, (Kind::Int64, self.device));
         let visible = match &self.vision {
             Some(vision) => {
-                let features = vision.tower.config().patches();
+                let features = vision.encoder.config().patches();
                 mask::mmu_clip(length, vision.system.len() as i64, features, self.device)
             }
-            None => mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix())).unsqueeze(0),
+            None => {
+                mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix_len())).unsqueeze(0)
+            }
         };
-        Ok((x, columns.unsqueeze(0), decoder::additive(&visible)))
+        Ok((x, columns.unsqueeze(0), attention::additive_mask(&visible)))
     }
 
-    /// Rows before the text of understanding: `<mmu> <soi> image <eoi>`, or with the system prompt behind `<mmu>` and
-    /// features for the image.
-    pub(super) fn prefix(&self) -> i64 {
+    /// The number of rows before the question: `<mmu> <soi> image <eoi>`; with CLIP, the system prompt follows `<mmu>` and
+    /// features replace the image tokens.
+    pub(super) fn prefix_len(&self) -> i64 {
         match &self.vision {
-            Some(vision) => vision.system.len() as i64 + vision.tower.config().patches() + 3,
+            Some(vision) => vision.system.len() as i64 + vision.encoder.config().patches() + 3,
             None => self.card.image_tokens + 3,
         }
     }
@@ -99,7 +117,7 @@ impl Showo {
         questions.iter().map(ids).collect()
     }
 
-    /// The rows before the text, embedded: `[B,prefix,D]`. Relaxed images carry gradient.
+    /// Embeds the rows before the question: `[B,prefix_len,D]`. Relaxed images carry gradient.
     fn embed_images(&self, phi: &Phi, images: &Images) -> Result<Tensor> {
         let rows = images.len();
         let edge = |ids: &[i64]| {
@@ -111,18 +129,18 @@ impl Showo {
         let image = match (&self.vision, &images.relaxed) {
             (Some(vision), _) => {
                 before.extend(&vision.system);
-                phi.embed_features(&vision.tower.features(&self.seen(images)))?
+                phi.embed_features(&vision.encoder.features(&self.pixels_for_understanding(images)))?
             }
-            (None, Some(relaxed)) => phi.embed_codes(relaxed),
+            (None, Some(relaxed)) => phi.embed_relaxed_codes(relaxed),
             (None, None) => phi.language.embed(&(&images.tokens + image)),
         };
         before.push(soi);
         Ok(Tensor::cat(&[edge(&before), image, edge(&[eoi])], 1))
     }
 
-    /// The pictures that understanding looks at, `[B,3,H,W]` in `0..=1`: those that were read, or drawings, decoded with
-    /// gradient where they are relaxed.
-    pub(super) fn seen(&self, images: &Images) -> Tensor {
+    /// The input images of understanding, `[B,3,H,W]` in `0..=1`: the given pixels, or decoded tokens, with gradient if they are
+    /// relaxed.
+    pub(super) fn pixels_for_understanding(&self, images: &Images) -> Tensor {
         let decoded = match (&images.pixels, &images.relaxed) {
             (Some(pixels), _) => return pixels.to_device(self.device),
             (None, Some(relaxed)) => self.magvit.decode_relaxed(relaxed, self.config.grid()),

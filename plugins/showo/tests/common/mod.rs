@@ -1,5 +1,5 @@
-//! A small random model, for tests of what holds of any weights.
-#![allow(dead_code, reason = "not every test needs all of it")]
+//! A small random model, for tests of properties that hold for any weights.
+#![allow(dead_code, reason = "no test uses every item")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
@@ -12,14 +12,14 @@ use unirl_plugin_showo::checkpoint::{self, LoadedCheckpoint};
 use unirl_plugin_showo::config::{Architecture, MagvitConfig, Pyramid, ShowoConfig};
 use unirl_plugin_showo::model::Showo;
 
-/// Two ways to the same f32 value: cached or not, alone or in a batch.
+/// The f32 error between two ways to the same value: with or without cache, alone or in a batch.
 pub(crate) const SAME: f64 = 1e-4;
 
 pub(crate) const GREEDY: TextSampling =
     TextSampling { temperature: 0.0, top_k: 0, max_tokens: 6, seed: 0, part: None };
 
-/// libtorch has one stream of random numbers for all threads, and tests run in several.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
+/// Runs one test at a time: libtorch has one random number generator for all threads.
+pub(crate) fn serialize_tests() -> MutexGuard<'static, ()> {
     static RANDOM: Mutex<()> = Mutex::new(());
     tch::set_num_threads(1); // the work is small
     RANDOM.lock().unwrap_or_else(PoisonError::into_inner)
@@ -54,14 +54,14 @@ pub(crate) fn architecture() -> Architecture {
     }
 }
 
-/// Fresh weights of the small sizes, with further options.
+/// A fresh model of the small sizes.
 pub(crate) fn fresh(options: ShowoConfig, seed: u64) -> LoadedCheckpoint {
     let options = ShowoConfig { architecture: Some(architecture()), ..options };
-    checkpoint::parts(&options, &source(Checkpoint::Fresh, seed)).unwrap()
+    checkpoint::load(&options, &source(Checkpoint::Fresh, seed)).unwrap()
 }
 
-/// A model that is sure enough of itself for differences to show: fresh weights, enlarged.
-pub(crate) fn sure(parts: LoadedCheckpoint) -> Showo {
+/// Scales the weights up, so that the distributions are peaked and differences show.
+pub(crate) fn confident(parts: LoadedCheckpoint) -> Showo {
     let showo = Showo::from_parts(parts, Device::Cpu).unwrap();
     for mut parameter in showo.parameters().unwrap() {
         if parameter.group == ParameterGroup::Shared && parameter.tensor.dim() == 2 {
@@ -76,10 +76,10 @@ pub(crate) fn open(path: &Path) -> Result<Showo> {
 }
 
 pub(crate) fn open_with(path: &Path, options: &ShowoConfig) -> Result<Showo> {
-    Showo::from_parts(checkpoint::parts(options, &folder(path))?, Device::Cpu)
+    Showo::from_parts(checkpoint::load(options, &folder(path))?, Device::Cpu)
 }
 
-/// Random images that the model could have drawn.
+/// Random image tokens.
 pub(crate) fn images(showo: &Showo, batch: i64) -> Images {
     tch::manual_seed(5);
     let card = showo.card();
@@ -95,5 +95,5 @@ pub(crate) fn strings<const N: usize>(texts: [&str; N]) -> Vec<String> {
 pub(crate) fn close(got: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!(got.size(), expected.size());
     let off = (got - expected).abs().max().double_value(&[]);
-    assert!(off <= tolerance, "off by {off}, more than {tolerance}");
+    assert!(off <= tolerance, "differs by {off}, more than {tolerance}");
 }

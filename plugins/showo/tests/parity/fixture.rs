@@ -1,4 +1,4 @@
-//! The recorded numbers, and how close one has to come to them.
+//! The recorded numbers and the tolerances of comparisons.
 
 #[path = "../../../layers/tests/compare/mod.rs"]
 mod compare;
@@ -18,7 +18,7 @@ use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::prompt::Prompting;
 use unirl_text::{Text, padded};
 
-/// A folder of recorded cases: `UNIRL_SHOWO_FIXTURE`, or the one of the repository.
+/// A folder of recorded cases: `UNIRL_SHOWO_FIXTURE`, or the repository's.
 pub(crate) struct Fixture {
     folder: PathBuf,
     cases: Vec<Value>,
@@ -29,11 +29,11 @@ pub(crate) struct Fixture {
     pub(crate) prompting: Prompting,
 }
 
-/// One case, with the tensors that it lists.
+/// One case and its tensors.
 pub(crate) struct Case<'a> {
     fixture: &'a Fixture,
     pub(crate) json: &'a Value,
-    /// Begins the names of its tensors.
+    /// The prefix of its tensor names.
     pub(crate) prefix: String,
 }
 
@@ -60,7 +60,7 @@ impl Fixture {
         }
     }
 
-    /// The model, with the weights of one file. There is no tokenizer: all cases are told in ids.
+    /// The model with the weights of one file. The cases consist of ids, so that it needs no tokenizer.
     fn model(&self, weights: &str) -> Showo {
         let store = |name: &str| {
             Store::open(Weights::open(&self.folder.join(name)).unwrap(), Device::Cpu, Kind::Float)
@@ -89,7 +89,7 @@ impl Fixture {
         self.model("ref_weights.safetensors")
     }
 
-    /// The cases whose name begins with `name`; there is one at least.
+    /// The cases whose name begins with `name`, at least one.
     pub(crate) fn cases(&self, name: &str) -> Vec<Case<'_>> {
         let named = |case: &&Value| case["name"].as_str().is_some_and(|got| got.starts_with(name));
         let case = |json| Case { fixture: self, json, prefix: prefix(json) };
@@ -107,33 +107,33 @@ impl Fixture {
         self.config.num_vq_tokens
     }
 
-    /// `M + 1`: where the image of a drawing sequence begins, with `<soi>`.
+    /// `M + 1`: the position of `<soi>` in a generation sequence.
     pub(crate) fn start(&self) -> i64 {
         self.config.max_text_len + 1
     }
 
-    /// Image ids of the vocabulary as codes, [`UNKNOWN`](unirl_plugin_showo::maskgit::UNKNOWN) where masked.
+    /// Converts image ids to codes, [`UNKNOWN`](unirl_plugin_showo::maskgit::UNKNOWN) where masked.
     pub(crate) fn codes(&self, ids: &Tensor) -> Tensor {
         (ids - self.special.image)
             .masked_fill(&ids.eq(self.special.mask), unirl_plugin_showo::maskgit::UNKNOWN)
     }
 
-    /// Codes as image ids of the vocabulary, with the mask token where `masked`.
+    /// Converts codes to image ids, the mask token where `masked`.
     pub(crate) fn ids(&self, codes: &Tensor, masked: &Tensor) -> Tensor {
         (codes + self.special.image).masked_fill(masked, self.special.mask)
     }
 
-    /// The image ids of drawing sequences `[B,L]`.
-    pub(crate) fn drawn(&self, ids: &Tensor) -> Tensor {
+    /// The image ids of generation sequences `[B,L]`.
+    pub(crate) fn image_ids(&self, ids: &Tensor) -> Tensor {
         ids.narrow(1, self.start() + 1, self.tokens())
     }
 
     /// The codes of understanding sequences `[B,L]`.
-    pub(crate) fn read(&self, ids: &Tensor) -> Tensor {
+    pub(crate) fn image_codes(&self, ids: &Tensor) -> Tensor {
         ids.narrow(1, 2, self.tokens()) - self.special.image
     }
 
-    /// The prompts that drawing sequences `[B,L]` begin with, as ids.
+    /// The tokenized prompts of generation sequences `[B,L]`.
     pub(crate) fn prompts(&self, ids: &Tensor) -> Vec<Vec<i64>> {
         let prompt = |row: Vec<i64>| {
             let block = &row[..self.start() as usize];
@@ -143,13 +143,13 @@ impl Fixture {
         rows(ids).into_iter().map(prompt).collect()
     }
 
-    /// The questions and answers of understanding sequences `[B,L]`, answers where `mask` says so.
+    /// The questions and answers of understanding sequences `[B,L]`; `mask` is true at answers.
     pub(crate) fn dialogue(&self, ids: &Tensor, mask: &Tensor) -> (Vec<Vec<i64>>, Answers) {
         let prefix = self.tokens() as usize + 3;
         let (mut questions, mut answers) = (Vec::new(), Vec::new());
         for (ids, mask) in rows(ids).into_iter().zip(rows(mask)) {
-            let asked = mask.iter().position(|there| *there != 0).unwrap();
-            questions.push(ids[prefix..asked].to_vec());
+            let end = mask.iter().position(|is_answer| *is_answer != 0).unwrap();
+            questions.push(ids[prefix..end].to_vec());
             answers
                 .push(ids.into_iter().zip(mask).filter(|(_, there)| *there != 0).map(|(id, _)| id).collect());
         }
@@ -184,7 +184,7 @@ impl Case<'_> {
         integers(&self.json["scalars"][name])
     }
 
-    /// What stands between `start` and `end` in the names of the case's tensors.
+    /// The parts between `start` and `end` in the names of the case's tensors.
     pub(crate) fn between(&self, start: &str, end: &str) -> Vec<String> {
         let start = format!("{}.{start}", self.prefix);
         let inner = |name: &String| Some(name.strip_prefix(&start)?.split_once(end)?.0.to_string());
@@ -196,7 +196,7 @@ impl Case<'_> {
         found
     }
 
-    /// Compares gradients with all that are stored behind `name.grad.`, and norms with `norms`.
+    /// Compares gradients with those stored under `name.grad.`, and their norms with `norms`.
     pub(crate) fn gradients(&self, name: &str, norms: &Value, got: &[(String, Tensor)]) {
         let norms = norms.as_object().unwrap_or_else(|| panic!("no gradient norms of `{name}`"));
         assert_eq!(norms.len(), got.len(), "weights of `{name}`");
@@ -210,7 +210,7 @@ impl Case<'_> {
     }
 }
 
-/// The trained weights of a model, and the gradient of `loss` to them and to `others`, which come first.
+/// The gradients of `loss` with respect to `others` and to the trained weights of a model.
 pub(crate) fn gradients(
     model: &Showo,
     loss: &Tensor,

@@ -1,4 +1,4 @@
-//! The second plugin in the process: a rule that always gives two points.
+//! A second plugin in the process: a reward that is always 2.
 
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl::{Result, Tensor};
