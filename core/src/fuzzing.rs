@@ -11,7 +11,7 @@ use crate::abi::wire::{self, Message, op};
 use crate::plugin::stamp;
 use crate::prompts::answer::match_answer;
 use crate::prompts::{Category, PromptSpec, PromptTemplates, Task};
-use crate::reward::{RewardFunction as _, RuleFile, Sample};
+use crate::reward::{RuleFile, Sample};
 use crate::{input, weights};
 
 /// A checkpoint of `torch.save`. Every tensor lies within the file; an error is one short line.
@@ -105,7 +105,7 @@ pub fn rules(data: &[u8]) -> bool {
         (Category::ColorAttr, "a photo of a red cup and a blue book"),
     ];
     let tasks = prompts.into_iter().filter_map(|(category, prompt)| task(category, prompt));
-    let samples: Vec<Sample> = tasks.map(|task| Sample::new(&task, task.truth.clone())).collect();
+    let samples: Vec<Sample> = tasks.map(|task| Sample::new(&task, task.reference_answer.clone())).collect();
     assert_eq!(samples.len(), prompts.len());
     for reward in rules.score(&samples, None).expect("rules score every sample") {
         assert!((0.0..=reward.max).contains(&reward.score), "{reward:?}");
