@@ -124,8 +124,8 @@ fn mutate(rng: &mut Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// Holds that `target` accepts every seed, and that it reads each of `rounds` mutations of them within the limits. `accepted` is a
-/// range for the share of mutations that it accepts: the mutations must reach both ends.
+/// Holds that `target` accepts every seed, and that it reads each of `rounds` mutations of them within the limits. It must accept
+/// some of the mutations and refuse some, else they are too weak or too strong to find anything.
 fn smoke(name: &str, target: fn(&[u8]) -> bool, seeds: &[Vec<u8>], rounds: usize) {
     assert!(!seeds.is_empty());
     let corpus = Path::new(ROOT).join("fuzz/corpus").join(name);
@@ -140,7 +140,7 @@ fn smoke(name: &str, target: fn(&[u8]) -> bool, seeds: &[Vec<u8>], rounds: usize
     let mut rng = Rng::new(seeds.len() as u64);
     let accepted = (0..rounds).filter(|_| read(target, &mutate(&mut rng, seeds))).count();
     println!("{name}: {accepted} of {rounds} mutations are accepted");
-    assert!((rounds / 50..rounds - rounds / 50).contains(&accepted), "{accepted} of {rounds}");
+    assert!((rounds / 100..rounds - rounds / 100).contains(&accepted), "{accepted} of {rounds}");
 }
 
 fn files(folder: &str, start: &str, end: &str) -> Vec<Vec<u8>> {
@@ -174,6 +174,7 @@ fn stamp_mutated_is_read_or_refused() {
     let at = plugin.windows(magic.len()).position(|window| window == magic).unwrap();
     let mut seed = plugin[..64].to_vec();
     seed[0x28..0x30].fill(0);
+    seed[0x3c..0x3e].fill(0);
     seed.extend_from_slice(&plugin[at..at + 512]);
     smoke("stamp", fuzzing::stamp, &[seed], 20_000);
 }
@@ -211,5 +212,5 @@ fn answers_mutated_are_matched() {
         }
     }
     assert!(seeds.len() > 200, "{}", seeds.len());
-    smoke("answers", fuzzing::answers, &seeds, 20_000);
+    smoke("answers", fuzzing::answers, &seeds, 10_000);
 }
