@@ -513,6 +513,7 @@ mod tests {
             resolution: 4,
             input_resolution: None,
             pad_value: None,
+            benchmark: None,
             sampling: ImageSampling::default(),
         };
         let leaf = Parameter { name: "w".into(), tensor: tokens(), group: ParameterGroup::Shared };

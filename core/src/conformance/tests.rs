@@ -71,6 +71,7 @@ impl Toy {
                 resolution: 2,
                 input_resolution: None,
                 pad_value: None,
+                benchmark: None,
                 sampling: ImageSampling::default(),
             },
             bug,

@@ -59,16 +59,15 @@ fn is_zero(count: &u64) -> bool {
 /// An answer with its verdict, if the judge gave one.
 type Judged = (String, Option<bool>);
 
-/// Errors if a model does not generate images of the tiles benchmark.
+/// Errors if a model is not one of the tiles benchmark.
 pub fn check_tiles(card: &ModelCard) -> Result<()> {
-    if card.resolution == tiles::SIDE as i64 {
+    if card.benchmark.as_deref() == Some(tiles::NAME) {
         return Ok(());
     }
+    let trained_on = card.benchmark.as_ref().map_or_else(|| "none".into(), |name| format!("`{name}`"));
     Err(Error::usage(format!(
-        "model `{}` generates images of {1}×{1} pixels, the tiles benchmark has {2}×{2}",
-        card.name,
-        card.resolution,
-        tiles::SIDE
+        "model `{}` is not a model of the tiles benchmark (its benchmark: {trained_on})",
+        card.name
     ))
     .hint("evaluate with `--model builtin`, or train without an evaluation: `--set eval.prompts=0`"))
 }

@@ -56,7 +56,7 @@ pub struct TilesJudge;
 
 impl ImageJudge for TilesJudge {
     fn name(&self) -> String {
-        "tiles".into()
+        crate::tiles::NAME.into()
     }
 
     fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>> {

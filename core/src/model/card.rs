@@ -45,6 +45,9 @@ pub struct ModelCard {
     /// The grey value, `0..=255`, that pads an input image to a square; without one, the image is center-cropped.
     #[serde(rename = "pads_with", default, skip_serializing_if = "Option::is_none")]
     pub pad_value: Option<u8>,
+    /// The benchmark whose prompts and images the model knows, such as `tiles`; it decides the default preset, prompts and judge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub benchmark: Option<String>,
     /// The sampling options of the checkpoint, used as defaults.
     #[serde(default)]
     pub sampling: ImageSampling,
@@ -52,7 +55,7 @@ pub struct ModelCard {
 
 impl ModelCard {
     /// Returns the card of a model whose input and output images are squares of `resolution` pixels, encoded as `tokens`
-    /// tokens from a codebook of `codes`.
+    /// tokens from a codebook of `codes`. The model belongs to no benchmark.
     pub fn new(
         name: &str,
         image_space: ImageSpace,
@@ -68,6 +71,7 @@ impl ModelCard {
             resolution,
             input_resolution: None,
             pad_value: None,
+            benchmark: None,
             sampling: ImageSampling::default(),
         }
     }

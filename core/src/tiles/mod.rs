@@ -19,6 +19,8 @@ pub use describe::{reference_answer, vocabulary};
 pub use palette::{BACKGROUND, COLORS, SHAPES, partner};
 pub use sampling::caption_noise;
 
+/// The name of the benchmark, in [`ModelCard::benchmark`](crate::model::ModelCard::benchmark) and in receipts.
+pub const NAME: &str = "tiles";
 /// The number of tiles along an edge.
 pub const GRID: usize = 4;
 /// The number of tiles of an image.

@@ -14,7 +14,7 @@ use unirl::model::{
 };
 use unirl::sampling::{gather_logp, sample_tokens};
 use unirl::tch::{self, Device, Kind, Tensor};
-use unirl::tiles::{SIDE, TILES, codec, vocabulary};
+use unirl::tiles::{NAME, SIDE, TILES, codec, vocabulary};
 use unirl::weights::{self, Init, Store, Weights};
 use unirl::{Error, Result};
 
@@ -104,6 +104,7 @@ impl MyModel {
         let (space, decoding) = (ImageSpace::Shared, ImageDecoding::Autoregressive);
         let mut card = ModelCard::new("my-model", space, decoding, [TILES as i64, codec::CODES, SIDE as i64]);
         card.sampling.guidance = 1.0; // no guidance
+        card.benchmark = Some(NAME.into());
         let (device, weights) = (source.device, store.finish());
         Ok(Box::new(Self { card, device, words, network, weights, reference: None }))
     }

@@ -89,6 +89,7 @@ impl Janus {
             resolution: config.vision.image_size,
             input_resolution: None,
             pad_value: Some(GREY),
+            benchmark: prompting.text().benchmark(config.vision.image_size),
             sampling,
         };
         Ok(Self {

@@ -9,7 +9,7 @@ use tch::Tensor;
 use tokenizers::{AddedToken, Tokenizer};
 use unirl::model::Answers;
 use unirl::weights::read_json;
-use unirl::{Error, Result, input};
+use unirl::{Error, Result, input, tiles};
 
 use crate::warnings::warn_unknown;
 
@@ -125,6 +125,14 @@ impl Text {
     /// The number of tokens, including special ones.
     pub fn vocabulary_size(&self) -> i64 {
         self.tokenizer.get_vocab_size(true) as i64
+    }
+
+    /// The benchmark of a model with this tokenizer: `tiles` if its vocabulary begins with the words of the tiles benchmark, as
+    /// that of [`Self::of_words`] does, and its images have the `resolution` of the benchmark.
+    pub fn benchmark(&self, resolution: i64) -> Option<String> {
+        let is_tiles = resolution == tiles::SIDE as i64
+            && tiles::vocabulary().iter().enumerate().all(|(id, word)| self.id(word) == Some(id as i64));
+        is_tiles.then(|| tiles::NAME.into())
     }
 
     /// The id of a token.

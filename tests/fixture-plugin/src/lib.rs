@@ -74,6 +74,7 @@ impl Echo {
                 resolution: SIDE,
                 input_resolution: None,
                 pad_value: None,
+                benchmark: None,
                 sampling: ImageSampling::default(),
             },
             embed: weight(K, config.width),

@@ -121,16 +121,17 @@ impl Showo {
                 })
             })
             .transpose()?;
-        let (rows, _) = config.grid();
+        let resolution = config.grid().0 * magvit_config.factor();
         let card = ModelCard {
             name: "showo".into(),
             image_space: ImageSpace::Shared,
             image_decoding: ImageDecoding::Masked,
             image_tokens: config.num_vq_tokens,
             codebook_size: config.codebook_size,
-            resolution: rows * magvit_config.factor(),
+            resolution,
             input_resolution: vision.as_ref().map(|vision| vision.encoder.config().image_size),
             pad_value: None,
+            benchmark: text.benchmark(resolution),
             sampling: config.sampling.clone().unwrap_or_default(),
         };
         Ok(Self {
