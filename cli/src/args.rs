@@ -208,7 +208,7 @@ pub(crate) struct ModelArgs {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Set a configuration key, e.g. `rollout.group=4` (may be repeated)
+    /// Set a configuration key, e.g. `rollout.group_size=4` (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
     /// Set the random seed

@@ -31,7 +31,11 @@ pub(crate) fn run(
     let (card, rollout) = (model.card(), &config.rollout);
     println!("{} of {} on {}\n", entry.name, card.name, load::device_name(source.device));
     println!("{:<20}{:>16}", "steps", config.train.steps);
-    println!("{:<20}{:>16}", "a step", format!("{} × {} images", rollout.prompts, rollout.group));
+    println!(
+        "{:<20}{:>16}",
+        "a step",
+        format!("{} × {} images", rollout.prompts_per_step, rollout.group_size)
+    );
     println!("{:<20}{:>16}", "an image", format!("{0}×{0} pixels", card.resolution));
     println!("{:<20}{:>16}\n", "its tokens", format!("{} of {}", card.image_tokens, card.codebook_size));
     print!("{}\n{}", memory.table(), disk.table());

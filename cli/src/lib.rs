@@ -112,6 +112,6 @@ fn catch_panic(work: impl FnOnce() -> Result<()>) -> Result<()> {
         let place = LAST.lock().ok().and_then(|mut last| last.take()).unwrap_or_default();
         Err(Error::failure(format!("internal error: {text}"))
             .cause(format!("raised at {place}"))
-            .hint("if memory ran out, use fewer prompts per step: `--set rollout.prompts=N`; otherwise this is a bug in unirl"))
+            .hint("if memory ran out, use fewer prompts per step: `--set rollout.prompts_per_step=N`; otherwise this is a bug in unirl"))
     })
 }

@@ -117,7 +117,9 @@ fn reward(plugins: &mut Plugins, rule: &WeightedReward) -> Result<Box<dyn Reward
 pub(crate) fn inputs(plugins: &mut Plugins, config: &RunConfig) -> Result<BTreeMap<String, String>> {
     let plugin = plugins.load(&config.model.plugin)?;
     let mut files = vec![(format!("plugin `{}`", plugin.name), plugin.path.clone())];
-    files.extend(config.train.tasks.iter().map(|tasks| (format!("`train.tasks` `{tasks}`"), tasks.into())));
+    files.extend(
+        config.train.prompts_file.iter().map(|tasks| (format!("`train.tasks` `{tasks}`"), tasks.into())),
+    );
     for rule in config.reward.rules.iter().chain(config.reward.answer_rules.iter().flatten()) {
         if let Some(line) = rule.name.strip_prefix(PROCESS) {
             let (program, words) = command(line)?;

@@ -117,16 +117,16 @@ fn weighting(mut options: OptimizerOptions) -> Result<(Weighting, f64)> {
     #[derive(Deserialize)]
     struct Options {
         weighting: Weighting,
-        weight_temperature: f64,
+        reward_temperature: f64,
     }
     if options.name == "sft" {
         options.name = "grpo".into();
     }
     options.resolve()?;
-    let Options { weighting, weight_temperature } = toml::Value::Table(options.table()?)
+    let Options { weighting, reward_temperature } = toml::Value::Table(options.table()?)
         .try_into()
         .context(|| format!("`optimizer.{}` has no weighting of rewards", options.name))?;
-    Ok((weighting, weight_temperature))
+    Ok((weighting, reward_temperature))
 }
 
 fn sample_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {

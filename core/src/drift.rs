@@ -68,7 +68,7 @@ impl<'a> DriftMonitor<'a> {
         let base = evaluate(&tasks, config, model)?;
         let best = chosen(&base, config);
         let state = DriftState { base, best, best_step: None, fallen: BTreeSet::new(), rollbacks: 0 };
-        let rolls_back = config.eval.guard == RegressionAction::Rollback;
+        let rolls_back = config.eval.on_regression == RegressionAction::Rollback;
         let weights = if rolls_back { update.weights() } else { Vec::new() };
         Ok(Some(Self { config, tasks, state, weights }))
     }
@@ -111,7 +111,7 @@ impl<'a> DriftMonitor<'a> {
         for message in &messages {
             tracing::warn!("step {step}: {message}");
         }
-        let action = self.config.eval.guard;
+        let action = self.config.eval.on_regression;
         let stop = |reason: String| DriftCheck { best: false, stop: Some(reason) };
         if !regressions.is_empty() && action == RegressionAction::Rollback {
             state.rollbacks += 1;
@@ -146,7 +146,7 @@ fn tasks(config: &RunConfig) -> Result<Option<Vec<Task>>> {
         return Ok(None);
     }
     let mut rng = Rng::new(seed::derive(options.seed, &[STREAM]));
-    let categories = Category::ALL.iter().flat_map(|one| std::iter::repeat_n(*one, options.every_prompts));
+    let categories = Category::ALL.iter().flat_map(|one| std::iter::repeat_n(*one, options.monitor_prompts));
     let tasks = categories.map(|category| tiles::sample(category, Split::Train, &mut rng));
     tasks.collect::<Result<_>>().map(Some)
 }

@@ -35,13 +35,17 @@ pub struct UpdateOptions {
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
     /// Maximum global norm of the gradient; 0 disables clipping.
-    #[schemars(range(min = 0.0))]
-    pub clip: f64,
+    #[serde(alias = "clip")]
+    #[schemars(range(min = 0.0), extend("x-former-names" = ["clip"]))]
+    pub max_grad_norm: f64,
     /// The number of warm-up steps, in which the learning rate rises linearly.
-    pub warmup: u64,
+    #[serde(alias = "warmup")]
+    #[schemars(extend("x-former-names" = ["warmup"]))]
+    pub warmup_steps: u64,
     /// The learning rate of the last step as a share of `learning_rate`, reached by cosine decay; 1 disables the decay.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub final_rate: f64,
+    #[serde(alias = "final_rate")]
+    #[schemars(range(min = 0.0, max = 1.0), extend("x-former-names" = ["final_rate"]))]
+    pub min_lr_ratio: f64,
 }
 
 impl Default for UpdateOptions {
@@ -53,9 +57,9 @@ impl Default for UpdateOptions {
             beta2: 0.999,
             epsilon: 1e-8,
             weight_decay: 0.0,
-            clip: 1.0,
-            warmup: 10,
-            final_rate: 1.0,
+            max_grad_norm: 1.0,
+            warmup_steps: 10,
+            min_lr_ratio: 1.0,
         }
     }
 }
@@ -213,7 +217,7 @@ impl AdamW {
     pub fn apply(&mut self) -> Result<UpdateReport> {
         tch::no_grad(|| {
             let gradient_norm = self.gradient_norm()?;
-            let clip = self.options.clip;
+            let clip = self.options.max_grad_norm;
             let scale = if clip > 0.0 && gradient_norm > clip { clip / gradient_norm } else { 1.0 };
             self.step += 1;
             let learning_rate = self.learning_rate();
@@ -262,10 +266,10 @@ impl AdamW {
 
     fn learning_rate(&self) -> f64 {
         let o = &self.options;
-        let warm = (self.step as f64 / o.warmup.max(1) as f64).min(1.0);
+        let warm = (self.step as f64 / o.warmup_steps.max(1) as f64).min(1.0);
         let progress = (self.step as f64 / self.total_steps.max(1) as f64).min(1.0);
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
-        o.learning_rate * warm * (o.final_rate + (1.0 - o.final_rate) * cosine)
+        o.learning_rate * warm * (o.min_lr_ratio + (1.0 - o.min_lr_ratio) * cosine)
     }
 }
 
@@ -318,7 +322,7 @@ mod tests {
         for kind in [Kind::Float, Kind::BFloat16] {
             let p = parameter(&[1.0, -2.0], kind);
             let weight = p.tensor.shallow_clone();
-            let options = UpdateOptions { learning_rate: 0.1, warmup: 1, ..UpdateOptions::default() };
+            let options = UpdateOptions { learning_rate: 0.1, warmup_steps: 1, ..UpdateOptions::default() };
             let mut adam = AdamW::new(vec![p], options, 10);
             let start = adam.weights();
             let mut ends = Vec::new();
@@ -340,7 +344,7 @@ mod tests {
     #[test]
     fn resume_continues_bit_exactly() {
         for kind in [Kind::Float, Kind::BFloat16] {
-            let options = UpdateOptions { learning_rate: 0.1, warmup: 4, ..UpdateOptions::default() };
+            let options = UpdateOptions { learning_rate: 0.1, warmup_steps: 4, ..UpdateOptions::default() };
             let fresh = || {
                 let p = parameter(&[1.0, -2.0], kind);
                 let weight = p.tensor.shallow_clone();
@@ -374,8 +378,8 @@ mod tests {
         let options = UpdateOptions {
             learning_rate: 0.1,
             weight_decay: 0.5,
-            clip: 0.0,
-            warmup: 1,
+            max_grad_norm: 0.0,
+            warmup_steps: 1,
             ..UpdateOptions::default()
         };
         let mut adam = AdamW::new(vec![p], options, 10);
@@ -397,8 +401,8 @@ mod tests {
             beta1: 0.5,
             beta2: 0.5,
             weight_decay: 0.5,
-            clip: 0.0,
-            warmup: 4,
+            max_grad_norm: 0.0,
+            warmup_steps: 4,
             ..UpdateOptions::default()
         };
         let mut adam = AdamW::new(vec![p, q], options, 10);
@@ -441,7 +445,7 @@ mod tests {
         let before = weight.double_value(&[0]);
         let mut adam = AdamW::new(
             vec![p],
-            UpdateOptions { learning_rate: 1e-5, warmup: 1, ..UpdateOptions::default() },
+            UpdateOptions { learning_rate: 1e-5, warmup_steps: 1, ..UpdateOptions::default() },
             100,
         );
         for _ in 0..100 {

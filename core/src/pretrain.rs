@@ -99,7 +99,7 @@ impl Default for JointStage {
 }
 
 fn schedule() -> UpdateOptions {
-    UpdateOptions { learning_rate: 1e-3, final_rate: 0.02, warmup: 100, ..UpdateOptions::default() }
+    UpdateOptions { learning_rate: 1e-3, min_lr_ratio: 0.02, warmup_steps: 100, ..UpdateOptions::default() }
 }
 
 /// The training data.

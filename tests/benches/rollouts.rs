@@ -449,8 +449,13 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
         model.answer(&images, &questions, &answer_sampling(ANSWER)).map(drop)
     })?;
 
-    let rollout =
-        Rollout { prompts, group, micro_batch: 0, images: sampling, answers: answer_sampling(ANSWER) };
+    let rollout = Rollout {
+        prompts_per_step: prompts,
+        group_size: group,
+        micro_batch: 0,
+        images: sampling,
+        answers: answer_sampling(ANSWER),
+    };
     train(&mut bench, Box::new(model), &tasks, &rollout)
 }
 

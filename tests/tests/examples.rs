@@ -24,7 +24,7 @@ fn example_configurations_are_valid() {
         let config = RunConfig::from_table(table).unwrap();
         let entry = algorithms::find(&config.optimizer.name).unwrap();
         (entry.build)(config.optimizer.table().unwrap()).unwrap();
-        let tasks = Path::new(EXAMPLES).join("..").join(config.train.tasks.unwrap());
+        let tasks = Path::new(EXAMPLES).join("..").join(config.train.prompts_file.unwrap());
         assert!(tasks.is_file(), "{}", tasks.display());
         if config.model.options.is_empty() {
             continue;

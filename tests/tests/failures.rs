@@ -80,7 +80,7 @@ fn model_outside_tiles_requires_prompts() {
     let home = tempfile::tempdir().unwrap();
     let (printed, out) = train(home.path(), "fixture#tight", &[]);
     assert!(printed.starts_with("exit: 2"), "{printed}");
-    assert!(printed.contains("error: `train.tasks` is required for `echo` at 2x2"), "{printed}");
+    assert!(printed.contains("error: `train.prompts_file` is required for `echo` at 2x2"), "{printed}");
     assert!(!out.exists(), "no files are left behind");
 }
 

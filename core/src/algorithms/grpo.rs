@@ -3,7 +3,7 @@
 //! For `P` prompts with `G` images each, with `ũ_i` the completed image, `a_i` the answer about it and `w_i` its weight:
 //!
 //! ```text
-//! L = answer_coefficient · [ −(1/P) Σ_p Σ_i w_i · (1/|a_i|) Σ_t log π_θ(a_it | ũ_i, q)  +  beta · KL(π_θ ‖ π_ref) ]
+//! L = answer_weight · [ −(1/P) Σ_p Σ_i w_i · (1/|a_i|) Σ_t log π_θ(a_it | ũ_i, q)  +  beta · KL(π_θ ‖ π_ref) ]
 //! ```
 //!
 //! Reductions: the policy term is a mean over the tokens of each answer, a weighted sum over the `G` answers of a prompt
@@ -12,8 +12,8 @@
 //!
 //! Deviations from the paper, and choices that it leaves open:
 //! 1. The log-likelihood of an answer is a mean over its tokens.
-//! 2. The KL is the k3 estimate on answer tokens, with log-ratios clamped to ±20. `answer_coefficient` also scales it, so its
-//!    weight in the loss is `answer_coefficient · beta`.
+//! 2. The KL is the k3 estimate on answer tokens, with log-ratios clamped to ±20. `answer_weight` also scales it, so its
+//!    weight in the loss is `answer_weight · beta`.
 //! 3. The current policy samples the answers, without gradient. There is one update per rollout, so `π_old = π_θ`: no
 //!    importance ratio and no clipping (eq. 2).
 //! 4. Answers are greedy unless `rollout.answers.temperature` is above 0.
@@ -42,11 +42,13 @@ pub struct Grpo {
     /// How rewards become weights.
     pub weighting: Weighting,
     /// `τ` of the softmax weights.
-    #[schemars(extend("exclusiveMinimum" = 0.0))]
-    pub weight_temperature: f64,
+    #[serde(alias = "weight_temperature")]
+    #[schemars(extend("exclusiveMinimum" = 0.0, "x-former-names" = ["weight_temperature"]))]
+    pub reward_temperature: f64,
     /// Weight of the end-to-end answer term in the loss; 0 disables it.
-    #[schemars(range(min = 0.0))]
-    pub answer_coefficient: f64,
+    #[serde(alias = "answer_coefficient")]
+    #[schemars(range(min = 0.0), extend("x-former-names" = ["answer_coefficient"]))]
+    pub answer_weight: f64,
     /// Weight of the KL on answer tokens.
     #[schemars(range(min = 0.0))]
     pub beta: f64,
@@ -62,8 +64,8 @@ impl Default for Grpo {
     fn default() -> Self {
         Self {
             weighting: Weighting::Softmax,
-            weight_temperature: 1.0,
-            answer_coefficient: 1.0,
+            reward_temperature: 1.0,
+            answer_weight: 1.0,
             beta: 0.2,
             gumbel_temperature: 1.0,
             image: ImageTerm::default(),
@@ -98,13 +100,13 @@ impl Algorithm for Grpo {
             let Scored { rewards, scores } = iteration.score(&generated, &answers)?; // [B]
             reward_metrics(&rewards, &scores, group, &mut metrics);
             let started = Instant::now();
-            let weights = self.weighting.weights(&scores, group, self.weight_temperature); // [B]
+            let weights = self.weighting.weights(&scores, group, self.reward_temperature); // [B]
             self.image.accumulate(iteration, &generated, &weights, &mut metrics)?;
             iteration.phases.update += started.elapsed();
             (answered, rewarded) = (answers.text, rewards);
         }
 
-        if self.answer_coefficient > 0.0 {
+        if self.answer_weight > 0.0 {
             // 3. Re-mask the images and complete them by the straight-through Gumbel-softmax (eqs. 3, 7 and 8).
             let mut completed = iteration.complete_all(&generated, self.gumbel_temperature)?; // ũ [B,N,K]
 
@@ -112,7 +114,7 @@ impl Algorithm for Grpo {
             let answers = iteration.answer(&completed)?; // a [B,T]
             let Scored { rewards, scores } = iteration.score(&completed, &answers)?; // r [B]
             let started = Instant::now();
-            let weights = self.weighting.weights(&scores, group, self.weight_temperature); // w [B]
+            let weights = self.weighting.weights(&scores, group, self.reward_temperature); // w [B]
 
             // 5. The loss (eq. 5), micro-batch by micro-batch: gradients add up.
             let questions = iteration.questions();
@@ -151,7 +153,7 @@ impl Algorithm for Grpo {
                     add(&mut metrics, "kl/answer_clamped", &(clamped * token_share));
                     loss += kl * (self.beta * token_share);
                 }
-                backward(&(loss * self.answer_coefficient), "loss/answer")?;
+                backward(&(loss * self.answer_weight), "loss/answer")?;
             }
             iteration.phases.update += started.elapsed();
 
@@ -170,7 +172,7 @@ impl Algorithm for Grpo {
     fn terms(&self) -> Terms<'_> {
         Terms {
             image: (self.image.coefficient > 0.0).then_some(&self.image),
-            answer: self.answer_coefficient > 0.0,
+            answer: self.answer_weight > 0.0,
             end_to_end: true,
             alternate: false,
         }
@@ -194,12 +196,12 @@ mod tests {
         Halves::shared([[12.0, 0.0], [0.0, 0.0]], [[10.0, 0.0], [-f64::ln(3.0), 0.0]])
     }
 
-    fn grpo(answer_coefficient: f64, beta: f64, image: ImageTerm) -> Grpo {
+    fn grpo(answer_weight: f64, beta: f64, image: ImageTerm) -> Grpo {
         let weighting = Weighting::Softmax;
         Grpo {
             weighting,
-            weight_temperature: TAU,
-            answer_coefficient,
+            reward_temperature: TAU,
+            answer_weight,
             beta,
             gumbel_temperature: GUMBEL_TAU,
             image,
@@ -263,13 +265,13 @@ mod tests {
         let policy = -0.65 * up - 0.35 * down;
         let divergence = 0.5 * ((1.0 - d0.exp()) * up + (1.0 - d1.exp()) * down);
         for (coefficient, image_beta) in [(1.0, 0.1), (0.5, 0.3), (3.0, 0.0)] {
-            for (answer_coefficient, beta) in [(0.0, 0.2), (0.1, 0.5)] {
+            for (answer_weight, beta) in [(0.0, 0.2), (0.1, 0.5)] {
                 for micro_batch in MICRO_BATCHES {
                     let image = ImageTerm { coefficient, beta: image_beta, ..ImageTerm::default() };
                     let mut model = model();
                     let batch = TestStep { micro_batch, ..TWO_GROUPS };
-                    let outcome = batch.accumulate(&grpo(answer_coefficient, beta, image), &mut model);
-                    let answers = answer_gradient(answer_coefficient, beta);
+                    let outcome = batch.accumulate(&grpo(answer_weight, beta, image), &mut model);
+                    let answers = answer_gradient(answer_weight, beta);
                     let generation = coefficient * (policy + image_beta * divergence) + end_to_end(answers);
                     let [got_generation, got_answers] = model.gradients();
                     assert_gradient("generation", got_generation, [generation, -generation]);
@@ -282,7 +284,7 @@ mod tests {
                     if image_beta > 0.0 {
                         expected.splice(0..0, [("kl/image", kl), ("kl/image_clamped", 0.0)]);
                     }
-                    if answer_coefficient > 0.0 {
+                    if answer_weight > 0.0 {
                         assert_gradient("answers", got_answers, [answers, -answers]);
                         expected.push(("loss/answer", policy_term(LOG_P.0, LOG_P.1)));
                         expected.extend([("kl/answer", KL), ("kl/answer_clamped", 0.0)]);

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! L_image  = image.coefficient  · [ −(1/P) Σ_p Σ_i w_i · (1/|u_i|) Σ_n log π_θ(u_in | prompt)  + image.beta · KL_image ]
-//! L_answer = answer_coefficient · [ −(1/P) Σ_p Σ_i v_i · (1/|a_i|) Σ_t log π_θ(a_it | u_i, q)  + beta · KL_answer ]
+//! L_answer = answer_weight · [ −(1/P) Σ_p Σ_i v_i · (1/|a_i|) Σ_t log π_θ(a_it | u_i, q)  + beta · KL_answer ]
 //! ```
 //!
 //! No gradient passes from one objective to the other. Both weights `w` and `v` come from the rewards of the answers; `v` has
@@ -58,11 +58,13 @@ pub struct GrpoSplit {
     /// How rewards become weights.
     pub weighting: Weighting,
     /// `τ` of the softmax weights.
-    #[schemars(extend("exclusiveMinimum" = 0.0))]
-    pub weight_temperature: f64,
+    #[serde(alias = "weight_temperature")]
+    #[schemars(extend("exclusiveMinimum" = 0.0, "x-former-names" = ["weight_temperature"]))]
+    pub reward_temperature: f64,
     /// Weight of the answer objective in the loss; 0 disables it.
-    #[schemars(range(min = 0.0))]
-    pub answer_coefficient: f64,
+    #[serde(alias = "answer_coefficient")]
+    #[schemars(range(min = 0.0), extend("x-former-names" = ["answer_coefficient"]))]
+    pub answer_weight: f64,
     /// Weight of the KL on answer tokens.
     #[schemars(range(min = 0.0))]
     pub beta: f64,
@@ -75,8 +77,8 @@ impl Default for GrpoSplit {
         Self {
             schedule: Schedule::Joint,
             weighting: Weighting::Softmax,
-            weight_temperature: 1.0,
-            answer_coefficient: 1.0,
+            reward_temperature: 1.0,
+            answer_weight: 1.0,
             beta: 0.2,
             image: ImageTerm { coefficient: 1.0, beta: 0.2, ..ImageTerm::default() },
         }
@@ -99,7 +101,7 @@ impl GrpoSplit {
     /// Errors if the alternate schedule has an objective that is disabled.
     fn checked(self) -> Result<Self> {
         for (name, coefficient) in
-            [("image.coefficient", self.image.coefficient), ("answer_coefficient", self.answer_coefficient)]
+            [("image.coefficient", self.image.coefficient), ("answer_weight", self.answer_weight)]
         {
             if self.schedule == Schedule::Alternate && coefficient <= 0.0 {
                 return Err(Error::usage(format!(
@@ -116,7 +118,7 @@ impl GrpoSplit {
     fn trained_in(&self, step: u64) -> (bool, bool) {
         let odd = step % 2 == 1;
         match self.schedule {
-            Schedule::Joint => (self.image.coefficient > 0.0, self.answer_coefficient > 0.0),
+            Schedule::Joint => (self.image.coefficient > 0.0, self.answer_weight > 0.0),
             Schedule::Alternate => (odd, !odd),
         }
     }
@@ -142,7 +144,7 @@ impl Algorithm for GrpoSplit {
         };
 
         let started = Instant::now();
-        let weigh = |scores: &Tensor| self.weighting.weights(scores, group, self.weight_temperature);
+        let weigh = |scores: &Tensor| self.weighting.weights(scores, group, self.reward_temperature);
 
         // 2. L_image.
         if generation {
@@ -182,7 +184,7 @@ impl Algorithm for GrpoSplit {
                     add(&mut metrics, "kl/answer_clamped", &(clamped * token_share));
                     loss += kl * (self.beta * token_share);
                 }
-                backward(&(loss * self.answer_coefficient), "loss/answer")?;
+                backward(&(loss * self.answer_weight), "loss/answer")?;
             }
         }
         iteration.phases.update += started.elapsed();
@@ -193,7 +195,7 @@ impl Algorithm for GrpoSplit {
     fn terms(&self) -> Terms<'_> {
         Terms {
             image: (self.image.coefficient > 0.0).then_some(&self.image),
-            answer: self.answer_coefficient > 0.0,
+            answer: self.answer_weight > 0.0,
             end_to_end: false,
             alternate: self.schedule == Schedule::Alternate,
         }
@@ -250,10 +252,10 @@ mod tests {
         Halves::decoupled([[f64::ln(3.0), 0.0]; 2], [[0.0; 2]; 2])
     }
 
-    fn split(weighting: Weighting, [answer_coefficient, beta]: [f64; 2], image: [f64; 2]) -> GrpoSplit {
+    fn split(weighting: Weighting, [answer_weight, beta]: [f64; 2], image: [f64; 2]) -> GrpoSplit {
         let image = ImageTerm { coefficient: image[0], beta: image[1], ..ImageTerm::default() };
         let schedule = Schedule::Joint;
-        GrpoSplit { schedule, weighting, weight_temperature: TAU, answer_coefficient, beta, image }
+        GrpoSplit { schedule, weighting, reward_temperature: TAU, answer_weight, beta, image }
     }
 
     #[test]
@@ -397,10 +399,9 @@ mod tests {
 
     #[test]
     fn alternate_schedule_with_a_disabled_objective_is_refused() {
-        for (text, name) in [
-            ("answer_coefficient = 0.0", "answer_coefficient"),
-            ("image = { coefficient = 0.0 }", "image.coefficient"),
-        ] {
+        for (text, name) in
+            [("answer_weight = 0.0", "answer_weight"), ("image = { coefficient = 0.0 }", "image.coefficient")]
+        {
             let error = options(&format!("schedule = \"alternate\"\n{text}")).unwrap_err();
             assert!(error.message().contains(&format!("grpo-split.{name}`")), "{error}");
             assert!(options(text).is_ok());

@@ -83,8 +83,9 @@ pub fn check_fits(entry: &AlgorithmEntry, card: &ModelCard) -> Result<()> {
 /// Reads the options of an algorithm. An option that `table` leaves out, also in a nested table, keeps the default of `T`.
 pub(crate) fn options<T: Default + Serialize + DeserializeOwned + JsonSchema>(
     name: &str,
-    table: toml::Table,
+    mut table: toml::Table,
 ) -> Result<T> {
+    settings::rename_former(&settings::schema::<T>(), &mut table)?;
     let mut merged = to_table(name, &T::default())?;
     layers::merge(&mut merged, table);
     settings::read(&format!("optimizer.{name}"), merged)

@@ -112,7 +112,7 @@ pub(crate) enum Stream {
 impl Iteration<'_> {
     /// Returns `G`.
     pub fn group(&self) -> i64 {
-        self.rollout.group as i64
+        self.rollout.group_size as i64
     }
 
     /// Returns the seed of a stream.

@@ -229,7 +229,12 @@ impl TestStep<'_> {
             tasks: &tasks,
             rules: &prefers("0"),
             answer_rules: self.answer_rules,
-            rollout: &Rollout { prompts, group, micro_batch, ..Rollout::default() },
+            rollout: &Rollout {
+                prompts_per_step: prompts,
+                group_size: group,
+                micro_batch,
+                ..Rollout::default()
+            },
             step: self.step,
             seed: self.step,
             shuffle_rewards: self.shuffle_rewards,

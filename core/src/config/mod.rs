@@ -75,9 +75,9 @@ pub struct TrainOptions {
     /// The seed of every random number of the run.
     pub seed: u64,
     /// A JSONL file of prompts. Without it, prompts of the tiles benchmark are generated.
-    #[serde(rename = "prompts_file", alias = "tasks", skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "tasks", skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-former-names" = ["tasks"]))]
-    pub tasks: Option<String>,
+    pub prompts_file: Option<String>,
     /// Assigns rewards to random samples of the batch: a control run that must not learn.
     pub shuffle_rewards: bool,
     /// Saves sample images every this many steps, generated as in the evaluation; 0 disables it.
@@ -92,7 +92,7 @@ impl Default for TrainOptions {
         Self {
             steps: 100,
             seed: 1,
-            tasks: None,
+            prompts_file: None,
             shuffle_rewards: false,
             sample_every: 20,
             deterministic: false,
@@ -105,13 +105,13 @@ impl Default for TrainOptions {
 #[serde(deny_unknown_fields, default)]
 pub struct Rollout {
     /// Prompts per training step.
-    #[serde(rename = "prompts_per_step", alias = "prompts")]
+    #[serde(alias = "prompts")]
     #[schemars(range(min = 1), extend("x-former-names" = ["prompts"]))]
-    pub prompts: usize,
+    pub prompts_per_step: usize,
     /// `G`, images per prompt.
-    #[serde(rename = "group_size", alias = "group")]
+    #[serde(alias = "group")]
     #[schemars(range(min = 1), extend("x-former-names" = ["group"]))]
-    pub group: usize,
+    pub group_size: usize,
     /// Images that pass through the model at once; 0 for every image of a step. A smaller value takes less memory and, if the
     /// gradient flows through images (`sft`, `grpo`), one more forward pass; the result is the same.
     pub micro_batch: usize,
@@ -132,8 +132,8 @@ impl Rollout {
 impl Default for Rollout {
     fn default() -> Self {
         Self {
-            prompts: 1,
-            group: 3,
+            prompts_per_step: 1,
+            group_size: 3,
             micro_batch: 0,
             images: ImageSampling::default(),
             answers: TextSampling::default(),
@@ -249,21 +249,21 @@ pub struct EvalOptions {
     /// The seed of the evaluation, independent of `train.seed`.
     pub seed: u64,
     /// Images per prompt in the sample images of a run (`samples/`); 0 disables them.
-    #[serde(rename = "samples_per_prompt", alias = "pictures")]
+    #[serde(alias = "pictures")]
     #[schemars(extend("x-former-names" = ["pictures"]))]
-    pub pictures: usize,
+    pub samples_per_prompt: usize,
     /// The drift monitor evaluates a small fixed set of training prompts every this many steps; 0 disables it.
     pub every: u64,
     /// Prompts per category of the drift monitor.
-    #[serde(rename = "monitor_prompts", alias = "every_prompts")]
+    #[serde(alias = "every_prompts")]
     #[schemars(range(min = 1), extend("x-former-names" = ["every_prompts"]))]
-    pub every_prompts: usize,
+    pub monitor_prompts: usize,
     /// The figure of the drift monitor by which the best checkpoint is kept: `t2i`, `mmu`, `t2i_to_mmu` or `mmu_to_t2i`.
     pub best: String,
     /// The reaction to a category whose T2I or MMU drops below the confidence interval of the base model.
-    #[serde(rename = "on_regression", alias = "guard")]
+    #[serde(alias = "guard")]
     #[schemars(extend("x-former-names" = ["guard"]))]
-    pub guard: RegressionAction,
+    pub on_regression: RegressionAction,
 }
 
 impl Default for EvalOptions {
@@ -272,11 +272,11 @@ impl Default for EvalOptions {
             prompts: 100,
             batch: 100,
             seed: 2505,
-            pictures: 8,
+            samples_per_prompt: 8,
             every: 0,
-            every_prompts: 20,
+            monitor_prompts: 20,
             best: "t2i".into(),
-            guard: RegressionAction::Warn,
+            on_regression: RegressionAction::Warn,
         }
     }
 }
@@ -357,11 +357,17 @@ mod tests {
 
     #[test]
     fn former_keys_are_read_and_written_under_their_current_names() {
-        let former = "[train]\ntasks = 'a.jsonl'\n[rollout]\nprompts = 2\ngroup = 5\n[eval]\npictures = 3\nevery_prompts = 4\n\
+        let former = "[update]\nclip = 2.0\nwarmup = 3\nfinal_rate = 0.5\n[optimizer]\nname = 'grpo'\n\
+                      grpo = { weight_temperature = 0.5, answer_coefficient = 0.25 }\n[train]\ntasks = 'a.jsonl'\n[rollout]\nprompts = 2\ngroup = 5\n[eval]\npictures = 3\nevery_prompts = 4\n\
                       guard = 'stop'";
         let config = RunConfig::from_table(former.parse().unwrap()).unwrap();
         let table = layers::flat(&config.to_table().unwrap());
         for (key, value) in [
+            ("update.max_grad_norm", "2.0"),
+            ("update.warmup_steps", "3"),
+            ("update.min_lr_ratio", "0.5"),
+            ("optimizer.grpo.reward_temperature", "0.5"),
+            ("optimizer.grpo.answer_weight", "0.25"),
             ("train.prompts_file", "\"a.jsonl\""),
             ("rollout.prompts_per_step", "2"),
             ("rollout.group_size", "5"),
@@ -422,17 +428,17 @@ mod tests {
             ("update.beta2", &["-0.1", "1", "nan"]),
             ("update.epsilon", &["0", "-1e-8"]),
             ("update.weight_decay", &["-1"]),
-            ("update.clip", &["-1"]),
-            ("update.warmup", &["-1"]),
-            ("update.final_rate", &["-3", "1.1"]),
+            ("update.max_grad_norm", &["-1"]),
+            ("update.warmup_steps", &["-1"]),
+            ("update.min_lr_ratio", &["-3", "1.1"]),
             ("optimizer.grpo.beta", &["-5"]),
-            ("optimizer.grpo.weight_temperature", &["0", "-1"]),
+            ("optimizer.grpo.reward_temperature", &["0", "-1"]),
             ("optimizer.grpo.gumbel_temperature", &["0.0"]),
-            ("optimizer.grpo.answer_coefficient", &["-1"]),
+            ("optimizer.grpo.answer_weight", &["-1"]),
             ("optimizer.grpo.image.coefficient", &["-1"]),
             ("optimizer.grpo.image.beta", &["-1"]),
             ("optimizer.grpo.image.reveal_steps", &["-1"]),
-            ("optimizer.grpo-split.weight_temperature", &["0"]),
+            ("optimizer.grpo-split.reward_temperature", &["0"]),
             ("optimizer.grpo-split.beta", &["-1", "nan"]),
             ("optimizer.sft.gumbel_temperature", &["0"]),
             ("eval.prompts", &["-1"]),

@@ -75,7 +75,7 @@ impl MemoryPlan {
         // AdamW: two moments, and f32 master weights if the weights have a shorter type.
         let half_precision = of.trainable_weights < of.trainable * 4;
         let copies = if half_precision { 3 } else { 2 };
-        let images = (rollout.prompts * rollout.group) as i64;
+        let images = (rollout.prompts_per_step * rollout.group_size) as i64;
         let micro_batch = rollout.parts(images as usize).first().map_or(0, |rows| rows.len() as i64);
         let bytes = of.trainable_weights / of.trainable.max(1);
         Ok(Self {

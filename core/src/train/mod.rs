@@ -32,11 +32,11 @@ pub use warnings::TrainWarnings;
 
 /// Errors if no prompts file is given for a model that does not fit the tiles benchmark.
 pub fn check_tasks(config: &RunConfig, card: &ModelCard) -> Result<()> {
-    if config.train.tasks.is_some() || eval::check_tiles(card).is_ok() {
+    if config.train.prompts_file.is_some() || eval::check_tiles(card).is_ok() {
         return Ok(());
     }
-    Err(Error::usage(format!("`train.tasks` is required for `{}` at {1}x{1}", card.name, card.resolution)).hint(
-        "give a prompts file, such as `examples/tasks.jsonl`: `--set train.tasks=FILE`; `unirl prompts` writes one",
+    Err(Error::usage(format!("`train.prompts_file` is required for `{}` at {1}x{1}", card.name, card.resolution)).hint(
+        "give a prompts file, such as `examples/tasks.jsonl`: `--set train.prompts_file=FILE`; `unirl prompts` writes one",
     ))
 }
 
@@ -63,7 +63,7 @@ pub fn train(
     // Evaluate the base model before the weights of a checkpoint replace its own.
     let before = evaluate(model, Some(&base), (config, None), run_dir, "base", watch)?;
     let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
-    let samples = config.eval.pictures > 0 && (options.sample_every > 0 || config.eval.prompts > 0);
+    let samples = config.eval.samples_per_prompt > 0 && (options.sample_every > 0 || config.eval.prompts > 0);
     if samples && !run_dir.root().join("samples/base.png").is_file() {
         samples::save(&mut trainer, &config.eval, run_dir, "base")?;
     }
@@ -161,7 +161,9 @@ pub fn train(
 /// Returns the number of evaluation tasks that the run trains on, if any, and logs a warning.
 fn overlap(config: &RunConfig) -> Result<Option<usize>> {
     let options = &config.eval;
-    let Some(path) = config.train.tasks.as_deref().filter(|_| options.prompts > 0) else { return Ok(None) };
+    let Some(path) = config.train.prompts_file.as_deref().filter(|_| options.prompts > 0) else {
+        return Ok(None);
+    };
     let evaluated = eval::tasks(options.prompts, options.seed)?;
     let count = TaskSource::new(Some(path))?.overlap(&evaluated);
     if count == 0 {

@@ -10,14 +10,14 @@ use crate::model::{Mode, TextSampling};
 use crate::prompts::Task;
 use crate::run_dir::{RunDir, Samples};
 
-/// Generates `eval.pictures` images per prompt and saves the grid as `samples/NAME`.
+/// Generates `eval.samples_per_prompt` images per prompt and saves the grid as `samples/NAME`.
 pub(super) fn save(
     trainer: &mut Trainer<'_>,
     options: &EvalOptions,
     run_dir: &RunDir,
     name: &str,
 ) -> Result<()> {
-    let columns = options.pictures;
+    let columns = options.samples_per_prompt;
     let tasks: Vec<Task> = trainer
         .source
         .sample_tasks(options.seed)?

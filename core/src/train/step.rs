@@ -47,7 +47,7 @@ impl<'a> Trainer<'a> {
         let entry = algorithms::find(&config.optimizer.name)?;
         algorithms::check_fits(entry, model.card())?;
         let algorithm = algorithms::build(entry, config)?;
-        let source = TaskSource::new(config.train.tasks.as_deref())?;
+        let source = TaskSource::new(config.train.prompts_file.as_deref())?;
         model.freeze_reference()?;
         let (frozen, weights): (Vec<Parameter>, Vec<Parameter>) = model
             .parameters()?

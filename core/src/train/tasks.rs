@@ -36,10 +36,10 @@ impl TaskSource {
     /// Returns the tasks of a step, each repeated for its group. They depend on the step and the seed only. Generated tasks
     /// cycle through the six categories.
     pub(super) fn batch(&self, step: u64, rollout: &Rollout, seed: u64) -> Result<Vec<Task>> {
-        let first = (step - 1) as usize * rollout.prompts;
+        let first = (step - 1) as usize * rollout.prompts_per_step;
         let mut rng = Rng::new(seed);
-        let mut tasks = Vec::with_capacity(rollout.prompts * rollout.group);
-        for index in first..first + rollout.prompts {
+        let mut tasks = Vec::with_capacity(rollout.prompts_per_step * rollout.group_size);
+        for index in first..first + rollout.prompts_per_step {
             let task = match self {
                 Self::Generated => {
                     let category = Category::ALL[index % Category::ALL.len()];
@@ -47,7 +47,7 @@ impl TaskSource {
                 }
                 Self::File(tasks) => tasks[rng.below(tasks.len())].clone(),
             };
-            tasks.extend(std::iter::repeat_n(task, rollout.group));
+            tasks.extend(std::iter::repeat_n(task, rollout.group_size));
         }
         Ok(tasks)
     }

@@ -42,7 +42,7 @@ ARMS = {
     "janus-shuffled": ("Janus", "GRPO, split, shuffled rewards", [*JANUS, "--optimizer", "grpo-split", *SHUFFLED]),
 }
 # Evaluation during training, for the curves.
-MONITOR = ["--device", "cpu", "--set", "eval.every=10", "--set", "eval.every_prompts=20", "--set", "eval.batch=120"]
+MONITOR = ["--device", "cpu", "--set", "eval.every=10", "--set", "eval.monitor_prompts=20", "--set", "eval.batch=120"]
 
 CATEGORIES = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
 HEADS = ["Single.", "Two.", "Count.", "Colors", "Posi.", "Attri."]

@@ -193,8 +193,12 @@ fn fresh_tokenizer_learns_to_reconstruct_images() {
             group: ParameterGroup::Tokenizer,
         })
         .collect();
-    let options =
-        UpdateOptions { learning_rate: 1e-3, warmup: 20, final_rate: 0.02, ..UpdateOptions::default() };
+    let options = UpdateOptions {
+        learning_rate: 1e-3,
+        warmup_steps: 20,
+        min_lr_ratio: 0.02,
+        ..UpdateOptions::default()
+    };
     let mut update = AdamW::new(parameters, options, STEPS);
     let mut rng = Rng::new(1);
     let mut images = |count: usize| -> Tensor {

@@ -60,8 +60,8 @@ fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: b
         .flat_map(|task| std::iter::repeat_n(task.clone(), 3))
         .collect();
     let rollout = Rollout {
-        prompts: 2,
-        group: 3,
+        prompts_per_step: 2,
+        group_size: 3,
         micro_batch,
         images: ImageSampling { guidance: 0.5, steps: 4, ..ImageSampling::default() },
         answers: TextSampling { temperature: 1.0, max_tokens: 6, ..TextSampling::default() },
