@@ -24,7 +24,7 @@ const LIBRARY: Result<&[u8], &str> = Ok(include_bytes!(concat!(env!("OUT_DIR"), 
 #[cfg(not(cuda_graphs))]
 const LIBRARY: Result<&[u8], &str> = Err(env!("UNIRL_NO_CUDA_GRAPHS"));
 
-/// A function that is captured as a CUDA graph on a GPU, like PyTorch's `make_graphed_callables`.
+/// A function that is captured as a CUDA graph on a GPU, like torch's `make_graphed_callables`.
 ///
 /// A replay launches the captured kernels with the same addresses and the same host values. Therefore the function must
 ///

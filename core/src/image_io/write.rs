@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::atomic_fs;
 use crate::error::{Context, Error, Result};
 
-/// Writes `[B,3,H,W]` pixels in `0..=1` as one PNG. A single image keeps its size, so that [`super::read`] returns it; several
+/// Writes `[B,3,H,W]` pixels in `0..=1` as one PNG. A single image keeps its size, so that [`super::read()`] returns it; several
 /// form a grid with `columns` columns, in which small images are enlarged without smoothing. `texts`, keys and values, become
 /// metadata of the file.
 pub fn write_grid(pixels: &Tensor, columns: i64, path: &Path, texts: &[(&str, String)]) -> Result<()> {

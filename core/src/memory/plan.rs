@@ -148,7 +148,7 @@ impl MemoryPlan {
             let (activations, cache) = (size(cost.activations), size(cost.cache));
             let _ = writeln!(text, "  {name:<18}{activations:>16}{cache:>16}");
         }
-        let _ = writeln!(text, "\nper step");
+        let _ = writeln!(text, "\nindependent of the batch");
         if self.grads_accumulated {
             let _ = writeln!(text, "  {:<18}{:>16}", "added gradients", size(self.gradients.0));
         }

@@ -15,7 +15,7 @@ pub struct ModelFingerprint {
     pub name: String,
     /// The plugin and, if known, its version.
     pub plugin: String,
-    /// The SHA-256 of all weights: see [`checksum`].
+    /// The SHA-256 of all weights by name, which does not depend on the layout of the files.
     pub weights: String,
 }
 
