@@ -285,7 +285,7 @@ pub(crate) struct ReplayStepArgs {
     pub(crate) search: SearchArgs,
     /// Repeat the step saved in `RUN/failed-step-NNNNNN`, or the step after a checkpoint
     #[arg(value_name = "DIR")]
-    pub(crate) folder: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Change a configuration key, e.g. `update.learning_rate=1e-5` (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,

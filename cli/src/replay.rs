@@ -11,7 +11,7 @@ use crate::train::{TrainSession, prepare};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &ReplayStepArgs) -> Result<()> {
-    let state = TrainingState::read(&args.folder)?;
+    let state = TrainingState::read(&args.dir)?;
     let mut settings = state.config.to_table()?;
     for assignment in &args.sets {
         layers::set(&mut settings, assignment)?;
