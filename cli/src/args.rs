@@ -22,14 +22,15 @@ use unirl::plugin::Plugins;
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
     /// Increase log verbosity (repeat for debug output)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub(crate) verbose: u8,
     /// Set the format of the log on stderr
     #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
     pub(crate) log: LogFormat,
+    // Last, because its help heading applies to all fields after it.
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 }
 
 /// The format of the log.
