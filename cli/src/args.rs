@@ -23,14 +23,15 @@ use unirl::plugin::Plugins;
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
     /// Increase log verbosity (repeat for debug output)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub(crate) verbose: u8,
     /// Set the format of the log on stderr
     #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
     pub(crate) log: LogFormat,
+    // Last, because its help heading applies to all fields after it.
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 }
 
 /// The format of the log.
@@ -286,7 +287,7 @@ pub(crate) struct ReplayStepArgs {
     pub(crate) search: SearchArgs,
     /// Repeat the step saved in `RUN/failed-step-NNNNNN`, or the step after a checkpoint
     #[arg(value_name = "DIR")]
-    pub(crate) folder: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Change a configuration key, e.g. `update.learning_rate=1e-5` (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,

@@ -34,11 +34,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     } else {
         io::print(&text(&about, listed.as_str().unwrap_or_default(), findings.as_deref()))?;
     }
-    let failed = failed(findings.as_deref().unwrap_or_default());
-    if failed > 0 {
-        return Err(Error::failure(format!("{failed} conformance checks failed")));
-    }
-    Ok(())
+    check_all_passed(findings.as_deref().unwrap_or_default())
 }
 
 /// Names and values that describe the installation.
@@ -85,9 +81,13 @@ fn text(about: &[(&str, String)], plugins: &str, findings: Option<&[Finding]>) -
     text + &format_findings(findings.unwrap_or_default())
 }
 
-/// The number of failed checks.
-pub(crate) fn failed(findings: &[Finding]) -> usize {
-    findings.iter().filter(|finding| matches!(finding.outcome, Outcome::Fails(_))).count()
+/// Errors if a check failed.
+pub(crate) fn check_all_passed(findings: &[Finding]) -> Result<()> {
+    let failed = findings.iter().filter(|finding| matches!(finding.outcome, Outcome::Fails(_))).count();
+    if failed > 0 {
+        return Err(Error::failure(format!("{failed} of {} conformance checks failed", findings.len())));
+    }
+    Ok(())
 }
 
 /// Findings as text.

@@ -249,8 +249,8 @@ impl Cache {
             })?,
         };
         let place = || format!("cannot open the judge cache `{}`", path.display());
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).context(place)?;
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).context(place)?;
         }
         let mut known = HashMap::new();
         let mut truncated = false;
@@ -278,7 +278,7 @@ impl Cache {
 }
 
 fn default_path() -> Option<PathBuf> {
-    let folder = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from);
-    let folder = folder.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-    Some(folder.join("unirl/judge.jsonl"))
+    let dir = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let dir = dir.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    Some(dir.join("unirl/judge.jsonl"))
 }

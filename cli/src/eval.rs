@@ -62,11 +62,11 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
             Report::of(&tasks, &evaluation.run(&mut *model, on_progress)?)
         }
         Some(out) => {
-            let folder = EvalFolder::open(out, &evaluation, ModelFingerprint::new(&*model, plugin)?)?;
-            let receipt = folder.run(&mut *model, shard, |done| bar.inc(done as u64))?;
+            let dir = EvalFolder::open(out, &evaluation, ModelFingerprint::new(&*model, plugin)?)?;
+            let receipt = dir.run(&mut *model, shard, |done| bar.inc(done as u64))?;
             bar.finish_and_clear();
             let Some(receipt) = receipt else {
-                let (done, parts) = (folder.done()?.len(), evaluation.parts());
+                let (done, parts) = (dir.done()?.len(), evaluation.parts());
                 progress::note(&format!(
                     "{done} of {parts} chunks are complete; the receipt is written after the last one"
                 ));

@@ -96,8 +96,8 @@ fn generate_images(args: &GenevalGenerateArgs) -> Result<()> {
 fn record(config: &RunConfig, prompts: usize, count: usize) -> Result<Value> {
     let checkpoint = match config.model.checkpoint.as_str() {
         "builtin" => "builtin".into(),
-        folder => std::fs::canonicalize(folder)
-            .context(|| format!("cannot resolve the model directory `{folder}`"))?
+        dir => std::fs::canonicalize(dir)
+            .context(|| format!("cannot resolve the model directory `{dir}`"))?
             .display()
             .to_string(),
     };
@@ -152,8 +152,8 @@ fn write_record(out: &Path, record: &Value) -> Result<()> {
 
 /// Whether metadata and images of a prompt are complete. Removes temporary files of interrupted processes.
 fn is_complete(out: &Path, index: usize, prompt: &Metadata, count: usize) -> Result<bool> {
-    let folder = out.join(prompt_folder(index));
-    let path = folder.join("metadata.jsonl");
+    let dir = out.join(prompt_folder(index));
+    let path = dir.join("metadata.jsonl");
     if let Ok(line) = std::fs::read_to_string(&path)
         && line != prompt.line()
     {
@@ -161,8 +161,8 @@ fn is_complete(out: &Path, index: usize, prompt: &Metadata, count: usize) -> Res
             .cause(format!("`{}` differs from the metadata of prompt {index}", path.display()))
             .hint("write to another directory, or use the metadata of the existing images"));
     }
-    for folder in [folder.clone(), folder.join("samples")] {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+    for dir in [dir.clone(), dir.join("samples")] {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(".partial-") {
                 let place = || format!("cannot remove `{}`", entry.path().display());
                 std::fs::remove_file(entry.path()).context(place)?;
@@ -189,12 +189,12 @@ fn batches(prompts: &[usize], count: usize, size: usize, images: usize) -> Vec<R
 
 /// Writes the metadata of a prompt unless they exist: verbatim and without a newline, as `GenEval`'s script does.
 fn write_metadata(out: &Path, index: usize, prompt: &Metadata) -> Result<()> {
-    let folder = out.join(prompt_folder(index));
-    let path = folder.join("metadata.jsonl");
+    let dir = out.join(prompt_folder(index));
+    let path = dir.join("metadata.jsonl");
     if path.is_file() {
         return Ok(());
     }
-    let samples = folder.join("samples");
+    let samples = dir.join("samples");
     std::fs::create_dir_all(&samples).context(|| format!("cannot create `{}`", samples.display()))?;
     atomic_fs::write(&path, prompt.line())
 }

@@ -39,11 +39,11 @@ pub(crate) fn model(
     if source.device == Device::Cpu {
         memory::tune_malloc(&*model);
     }
-    if let Checkpoint::Folder(folder) = &source.checkpoint {
+    if let Checkpoint::Folder(dir) = &source.checkpoint {
         progress::note(&format!(
             "loaded {} from {} in {:.1} s",
             model.card().name,
-            folder.display(),
+            dir.display(),
             started.elapsed().as_secs_f64()
         ));
     }
@@ -65,15 +65,15 @@ pub(crate) fn construct(
 pub(crate) fn source(options: &ModelOptions, seed: u64) -> Result<ModelSource> {
     let checkpoint = match options.checkpoint.as_str() {
         "builtin" => Checkpoint::Builtin,
-        folder => {
-            let folder = run_dir::model_folder(Path::new(folder))?;
-            if !folder.is_dir() {
-                return Err(Error::usage(format!("model directory `{}` does not exist", folder.display()))
+        dir => {
+            let dir = run_dir::model_folder(Path::new(dir))?;
+            if !dir.is_dir() {
+                return Err(Error::usage(format!("model directory `{}` does not exist", dir.display()))
                     .hint(
                         "`--model` expects `builtin`, a checkpoint, or a run such as `runs/showo-grpo-001`",
                     ));
             }
-            Checkpoint::Folder(folder)
+            Checkpoint::Folder(dir)
         }
     };
     Ok(ModelSource { checkpoint, device: device(&options.device)?, seed, dry: false })

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
         }
         Event::Reconstructed(share) => {
             bar.suspend(|| {
-                tracing::info!("tokenizer: {:.1} % of the tile grids reconstructed exactly", share * 100.0)
+                tracing::info!("tokenizer: {:.1} % of the tile grids reconstructed exactly", share * 100.0);
             });
         }
         Event::Stepped(losses) => {

@@ -11,7 +11,7 @@ use crate::train::{Rewards, TrainSession, prepare};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &ReplayStepArgs) -> Result<()> {
-    let state = TrainingState::read(&args.folder)?;
+    let state = TrainingState::read(&args.dir)?;
     let mut table = state.config.to_table()?;
     for assignment in &args.sets {
         layers::set(&mut table, assignment, &settings::schema::<RunConfig>())?;

@@ -157,7 +157,7 @@ fn eval_geneval_prompts_with_a_detector() {
     }
     run(&["eval", "verify", "e/receipt.json"]);
 
-    // Without references, generation is judged as before.
+    // Generation is judged without references as well.
     let alone = run(&[&evaluation[..], &["--json"]].concat());
     let figures: Value =
         serde_json::from_str(alone["exit: 0\nstdout:\n".len()..].split("stderr:").next().unwrap()).unwrap();

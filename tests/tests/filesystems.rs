@@ -271,6 +271,6 @@ fn run_on_limited_fuse_file_system_trains_and_resumes() {
     let home = tempfile::tempdir().unwrap();
     let program = home.path().join("poor");
     compile(&[], "poor.c", &program);
-    fs::create_dir(home.path().join("behind")).unwrap();
-    on_a_mount(home.path(), "./poor behind disk", "-rm");
+    fs::create_dir(home.path().join("backing")).unwrap();
+    on_a_mount(home.path(), "./poor backing disk", "-rm");
 }

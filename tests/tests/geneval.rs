@@ -295,7 +295,7 @@ fn geneval_images_are_generated_resumed_and_judged() {
     let home = TempDir::new().unwrap();
     let home = home.path();
     let printed = generate(home, "complete", "2", &["--seed", "3"]);
-    assert_eq!(printed, "exit: 0\nstdout:\nwhole\nstderr:\n");
+    assert_eq!(printed, "exit: 0\nstdout:\ncomplete\nstderr:\n");
     let complete = files(&home.join("complete"));
     let prompts = read_metadata(&Path::new(EXAMPLE).join("metadata.jsonl")).unwrap();
     assert_eq!(complete.len(), 1 + prompts.len() * 3);

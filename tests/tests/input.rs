@@ -61,12 +61,12 @@ fn lfs_pointers_and_html_pages_are_recognized_in_every_input() {
         ("tasks.jsonl", HTML),
         ("objects.txt", HTML),
         ("rules.toml", HTML),
-        ("picture.png", LFS),
+        ("image.png", LFS),
         ("model/config.json", LFS),
     ] {
         fs::write(path(name), text).unwrap();
     }
-    let ask = ["ask", "--plugin", "showo", "--image", "picture.png", "--question", "what"];
+    let ask = ["ask", "--plugin", "showo", "--image", "image.png", "--question", "what"];
     let texts = [
         train(home.path(), &["--config", "settings.toml"]),
         train(home.path(), &["--set", "train.tasks=tasks.jsonl"]),

@@ -68,7 +68,7 @@ fn parse_json(reply: &str) -> Option<Value> {
     parse(reply).or_else(|| parse(inner()?))
 }
 
-/// Collects the verdicts below keys of [`KEYS`]; `counts` tells whether `value` is below one.
+/// Collects the verdicts below keys of [`KEYS`]; `counts`: whether `value` is below one of them.
 fn collect(value: &Value, counts: bool, verdicts: &mut Vec<bool>) {
     match value {
         Value::Bool(verdict) if counts => verdicts.push(*verdict),

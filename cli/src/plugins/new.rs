@@ -16,20 +16,20 @@ const REWARD: (&str, &str) = ("my-reward", include_str!("../../../examples/my-re
 pub(super) fn run(args: &PluginsNewArgs) -> Result<()> {
     let name = &args.name;
     check_name(name)?;
-    let folder = args.dir.clone().unwrap_or_else(|| PathBuf::from(name));
+    let dir = args.dir.clone().unwrap_or_else(|| PathBuf::from(name));
     let (template, code) = match args.kind {
         PluginKind::Model => MODEL,
         PluginKind::Reward => REWARD,
     };
     let manifest = manifest(name, args.unirl.as_deref())?;
     let code = renamed(code, template, name);
-    atomic_fs::create_dir(&folder, |partial| {
+    atomic_fs::create_dir(&dir, |partial| {
         fs::create_dir(partial.join("src")).context(|| "cannot create `src`")?;
         atomic_fs::write(&partial.join("Cargo.toml"), &manifest)?;
         atomic_fs::write(&partial.join("src/lib.rs"), &code)
     })
     .map_err(|error| error.hint("name another directory: `--dir DIR`"))?;
-    io::print(&next_steps(args, &folder))
+    io::print(&next_steps(args, &dir))
 }
 
 /// Errors unless `name` is valid for both a crate and a plugin.
@@ -102,9 +102,9 @@ fn camel(name: &str) -> String {
     name.split('-').map(word).collect()
 }
 
-fn next_steps(args: &PluginsNewArgs, folder: &Path) -> String {
+fn next_steps(args: &PluginsNewArgs, dir: &Path) -> String {
     let library = format!("target/release/libunirl_plugin_{}.so", args.name.replace('-', "_"));
-    let mut text = format!("{}\n\n  cd {}\n", folder.display(), folder.display());
+    let mut text = format!("{}\n\n  cd {}\n", dir.display(), dir.display());
     if std::env::var_os("LIBTORCH").is_none() {
         text += "  export LIBTORCH=…             # the libtorch of unirl: `.libtorch` in its checkout after `./x setup`\n";
     }

@@ -22,8 +22,8 @@ struct End {
     trained: Option<Report>,
     stopped: Option<String>,
     wall_seconds: f64,
-    #[serde(default)]
-    alarms: TrainWarnings,
+    #[serde(default, rename = "alarms")]
+    warnings: TrainWarnings,
 }
 
 /// A run as the template shows it.
@@ -49,7 +49,7 @@ pub(super) struct FigureRow {
     pub(super) cells: Vec<Cell>,
 }
 
-/// A figure of a category.
+/// One value in a row of the evaluation table.
 pub(super) struct Cell {
     /// `0.50 → 0.61`.
     pub(super) text: String,
@@ -128,8 +128,8 @@ fn details(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'stat
     if let Some(end) = end {
         details.push(("wall time", format!("{:.0} s", end.wall_seconds)));
         for (count, what) in [
-            (end.alarms.equal_rewards, "without reward variance in any group"),
-            (end.alarms.diverged, "with a KL above 1 nat per token to the reference policy"),
+            (end.warnings.equal_rewards, "without reward variance in any group"),
+            (end.warnings.diverged, "with a KL above 1 nat per token to the reference policy"),
         ] {
             if count > 0 {
                 details.push(("steps", format!("{count} {what}")));
@@ -170,8 +170,8 @@ fn cells(before: &Score, after: &Score) -> Vec<Cell> {
 
 /// The sample grids of the base model and of the trained model, or else of the last step that has one.
 fn images(root: &Path) -> Result<Vec<(&'static str, String)>> {
-    let folder = root.join("samples");
-    let mut steps: Vec<_> = fs::read_dir(&folder)
+    let dir = root.join("samples");
+    let mut steps: Vec<_> = fs::read_dir(&dir)
         .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
         .unwrap_or_default();
     steps.retain(|path: &std::path::PathBuf| {
@@ -179,13 +179,13 @@ fn images(root: &Path) -> Result<Vec<(&'static str, String)>> {
         step && path.extension().is_some_and(|end| end == "png")
     });
     steps.sort();
-    let trained = folder.join("trained.png");
+    let trained = dir.join("trained.png");
     let last = if trained.is_file() {
         Some(("trained", trained))
     } else {
         steps.pop().map(|path| ("last step", path))
     };
-    let shown = [Some(("base", folder.join("base.png"))), last];
+    let shown = [Some(("base", dir.join("base.png"))), last];
     let mut images = Vec::new();
     for (what, path) in shown.into_iter().flatten().filter(|(_, path)| path.is_file()) {
         let bytes = fs::read(&path).context(|| format!("cannot read `{}`", path.display()))?;
