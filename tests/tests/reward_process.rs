@@ -88,7 +88,7 @@ fn a_program_that_ends_or_hangs_is_started_again() {
         let rule = script(home.path(), "flaky.py", &once(what));
         let shown_text = scored(home.path(), &rule, "timeout_seconds = 5.0");
         assert!(shown_text.starts_with("exit: 0"), "{shown_text}");
-        assert!(shown_text.contains("it is started again"), "{shown_text}");
+        assert!(shown_text.contains("restarting it"), "{shown_text}");
         assert!(
             shown_text.contains("{\"reward\":1.0,\"max\":1.0") && shown_text.contains("\"max\":0.0"),
             "{shown_text}"
@@ -179,7 +179,7 @@ fn output_that_no_batch_asked_for_is_an_error() {
     let shown_text = scored(home, &script(home, "no_end_of_line.py", &body), "timeout_seconds = 2.0");
     assert!(
         shown_text.starts_with("exit: 1")
-            && shown_text.contains("it wrote no end of line behind `{\"rewards\""),
+            && shown_text.contains("missing line end after `{\"rewards\""),
         "{shown_text}"
     );
 }
@@ -203,7 +203,7 @@ fn a_line_too_many_is_found_in_any_batch() {
         let rule = script(home.path(), name, &replying("", with, ""));
         let shown_text = scored_from(home.path(), &rule, "", &samples);
         assert!(shown_text.starts_with("exit: 1\nstdout:\nstderr:\n"), "{name}: {shown_text}");
-        assert!(shown_text.contains("it answered more than"), "{name}: {shown_text}");
+        assert!(shown_text.contains("the process wrote more than"), "{name}: {shown_text}");
     }
     let rule = script(home.path(), "right.py", &replying("", "print(reply, flush=True)", ""));
     let shown_text = scored_from(home.path(), &rule, "", &samples);
