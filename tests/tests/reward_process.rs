@@ -178,8 +178,7 @@ fn output_that_no_batch_asked_for_is_an_error() {
     let body = replying("", "sys.stdout.write(reply); sys.stdout.flush()", "");
     let shown_text = scored(home, &script(home, "no_end_of_line.py", &body), "timeout_seconds = 2.0");
     assert!(
-        shown_text.starts_with("exit: 1")
-            && shown_text.contains("missing line end after `{\"rewards\""),
+        shown_text.starts_with("exit: 1") && shown_text.contains("missing line end after `{\"rewards\""),
         "{shown_text}"
     );
 }
