@@ -234,7 +234,7 @@ fn reward(json: &str) -> std::result::Result<Reward, String> {
     let invalid = |expected: &str, got: &dyn std::fmt::Display| format!("`: expected {expected}, got {got}");
     let number = "a finite number";
     match serde_json::from_str(json).map_err(|_| invalid(number, &format!("`{json}`")))? {
-        Value::Null => Ok(Reward::abstain("nothing to say")),
+        Value::Null => Ok(Reward::abstain("abstains")),
         Value::Number(share) => match share.as_f64() {
             Some(score) if (0.0..=1.0).contains(&score) => Ok(Reward::new(score, 1.0)),
             _ => Err(invalid("a number from 0 to 1", &share)),

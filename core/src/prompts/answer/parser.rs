@@ -475,7 +475,7 @@ impl Parser {
         match number(digits) {
             Some(count) => self.number(count, word),
             None if word.starts_with(|letter: char| letter.is_ascii_digit()) => {
-                self.doubt("gives no whole number");
+                self.doubt("gives a number that is not whole");
             }
             None if self.phrase.words.last().is_some_and(|word| word.known) && is_participle(word) => {}
             None => self.noun(word, false),
