@@ -88,7 +88,7 @@ fn process_reward_restarts_after_exit_or_hang() {
         let rule = script(home.path(), "flaky.py", &once(what));
         let printed = score(home.path(), &rule, "timeout_seconds = 5.0");
         assert!(printed.starts_with("exit: 0"), "{printed}");
-        assert!(printed.contains("it is started again"), "{printed}");
+        assert!(printed.contains("restarting it"), "{printed}");
         assert!(
             printed.contains("{\"reward\":1.0,\"max\":1.0") && printed.contains("\"max\":0.0"),
             "{printed}"
@@ -178,7 +178,7 @@ fn process_reward_unexpected_output_is_an_error() {
     let body = replying("", "sys.stdout.write(reply); sys.stdout.flush()", "");
     let printed = score(home, &script(home, "no_end_of_line.py", &body), "timeout_seconds = 2.0");
     assert!(
-        printed.starts_with("exit: 1") && printed.contains("it wrote no end of line behind `{\"rewards\""),
+        printed.starts_with("exit: 1") && printed.contains("missing line end after `{\"rewards\""),
         "{printed}"
     );
 }
@@ -202,7 +202,7 @@ fn process_reward_extra_line_is_found_in_any_batch() {
         let rule = script(home.path(), name, &replying("", with, ""));
         let printed = score_samples(home.path(), &rule, "", &samples);
         assert!(printed.starts_with("exit: 1\nstdout:\nstderr:\n"), "{name}: {printed}");
-        assert!(printed.contains("it answered more than"), "{name}: {printed}");
+        assert!(printed.contains("the process wrote more than"), "{name}: {printed}");
     }
     let rule = script(home.path(), "right.py", &replying("", "print(reply, flush=True)", ""));
     let printed = score_samples(home.path(), &rule, "", &samples);

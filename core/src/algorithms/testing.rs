@@ -1,7 +1,7 @@
 //! A model small enough that losses and gradients are derived by hand, for tests of [`Algorithm::accumulate`].
 //!
 //! Two weights of two logits: `generation` generates an image, `answers` answers about it. An image is two tokens: the first
-//! identifies the image and is never re-masked, the second is sampled from `draws`. Row `i` of a batch has the image
+//! identifies the image and is never re-masked, the second is sampled from `generation`. Row `i` of a batch has the image
 //! `[i % 2, i % 2]`. An answer to image `[k, _]` is word `k`, once for word 0 and twice for word 1, so that a mean over
 //! tokens differs from a mean over sequences.
 //!

@@ -25,7 +25,7 @@ pub struct Verdict {
 
 /// Whether the answer states everything that the question asks for and nothing else: full points under the reward `bound`.
 pub fn is_correct_answer(spec: &PromptSpec, answer: &str) -> bool {
-    match_answer(spec, answer).is_right(spec.category)
+    match_answer(spec, answer).is_correct(spec.category)
 }
 
 /// Judges images and provides reference images.

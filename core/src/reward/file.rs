@@ -1,4 +1,4 @@
-//! Rule sets as files: which keywords an answer must have, how they are found, and what they are worth.
+//! Rule files: rewards defined by keywords, how they are matched, and their points.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,75 +12,75 @@ use crate::prompts::Category;
 use crate::prompts::answer::Vocabulary;
 use crate::{config::layers, settings};
 
-/// A rule set as it stands in a TOML file. A category without keywords abstains.
+/// A rule file (TOML). The reward abstains on a category without keywords.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RuleFile {
-    /// What the rules are for.
+    /// A description of the reward.
     pub description: String,
-    /// Whether points stay as they are or are divided by the category's maximum.
+    /// Whether to divide the points by the maximum of the category.
     pub normalize: Normalize,
-    /// What is paid.
+    /// How points are awarded.
     pub pay: Pay,
-    /// How answers are read.
+    /// How keywords are matched.
     pub reading: MatchOptions,
-    /// What is taken away.
+    /// Penalties.
     pub penalties: Penalties,
-    /// Keywords about one object.
+    /// Keywords of the category `single_object`.
     pub single_object: Vec<Keyword>,
-    /// Keywords about two objects.
+    /// Keywords of the category `two_object`.
     pub two_object: Vec<Keyword>,
-    /// Keywords about several objects of a kind.
+    /// Keywords of the category `counting`.
     pub counting: Vec<Keyword>,
-    /// Keywords about an object of a colour.
+    /// Keywords of the category `colors`.
     pub colors: Vec<Keyword>,
-    /// Keywords about where an object lies, seen from another.
+    /// Keywords of the category `position`.
     pub position: Vec<Keyword>,
-    /// Keywords about two objects of a colour each.
+    /// Keywords of the category `color_attr`.
     pub color_attr: Vec<Keyword>,
-    /// Answers with the reward that they must get: checked whenever the file is read.
+    /// Answers with their expected rewards, checked whenever the file is read.
     pub example: Vec<Example>,
 }
 
-/// Whether rewards keep the points.
+/// Whether to normalize the points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalize {
-    /// Points as they are, as in the paper: a category with more keywords weighs more.
+    /// Points are not changed, as in the paper: a category with more keywords has higher rewards.
     #[default]
     None,
-    /// Points divided by the maximum of the category: `0..=1`.
+    /// Points are divided by the maximum of the category: `0..=1`.
     Max,
 }
 
-/// What is paid for the keywords found.
+/// How points are awarded for the keywords found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Pay {
-    /// The points of each.
+    /// The points of each keyword.
     #[default]
     Points,
-    /// 1 if all are found and nothing is taken away, else 0.
+    /// 1 if all keywords are found without a penalty, else 0.
     All,
 }
 
-/// How answers are read.
+/// How keywords are matched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[expect(clippy::struct_excessive_bools, reason = "switches of a file, each of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "independent options of a file")]
 pub struct MatchOptions {
-    /// Whether the plural of an object counts for it; `bound` always takes it.
+    /// Whether the plural of an object matches. `bound` always accepts it.
     pub plurals: bool,
-    /// Whether digits count for a number; `bound` always takes them.
+    /// Whether digits match a number. `bound` always accepts them.
     pub numbers: bool,
-    /// Whether the everyday objects and the relations go by their usual other names (`sofa`, `under`).
+    /// Whether the usual synonyms of everyday objects and relations match (`sofa`, `under`).
     pub usual_synonyms: bool,
-    /// Other names of objects and colours, e.g. `couch = ["davenport"]`.
+    /// Additional synonyms of objects and colours, such as `couch = ["davenport"]`.
     pub synonyms: BTreeMap<String, Vec<String>>,
-    /// Whether a keyword behind a negation (`not`, `no sign of`, `cannot find`) in the same clause does not count; to `bound` it
-    /// never does, to `substring` it always does.
+    /// Whether a keyword after a negation (`not`, `no sign of`, `cannot find`) in the same clause is not matched. `bound` never
+    /// matches it, `substring` always does.
     pub negation: bool,
-    /// Words that `bound` and `penalties.extra` ignore, beside articles and the like, e.g. `["signage"]`.
+    /// Additional words that `bound` and `penalties.extra` ignore, such as `["signage"]`.
     pub ignore: Vec<String>,
 }
 
@@ -107,37 +107,37 @@ impl MatchOptions {
     }
 }
 
-/// What is taken away; a reward never falls below 0.
+/// Penalties. Rewards are clamped at 0.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Penalties {
-    /// For an answer that says more than was asked for: another object, a second colour of one, a number where none was
-    /// asked for, several positions.
+    /// For an answer that states more than the prompt: another object, a second colour of an object, an unexpected number,
+    /// or several positions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extra: Option<Loss>,
-    /// For an answer that is far too long.
+    /// For an answer that is too long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub long: Option<LongAnswer>,
-    /// For an answer that holds the right answer more than once.
+    /// For an answer that contains the reference answer more than once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repeat: Option<Loss>,
 }
 
-/// When an answer is too long.
+/// The penalty of a long answer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LongAnswer {
-    /// The most words that cost nothing.
+    /// The maximum number of words without a penalty.
     pub words: usize,
-    /// What more cost.
+    /// The penalty.
     pub lose: Loss,
 }
 
-/// Points that are lost, or `"all"`.
+/// A number of points, or `"all"`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a number of points or \"all\"")]
 pub enum Loss {
-    /// So many points.
+    /// A number of points.
     Points(#[schemars(extend("exclusiveMinimum" = 0.0))] f64),
     /// The whole reward.
     All(AllOfIt),
@@ -147,7 +147,7 @@ pub enum Loss {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AllOfIt {
-    /// Everything.
+    /// The whole reward.
     All,
 }
 
@@ -155,17 +155,18 @@ pub enum AllOfIt {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Keyword {
-    /// Text with places for facts: `{object}`, `{objects}` (plural), `{count}`, `{color}`, `{relation}`. With two objects,
-    /// `.1` or `.2` says which; without it the keyword stands for each object in turn.
+    /// Text with placeholders: `{object}`, `{objects}` (plural), `{count}`, `{color}`, `{relation}`. With two objects, `.1` or
+    /// `.2` selects one; without it, the keyword applies to each object.
     pub word: String,
-    /// How it is looked for.
+    /// How the keyword is matched.
     #[serde(default, rename = "match")]
     pub how: Match,
-    /// What it is worth.
+    /// The points of the keyword.
     #[serde(default = "one")]
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub points: f64,
-    /// Under which name its points are logged: `noun`, `number`, `color` or `relation` by its first place, else `word`.
+    /// The reward component of its points. Default: `noun`, `number`, `color` or `relation` by its first placeholder, else
+    /// `word`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
 }
@@ -174,45 +175,45 @@ fn one() -> f64 {
     1.0
 }
 
-/// An answer with the reward that it must get.
+/// An answer with its expected reward.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Example {
     /// The category.
     pub category: Category,
-    /// The prompt, from which the facts are read.
+    /// The prompt.
     pub prompt: String,
-    /// What the model says.
+    /// The answer of the model.
     pub answer: String,
-    /// What that is worth.
+    /// The expected reward.
     #[schemars(range(min = 0.0))]
     pub reward: f64,
 }
 
-/// The options of the shipped rule sets.
+/// The options of the shipped rewards.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShippedOptions {
-    /// Whether rewards keep the points.
+    /// Whether to normalize the points.
     pub normalize: Normalize,
 }
 
 impl RuleFile {
-    /// Reads a file.
+    /// Reads a rule file.
     pub fn read(path: &Path) -> Result<Self> {
         Self::from_table(layers::read(path)?)
             .map_err(|error| error.context(format!("rule file `{}`", path.display())))
     }
 
-    /// Reads the text of a file.
+    /// Parses the text of a rule file.
     ///
     /// ```no_run,standalone_crate
     /// # use unirl::reward::{RewardFunction, RuleFile, Sample};
-    /// # use unirl::prompts::{Category, Facts, Wording};
+    /// # use unirl::prompts::{Category, PromptSpec, PromptTemplates};
     /// let rules = RuleFile::parse(
     ///     r#"
     ///     [penalties]
-    ///     extra = "all"                          # nothing for an answer that names more than was asked for
+    ///     extra = "all"                          # no points for an answer that names more than the prompt
     ///
     ///     [[counting]]
     ///     word = "{object}"
@@ -220,7 +221,7 @@ impl RuleFile {
     ///
     ///     [[counting]]
     ///     word = "{count}"
-    ///     match = "bound"                        # the number must be said of the object
+    ///     match = "bound"                        # the number must be stated of the object
     ///     points = 2
     ///
     ///     [[example]]
@@ -231,8 +232,8 @@ impl RuleFile {
     ///     "#,
     /// )?
     /// .build()?;
-    /// let facts = Facts::parse(Category::Counting, "a photo of two cups")?;
-    /// let task = Wording::paper().task(facts);
+    /// let spec = PromptSpec::parse(Category::Counting, "a photo of two cups")?;
+    /// let task = PromptTemplates::paper().task(spec);
     /// let reward = rules.score(&[Sample::new(&task, "three cups")], None)?.remove(0);
     /// assert_eq!((reward.score, reward.max), (1.0, 3.0));
     /// assert_eq!(reward.why, "1 of 3: has `cup`; lacks `two` at `cup`");
@@ -249,7 +250,7 @@ impl RuleFile {
         for key in Category::ALL.map(Category::name).into_iter().chain(["example"]) {
             if table.get(key).is_some_and(toml::Value::is_table) {
                 return Err(Error::usage(format!("`{key}`: expected a list of tables, got a table"))
-                    .hint(format!("write `[[{key}]]` above each")));
+                    .hint(format!("write `[[{key}]]` instead of `[{key}]`")));
             }
         }
         settings::read("", table)

@@ -1,4 +1,4 @@
-//! How a keyword of a rule file is found in an answer.
+//! Matching of the keywords of a rule file in an answer.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,42 +9,42 @@ use crate::error::{Error, Result};
 use crate::prompts::answer::{AnswerMatch, Vocabulary, Words};
 use crate::prompts::{Category, Place, Plurals, PromptSpec, Relation, Segment, Slot, Template, number_word};
 
-/// How a keyword is looked for. All ignore case; all but `substring` see whole words, marks aside.
+/// How a keyword is matched. All ignore case; all but `substring` match whole words and ignore punctuation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Match {
-    /// Its letters occur anywhere, inside of other words too (`car` in `carrot`).
+    /// The keyword occurs anywhere, even inside other words (`car` in `carrot`).
     Substring,
-    /// Each of its words occurs somewhere.
+    /// Each word of the keyword occurs somewhere.
     Word,
-    /// Its words occur together, in their order.
+    /// The words of the keyword occur together and in order.
     #[default]
     Phrase,
-    /// As `phrase`, and behind the keyword before it in the file.
+    /// As `phrase`, and after the previous keyword of the file.
     Order,
-    /// It is said where it belongs: an object is named, a number or colour is said of its object, a relation holds between
-    /// both objects in its direction. The keyword is one place, such as `{color}`.
+    /// The answer states it of the right object: it names the object, gives the number or colour of its object, or states the
+    /// relation of both objects in the right direction. The keyword must be a single placeholder, such as `{color}`.
     Bound,
 }
 
-/// A keyword for the facts of a sample.
+/// A keyword for the spec of a sample.
 #[derive(Debug)]
-pub(super) struct Wanted {
-    /// As people read it.
+pub(super) struct Target {
+    /// The label in explanations.
     pub(super) label: String,
     how: How,
 }
 
 #[derive(Debug)]
 enum How {
-    /// Any of these spellings.
+    /// Any of these spellings occurs.
     Spelled(Match, Vec<Words>),
-    /// What the grammar understood of this object.
+    /// The parsed answer states it of this object.
     Bound(Place, usize),
 }
 
-impl Wanted {
-    /// What a keyword of the file wants of an object, where it does not say of which.
+impl Target {
+    /// Creates the target of a keyword. `object` is the object of placeholders without a number.
     pub(super) fn new(
         keyword: &Compiled,
         object: usize,
@@ -70,23 +70,29 @@ impl Wanted {
         Self { label, how: How::Bound(slot.place, index) }
     }
 
-    /// Whether the keyword needs what the grammar understood.
+    /// Whether the target needs the parsed answer.
     pub(super) fn is_bound(&self) -> bool {
         matches!(self.how, How::Bound(..))
     }
 
-    /// Whether the answer has it. `from` is where the keyword before it ended, for those in order.
-    pub(super) fn found(&self, answer: &Words, said: &AnswerMatch, denials: bool, from: &mut usize) -> bool {
+    /// Whether the answer matches. `from` is the end of the previous keyword, for `order`.
+    pub(super) fn matches(
+        &self,
+        answer: &Words,
+        parsed: &AnswerMatch,
+        negation: bool,
+        from: &mut usize,
+    ) -> bool {
         let at = |list: &[bool], index: usize| list.get(index).copied().unwrap_or(false);
         match &self.how {
-            How::Bound(Place::Count, index) => at(&said.numbers, *index),
-            How::Bound(Place::Color, index) => at(&said.colors, *index),
-            How::Bound(Place::Relation, _) => said.relation,
-            How::Bound(_, index) => at(&said.nouns, *index),
+            How::Bound(Place::Count, index) => at(&parsed.numbers, *index),
+            How::Bound(Place::Color, index) => at(&parsed.colors, *index),
+            How::Bound(Place::Relation, _) => parsed.relation,
+            How::Bound(_, index) => at(&parsed.nouns, *index),
             How::Spelled(how, spellings) => {
                 let phrase = |spelling: &Words, start: usize| {
                     let fits = |at: &usize| {
-                        answer.starts_with(*at, spelling) && !(denials && answer.is_negated(*at))
+                        answer.starts_with(*at, spelling) && !(negation && answer.is_negated(*at))
                     };
                     (start..answer.len()).find(fits).map(|at| at + spelling.len())
                 };
@@ -116,7 +122,7 @@ impl Wanted {
     }
 }
 
-/// Refuses a keyword that its category or its match does not allow.
+/// Errors if a keyword is not valid for its category or its kind of match.
 pub(super) fn check(template: &Template, how: Match, category: Category) -> Result<()> {
     template.check(category)?;
     if template.segments().is_empty() {
@@ -124,18 +130,20 @@ pub(super) fn check(template: &Template, how: Match, category: Category) -> Resu
     }
     let single = matches!(template.segments(), [Segment::Slot(_)]);
     if how == Match::Bound && !single {
-        return Err(Error::usage("`match = \"bound\"`: expected `word` to be one place, such as `{color}`")
-            .hint("use `match = \"phrase\"` for other words"));
+        return Err(Error::usage(
+            "`match = \"bound\"`: expected `word` to be a single placeholder, such as `{color}`",
+        )
+        .hint("use `match = \"phrase\"` for other words"));
     }
     Ok(())
 }
 
-/// Whether a keyword speaks of an object without saying which: it stands for each in turn.
+/// Whether a keyword has an object placeholder without a number, so that it applies to each object.
 pub(super) fn is_for_each(template: &Template) -> bool {
     template.slots().any(|slot| slot.index.is_none() && slot.place != Place::Relation)
 }
 
-/// Every spelling of a keyword, the plainest first.
+/// Returns every spelling of a keyword, the default one first.
 fn spellings(
     template: &Template,
     object: usize,
@@ -143,12 +151,12 @@ fn spellings(
     reading: &MatchOptions,
     vocabulary: &Vocabulary,
 ) -> Vec<String> {
-    template.segments().iter().fold(vec![String::new()], |begun, part| {
-        let next = match part {
+    template.segments().iter().fold(vec![String::new()], |starts, segment| {
+        let next = match segment {
             Segment::Text(text) => vec![text.to_lowercase()],
             Segment::Slot(slot) => words(*slot, object, spec, reading, vocabulary),
         };
-        begun.iter().flat_map(|start| next.iter().map(move |end| format!("{start}{end}"))).collect()
+        starts.iter().flat_map(|start| next.iter().map(move |end| format!("{start}{end}"))).collect()
     })
 }
 

@@ -1,6 +1,7 @@
-//! Rewards: how much an answer of the model is worth, given what was asked for.
+//! Rewards: the scores of the answers of the model, given the spec of the prompt.
 //!
-//! A rule set is code ([`RewardFunction`], a plugin's), a TOML file ([`RuleFile`]) or a process ([`ProcessReward`]); several add up in a [`RewardSet`].
+//! A reward is code in a plugin ([`RewardFunction`]), a TOML file ([`RuleFile`]) or a process ([`ProcessReward`]). A
+//! [`RewardSet`] is the weighted sum of several.
 
 mod file;
 mod matching;
@@ -25,25 +26,25 @@ pub use matching::Match;
 pub use process::{PREFIX as PROCESS, ProcessOptions, ProcessReward, command};
 pub use set::{RewardSet, WeightedReward};
 
-/// One drawing with its question and the model's answer, as a reward rule sees it: text and facts, never tokens.
+/// The input of a reward: an answer with its question and prompt. A reward sees text and the spec, never tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// What was to be drawn.
+    /// The spec of the prompt.
     #[serde(rename = "facts")]
     pub spec: PromptSpec,
-    /// The prompt the image was drawn from.
+    /// The prompt of the image.
     pub prompt: String,
-    /// The question asked about the drawing.
+    /// The question about the image.
     pub question: String,
-    /// The right answer, had the drawing followed the prompt.
+    /// The correct answer, if the image follows the prompt.
     #[serde(rename = "truth")]
     pub reference_answer: String,
-    /// What the model answered.
+    /// The answer of the model.
     pub answer: String,
 }
 
 impl Sample {
-    /// What the model answered about a drawing of a task.
+    /// Creates the sample of an answer to a task.
     pub fn new(task: &Task, answer: impl Into<String>) -> Self {
         Self {
             spec: task.spec.clone(),
@@ -54,61 +55,61 @@ impl Sample {
         }
     }
 
-    /// The sample of a line with an answer.
+    /// Creates the sample of a record. Errors if it has no answer.
     pub fn from_record(record: &Record) -> Result<Self> {
         let answer = record.answer().ok_or_else(|| Error::usage("missing field `answer`"))?;
         Ok(Self::new(&record.task()?, answer))
     }
 }
 
-/// The worth of one sample under one rule set.
+/// The reward of a sample.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reward {
     /// Points, in `0..=max`.
     pub score: f64,
-    /// The points of a perfect answer; 0 where the rules have nothing to say.
+    /// The points of a perfect answer; 0 to abstain.
     pub max: f64,
-    /// Points by part, e.g. `noun`, `color`; they need not add up to `score`.
+    /// Points by component, such as `noun` or `color`; they need not add up to `score`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parts: BTreeMap<String, f64>,
-    /// Why, in a sentence for people.
+    /// An explanation in one sentence.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
 }
 
 impl Reward {
-    /// Points without parts.
+    /// Creates a reward without components.
     pub fn new(score: f64, max: f64) -> Self {
         Self { score, max, ..Self::default() }
     }
 
-    /// What a rule gives that has nothing to say about a sample: it counts neither for nor against it.
+    /// Abstains: the sample counts neither for nor against the answer.
     pub fn abstain(why: impl Into<String>) -> Self {
         Self { why: why.into(), ..Self::default() }
     }
 
-    /// Whether the rules had nothing to say.
+    /// Whether the reward function abstained.
     pub fn abstains(&self) -> bool {
         self.max <= 0.0
     }
 
-    /// Whether the answer got every point.
+    /// Whether the answer got full points.
     pub fn passes(&self) -> bool {
         !self.abstains() && self.score >= self.max
     }
 }
 
-/// A reward rule: the same samples always get the same rewards.
+/// A reward function. It is deterministic: the same samples always get the same rewards.
 pub trait RewardFunction: Send {
-    /// Whether [`RewardFunction::score`] is to be given the drawings.
+    /// Whether [`RewardFunction::score`] needs the images.
     fn wants_pixels(&self) -> bool {
         false
     }
 
-    /// One reward a sample, in order. `pixels [B,3,H,W]`, f32 in `0..=1`, are the drawings, where they are wanted.
+    /// Returns one reward per sample, in order. `pixels [B,3,H,W]`, f32 in `0..=1`, are the images, if requested.
     fn score(&self, samples: &[Sample], pixels: Option<&Tensor>) -> Result<Vec<Reward>>;
 
-    /// Called after the last batch, for a rule that finds out only then that something was wrong.
+    /// Called after the last batch, to report errors that are only known then.
     fn finish(&self) -> Result<()> {
         Ok(())
     }

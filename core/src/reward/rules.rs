@@ -1,22 +1,22 @@
-//! The rules of a file at work: keywords made for the facts of a sample, looked for in its answer, and paid.
+//! The reward function of a rule file.
 
 use tch::Tensor;
 
 use super::file::{Keyword, Loss, Normalize, Pay, RuleFile, ShippedOptions};
-use super::matching::{Match, Wanted, check, is_for_each};
+use super::matching::{Match, Target, check, is_for_each};
 use super::{Reward, RewardFunction, Sample};
 use crate::error::{Error, Result};
 use crate::prompts::answer::{AnswerMatch, AnswerParser, Vocabulary, Words};
 use crate::prompts::{Category, Place, PromptSpec, PromptTemplates, Template};
 
 impl RuleFile {
-    /// The rules of the file. Refuses keywords that do not fit their category, and examples that do not hold.
+    /// Builds the reward function. Errors if a keyword is not valid for its category, or an example has another reward.
     pub fn build(self) -> Result<Box<dyn RewardFunction>> {
         let normalize = self.normalize;
         self.build_with(ShippedOptions { normalize })
     }
 
-    /// The rules with options laid over the file's; the examples hold for the file as it is.
+    /// Builds the reward function with options that override those of the file. Examples are checked without the override.
     pub fn build_with(self, options: ShippedOptions) -> Result<Box<dyn RewardFunction>> {
         let mut keywords = Vec::new();
         for category in Category::ALL {
@@ -27,8 +27,8 @@ impl RuleFile {
             keywords.push(compiled.collect::<Result<Vec<_>>>()?);
         }
         if keywords.iter().all(Vec::is_empty) {
-            return Err(Error::usage("no category has a keyword")
-                .hint("a category's keywords are tables such as `[[counting]]` with `word = \"{count}\"`"));
+            return Err(Error::usage("the rule file has no keywords")
+                .hint("add a keyword to a category: `[[counting]]` with `word = \"{count}\"`"));
         }
         let vocabulary = self.reading.vocabulary();
         let mut rules = Rules { file: self, vocabulary, keywords };
@@ -38,7 +38,7 @@ impl RuleFile {
     }
 }
 
-/// A keyword of the file.
+/// A compiled keyword of the file.
 pub(super) struct Compiled {
     pub(super) template: Template,
     pub(super) how: Match,
@@ -67,7 +67,7 @@ impl Compiled {
     }
 }
 
-/// The rules of a file, ready to score.
+/// The reward function of a rule file.
 struct Rules {
     file: RuleFile,
     vocabulary: Vocabulary,
@@ -75,13 +75,13 @@ struct Rules {
     keywords: Vec<Vec<Compiled>>,
 }
 
-/// What is wanted of the answers about some facts. Samples of a group follow each other and share it.
+/// The keywords for a spec, shared by consecutive samples of a group.
 struct Prepared<'r> {
     spec: PromptSpec,
     reference_answer: Words,
-    wanted: Vec<(Wanted, &'r Compiled)>,
+    targets: Vec<(Target, &'r Compiled)>,
     max: f64,
-    /// Where the grammar has a say.
+    /// Set if any rule needs the parsed answer.
     parser: Option<AnswerParser>,
 }
 
@@ -96,7 +96,7 @@ impl Rules {
             let reward = self.score_one(&self.prepare(&sample), &sample);
             if (reward.score - example.reward).abs() > 1e-9 {
                 return Err(Error::usage(format!(
-                    "{}: `{}` about `{}`: expected {}, got {}",
+                    "{}: answer `{}` to `{}`: expected a reward of {}, got {}",
                     place(),
                     example.answer,
                     example.prompt,
@@ -104,7 +104,7 @@ impl Rules {
                     reward.score
                 ))
                 .cause(reward.why)
-                .hint("change the rule or the example"));
+                .hint("change the keywords or the example"));
             }
         }
         Ok(())
@@ -112,39 +112,39 @@ impl Rules {
 
     fn prepare(&self, sample: &Sample) -> Prepared<'_> {
         let spec = &sample.spec;
-        let mut wanted = Vec::new();
+        let mut targets = Vec::new();
         for keyword in &self.keywords[spec.category as usize] {
             let objects = if keyword.for_each { spec.objects.len() } else { 1 };
             for object in 0..objects {
-                let one = Wanted::new(keyword, object, spec, &self.file.reading, &self.vocabulary);
-                wanted.push((one, keyword));
+                let target = Target::new(keyword, object, spec, &self.file.reading, &self.vocabulary);
+                targets.push((target, keyword));
             }
         }
-        let needs_grammar =
-            self.file.penalties.extra.is_some() || wanted.iter().any(|(one, _)| one.is_bound());
+        let needs_parser =
+            self.file.penalties.extra.is_some() || targets.iter().any(|(target, _)| target.is_bound());
         Prepared {
             spec: spec.clone(),
             reference_answer: Words::of(&sample.reference_answer),
-            max: wanted.iter().map(|(_, keyword)| keyword.points).sum(),
-            parser: needs_grammar.then(|| AnswerParser::new(spec, &self.vocabulary)),
-            wanted,
+            max: targets.iter().map(|(_, keyword)| keyword.points).sum(),
+            parser: needs_parser.then(|| AnswerParser::new(spec, &self.vocabulary)),
+            targets,
         }
     }
 
     fn score_one(&self, prepared: &Prepared<'_>, sample: &Sample) -> Reward {
-        if prepared.wanted.is_empty() {
+        if prepared.targets.is_empty() {
             return Reward::abstain(format!("no rules for `{}`", sample.spec.category.name()));
         }
         let answer = Words::of_answer(&sample.answer);
-        let said = match &prepared.parser {
+        let parsed = match &prepared.parser {
             Some(parser) => AnswerMatch::of(&prepared.spec, &parser.parse(&answer)),
             None => AnswerMatch::default(),
         };
         let mut reward = Reward { max: prepared.max, ..Reward::default() };
         let (mut has, mut lacks) = (String::with_capacity(64), String::with_capacity(64));
         let mut from = 0;
-        for (wanted, keyword) in &prepared.wanted {
-            let found = wanted.found(&answer, &said, self.file.reading.negation, &mut from);
+        for (target, keyword) in &prepared.targets {
+            let found = target.matches(&answer, &parsed, self.file.reading.negation, &mut from);
             let points = if found { keyword.points } else { 0.0 };
             reward.score += points;
             match reward.parts.get_mut(&keyword.part) {
@@ -153,17 +153,17 @@ impl Rules {
             }
             let list = if found { &mut has } else { &mut lacks };
             list.push_str(if list.is_empty() { "" } else { ", " });
-            list.push_str(&wanted.label);
+            list.push_str(&target.label);
         }
         let complete = lacks.is_empty();
         let mut lost = String::new();
-        for (loss, reason) in self.losses(prepared, &answer, said.more) {
+        for (loss, reason) in self.penalties(prepared, &answer, parsed.more) {
             match loss {
                 Loss::All(_) => reward.score = 0.0,
                 Loss::Points(points) => reward.score = (reward.score - points).max(0.0),
             }
             lost.push_str(&match loss {
-                Loss::All(_) => format!("; loses all: {reason}"),
+                Loss::All(_) => format!("; loses all points: {reason}"),
                 Loss::Points(points) => format!("; loses {points}: {reason}"),
             });
         }
@@ -187,29 +187,34 @@ impl Rules {
         reward
     }
 
-    /// What is taken away, and why.
-    fn losses(&self, prepared: &Prepared<'_>, answer: &Words, more: Option<String>) -> Vec<(Loss, String)> {
+    /// Returns the penalties of an answer with their reasons.
+    fn penalties(
+        &self,
+        prepared: &Prepared<'_>,
+        answer: &Words,
+        more: Option<String>,
+    ) -> Vec<(Loss, String)> {
         let penalties = &self.file.penalties;
         let mut losses = Vec::new();
         losses.extend(penalties.extra.zip(more));
         if let Some(long) = penalties.long {
             let words = answer.iter().filter(|word| *word != ",").count();
             if words > long.words {
-                losses.push((long.lose, format!("{words} words of at most {}", long.words)));
+                losses.push((long.lose, format!("has {words} words, more than {}", long.words)));
             }
         }
         if let Some(repeat) = penalties.repeat {
             let times =
                 (0..answer.len()).filter(|at| answer.starts_with(*at, &prepared.reference_answer)).count();
             if times > 1 {
-                losses.push((repeat, format!("says the right answer {times} times")));
+                losses.push((repeat, format!("states the reference answer {times} times")));
             }
         }
         losses
     }
 }
 
-/// As people read it: at most four places.
+/// Rounds to four decimal places, for display.
 fn round(points: f64) -> f64 {
     (points * 1e4).round() / 1e4
 }

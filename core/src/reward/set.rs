@@ -1,4 +1,4 @@
-//! Several rule sets that act as one.
+//! The weighted sum of rewards.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,18 @@ use tch::Tensor;
 use super::{Reward, RewardFunction, Sample};
 use crate::error::{Error, Result};
 
-/// A rule set and its weight in a sum.
+/// A reward and its weight in a sum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedReward {
-    /// The name of a rule of a loaded plugin, e.g. `bound`; the path of a rule file, `FILE.toml`; or of a plugin
-    /// file; or `cmd:PATH`, a program, perhaps with arguments: `cmd:python3 reward.py`.
+    /// The name of a reward of a loaded plugin, such as `bound`; the path of a rule file, `FILE.toml`; the path of a plugin
+    /// file; or `cmd:` with a program and optional arguments, such as `cmd:python3 reward.py`.
     pub name: String,
-    /// The factor of its score.
+    /// The weight of the reward.
     #[serde(default = "one")]
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub weight: f64,
-    /// Options of a plugin's rule, `unirl schema --plugin NAME` shows them; or of a program, `args` and `timeout_seconds`.
+    /// Options of a plugin reward, see `unirl schema --plugin NAME`; or `args` and `timeout_seconds` of a program.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub options: toml::Table,
@@ -31,66 +31,66 @@ fn one() -> f64 {
 }
 
 impl WeightedReward {
-    /// A rule by its name, of weight 1.
+    /// Returns a reward by name with weight 1.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), weight: 1.0, options: toml::Table::new() }
     }
 }
 
-/// Several weighted rules that act as one.
+/// The weighted sum of several rewards.
 pub struct RewardSet {
-    rules: Vec<(WeightedReward, Box<dyn RewardFunction>)>,
+    rewards: Vec<(WeightedReward, Box<dyn RewardFunction>)>,
 }
 
 impl RewardSet {
-    /// Refuses an empty set and two of a name.
-    pub fn new(rules: Vec<(WeightedReward, Box<dyn RewardFunction>)>) -> Result<Self> {
-        if rules.is_empty() {
-            return Err(Error::usage("the rule set is empty").hint("name one: `{ name = \"bound\" }`"));
+    /// Creates a set. Errors if it is empty or has duplicate names.
+    pub fn new(rewards: Vec<(WeightedReward, Box<dyn RewardFunction>)>) -> Result<Self> {
+        if rewards.is_empty() {
+            return Err(Error::usage("no rewards are configured").hint("add one: `{ name = \"bound\" }`"));
         }
-        for (index, (rule, _)) in rules.iter().enumerate() {
-            if rules[..index].iter().any(|(other, _)| other.name == rule.name) {
-                return Err(Error::usage(format!("reward rule `{}` is named twice", rule.name))
-                    .hint("name it once, with its `weight`"));
+        for (index, (reward, _)) in rewards.iter().enumerate() {
+            if rewards[..index].iter().any(|(other, _)| other.name == reward.name) {
+                return Err(Error::usage(format!("duplicate reward `{}`", reward.name))
+                    .hint("list it once and set its `weight`"));
             }
         }
-        Ok(Self { rules })
+        Ok(Self { rewards })
     }
 
-    /// Whether one of the rules wants the drawings.
+    /// Whether any of the rewards needs the images.
     pub fn wants_pixels(&self) -> bool {
-        self.rules.iter().any(|(_, function)| function.wants_pixels())
+        self.rewards.iter().any(|(_, function)| function.wants_pixels())
     }
 
-    /// The weighted sum of all rules that do not abstain. With several, the parts are what each rule adds to the sum, under
-    /// its name, and its own parts behind that. `pixels` are for the rules that want them.
+    /// Returns the weighted sum of all rewards that do not abstain. With several rewards, the components are the weighted score
+    /// of each, under its name, and its own components as `NAME/COMPONENT`.
     pub fn score(&self, samples: &[Sample], pixels: Option<&Tensor>) -> Result<Vec<Reward>> {
-        if let [(rule, function)] = self.rules.as_slice() {
-            let mut rewards = checked(rule, samples, function.score(samples, pixels)?)?;
+        if let [(weighted, function)] = self.rewards.as_slice() {
+            let mut rewards = checked(weighted, samples, function.score(samples, pixels)?)?;
             for reward in &mut rewards {
-                reward.score *= rule.weight;
-                reward.max *= rule.weight;
+                reward.score *= weighted.weight;
+                reward.max *= weighted.weight;
             }
             return Ok(rewards);
         }
         let mut totals = vec![Reward::default(); samples.len()];
-        for (rule, function) in &self.rules {
-            let rewards = checked(rule, samples, function.score(samples, pixels)?)?;
+        for (weighted, function) in &self.rewards {
+            let rewards = checked(weighted, samples, function.score(samples, pixels)?)?;
             for (total, reward) in totals.iter_mut().zip(rewards) {
-                add(total, rule, reward);
+                add(total, weighted, reward);
             }
         }
         Ok(totals)
     }
 
-    /// To be called after the last batch: whether a rule finds that something was wrong.
+    /// Called after the last batch, to report errors that are only known then.
     pub fn finish(&self) -> Result<()> {
-        self.rules.iter().try_for_each(|(_, function)| function.finish())
+        self.rewards.iter().try_for_each(|(_, function)| function.finish())
     }
 }
 
-fn add(total: &mut Reward, rule: &WeightedReward, reward: Reward) {
-    let name = rule.label();
+fn add(total: &mut Reward, weighted: &WeightedReward, reward: Reward) {
+    let name = weighted.label();
     if !total.why.is_empty() {
         total.why.push_str("; ");
     }
@@ -98,39 +98,40 @@ fn add(total: &mut Reward, rule: &WeightedReward, reward: Reward) {
     if reward.abstains() {
         return;
     }
-    total.score += rule.weight * reward.score;
-    total.max += rule.weight * reward.max;
-    total.parts.insert(name.into(), rule.weight * reward.score);
-    for (part, points) in reward.parts {
-        total.parts.insert(format!("{name}/{part}"), points);
+    total.score += weighted.weight * reward.score;
+    total.max += weighted.weight * reward.max;
+    total.parts.insert(name.into(), weighted.weight * reward.score);
+    for (component, points) in reward.parts {
+        total.parts.insert(format!("{name}/{component}"), points);
     }
 }
 
 impl WeightedReward {
-    /// What parts are called: a file by its stem, a plugin's rule by its name.
+    /// Returns the name of the component: the stem of a file, or the name of a plugin reward.
     fn label(&self) -> &str {
         let name = self.name.rsplit(['/', '#']).next().unwrap_or(&self.name);
         name.split('.').next().unwrap_or(name)
     }
 }
 
-/// What sums of parts may be off by.
+/// Tolerance for the rounding of sums.
 const ROUNDING: f64 = 1e-9;
 
-fn checked(rule: &WeightedReward, samples: &[Sample], rewards: Vec<Reward>) -> Result<Vec<Reward>> {
-    let wrong = |what: String| Error::failure(format!("reward rule `{}`: {what}", rule.name));
+/// Errors unless there is one valid reward per sample.
+fn checked(weighted: &WeightedReward, samples: &[Sample], rewards: Vec<Reward>) -> Result<Vec<Reward>> {
+    let invalid = |what: String| Error::failure(format!("reward `{}`: {what}", weighted.name));
     if rewards.len() != samples.len() {
-        return Err(wrong(format!("expected {} rewards, got {}", samples.len(), rewards.len())));
+        return Err(invalid(format!("expected {} rewards, got {}", samples.len(), rewards.len())));
     }
-    let fits = |reward: &Reward| {
-        let most = reward.max + ROUNDING * reward.max.abs();
+    let is_valid = |reward: &Reward| {
+        let max = reward.max + ROUNDING * reward.max.abs();
         reward.max.is_finite()
-            && (0.0..=most).contains(&reward.score)
+            && (0.0..=max).contains(&reward.score)
             && reward.parts.values().all(|points| points.is_finite())
     };
-    match rewards.iter().enumerate().find(|(_, reward)| !fits(reward)) {
-        Some((index, reward)) => Err(wrong(format!(
-            "`rewards[{index}]`: expected points from 0 to their maximum, got {} of {}",
+    match rewards.iter().enumerate().find(|(_, reward)| !is_valid(reward)) {
+        Some((index, reward)) => Err(invalid(format!(
+            "`rewards[{index}]`: expected a score in 0..=max, got score {}, max {}",
             reward.score, reward.max
         ))),
         None => Ok(rewards),
@@ -164,9 +165,9 @@ mod tests {
         Sample { spec, prompt, question, reference_answer, answer }
     }
 
-    /// 2·(1 of 2) + 0.5·(3 of 4) = 3.5 of 6; who abstains adds nothing to either.
+    /// 2·(1 of 2) + 0.5·(3 of 4) = 3.5 of 6.
     #[test]
-    fn weights_add_up_and_abstentions_do_not_count() {
+    fn score_sums_weighted_rewards_and_ignores_abstentions() {
         let half =
             Reward { parts: [("noun".to_string(), 1.0)].into(), why: "half".into(), ..Reward::new(1.0, 2.0) };
         let rules = [
@@ -185,13 +186,13 @@ mod tests {
     }
 
     #[test]
-    fn unfit_sets_and_rewards_are_refused() {
+    fn invalid_sets_and_rewards_are_refused() {
         let message = |result: Result<RewardSet>| result.err().unwrap().message().to_string();
-        assert_eq!(message(set(&[])), "the rule set is empty");
+        assert_eq!(message(set(&[])), "no rewards are configured");
         let twice = [("a", 1.0, Reward::new(1.0, 1.0)), ("a", 2.0, Reward::new(1.0, 1.0))];
-        assert_eq!(message(set(&twice)), "reward rule `a` is named twice");
-        for wrong in [Reward::new(f64::NAN, 1.0), Reward::new(1.0, 0.0), Reward::new(1.0, -1.0)] {
-            assert!(set(&[("a", 1.0, wrong)]).unwrap().score(&[sample()], None).is_err());
+        assert_eq!(message(set(&twice)), "duplicate reward `a`");
+        for invalid in [Reward::new(f64::NAN, 1.0), Reward::new(1.0, 0.0), Reward::new(1.0, -1.0)] {
+            assert!(set(&[("a", 1.0, invalid)]).unwrap().score(&[sample()], None).is_err());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a rule file can say, each by answers with their points.
+//! Tests of rule files: answers with their expected points.
 
 use super::{Reward, RuleFile, Sample};
 use crate::prompts::{Category, PromptSpec, PromptTemplates};
@@ -19,9 +19,9 @@ fn points(rules: &str, category: Category, prompt: &str, answers: &[(&str, f64)]
     }
 }
 
-/// The example of the module's documentation.
+/// The example in the documentation of [`RuleFile::parse`].
 #[test]
-fn the_documented_example_holds() {
+fn documented_example_has_the_stated_reward() {
     let rules = r#"
         [penalties]
         extra = "all"
@@ -44,7 +44,7 @@ fn the_documented_example_holds() {
 }
 
 #[test]
-fn a_phrase_is_whole_words_together() {
+fn phrase_matches_whole_words_in_order() {
     let prompt = "a photo of three knives";
     let answers = [
         ("There are THREE knives.", 1.0),
@@ -61,7 +61,7 @@ fn a_phrase_is_whole_words_together() {
 }
 
 #[test]
-fn words_may_stand_apart_and_letters_anywhere() {
+fn word_and_substring_match_anywhere() {
     let of = |how: &str| format!("[[two_object]]\nword = \"{{object}}\"\nmatch = \"{how}\"\n");
     let prompt = "a photo of a wine glass and a car";
     let apart = [("a glass of wine, a car", 2.0), ("a glass and carrots", 0.0), ("wine and glass", 1.0)];
@@ -71,7 +71,7 @@ fn words_may_stand_apart_and_letters_anywhere() {
 }
 
 #[test]
-fn order_follows_the_keyword_before() {
+fn order_matches_after_the_previous_keyword() {
     let rules = r#"
         [[position]]
         word = "{object.1}"
@@ -93,7 +93,7 @@ fn order_follows_the_keyword_before() {
 }
 
 #[test]
-fn one_keyword_stands_for_each_object_or_for_the_one_it_names() {
+fn keyword_without_number_applies_to_each_object() {
     let each = "[[color_attr]]\nword = \"{color} {object}\"\npoints = 2\npart = \"pair\"\n";
     let prompt = "a photo of a blue chair and a red umbrella";
     let reward = score(each, Category::ColorAttr, prompt, "a blue chair and a green umbrella");
@@ -105,7 +105,7 @@ fn one_keyword_stands_for_each_object_or_for_the_one_it_names() {
 }
 
 #[test]
-fn synonyms_and_ignored_words_are_the_files() {
+fn synonyms_and_ignored_words_come_from_the_file() {
     let rules = r#"
         [reading]
         usual_synonyms = false
@@ -119,7 +119,7 @@ fn synonyms_and_ignored_words_are_the_files() {
     let answers = [
         ("a red couch", 1.0),
         ("a comfortable red davenport", 1.0),
-        ("a red sofa", 0.0), // a usual synonym, which the file leaves out
+        ("a red sofa", 0.0), // a usual synonym, disabled in the file
         ("a lumpy red couch", 1.0),
         ("a red couch tree", 0.0),
     ];
@@ -132,9 +132,9 @@ fn synonyms_and_ignored_words_are_the_files() {
     );
 }
 
-/// Of 3 points: 1 lost for too much, all for more than five words, 2 for saying the truth twice; never below 0.
+/// Of 3 points: minus 1 for extra statements, all for more than five words, minus 2 for a repeated answer; clamped at 0.
 #[test]
-fn penalties_are_taken_off() {
+fn penalties_are_subtracted() {
     let rules = r#"
         penalties = { extra = 1, long = { words = 5, lose = "all" }, repeat = 2 }
         [[counting]]
@@ -146,7 +146,7 @@ fn penalties_are_taken_off() {
     let answers = [
         ("three stars", 3.0),
         ("three stars, a ring", 2.0),
-        ("three stars, three stars", 0.0), // 3 - 1 - 2: two mentions are too much, too
+        ("three stars, three stars", 0.0), // 3 - 1 - 2: two mentions also count as extra
         ("a ring and stars", 0.0),
         ("three stars and nothing else here", 0.0),
     ];
@@ -154,12 +154,12 @@ fn penalties_are_taken_off() {
     let why = score(rules, Category::Counting, "a photo of three stars", "three stars, three stars").why;
     assert_eq!(
         why,
-        "0 of 3: has `three`, `star`; loses 1: names 2 objects; loses 2: says the right answer 2 times"
+        "0 of 3: has `three`, `star`; loses 1: names 2 objects; loses 2: states the reference answer 2 times"
     );
 }
 
 #[test]
-fn pay_and_normalize() {
+fn pay_and_normalize_change_the_score() {
     let prompt = "a photo of three stars";
     let rules = "[[counting]]\nword = \"{count}\"\npoints = 3\n[[counting]]\nword = \"{object}\"\n";
     let shares = format!("normalize = \"max\"\n{rules}");
@@ -170,15 +170,15 @@ fn pay_and_normalize() {
 }
 
 #[test]
-fn a_category_without_keywords_is_passed_over() {
+fn category_without_keywords_abstains() {
     let reward = score(COUNT, Category::Colors, "a photo of a green fork", "green");
     assert!(reward.abstains() && !reward.passes());
     assert_eq!(reward.why, "no rules for `colors`");
 }
 
-/// Samples of one group share what is prepared for them; a neighbour with other facts does not.
+/// Consecutive samples with the same spec share the prepared keywords; others do not.
 #[test]
-fn a_batch_is_its_samples() {
+fn score_of_a_batch_equals_scores_of_samples() {
     let rules = RuleFile::parse(COUNT).unwrap().build().unwrap();
     let sample = |prompt: &str, answer: &str| {
         let task = PromptTemplates::paper().task(PromptSpec::parse(Category::Counting, prompt).unwrap());

@@ -1,28 +1,28 @@
-//! What of the facts an answer states.
+//! Compares a parsed answer with the spec of its prompt.
 
 use super::{AnswerParser, Claim, ParsedAnswer, Placement, Vocabulary, Words};
 use crate::prompts::{Category, PromptSpec, plural};
 
-/// What of the facts an answer states, each where it belongs; one entry an object.
+/// The parts of a spec that an answer states, with one entry per object.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AnswerMatch {
     /// The noun is named.
     pub nouns: Vec<bool>,
     /// The number is stated of its noun.
     pub numbers: Vec<bool>,
-    /// The colour is stated of its noun alone (or stands alone, where only one object was asked for).
+    /// The colour is stated of its noun only, or without a noun if the spec has one object.
     pub colors: Vec<bool>,
-    /// The relation is stated in its direction.
+    /// The relation is stated in the right direction.
     pub relation: bool,
-    /// What the answer states beyond what was asked for, or why it commits to nothing, e.g. `` names `cat` ``.
+    /// What the answer states beyond the spec, such as `` names `cat` ``, or why it makes no clear statement.
     pub more: Option<String>,
 }
 
 impl AnswerMatch {
-    /// What of `facts` an answer states.
+    /// Compares an answer with a spec.
     pub fn of(spec: &PromptSpec, answer: &ParsedAnswer) -> Self {
         let claims = relevant(spec, &answer.claims);
-        let more = answer.doubt.clone().or_else(|| too_much(spec, &claims));
+        let more = answer.doubt.clone().or_else(|| extra(spec, &claims));
         let mut found = Self { more, ..Self::default() };
         let mut taken: Vec<Option<usize>> = Vec::new();
         for object in &spec.objects {
@@ -30,7 +30,7 @@ impl AnswerMatch {
                 claim.noun.as_ref() == Some(&object.noun) && !taken.contains(&Some(*index))
             };
             let has_color = |claim: &Claim| claim.colors.first() == object.color.as_ref();
-            // Of two claims for one noun, the one in the right colour.
+            // Prefer the claim with the right colour.
             let named = || answer.claims.iter().enumerate().filter(names);
             let index = named()
                 .find(|(_, claim)| has_color(claim))
@@ -38,7 +38,7 @@ impl AnswerMatch {
                 .map(|(index, _)| index);
             taken.push(index);
             let claim = index.map(|index| &answer.claims[index]);
-            // A colour or a number alone is that of the one object that was asked for.
+            // A colour or a number without a noun belongs to the object of a spec with one object.
             let bare = claims.first().filter(|claim| spec.objects.len() == 1 && claim.noun.is_none());
             let bare_count =
                 answer.claims.iter().filter(|claim| claim.noun.is_none()).find_map(|claim| claim.count);
@@ -52,13 +52,13 @@ impl AnswerMatch {
             found.numbers.push(number);
             found.colors.push(object.color.is_some() && colored.is_some_and(has_color));
         }
-        if let (Some(asked), [Some(first), Some(second)]) = (spec.relation, taken.as_slice()) {
-            // "The dog is on the left and the cat is on the right": both state the same, of the image.
+        if let (Some(expected), [Some(first), Some(second)]) = (spec.relation, taken.as_slice()) {
+            // "The dog is on the left and the cat is on the right": both placements state the same relation.
             let states = |place: &Placement, subject: usize, relation| {
                 place.subject == Some(subject) && place.relation == Some(relation)
             };
-            let forward = |place: &Placement| states(place, *first, asked);
-            let backward = |place: &Placement| states(place, *second, asked.opposite());
+            let forward = |place: &Placement| states(place, *first, expected);
+            let backward = |place: &Placement| states(place, *second, expected.opposite());
             let agrees = |place: &Placement| match place.object {
                 None => forward(place) || backward(place),
                 Some(object) => {
@@ -74,8 +74,8 @@ impl AnswerMatch {
         found
     }
 
-    /// Whether everything that the question asks for is stated, and nothing more.
-    pub fn is_right(&self, category: Category) -> bool {
+    /// Whether the answer states everything that the question asks for and nothing else.
+    pub fn is_correct(&self, category: Category) -> bool {
         let all = |found: &[bool]| found.iter().all(|found| *found);
         self.more.is_none()
             && match category {
@@ -88,7 +88,7 @@ impl AnswerMatch {
     }
 }
 
-/// The claims without those that only announce the others: `There are two objects: ...`, `three items: three vases`.
+/// Returns the claims without those that only announce the others: `There are two objects: ...`, `three items: three vases`.
 fn relevant<'c>(spec: &PromptSpec, claims: &'c [Claim]) -> Vec<&'c Claim> {
     let is_bare = |claim: &&Claim| claim.noun.is_none() && claim.colors.is_empty() && claim.count.is_some();
     let named: Vec<&Claim> = claims.iter().filter(|claim| claim.noun.is_some()).collect();
@@ -103,14 +103,13 @@ fn relevant<'c>(spec: &PromptSpec, claims: &'c [Claim]) -> Vec<&'c Claim> {
     claims.iter().filter(|claim| !announces(claim)).collect()
 }
 
-/// What an answer states beyond what was asked for: more objects, several colours of one, a number where none was asked
-/// for.
-fn too_much(spec: &PromptSpec, claims: &[&Claim]) -> Option<String> {
+/// Returns what an answer states beyond the spec: more objects, several colours of an object, an unexpected number.
+fn extra(spec: &PromptSpec, claims: &[&Claim]) -> Option<String> {
     for claim in claims {
         if spec.category.names_colors() && claim.colors.len() > 1 {
-            return Some(format!("states {} colours", claim.colors.len()));
+            return Some(format!("states {} colors", claim.colors.len()));
         }
-        // A pair of skis is what `skis` are.
+        // "A pair of skis" is one object.
         let pair = claim.paired && claim.noun.as_ref().is_some_and(|noun| plural(noun) == *noun);
         let count = claim.count.filter(|count| *count > 1 && !pair);
         if spec.category != Category::Counting
@@ -131,7 +130,7 @@ fn too_much(spec: &PromptSpec, claims: &[&Claim]) -> Option<String> {
     })
 }
 
-/// What of the facts an answer states, by the usual vocabulary.
+/// Parses an answer with the default vocabulary and compares it with a spec.
 pub fn match_answer(spec: &PromptSpec, answer: &str) -> AnswerMatch {
     AnswerMatch::of(spec, &AnswerParser::new(spec, &Vocabulary::default()).parse(&Words::of_answer(answer)))
 }

@@ -1,10 +1,8 @@
-//! Reading an answer: from text to claims (so many of that noun in that colour, this left of that), and from claims to what
-//! of the facts they state.
+//! The answer parser: turns text into claims (a noun with its count and colours, a position), which are compared with a spec.
 //!
-//! One grammar serves the reward rules that bind a word to its object, and the answer judge. It has no closed list of
-//! objects: a word that is no number, colour, place or word of `roles.rs` names an object, so that everything named beyond
-//! what was asked for is seen. An unknown word before a known noun describes it (`a rusty bench`); behind it, it makes
-//! another object of it (`a dog house`).
+//! One grammar serves the rewards that bind a word to its object and the answer judge. It has no closed list of objects: a word
+//! that is no number, colour, position or word of `roles.rs` names an object, so that extra objects are noticed. An unknown
+//! word before a known noun modifies it (`a rusty bench`); after the noun, it makes another object (`a dog house`).
 
 mod matching;
 mod parser;
@@ -23,52 +21,52 @@ use roles::{Role, joint_role, role};
 pub use matching::{AnswerMatch, match_answer};
 pub use words::Words;
 
-/// One mention of objects.
+/// A mention of objects.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Claim {
-    /// The noun, as the facts spell it if it was asked for; `None` for a bare colour or number.
+    /// The noun, in the spelling of the spec if it is in the spec; `None` for a colour or number without a noun.
     pub noun: Option<String>,
-    /// How many, if stated.
+    /// The number of objects, if stated.
     pub count: Option<u32>,
-    /// Stated to be more than one, without a number.
+    /// More than one, without a number.
     pub several: bool,
     /// Counted in pairs.
     pub paired: bool,
-    /// Colours stated of it, as the facts spell them.
+    /// The stated colours, in the spelling of the spec.
     pub colors: Vec<String>,
 }
 
-/// One statement of where something lies; indices point into [`ParsedAnswer::claims`].
+/// A statement of a position; indices point into [`ParsedAnswer::claims`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// What lies there.
+    /// The object whose position is stated.
     pub subject: Option<usize>,
-    /// The relation, `None` for one that no prompt asks for (`diagonal`, `next to`) or that is negated.
+    /// The relation; `None` if it is negated or not one of the four (`diagonal`, `next to`).
     pub relation: Option<Relation>,
-    /// Seen from what; `None` for a place in the image (`on the left`).
+    /// The object that the position is relative to; `None` for a position in the image (`on the left`).
     pub object: Option<usize>,
 }
 
 /// An answer as claims.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ParsedAnswer {
-    /// The objects in the order of mention. One mentioned twice counts as two unless `the` refers back to it; one that is
-    /// negated does not count.
+    /// The objects in the order of mention. An object mentioned twice counts as two, unless `the` refers back to it. A negated
+    /// object does not count.
     pub claims: Vec<Claim>,
-    /// Where they lie.
+    /// The positions.
     pub placements: Vec<Placement>,
-    /// Why the answer commits to nothing, if it hedges or takes back what it states.
+    /// Why the answer makes no clear statement, if it hedges or contradicts itself.
     pub doubt: Option<String>,
 }
 
-/// Other names of objects and colours, and words to ignore.
+/// Synonyms of objects and colours, and words to ignore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vocabulary {
-    /// Whether the everyday objects go by their usual synonyms, too (`sofa` for `couch`).
+    /// Whether to accept the usual synonyms of everyday objects (`sofa` for `couch`).
     pub usual_synonyms: bool,
-    /// More synonyms, by the noun or colour of the facts.
+    /// Additional synonyms, by the noun or colour of the spec.
     pub synonyms: BTreeMap<String, Vec<String>>,
-    /// Words that name nothing, beside those that never do.
+    /// Additional words that name no object.
     pub ignore: Vec<String>,
 }
 
@@ -79,34 +77,34 @@ impl Default for Vocabulary {
 }
 
 impl Vocabulary {
-    fn own<'a>(&'a self, word: &'a str) -> impl Iterator<Item = &'a str> {
-        let own = self.synonyms.get(word).into_iter().flatten().map(String::as_str);
-        std::iter::once(word).chain(own)
+    fn with_synonyms<'a>(&'a self, word: &'a str) -> impl Iterator<Item = &'a str> {
+        let synonyms = self.synonyms.get(word).into_iter().flatten().map(String::as_str);
+        std::iter::once(word).chain(synonyms)
     }
 
-    /// Every name of a noun, in the singular, in lower case; its own first.
+    /// Returns the names of a noun, in the singular and in lower case, the noun itself first.
     pub fn names(&self, noun: &str) -> Vec<String> {
         let usual = if self.usual_synonyms { synonyms(noun) } else { &[] };
-        self.own(noun).chain(usual.iter().copied()).map(str::to_lowercase).collect()
+        self.with_synonyms(noun).chain(usual.iter().copied()).map(str::to_lowercase).collect()
     }
 
-    /// Every spelling of a colour, its own first.
+    /// Returns the spellings of a colour, the colour itself first.
     pub fn colors(&self, color: &str) -> Vec<String> {
-        self.own(color).flat_map(color_spellings).collect()
+        self.with_synonyms(color).flat_map(color_spellings).collect()
     }
 }
 
-/// The spellings of a noun: itself and both plurals.
+/// Returns the spellings of a noun: the noun and both plurals.
 fn spellings(name: &str) -> impl Iterator<Item = Words> {
     let many = [Plurals::English.of(name), Plurals::Geneval.of(name)];
     std::iter::once(name.to_string()).chain(many).map(|spelling| Words::of(&spelling))
 }
 
-/// Objects that are known whatever was asked for: by their first word, the longest spelling first.
+/// Returns the everyday objects by their first word, the longest spelling first.
 fn known_objects() -> &'static HashMap<String, Vec<(Words, &'static str)>> {
     static KNOWN: LazyLock<HashMap<String, Vec<(Words, &'static str)>>> = LazyLock::new(|| {
         let mut known: HashMap<String, Vec<(Words, &str)>> = HashMap::new();
-        // `orange` is a colour and `saw` a verb, unless they are asked for.
+        // `orange` is a colour and `saw` a verb, unless they are in the spec.
         let all = EVERYDAY.iter().filter(|(noun, _)| !["orange", "saw"].contains(noun));
         for (noun, others) in all {
             for spelling in others.iter().chain([noun]).flat_map(|name| spellings(name)) {
@@ -122,46 +120,46 @@ fn known_objects() -> &'static HashMap<String, Vec<(Words, &'static str)>> {
     &KNOWN
 }
 
-/// Reads the answers about some facts: tolerant of case, articles, punctuation, plurals and digits.
+/// Parses answers to the question of a spec. Case, articles, punctuation, plurals and digits do not matter.
 ///
-/// The facts lend their nouns (so that `orange juice` is no colour) and their colours; a noun or colour by another name
-/// counts as its own.
+/// The nouns of the spec take precedence (so that `orange juice` is no colour), and so do its colours. A synonym counts as the
+/// noun or colour of the spec.
 #[derive(Debug)]
 pub struct AnswerParser {
-    /// Spellings with the noun that they stand for, the longest first.
+    /// Spellings with their nouns, the longest first.
     nouns: Vec<(Words, String)>,
     colors: Vec<(Words, String)>,
     ignore: Vec<String>,
-    /// Names of the lexicon that mean a noun that was asked for.
-    asked: HashMap<String, String>,
-    /// Where a shape was asked for, every shape is an object; elsewhere `square` describes one.
+    /// Names of the lexicon with the nouns of the spec that they denote.
+    spec_nouns: HashMap<String, String>,
+    /// If the spec has a shape, every shape is an object; otherwise `square` is a modifier.
     shapes: Vec<String>,
 }
 
 impl AnswerParser {
-    /// The parser of answers about `facts`.
+    /// Creates the parser of answers about a spec.
     pub fn new(spec: &PromptSpec, vocabulary: &Vocabulary) -> Self {
         let mut colors: Vec<(Words, String)> = Vec::new();
         for color in spec.objects.iter().filter_map(|object| object.color.as_ref()) {
             colors
                 .extend(vocabulary.colors(color).iter().map(|spelling| (Words::of(spelling), color.clone())));
         }
-        // Where colours are asked for, "orange" is one; elsewhere it is the fruit.
+        // In categories with colours, "orange" is a colour; otherwise it is the fruit.
         let is_color = |spelling: &Words| {
-            let own = || colors.iter().any(|(color, _)| color.text() == spelling.text());
+            let in_spec = || colors.iter().any(|(color, _)| color.text() == spelling.text());
             spec.category.names_colors()
                 && spelling.len() == 1
-                && (own() || role(spelling.text()) == Some(Role::Color))
+                && (in_spec() || role(spelling.text()) == Some(Role::Color))
         };
         let mut nouns: Vec<(Words, String)> = Vec::new();
-        let mut asked = HashMap::new();
+        let mut spec_nouns = HashMap::new();
         for object in &spec.objects {
             for name in vocabulary.names(&object.noun) {
                 let fits = |spelling: &Words| !spelling.is_empty() && !is_color(spelling);
                 nouns.extend(spellings(&name).filter(fits).map(|spelling| (spelling, object.noun.clone())));
             }
             if vocabulary.usual_synonyms {
-                asked.insert(canonical(&object.noun), object.noun.clone());
+                spec_nouns.insert(canonical(&object.noun), object.noun.clone());
             }
         }
         nouns.sort_by_key(|(spelling, _)| std::cmp::Reverse(spelling.len()));
@@ -170,24 +168,24 @@ impl AnswerParser {
         let has_shape = spec.objects.iter().any(|object| SHAPES.contains(&object.noun.as_str()));
         let shapes =
             SHAPES.iter().filter(|_| has_shape).flat_map(|shape| [(*shape).into(), plural(shape)]).collect();
-        Self { nouns, colors, ignore, asked, shapes }
+        Self { nouns, colors, ignore, spec_nouns, shapes }
     }
 
-    /// The object whose name begins at `index`, with the length of the name: one that was asked for, or one of the lexicon
-    /// with a longer name (`hot dog`, where a dog was asked for).
+    /// Returns the object whose name begins at `index`, with the length of the name: one of the spec, or one of the lexicon
+    /// with a longer name (`hot dog`, if the spec has a dog).
     fn object<'p>(&'p self, words: &Words, index: usize) -> Option<(&'p str, usize)> {
         let at = |spelling: &Words| words.starts_with(index, spelling);
-        let asked = self.nouns.iter().find(|(spelling, _)| at(spelling));
-        let asked = asked.map(|(spelling, noun)| (noun.as_str(), spelling.len()));
-        let listed = words.get(index).and_then(|first| known_objects().get(first));
-        let listed = listed.into_iter().flatten().find(|(spelling, _)| at(spelling));
-        let listed = listed.map(|(spelling, noun)| {
-            (self.asked.get(*noun).map_or(spelling.text(), String::as_str), spelling.len())
+        let in_spec = self.nouns.iter().find(|(spelling, _)| at(spelling));
+        let in_spec = in_spec.map(|(spelling, noun)| (noun.as_str(), spelling.len()));
+        let in_lexicon = words.get(index).and_then(|first| known_objects().get(first));
+        let in_lexicon = in_lexicon.into_iter().flatten().find(|(spelling, _)| at(spelling));
+        let in_lexicon = in_lexicon.map(|(spelling, noun)| {
+            (self.spec_nouns.get(*noun).map_or(spelling.text(), String::as_str), spelling.len())
         });
-        [asked, listed].into_iter().flatten().rev().max_by_key(|(_, length)| *length)
+        [in_spec, in_lexicon].into_iter().flatten().rev().max_by_key(|(_, length)| *length)
     }
 
-    /// Reads an answer.
+    /// Parses an answer.
     pub fn parse(&self, words: &Words) -> ParsedAnswer {
         let mut parser = Parser::default();
         let mut index = 0;
@@ -236,12 +234,12 @@ mod tests {
         PromptSpec { category, objects: objects.iter().map(object).collect(), relation }
     }
 
-    fn right(spec: &PromptSpec, answer: &str) -> bool {
-        match_answer(spec, answer).is_right(spec.category)
+    fn correct(spec: &PromptSpec, answer: &str) -> bool {
+        match_answer(spec, answer).is_correct(spec.category)
     }
 
     #[test]
-    fn the_reader_is_tolerant() {
+    fn parse_ignores_case_articles_punctuation_and_plurals() {
         let three = spec(Category::Counting, &[("wine glass", 3, None)], None);
         for answer in [
             "Three wine glasses.",
@@ -250,32 +248,32 @@ mod tests {
             "The number of wine glasses is three",
             "There are three large wineglasses in the picture!",
         ] {
-            assert!(right(&three, answer), "{answer}");
+            assert!(correct(&three, answer), "{answer}");
         }
-        assert!(!right(&three, "three glasses"));
+        assert!(!correct(&three, "three glasses"));
         let couch = spec(Category::TwoObject, &[("couch", 1, None), ("computer mouse", 1, None)], None);
-        assert!(right(&couch, "A wooden sofa. A mouse."));
-        assert!(right(&couch, "there is a couch and a computer mouse"));
+        assert!(correct(&couch, "A wooden sofa. A mouse."));
+        assert!(correct(&couch, "there is a couch and a computer mouse"));
         let gray = spec(Category::Colors, &[("tv", 1, Some("gray"))], None);
-        assert!(right(&gray, "The television is grey."));
+        assert!(correct(&gray, "The television is grey."));
     }
 
     #[test]
-    fn colours_and_nouns_may_share_a_word() {
+    fn parse_distinguishes_colors_and_nouns_with_the_same_word() {
         let fruit = spec(Category::Colors, &[("orange", 1, Some("orange"))], None);
-        assert!(right(&fruit, "an orange orange"));
-        assert!(right(&fruit, "The orange is orange."));
-        assert!(!right(&fruit, "the orange is red"));
+        assert!(correct(&fruit, "an orange orange"));
+        assert!(correct(&fruit, "The orange is orange."));
+        assert!(!correct(&fruit, "the orange is red"));
         let juice = spec(Category::SingleObject, &[("orange juice", 1, None)], None);
-        assert!(right(&juice, "Orange juice"));
+        assert!(correct(&juice, "Orange juice"));
         let two = spec(Category::Colors, &[("car", 1, Some("light blue"))], None);
-        assert!(right(&two, "the car is light blue") && !right(&two, "the car is blue"));
+        assert!(correct(&two, "the car is light blue") && !correct(&two, "the car is blue"));
     }
 
     #[test]
-    fn a_denial_is_no_claim() {
+    fn negated_objects_are_not_claims() {
         let circle = spec(Category::SingleObject, &[("circle", 1, None)], None);
-        for wrong in [
+        for incorrect in [
             "no circle",
             "nothing",
             "",
@@ -284,19 +282,20 @@ mod tests {
             "zero circles",
             "this isn't a circle",
         ] {
-            assert!(!right(&circle, wrong), "{wrong}");
+            assert!(!correct(&circle, incorrect), "{incorrect}");
         }
-        assert!(right(&circle, "a circle and no star"));
+        assert!(correct(&circle, "a circle and no star"));
         let green = spec(Category::Colors, &[("fork", 1, Some("green"))], None);
-        for wrong in ["not green", "the fork is not green", "the fork isn't green", "The fork is never green"]
+        for incorrect in
+            ["not green", "the fork is not green", "the fork isn't green", "The fork is never green"]
         {
-            assert!(!right(&green, wrong), "{wrong}");
+            assert!(!correct(&green, incorrect), "{incorrect}");
         }
-        assert!(right(&green, "no, it's green"));
+        assert!(correct(&green, "no, it's green"));
     }
 
     #[test]
-    fn both_forms_of_a_relation_are_right() {
+    fn both_directions_of_a_relation_are_correct() {
         let objects = [("star", 1, None), ("ring", 1, None)];
         let left = spec(Category::Position, &objects, Some(Relation::LeftOf));
         for answer in [
@@ -305,7 +304,7 @@ mod tests {
             "the ring is on the right side of the star",
             "The star is on the left and the ring is on the right.",
         ] {
-            assert!(right(&left, answer), "{answer}");
+            assert!(correct(&left, answer), "{answer}");
         }
         for (answer, nouns) in [
             ("the ring is left of the star", 2),
@@ -315,28 +314,28 @@ mod tests {
             ("the star is on the left and the ring is on the left", 2),
             ("a star in front of a ring", 2),
         ] {
-            let said = match_answer(&left, answer);
+            let matched = match_answer(&left, answer);
             assert!(
-                !said.relation && said.nouns.iter().filter(|said| **said).count() == nouns,
-                "{answer}: {said:?}"
+                !matched.relation && matched.nouns.iter().filter(|named| **named).count() == nouns,
+                "{answer}: {matched:?}"
             );
         }
     }
 
     #[test]
-    fn what_is_too_much_is_told() {
+    fn extra_statements_are_reported() {
         let circle = spec(Category::SingleObject, &[("circle", 1, None)], None);
         let more = |spec: &PromptSpec, answer: &str| match_answer(spec, answer).more.unwrap_or_default();
         assert_eq!(more(&circle, "a circle and a star"), "names `star`");
         assert_eq!(more(&circle, "a circle and a circle"), "names 2 objects");
         assert_eq!(more(&circle, "two circles"), "states that there are 2");
         let green = spec(Category::Colors, &[("fork", 1, Some("green"))], None);
-        assert_eq!(more(&green, "red orange green"), "states 3 colours");
+        assert_eq!(more(&green, "red orange green"), "states 3 colors");
     }
 
-    /// Fragments that a wrapper, a clause or a slice of bytes could stumble over, in any order.
+    /// Fragments that exercise wrappers, clauses and byte slicing, in random order.
     #[test]
-    fn made_up_answers_never_panic() {
+    fn match_answer_never_panics_on_random_text() {
         #[rustfmt::skip]
         const FRAGMENTS: [&str; 48] = [
             "<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "}", "{", "<", "\\", "a", "the", "star", "ring", "two", "3", "3.5",

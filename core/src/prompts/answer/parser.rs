@@ -1,4 +1,4 @@
-//! From the words of an answer to claims: phrases, clauses and negations.
+//! Turns the words of an answer into claims: phrases, clauses and negations.
 
 use super::places::{Event, Origin, placements};
 use super::roles::{Role, is_participle, role};
@@ -6,38 +6,38 @@ use super::{Claim, ParsedAnswer};
 use crate::prompts::Relation;
 use crate::prompts::english::{is_always_a_pair, number};
 
-/// The longest chain of unknown words that still describes the noun behind it.
-const MOST_MODIFIERS: usize = 3;
+/// The maximum number of unknown words that modify the noun after them.
+const MAX_MODIFIERS: usize = 3;
 
-/// A noun of a phrase, or a word that may be part of one.
+/// A noun of a phrase, or a word that can be part of one.
 struct Word {
     text: String,
-    /// Asked for, or an object of the lexicon.
+    /// A noun of the spec or of the lexicon.
     known: bool,
 }
 
 /// The words of an answer between two separators.
 #[derive(Default)]
-#[expect(clippy::struct_excessive_bools, reason = "what kinds of words stand in the phrase, each on its own")]
+#[expect(clippy::struct_excessive_bools, reason = "independent properties of the phrase")]
 struct Phrase {
     article: bool,
     definite: bool,
     count: Option<u32>,
-    /// The count is the word `one`, perhaps `one of`.
+    /// The count is the word `one`, possibly `one of`.
     one: bool,
     one_of: bool,
     several: bool,
     pairs: bool,
-    /// Holds a word such as `hue`, or a part of an object such as `fur`.
+    /// Contains a word such as `hue`, or a part of an object such as `fur`.
     hue: bool,
     part: bool,
-    /// Stands after `in` or `on`.
+    /// Follows `in` or `on`.
     setting: bool,
-    /// Holds a word for the image or a part of it.
+    /// Contains a word for the image or a part of it.
     picture: bool,
-    /// Stands after `of`, behind a noun: `a bottle of ...`.
+    /// Follows `of` after a noun: `a bottle of ...`.
     complement: bool,
-    /// A colour is the last word: what stands before describes it.
+    /// A colour is the last word, so the words before modify it.
     ends_in_color: bool,
     colors: Vec<String>,
     words: Vec<Word>,
@@ -46,9 +46,9 @@ struct Phrase {
 /// What a phrase names.
 enum Named {
     Object(String),
-    /// A colour or a number alone.
+    /// A colour or a number without a noun.
     Attribute,
-    /// A word that describes, or the setting of the scene.
+    /// A modifier, or the setting of the scene.
     Description,
 }
 
@@ -62,7 +62,7 @@ impl Phrase {
             |words: &[Word]| words.iter().map(|word| word.text.as_str()).collect::<Vec<_>>().join(" ");
         if let Some(last) = self.words.iter().rposition(|word| word.known) {
             let first = self.words.iter().position(|word| word.known).unwrap_or(last);
-            let is_one_noun = first == last && last + 1 == self.words.len() && last <= MOST_MODIFIERS;
+            let is_one_noun = first == last && last + 1 == self.words.len() && last <= MAX_MODIFIERS;
             return Named::Object(if is_one_noun {
                 self.words.swap_remove(last).text
             } else {
@@ -94,11 +94,11 @@ impl Phrase {
 struct Negation {
     /// It has negated something.
     has_content: bool,
-    /// It is of `others`, which denies nothing that was named.
+    /// It negates `others`, and so no named object.
     of_others: bool,
 }
 
-/// A place that was the last thing read: it may turn out to be seen from an object.
+/// A position as the last word so far, which can still turn out to be relative to an object.
 #[derive(Clone, Copy, PartialEq, Default)]
 enum OpenPlace {
     #[default]
@@ -113,13 +113,13 @@ pub(super) struct Parser {
     answer: ParsedAnswer,
     phrase: Phrase,
     events: Vec<Event>,
-    /// After `is`: a colour or number without a noun is stated of the last claim.
+    /// After `is`: a colour or number without a noun belongs to the last claim.
     predicate: bool,
-    /// The negation that this clause stands under.
+    /// The negation of the current clause.
     negation: Option<Negation>,
-    /// The claim that was mentioned last.
+    /// The last claim.
     last: usize,
-    /// How many claims and events there were before this clause, and before this sentence.
+    /// The numbers of claims and events before the current clause, and before the current sentence.
     clause: (usize, usize),
     sentence: (usize, usize),
     /// Colours before `for`.
@@ -146,7 +146,7 @@ impl Parser {
         self.events.truncate(events);
     }
 
-    /// Ends a phrase: what it names becomes a claim, or is said of the last one.
+    /// Ends a phrase: it becomes a claim, or an attribute of the last claim.
     fn close(&mut self) {
         let mut phrase = std::mem::take(&mut self.phrase);
         let noun = match phrase.take_named(self.predicate) {
@@ -170,7 +170,7 @@ impl Parser {
         }
         let claims = &mut self.answer.claims;
         if noun.is_none() {
-            // `three vases, one red`: of those already named.
+            // `three vases, one red`: one of those already named.
             let is_many = |claim: &Claim| claim.noun.is_some() && claim.count.is_some_and(|count| count > 1);
             if phrase.one && claims.iter().any(is_many) {
                 return;
@@ -229,7 +229,7 @@ impl Parser {
             } else if self.answer.claims.len() > self.sentence.0 {
                 self.rewind(self.sentence);
             } else if !self.answer.claims.is_empty() {
-                self.doubt("takes back what it states");
+                self.doubt("contradicts itself");
             }
         }
         self.open_place = OpenPlace::None;
@@ -249,7 +249,7 @@ impl Parser {
         self.clause = self.sentence;
     }
 
-    /// Reads a punctuation mark.
+    /// Processes a punctuation mark.
     pub(super) fn mark(&mut self, mark: char) {
         self.label = false;
         match mark {
@@ -289,7 +289,7 @@ impl Parser {
                 negation.has_content = true;
                 return;
             }
-            // `The dog is not left of the cat`: the place is negated, and both objects are named.
+            // `The dog is not left of the cat`: the position is negated, but both objects are named.
             Some(_) => {
                 self.negation = None;
                 self.events.push(Event::Place { relation: None, from: Origin::Image });
@@ -298,22 +298,22 @@ impl Parser {
         self.open_place = OpenPlace::Alone;
     }
 
-    /// The last place is seen from an object.
-    fn look_from(&mut self, origin: Origin) {
+    /// Sets the origin of the last position.
+    fn set_origin(&mut self, origin: Origin) {
         if let Some(Event::Place { from, .. }) = self.events.last_mut() {
             *from = origin;
         }
     }
 
-    /// What begins or extends a phrase comes. A place before it is seen from it, of `left` and `right` only behind `of`.
+    /// Begins or extends a phrase. A position before it is relative to it; `left` and `right` only with `of`.
     fn content(&mut self) {
         let is_side = matches!(
             self.events.last(),
             Some(Event::Place { relation: Some(Relation::LeftOf | Relation::RightOf), .. })
         );
         match std::mem::take(&mut self.open_place) {
-            OpenPlace::Of => self.look_from(Origin::Next),
-            OpenPlace::Alone if !is_side => self.look_from(Origin::Next),
+            OpenPlace::Of => self.set_origin(Origin::Next),
+            OpenPlace::Alone if !is_side => self.set_origin(Origin::Next),
             OpenPlace::Alone | OpenPlace::None => {}
         }
         self.phrase.ends_in_color = false;
@@ -340,14 +340,14 @@ impl Parser {
         }
     }
 
-    /// Reads the name of an object; one that is not known may describe what follows.
+    /// Processes the name of an object. An unknown one can modify the next word.
     pub(super) fn noun(&mut self, text: &str, known: bool) {
         self.content();
         self.label = false;
         self.phrase.words.push(Word { text: text.into(), known });
     }
 
-    /// Reads a colour, as the facts spell it.
+    /// Processes a colour in the spelling of the spec.
     pub(super) fn color(&mut self, color: &str) {
         self.content();
         self.phrase.colors.push(color.into());
@@ -368,9 +368,9 @@ impl Parser {
         } else if self.phrase.one && self.phrase.words.is_empty() {
             self.phrase.one_of = true;
         } else if !self.phrase.words.is_empty() {
-            let behind_noun = self.phrase.words.last().is_some_and(|word| word.known);
+            let after_noun = self.phrase.words.last().is_some_and(|word| word.known);
             self.close();
-            self.phrase.complement = behind_noun;
+            self.phrase.complement = after_noun;
         }
     }
 
@@ -388,8 +388,8 @@ impl Parser {
         }
     }
 
-    /// Reads a word, or several that act as one, that is neither an object nor a colour of the facts; `next` is the word
-    /// behind it.
+    /// Processes a word (or several words with one role) that is neither an object nor a colour of the spec. `next` is the
+    /// word after it.
     pub(super) fn word(&mut self, word: &str, role: Option<Role>, next: Option<&str>) {
         let was_about = std::mem::take(&mut self.about);
         let was_label = std::mem::take(&mut self.label);
@@ -398,7 +398,7 @@ impl Parser {
             Some(Role::Filler) => {}
             Some(Role::Pronoun) => {
                 if std::mem::take(&mut self.open_place) != OpenPlace::None {
-                    self.look_from(Origin::Pronoun);
+                    self.set_origin(Origin::Pronoun);
                 }
             }
             Some(Role::Picture) => {
@@ -434,8 +434,8 @@ impl Parser {
             Some(Role::Definite) => self.article(true),
             Some(Role::Color) => self.color(word),
             Some(Role::Hue) => self.phrase.hue = true,
-            // `with two black wheels`: neither another object nor its colour.
-            Some(Role::Segment) => {
+            // `with two black wheels`: neither another object nor the colour of the object.
+            Some(Role::Part) => {
                 self.phrase.part = true;
                 self.phrase.count = None;
                 self.phrase.colors.clear();
@@ -469,20 +469,20 @@ impl Parser {
         }
     }
 
-    /// Reads a number, or what describes or names an object.
+    /// Processes a number, a modifier or the name of an object.
     fn other_word(&mut self, word: &str) {
         let digits = word.strip_suffix('x').filter(|digits| digits.parse::<u32>().is_ok()).unwrap_or(word);
         match number(digits) {
             Some(count) => self.number(count, word),
             None if word.starts_with(|letter: char| letter.is_ascii_digit()) => {
-                self.doubt("gives no whole number");
+                self.doubt("gives a number that is not whole");
             }
             None if self.phrase.words.last().is_some_and(|word| word.known) && is_participle(word) => {}
             None => self.noun(word, false),
         }
     }
 
-    /// The claims of the whole answer.
+    /// Returns the claims of the answer.
     pub(super) fn finish(mut self) -> ParsedAnswer {
         self.end_sentence(false);
         self.answer.placements = placements(&self.events);

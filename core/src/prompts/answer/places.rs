@@ -1,9 +1,9 @@
-//! Who lies where: from the order in which an answer mentions objects and places.
+//! Resolves placements from the order in which an answer mentions objects and positions.
 
 use super::Placement;
 use crate::prompts::Relation;
 
-/// What matters to placements, in the order of the text. A claim is an index into the claims.
+/// The events that matter to placements, in the order of the text. A claim is an index into the claims.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Event {
     Claim(usize),
@@ -14,14 +14,14 @@ pub(super) enum Event {
     Sentence,
 }
 
-/// Seen from what a place is.
+/// What a position is relative to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Origin {
-    /// From the image: `on the left`.
+    /// The image: `on the left`.
     Image,
-    /// From the object that follows: `left of the dog`.
+    /// The next object: `left of the dog`.
     Next,
-    /// From an object that was mentioned before: `above it`.
+    /// An object mentioned before: `above it`.
     Pronoun,
 }
 
@@ -33,7 +33,7 @@ fn is_place(event: &Event) -> bool {
     matches!(event, Event::Place { .. })
 }
 
-/// The placements of a whole answer, sentence by sentence.
+/// Returns the placements of an answer, sentence by sentence.
 pub(super) fn placements(events: &[Event]) -> Vec<Placement> {
     let mut placements = Vec::new();
     let mut start = 0;
@@ -46,7 +46,7 @@ pub(super) fn placements(events: &[Event]) -> Vec<Placement> {
             let (subject, object) = match from {
                 Origin::Pronoun => pronoun(&events[..start + at]),
                 Origin::Next => match next.next() {
-                    // `To the left of the cat is a dog`: the subject stands behind.
+                    // `To the left of the cat is a dog`: the subject follows.
                     Some(object) => {
                         (before.iter().rev().find_map(claim).or_else(|| next.next()), Some(object))
                     }
@@ -62,16 +62,16 @@ pub(super) fn placements(events: &[Event]) -> Vec<Placement> {
     placements
 }
 
-/// What lies at a place in the image: `a dog on the left`, or `on the left is a dog`.
+/// Returns the object at a position in the image: `a dog on the left`, or `on the left is a dog`.
 fn in_image(before: &[Event], after: &[Event], placed: &[usize]) -> Option<usize> {
     let free = |index: &usize| !placed.contains(index);
     let same_clause = |event: &&Event| !is_place(event) && **event != Event::Clause;
-    let beside = before.iter().rev().take_while(same_clause).filter_map(claim).find(free);
+    let in_clause = before.iter().rev().take_while(same_clause).filter_map(claim).find(free);
     let earlier = || before.iter().rev().filter_map(claim).find(free);
     let next = after.iter().take_while(|event| !is_place(event)).find_map(claim);
     let ends_here = !matches!(after.first(), Some(Event::Claim(_) | Event::Is | Event::Place { .. }));
     let inverted = after.first() == Some(&Event::Is);
-    match beside {
+    match in_clause {
         Some(subject) => Some(subject),
         None if inverted => next.or_else(earlier),
         None if ends_here => earlier().or(next),
@@ -79,7 +79,7 @@ fn in_image(before: &[Event], after: &[Event], placed: &[usize]) -> Option<usize
     }
 }
 
-/// Subject and object of `a dog to the left of it`, given all that stands before.
+/// Returns subject and object of `a dog to the left of it`, from the events before the pronoun.
 fn pronoun(before: &[Event]) -> (Option<usize>, Option<usize>) {
     let is_new = before.iter().rev().take_while(|event| !matches!(event, Event::Clause | Event::Sentence));
     let has_subject = is_new.into_iter().any(|event| claim(event).is_some());

@@ -1,4 +1,4 @@
-//! What a word does in an answer. A word that is not listed here names an object or describes one.
+//! The roles of words in answers. A word without a role names an object or modifies one.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -8,17 +8,17 @@ use crate::prompts::Relation;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Names nothing.
+    /// Ignored.
     Filler,
     /// `a`, `an`: begins a phrase.
     Article,
-    /// `the`: begins a phrase that may mention an object again.
+    /// `the`: begins a phrase that can refer back to an object.
     Definite,
-    /// Joins two phrases of one clause.
+    /// Joins two phrases of a clause.
     And,
-    /// Ends a clause, and with it the reach of a negation.
+    /// Ends a clause and the scope of a negation.
     Clause,
-    /// Ends a phrase; what follows is said of the object before it.
+    /// Ends a phrase; what follows is an attribute of the object before it.
     Is,
     /// Negates the rest of its clause.
     Negation,
@@ -28,41 +28,41 @@ pub(super) enum Role {
     Doubt,
     /// Makes the number after it inexact.
     About,
-    /// More than one, but not how many.
+    /// More than one, without a number.
     Several,
-    /// `other`, `else`: a negation of these denies nothing that was named.
+    /// `other`, `else`: a negation of these negates no named object.
     Other,
     /// A colour.
     Color,
-    /// `hue`, `shade`: the colour beside it is a colour, never a fruit.
+    /// `hue`, `shade`: the adjacent colour is a colour, never a fruit.
     Hue,
-    /// Says where something lies; `None` where no prompt asks for it.
+    /// A position; `None` if it is not one of the four relations.
     Place(Option<Relation>),
-    /// Belongs to a place: `left side`, `left-hand`.
+    /// Belongs to a position: `left side`, `left-hand`.
     Side,
     /// `of`.
     Of,
-    /// `for`: the colour before it is that of the object after it.
+    /// `for`: the colour before it belongs to the object after it.
     For,
-    /// `it`: after a place, an object that was mentioned before.
+    /// `it`: after a position, an object mentioned before.
     Pronoun,
-    /// A part of an object, never another one.
-    Segment,
-    /// What covers an object: its colour is the object's.
+    /// A part of an object, never another object.
+    Part,
+    /// The surface of an object: its colour is that of the object.
     Cover,
     /// `respectively`.
     Respectively,
-    /// `in`, `on`: what follows may be a setting.
+    /// `in`, `on`: what follows can be a setting.
     In,
-    /// Where a scene is set; an object elsewhere, a setting after `in` or `on`.
+    /// The setting of a scene after `in` or `on`; an object elsewhere.
     Setting,
-    /// The image itself, its parts, and the generic words for what it shows.
+    /// The image, its parts, and generic words for its content.
     Picture,
-    /// Two of what follows, or one of what is always a pair.
+    /// Two of what follows, or one object that is always a pair.
     Pair,
     /// A number in other words.
     Number(u32),
-    /// A portion or a group of what follows: `a slice of pizza`.
+    /// A portion or group of what follows: `a slice of pizza`.
     Measure,
 }
 
@@ -134,7 +134,7 @@ const ROLES: &[(Role, &[&str])] = &[
         "fur", "finish", "coat", "feathers", "body", "fabric", "upholstery", "exterior", "skin", "paint", "texture", "plumage",
         "wool", "petals", "casing", "rind", "peel",
     ]),
-    (Role::Segment, &[
+    (Role::Part, &[
         "mane", "tail", "wheel", "wheels", "leg", "legs", "armrest", "armrests", "handle", "handles", "hair", "eye", "eyes", "screen",
         "lid", "stripes", "spots", "pattern", "seat", "seats", "back", "backrest", "wings", "horns", "ears", "nose", "face", "head",
         "frame", "cushions", "stem", "blade", "keys", "buttons", "door", "doors", "windows", "straps", "collar", "slats", "engine",
@@ -153,7 +153,7 @@ const ROLES: &[(Role, &[&str])] = &[
         "kind", "type", "sort", "form", "example", "series", "lot", "assortment", "arrangement", "plate", "trio", "duo", "herd",
         "flock", "head", "loaf", "carton", "bouquet", "portion", "serving", "bit", "chunk", "bit", "sheet",
     ]),
-    // Grammar, the words of questions, politeness, labels.
+    // Function words, words of questions, politeness, labels.
     (Role::Filler, &[
         "there", "they", "he", "she", "him", "her", "his", "to", "from", "which", "who", "what", "where", "s", "t",
         "i", "we", "you", "me", "my", "your", "be", "been", "being", "do", "does", "did", "can", "will", "here", "very",
@@ -167,7 +167,7 @@ const ROLES: &[(Role, &[&str])] = &[
         "following", "after", "before", "number", "amount", "total", "sum", "any", "anything", "far", "rather",
         "close",
     ]),
-    // Showing, seeming, being somewhere.
+    // Verbs of showing, appearing and being in a place.
     (Role::Filler, &[
         "show", "shows", "showing", "shown", "display", "displays", "displaying", "displayed", "feature", "features", "featuring",
         "featured", "contain", "contains", "containing", "contained", "depict", "depicts", "depicting", "depicted", "capture",
@@ -183,7 +183,7 @@ const ROLES: &[(Role, &[&str])] = &[
         "surrounded", "running", "runs", "walking", "playing", "eating", "flying", "grazing", "posing", "facing", "taken",
         "highlighting", "dominates", "occupies", "stands", "remains", "read", "reads", "say", "says", "tell", "refers", "counted",
     ]),
-    // Size, age, material, look.
+    // Size, age, material, appearance.
     (Role::Filler, &[
         "small", "large", "big", "little", "tiny", "huge", "tall", "short", "long", "round", "old", "new", "young", "vintage",
         "modern", "single", "wooden", "wood", "metal", "metallic", "plastic", "ceramic", "leather", "woolen", "shiny",
@@ -193,7 +193,7 @@ const ROLES: &[(Role, &[&str])] = &[
     ]),
 ];
 
-/// Several words that act as one.
+/// Several words with one role.
 const JOINT_ROLES: [(&str, Role); 21] = [
     ("anything but", Role::Negation),
     ("anything except", Role::Negation),
@@ -218,7 +218,7 @@ const JOINT_ROLES: [(&str, Role); 21] = [
     ("not certain", Role::Doubt),
 ];
 
-/// The role of the words that begin at `index`, and how many they are, where several act as one.
+/// Returns the role of several words that begin at `index`, and their number.
 pub(super) fn joint_role(words: &Words, index: usize) -> Option<(Role, usize)> {
     static JOINT: LazyLock<Vec<(Words, Role)>> =
         LazyLock::new(|| JOINT_ROLES.iter().map(|(text, role)| (Words::of(text), *role)).collect());
@@ -226,7 +226,7 @@ pub(super) fn joint_role(words: &Words, index: usize) -> Option<(Role, usize)> {
     found.map(|(phrase, role)| (*role, phrase.len()))
 }
 
-/// Nouns that end as if they were a verb or an adverb.
+/// Nouns that look like a verb or an adverb.
 #[rustfmt::skip]
 const NOT_VERBS: [&str; 32] = [
     "building", "ceiling", "wing", "king", "string", "clothing", "pudding", "railing", "awning", "earring", "swing", "thing",
@@ -234,10 +234,10 @@ const NOT_VERBS: [&str; 32] = [
     "bully", "assembly", "ally", "holly", "trolley", "duckling",
 ];
 
-/// What a word does, if it is one that names and describes nothing.
+/// Returns the role of a word; `None` if it names or modifies an object.
 pub(super) fn role(word: &str) -> Option<Role> {
     static ROLE_OF: LazyLock<HashMap<&str, Role>> = LazyLock::new(|| {
-        // Where a word stands twice, the first role counts.
+        // If a word is listed twice, the first role wins.
         ROLES.iter().rev().flat_map(|(role, words)| words.iter().map(|word| (*word, *role))).collect()
     });
     match ROLE_OF.get(word) {
@@ -248,7 +248,7 @@ pub(super) fn role(word: &str) -> Option<Role> {
     }
 }
 
-/// Whether a word looks like a participle: behind a noun it says what the object does.
+/// Whether a word looks like a participle, which after a noun says what the object does.
 pub(super) fn is_participle(word: &str) -> bool {
     (word.ends_with("ing") || word.ends_with("ed")) && word.len() > 4 && !NOT_VERBS.contains(&word)
 }

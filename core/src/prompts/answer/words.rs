@@ -1,18 +1,18 @@
 //! An answer as a list of words and punctuation marks.
 
-/// Containers of reasoning: what they hold is not part of the answer.
+/// Tags of reasoning, whose content is not part of the answer.
 const REASONING: [&str; 4] = ["think", "thinking", "reasoning", "reason"];
 
-/// The words of a text in lower case. A mark that can end a clause reads as `,`.
+/// The words of a text in lower case. Punctuation that can end a clause appears as `,`.
 #[derive(Debug, Default)]
 pub struct Words {
     text: String,
-    /// Byte ranges; an empty one stands at a mark.
+    /// Byte ranges; an empty one is at a punctuation mark.
     spans: Vec<(u32, u32)>,
 }
 
 impl Words {
-    /// Splits a text into words. Beyond 4 GiB the rest is ignored.
+    /// Splits a text into words. Text beyond 4 GiB is ignored.
     pub fn of(text: &str) -> Self {
         let mut words =
             Self { text: text.to_lowercase().replace('’', "'"), spans: Vec::with_capacity(text.len() / 4) };
@@ -50,58 +50,58 @@ impl Words {
         words
     }
 
-    /// Splits a model's answer into words, without its wrappers: reasoning in `<think>`, `<answer>` and `\boxed{}`, markup,
-    /// list numbers.
+    /// Splits the answer of a model into words, after removing reasoning in `<think>`, the wrappers `<answer>` and `\boxed{}`,
+    /// markup and list numbers.
     pub fn of_answer(answer: &str) -> Self {
         Self::of(&unwrap(answer))
     }
 
-    /// The number of words and marks.
+    /// Returns the number of words and marks.
     pub fn len(&self) -> usize {
         self.spans.len()
     }
 
-    /// Whether there is no word and no mark.
+    /// Whether there are no words and no marks.
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 
-    /// The word at an index; `,` for a mark.
+    /// Returns the word at an index; `,` for a mark.
     pub fn get(&self, index: usize) -> Option<&str> {
         let (start, end) = *self.spans.get(index)?;
         if start == end { Some(",") } else { self.text.get(start as usize..end as usize) }
     }
 
-    /// The mark at an index, if that is not a word.
+    /// Returns the mark at an index, if there is one.
     pub(super) fn mark(&self, index: usize) -> Option<char> {
         let (start, end) = *self.spans.get(index)?;
         (start == end).then(|| self.text.get(start as usize..)?.chars().next()).flatten()
     }
 
-    /// All words, marks included.
+    /// Returns all words and marks.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         (0..self.len()).filter_map(|index| self.get(index))
     }
 
-    /// Whether `phrase` stands at `index`.
+    /// Whether `phrase` begins at `index`.
     pub fn starts_with(&self, index: usize, phrase: &Words) -> bool {
         !phrase.is_empty() && (0..phrase.len()).all(|at| self.get(index + at) == phrase.get(at))
     }
 
-    /// Whether a word before `index`, in the same clause, negates what stands there: `I cannot find a ...`.
+    /// Whether an earlier word of the clause negates the word at `index`: `I cannot find a ...`.
     pub fn is_negated(&self, index: usize) -> bool {
         let clause =
             (0..index).rev().map_while(|at| self.get(at).filter(|word| !super::roles::ends_clause(word)));
         clause.into_iter().any(super::roles::negates)
     }
 
-    /// The text in lower case.
+    /// Returns the text in lower case.
     pub fn text(&self) -> &str {
         &self.text
     }
 }
 
-/// An answer without what is around it.
+/// Removes the wrappers of an answer.
 fn unwrap(answer: &str) -> String {
     let mut text = answer.to_string();
     for tag in REASONING {
@@ -116,12 +116,12 @@ fn unwrap(answer: &str) -> String {
     without_list_numbers(&joined_acronyms(&without_markup(&text)))
 }
 
-/// Where `needle` stands, ASCII case ignored.
+/// Returns the position of `needle`, ignoring ASCII case.
 fn find(text: &str, needle: &str) -> Option<usize> {
     text.to_ascii_lowercase().find(needle)
 }
 
-/// Removes every `<tag>...</tag>`; one that is left open reaches to the end, one that only closes, from the beginning.
+/// Removes every `<tag>...</tag>`. An unclosed tag extends to the end, an unopened one from the beginning.
 fn without_element(text: &str, tag: &str) -> String {
     let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
     let mut rest = text;
@@ -143,7 +143,7 @@ fn without_element(text: &str, tag: &str) -> String {
     }
 }
 
-/// What stands behind every `open`, up to where `end` finds its end, as sentences; `None` without one.
+/// Returns the contents after every `open`, up to the position that `end` finds, as sentences; `None` if there is none.
 fn contents(text: &str, open: &str, end: impl Fn(&str) -> Option<usize>) -> Option<String> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -156,7 +156,7 @@ fn contents(text: &str, open: &str, end: impl Fn(&str) -> Option<usize>) -> Opti
     (!found.is_empty()).then(|| found.join(". "))
 }
 
-/// Where the brace closes that was opened before `text`.
+/// Returns the position of the brace that closes one opened before `text`.
 fn closing_brace(text: &str) -> Option<usize> {
     let mut depth = 1;
     text.find(|letter| {
@@ -166,7 +166,7 @@ fn closing_brace(text: &str) -> Option<usize> {
     })
 }
 
-/// Without tags such as `<b>` and `<|im_end|>` and without commands such as `\text`.
+/// Removes tags such as `<b>` and `<|im_end|>`, and commands such as `\text`.
 fn without_markup(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -184,7 +184,7 @@ fn without_markup(text: &str) -> String {
     plain + rest
 }
 
-/// `T.V.` becomes `TV`.
+/// Joins acronyms: `T.V.` becomes `TV`.
 fn joined_acronyms(text: &str) -> String {
     let letters: Vec<char> = text.chars().collect();
     let is_letter = |at: usize| letters.get(at).is_some_and(|letter| letter.is_alphabetic());
@@ -208,7 +208,7 @@ fn joined_acronyms(text: &str) -> String {
     joined
 }
 
-/// Without the numbers of a list that counts from 1: `1. a couch 2. a phone`. A number of anything else stays.
+/// Removes the numbers of a list that counts from 1: `1. a couch 2. a phone`. Other numbers stay.
 fn without_list_numbers(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut next = 1_u32;
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn wrappers_are_removed() {
+    fn of_answer_removes_wrappers() {
         for (answer, expected) in [
             ("<think>a dog? a cat?</think>\nA bench", ", a bench"),
             ("a dog? no.</think> A bench", "a bench"),
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn negation_reaches_to_the_end_of_its_clause() {
+    fn is_negated_until_the_end_of_the_clause() {
         let negated = |text: &str, word: &str| {
             let words = Words::of(text);
             words.is_negated(words.iter().position(|other| other == word).unwrap())
