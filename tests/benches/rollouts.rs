@@ -289,12 +289,12 @@ fn check_answers(
     images: &Images,
     questions: &[String],
 ) -> Result<()> {
-    let (answers, whole) = ops::count(|| model.answer(images, questions, &answer_sampling(ANSWER)));
+    let (answers, full) = ops::count(|| model.answer(images, questions, &answer_sampling(ANSWER)));
     let answers = answers?;
     let scored = tch::no_grad(|| model.answer_logp(images, questions, &answers, Policy::Current))?;
     bench.compare("answers", answers.logp.as_ref(), &scored)?;
     let (_, half) = ops::count(|| model.answer(images, questions, &answer_sampling(ANSWER / 2)));
-    bench.count("a token step of answers", whole - half, ANSWER - ANSWER / 2)
+    bench.count("a token step of answers", full - half, ANSWER - ANSWER / 2)
 }
 
 // --- Janus ---
@@ -423,7 +423,7 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
     let texts: Vec<String> = tasks.iter().map(|task| task.prompt.clone()).collect();
     let questions: Vec<String> = tasks.iter().map(|task| task.question.clone()).collect();
 
-    let (images, whole) = ops::count(|| model.generate(&texts, &sampling));
+    let (images, full) = ops::count(|| model.generate(&texts, &sampling));
     let images = images?;
     let scored = tch::no_grad(|| {
         // Two images only: every state of all six needs more memory than any timed call.
@@ -433,7 +433,7 @@ fn showo(mut bench: Bench, size: Size) -> Result<()> {
     bench.compare("images", images.narrow(0, 2).logp.as_ref(), &scored)?;
     let fewer = ImageSampling { steps: steps / 2, ..sampling.clone() };
     let (_, half) = ops::count(|| model.generate(&texts, &fewer));
-    bench.count("a step of generation", whole - half, steps - steps / 2)?;
+    bench.count("a step of generation", full - half, steps - steps / 2)?;
     check_answers(&mut bench, &mut model, &images, &questions)?;
 
     bench.card()?;
@@ -496,8 +496,8 @@ fn train(
         })?;
         update.apply()?;
         wait(model.device);
-        let whole = started.elapsed().as_secs_f64();
-        Ok([whole, model.generation, model.answering, whole - model.generation - model.answering])
+        let full = started.elapsed().as_secs_f64();
+        Ok([full, model.generation, model.answering, full - model.generation - model.answering])
     })
 }
 

@@ -90,13 +90,13 @@ pub fn load(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckp
 fn open_folder(folder: &Path, options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let mut files = small_files(folder)?;
     let named = options.text_tokenizer.as_deref().map(Path::new);
-    let place = named.unwrap_or(folder);
-    if !Text::is_in(place) {
-        return Err(Error::failure(format!("no text tokenizer in `{}`", place.display()))
+    let tokenizer_folder = named.unwrap_or(folder);
+    if !Text::is_in(tokenizer_folder) {
+        return Err(Error::failure(format!("no text tokenizer in `{}`", tokenizer_folder.display()))
             .cause(format!("no `{TOKENIZER}`"))
             .hint("pass the folder of a Janus tokenizer with `--set model.options.text_tokenizer=DIR`"));
     }
-    files.insert(TOKENIZER.into(), Text::open_folder(place)?.json().to_vec());
+    files.insert(TOKENIZER.into(), Text::open_folder(tokenizer_folder)?.json().to_vec());
     let label = folder.display().to_string();
     load_files(&label, files, Weights::find(folder)?, options, source)
 }
@@ -191,15 +191,15 @@ fn assemble(
     let processor = read_file(label, &files, PROCESSOR)?;
     let disabled = processor["use_default_system_prompt"] == json!(false);
     let system = options.system_prompt.as_deref().unwrap_or(if disabled { "" } else { SYSTEM });
-    let place = format!("{label}/{TOKENIZER}");
-    let text = Text::from_json(files.get(TOKENIZER).cloned().unwrap_or_default(), &place)?;
+    let path = format!("{label}/{TOKENIZER}");
+    let text = Text::from_json(files.get(TOKENIZER).cloned().unwrap_or_default(), &path)?;
     let prompting = Prompting::new(text, system, config.image_tokens())
-        .map_err(|error| error.context(format!("cannot use `{place}`")))?;
+        .map_err(|error| error.context(format!("cannot use `{path}`")))?;
     let rows = config.language.vocab_size;
     let largest = prompting.text().vocabulary_size().max(prompting.special.image + 1);
     if largest > rows {
         return Err(Error::failure(format!(
-            "`{place}`: expected at most {rows} tokens, the language model's `vocab_size`, got {largest}"
+            "`{path}`: expected at most {rows} tokens, the language model's `vocab_size`, got {largest}"
         )));
     }
     let generation = read_file(label, &files, GENERATION)?;
@@ -243,10 +243,10 @@ fn read_file(label: &str, files: &Files, name: &str) -> Result<Value> {
 
 /// The small files of a folder: chat templates, and JSON files except shard indices.
 fn small_files(folder: &Path) -> Result<Files> {
-    let place = || format!("cannot read `{}`", folder.display());
+    let reading = || format!("cannot read `{}`", folder.display());
     let mut files = Files::new();
-    for entry in fs::read_dir(folder).context(place)? {
-        let path = entry.context(place)?.path();
+    for entry in fs::read_dir(folder).context(reading)? {
+        let path = entry.context(reading)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let wanted = !name.ends_with(".index.json")
             && path.extension().is_some_and(|ending| ending == "json" || ending == "jinja");

@@ -133,7 +133,7 @@ pub struct GenerationConfig {
 impl JanusConfig {
     /// Parses the contents of a `config.json`. `shape` returns the shape of a weight by its transformers name, if it exists.
     pub fn read(json: &Value, file: &str, shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
-        let root = Section { place: format!("`{file}`"), json };
+        let root = Section { path: format!("`{file}`"), json };
         let config = match root.text("model_type")? {
             Some("multi_modality") => Self::of_original(&root, shape)?,
             Some("janus") => Self::of_transformers(&root, shape)?,
@@ -169,17 +169,17 @@ impl JanusConfig {
         vision_json.only("select_feature", &json!("same"))?;
         // `model_name` determines the sizes of published encoders; test fixtures override them.
         let overrides = Section {
-            place: format!("{}: `_fixture_overrides.vision`", root.place),
+            path: format!("{}: `_fixture_overrides.vision`", root.path),
             json: &root.json["_fixture_overrides"]["vision"],
         };
         if overrides.json.is_null() {
             vision_json.only("model_name", &json!("siglip_large_patch16_384"))?;
         }
         let select = vision_json.size("select_layer")?.unwrap_or(-1);
-        let there =
+        let stored_layers =
             count(|i| shape(&format!("model.vision_model.encoder.layers.{i}.layer_norm1.weight")).is_some());
-        let layers = match (overrides.size("layers")?, there) {
-            (None, 1..) => there, // the weights of unused layers are missing
+        let layers = match (overrides.size("layers")?, stored_layers) {
+            (None, 1..) => stored_layers, // the weights of unused layers are missing
             (depth, _) => SiglipConfig::selected(depth.unwrap_or(default.num_hidden_layers), select),
         };
         let width = overrides
@@ -398,7 +398,7 @@ impl LlamaConfig {
         // Scaled frequencies are in `rope_scaling` or, with the base, in `rope_parameters`.
         let empty = Value::Null;
         let inner = |key: &str| Section {
-            place: format!("{}: `{key}`", section.place),
+            path: format!("{}: `{key}`", section.path),
             json: section.get(key).unwrap_or(&empty),
         };
         let rope = inner("rope_parameters");
@@ -445,14 +445,14 @@ fn depth(section: &Section, key: &str, name: &str, shape: &dyn Fn(&str) -> Optio
     if let Some(depth) = section.size(key)? {
         return Ok(depth);
     }
-    let there = |weight: String| shape(&format!("{name}.{weight}")).is_some();
-    let hidden = count(|i| there(format!("hidden_layers.{i}.bias")));
-    Ok(if there("fc1.bias".into()) { 1 + hidden } else { 2 })
+    let exists = |weight: String| shape(&format!("{name}.{weight}")).is_some();
+    let hidden = count(|i| exists(format!("hidden_layers.{i}.bias")));
+    Ok(if exists("fc1.bias".into()) { 1 + hidden } else { 2 })
 }
 
 /// An object of the file and its path in error messages. A null value counts as absent.
 struct Section<'a> {
-    place: String,
+    path: String,
     json: &'a Value,
 }
 
@@ -462,11 +462,11 @@ impl<'a> Section<'a> {
     }
 
     fn section(&self, key: &str) -> Result<Section<'a>> {
-        let place = format!("{}: `{key}`", self.place);
+        let path = format!("{}: `{key}`", self.path);
         match self.get(key) {
-            Some(json) if json.is_object() => Ok(Section { place, json }),
-            Some(other) => Err(Error::failure(format!("{place}: expected an object, got {other}"))),
-            None => Err(Error::failure(format!("{place}: expected an object, got none"))),
+            Some(json) if json.is_object() => Ok(Section { path, json }),
+            Some(other) => Err(Error::failure(format!("{path}: expected an object, got {other}"))),
+            None => Err(Error::failure(format!("{path}: expected an object, got none"))),
         }
     }
 
@@ -474,7 +474,7 @@ impl<'a> Section<'a> {
         self.get(key)
             .map(|value| {
                 read(value).ok_or_else(|| {
-                    Error::failure(format!("{}: `{key}`: expected {what}, got {value}", self.place))
+                    Error::failure(format!("{}: `{key}`: expected {what}, got {value}", self.path))
                 })
             })
             .transpose()
@@ -486,7 +486,7 @@ impl<'a> Section<'a> {
         let max = if key.ends_with("layers") || key == "depth" { MAX_LAYERS } else { MAX_SIZE };
         match size {
             Some(size) if size > max => {
-                Err(Error::failure(format!("{}: `{key}`: expected at most {max}, got {size}", self.place)))
+                Err(Error::failure(format!("{}: `{key}`: expected at most {max}, got {size}", self.path)))
             }
             size => Ok(size),
         }
@@ -511,13 +511,13 @@ impl<'a> Section<'a> {
     fn only(&self, key: &str, expected: &Value) -> Result<()> {
         match self.get(key) {
             Some(got) if got != expected => {
-                Err(Error::failure(format!("{}: `{key}`: expected {expected}, got {got}", self.place)))
+                Err(Error::failure(format!("{}: `{key}`: expected {expected}, got {got}", self.path)))
             }
             _ => Ok(()),
         }
     }
 
     fn wrong_model(&self, model: &str, cause: &str) -> Error {
-        Error::failure(format!("{}: this is {model}", self.place)).cause(cause).hint(PUBLISHED)
+        Error::failure(format!("{}: this is {model}", self.path)).cause(cause).hint(PUBLISHED)
     }
 }

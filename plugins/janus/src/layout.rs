@@ -68,18 +68,18 @@ struct Stored {
 impl Layout {
     /// Detects the layout. Errors on other models with the same `model_type`.
     pub fn of(weights: &Weights) -> Result<Self> {
-        let there = |prefix: &str| weights.names().any(|name| name.starts_with(prefix));
+        let has = |prefix: &str| weights.names().any(|name| name.starts_with(prefix));
         let refuse = |message: &str| {
             Err(Error::failure(format!("`{}`: {message}", weights.label()))
                 .hint("supported models are Janus-1.3B, Janus-Pro-1B and Janus-Pro-7B"))
         };
-        if there("vision_gen_enc_model.") {
+        if has("vision_gen_enc_model.") {
             refuse("these are the weights of JanusFlow, which has no image tokens")
-        } else if there("gen_head.") || there("gen_vision_model.") {
+        } else if has("gen_head.") || has("gen_vision_model.") {
             Ok(Self::Original)
-        } else if there("model.generation_head.") || there("model.vqmodel.") {
+        } else if has("model.generation_head.") || has("model.vqmodel.") {
             Ok(Self::Transformers)
-        } else if there("vision_model.") && there("language_model.") {
+        } else if has("vision_model.") && has("language_model.") {
             refuse("these are the weights of DeepSeek-VL, which does not generate images")
         } else {
             refuse("expected weights `gen_head.…` or `model.generation_head.…`, got none")
@@ -158,11 +158,11 @@ impl Layout {
         let tensor = |name: &str| weights.iter().find(|(known, _)| known == name).map(|(_, tensor)| tensor);
         let save = |Stored { name, shape, parts, .. }| {
             let parts: Vec<&Tensor> = parts.iter().filter_map(|(part, _)| tensor(part)).collect();
-            let whole = match parts.as_slice() {
+            let stored = match parts.as_slice() {
                 [one] => one.detach(),
                 parts => tch::no_grad(|| Tensor::cat(parts, 0)),
             };
-            (name, whole.reshape(shape.as_slice()))
+            (name, stored.reshape(shape.as_slice()))
         };
         let unused = unused.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
         self.stored(&network).into_iter().map(save).chain(unused).collect()
@@ -175,13 +175,13 @@ impl Layout {
         for Expected { name: part, shape, required } in network {
             let name = self.name(part);
             let index = *indices.entry(name.clone()).or_insert(stored.len());
-            let mut whole = shape.clone();
+            let mut full = shape.clone();
             if self == Self::Original && part == POSITIONS {
-                whole.insert(0, 1);
+                full.insert(0, 1);
             }
             match stored.get_mut(index) {
-                Some(before) => before.shape[0] += whole[0],
-                None => stored.push(Stored { name, shape: whole, required: *required, parts: Vec::new() }),
+                Some(before) => before.shape[0] += full[0],
+                None => stored.push(Stored { name, shape: full, required: *required, parts: Vec::new() }),
             }
             stored[index].parts.push((part.clone(), shape.clone()));
         }

@@ -368,7 +368,7 @@ fn checkpoint_is_saved_in_its_original_layout() {
     let _guard = serialize_tests();
     let sampling = ImageSampling { temperature: 0.0, guidance: 5.0, ..ImageSampling::default() };
     let prompts = texts(&["word1 word2", "word3"]);
-    let drawn = ["hf", "original"].map(|layout| {
+    let generated = ["hf", "original"].map(|layout| {
         let dir = folder(layout);
         let mut janus = open(dir.path()).unwrap();
         assert!(
@@ -386,7 +386,7 @@ fn checkpoint_is_saved_in_its_original_layout() {
         assert_eq!(again.generate(&prompts, &sampling).unwrap().tokens, before, "{layout}");
         before
     });
-    assert_eq!(drawn[0], drawn[1], "both layouts hold the same weights");
+    assert_eq!(generated[0], generated[1], "both layouts hold the same weights");
 }
 
 #[test]

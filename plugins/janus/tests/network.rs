@@ -70,7 +70,7 @@ fn network(config: &JanusConfig, weights: &[(String, Tensor)], kind: Kind) -> (N
         .map(|(name, tensor)| (name.clone(), tensor.to_kind(kind).copy().set_requires_grad(true)))
         .collect();
     let tensors = leaves.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
-    (Network::take(&mut Store::of_tensors("drawn", leaves), config).unwrap(), tensors)
+    (Network::take(&mut Store::of_tensors("test", leaves), config).unwrap(), tensors)
 }
 
 fn ids() -> (Tensor, Tensor) {

@@ -287,12 +287,12 @@ fn vision_encoder(
     source: &ModelSource,
 ) -> Result<(ClipConfig, Store, PathBuf)> {
     let folders = candidate_folders(folder, ("clip", options.clip.as_deref()), CLIP)?;
-    let place = folders.iter().find(|folder| folder.is_dir()).ok_or_else(|| {
+    let folder = folders.iter().find(|folder| folder.is_dir()).ok_or_else(|| {
         Error::failure(format!("no CLIP vision encoder found for `{}`", folder.display()))
             .cause(format!("searched {}", join_paths(&folders)))
             .hint(format!("pass the folder of `openai/{CLIP}` with `--set model.options.clip=DIR`"))
     })?;
-    let path = place.join(CONFIG);
+    let path = folder.join(CONFIG);
     let clip = ClipConfig::read(&path)?;
     if clip.hidden_size != config.clip_width {
         return Err(Error::failure(format!(
@@ -302,13 +302,13 @@ fn vision_encoder(
             clip.hidden_size
         )));
     }
-    let mut weights = Weights::find(place)?;
+    let mut weights = Weights::find(folder)?;
     let expected = Clip::expected(&clip)?;
     // The file also contains the text encoder and the unused last layer.
     weights.retain(|name| expected.iter().any(|wanted| wanted.name == name));
     weights.check(&expected)?;
     let store = Store::of_source(source, Some(weights), Kind::Float).frozen();
-    Ok((clip, store, place.canonicalize().unwrap_or_else(|_| place.clone())))
+    Ok((clip, store, folder.canonicalize().unwrap_or_else(|_| folder.clone())))
 }
 
 fn text_tokenizer(folder: &Path, options: &ShowoConfig, config: &CheckpointConfig) -> Result<Text> {
@@ -317,7 +317,7 @@ fn text_tokenizer(folder: &Path, options: &ShowoConfig, config: &CheckpointConfi
     if named.is_none() {
         folders.insert(0, folder.to_owned());
     }
-    let place = folders.iter().find(|place| Text::is_in(place)).ok_or_else(|| {
+    let folder = folders.iter().find(|folder| Text::is_in(folder)).ok_or_else(|| {
         Error::failure(format!("no text tokenizer found for `{}`", folder.display()))
             .cause(format!(
                 "searched for `{TOKENIZER}`, or `vocab.json` and `merges.txt`, in {}",
@@ -325,9 +325,9 @@ fn text_tokenizer(folder: &Path, options: &ShowoConfig, config: &CheckpointConfi
             ))
             .hint("pass the folder of `microsoft/phi-1_5` with `--set model.options.text_tokenizer=DIR`")
     })?;
-    let text = Text::open_folder(place)?;
+    let text = Text::open_folder(folder)?;
     check_vocabulary(&text, config)
-        .context(|| format!("cannot use the text tokenizer in `{}`", place.display()))?;
+        .context(|| format!("cannot use the text tokenizer in `{}`", folder.display()))?;
     Ok(text)
 }
 

@@ -474,7 +474,7 @@ fn parity_9_end_to_end_step() {
         number(name, &loss, &expected["loss"], LOSSES);
         let (others, weights) = gradients(&showo, &loss, &[&logits]);
         norm(&format!("{name}: gradient of image logits"), &others[0], &expected["grad_norm_image_logits"]);
-        let tensors = name.trim_end_matches(".0"); // how the names of tensors spell a whole temperature
+        let tensors = name.trim_end_matches(".0"); // how the names of tensors spell an integral temperature
         case.gradients(tensors, &expected["grad_norms"], &weights);
         if let Some(expected) = case.find(&format!("{tensors}.grad_image_logits")) {
             gradient(&format!("{name}: gradient of image logits"), &others[0], &expected);

@@ -331,7 +331,7 @@ mod tests {
             json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
         json["padding"] = json!({"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
                                  "pad_id": 0, "pad_type_id": 0, "pad_token": "a"});
-        let text = Text::from_json(json.to_string().into_bytes(), "kept").unwrap();
+        let text = Text::from_json(json.to_string().into_bytes(), "with settings").unwrap();
         assert_eq!(text.encode("a photo of a star").unwrap(), [0, 1, 2, 0, 3]);
     }
 

@@ -68,19 +68,18 @@ impl Default for LoraConfig {
 impl LoraConfig {
     /// Errors unless every target and every pattern matches one of `modules`, whose last name components are `known`.
     pub fn check(&self, modules: &[String], known: &[&str]) -> Result<()> {
-        let place = |key: &str| format!("`model.options.lora.{key}`");
-        let wrong = |key: &str, expected: &str, got: String| {
-            Err(Error::usage(format!("{}: expected {expected}, got {got}", place(key))))
+        let invalid = |key: &str, expected: &str, got: String| {
+            Err(Error::usage(format!("`model.options.lora.{key}`: expected {expected}, got {got}")))
         };
         if self.rank < 1 {
-            return wrong("rank", "at least 1", self.rank.to_string());
+            return invalid("rank", "at least 1", self.rank.to_string());
         }
         if !self.alpha.is_finite() {
-            return wrong("alpha", "a finite number", self.alpha.to_string());
+            return invalid("alpha", "a finite number", self.alpha.to_string());
         }
         match &self.targets {
             Targets::Names(names) if names.is_empty() => {
-                return wrong("targets", &format!("one or more of {}", known.join(", ")), "none".into());
+                return invalid("targets", &format!("one or more of {}", known.join(", ")), "none".into());
             }
             Targets::Names(names) => {
                 let unmatched = |name: &&String| !modules.iter().any(|module| ends_with(module, name));
@@ -104,7 +103,7 @@ impl LoraConfig {
             for pattern in patterns.keys() {
                 let regex = suffix_regex(key, pattern)?;
                 if !adapted.iter().any(|module| regex.is_match(module).unwrap_or(false)) {
-                    return wrong(
+                    return invalid(
                         key,
                         "patterns that match an adapted layer",
                         format!("`{pattern}`, which matches none"),

@@ -119,8 +119,8 @@ fn optional<T: DeserializeOwned>(
     expected: &str,
 ) -> Result<Option<T>> {
     let value = keys.remove(key).unwrap_or_default();
-    let wrong = |_| Error::failure(format!("`{key}`: expected {expected}, got {}", truncated(&value)));
-    Option::deserialize(&value).map_err(wrong)
+    let invalid = |_| Error::failure(format!("`{key}`: expected {expected}, got {}", truncated(&value)));
+    Option::deserialize(&value).map_err(invalid)
 }
 
 fn required<T: DeserializeOwned>(keys: &mut Map<String, Value>, key: &str, expected: &str) -> Result<T> {
