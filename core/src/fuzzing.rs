@@ -123,5 +123,5 @@ pub fn answers(data: &[u8]) -> bool {
     let Some((head, answer)) = text.split_once('\n') else { return false };
     let Some((name, prompt)) = head.split_once(": ") else { return false };
     let spec = Category::from_name(name).and_then(|category| PromptSpec::parse(category, prompt).ok());
-    spec.is_some_and(|spec| match_answer(&spec, answer).is_right(spec.category))
+    spec.is_some_and(|spec| match_answer(&spec, answer).is_correct(spec.category))
 }
