@@ -33,19 +33,19 @@ pub(crate) fn run(
     println!("{:<20}{:>16}", "steps", config.train.steps);
     println!(
         "{:<20}{:>16}",
-        "a step",
-        format!("{} × {} images", rollout.prompts_per_step, rollout.group_size)
+        "images per step",
+        format!("{} × {}", rollout.prompts_per_step, rollout.group_size)
     );
-    println!("{:<20}{:>16}", "an image", format!("{0}×{0} pixels", card.resolution));
-    println!("{:<20}{:>16}\n", "its tokens", format!("{} of {}", card.image_tokens, card.codebook_size));
+    println!("{:<20}{:>16}", "resolution", format!("{0}×{0}", card.resolution));
+    println!("{:<20}{:>16}\n", "image tokens", format!("{} of {}", card.image_tokens, card.codebook_size));
     print!("{}\n{}", memory.table(), disk.table());
     match memory.fitting() {
-        Some(0) => Err(Error::failure("the run does not fit the device, not even an image at a time").hint(format!(
-            "use smaller images or a GPU with more memory; `unirl schema --plugin {}` lists what a model offers to take less",
+        Some(0) => Err(Error::failure("the run does not fit in memory, even with a micro-batch of one image").hint(format!(
+            "use smaller images or a GPU with more memory; `unirl schema --plugin {}` lists the options of the model",
             early.model.plugin
         ))),
         Some(fitting) if fitting < memory.micro_batch => {
-            Err(Error::failure(format!("{} images at once do not fit the device", memory.micro_batch))
+            Err(Error::failure(format!("a micro-batch of {} images does not fit in memory", memory.micro_batch))
                 .hint(format!("`--set rollout.micro_batch={fitting}`")))
         }
         _ => disk.check(),

@@ -1,4 +1,4 @@
-//! `unirl reward`: scores of answers, and what another rule set would make of them.
+//! `unirl reward`: scores answers, and compares two rewards on the same answers.
 
 use std::io::Read as _;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use unirl::{config::layers, input, json};
 use crate::args::{DiffArgs, ReplayArgs, RewardCommand, ScoreArgs, SearchArgs, ShowArgs};
 use crate::{io, load};
 
-/// Samples that go through a rule set at once.
+/// Samples per batch.
 const BATCH: usize = 4096;
 
 pub(crate) fn run(command: &RewardCommand) -> Result<()> {
@@ -80,8 +80,8 @@ fn replay(args: &ReplayArgs) -> Result<String> {
     let folder = args.run.join("samples");
     let config = args.run.join("config.toml");
     if !folder.is_dir() || !config.is_file() {
-        return Err(Error::usage(format!("`{}` is not the folder of a run", args.run.display())).hint(
-            "expected `config.toml` and `samples/` in it, as `unirl --plugin … --optimizer …` leaves them",
+        return Err(Error::usage(format!("`{}` is not a run directory", args.run.display())).hint(
+            "a run directory contains `config.toml` and `samples/`; `unirl --plugin … --optimizer …` writes one",
         ));
     }
     let config = RunConfig::from_table(layers::read(&config)?)?;
@@ -92,7 +92,7 @@ fn replay(args: &ReplayArgs) -> Result<String> {
         let text = input::read_text(&path)?;
         let read = read_records(&path.display().to_string(), &text, |record| {
             let reward = record.reward().ok_or_else(|| Error::usage("missing field `reward`"))?;
-            let reward: Reward = json::from_value(reward).context(|| "`reward` cannot be read")?;
+            let reward: Reward = json::from_value(reward).context(|| "cannot read `reward`")?;
             Ok((Sample::from_record(record)?, reward))
         })?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -139,8 +139,8 @@ fn sample_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
         }
     }
     if files.is_empty() {
-        return Err(Error::usage(format!("`{}` holds no samples", folder.display()))
-            .hint("a run keeps them with `train.sample_every` above 0"));
+        return Err(Error::usage(format!("`{}` contains no samples", folder.display()))
+            .hint("a run saves samples if `train.sample_every` is above 0"));
     }
     files.sort();
     Ok(files)
@@ -155,8 +155,8 @@ fn stdin() -> Result<String> {
 fn load(search: &SearchArgs, rules: &[WeightedReward]) -> Result<RewardSet> {
     let rules = load::rewards(&mut search.plugins()?, rules)?;
     if rules.wants_pixels() {
-        return Err(Error::usage("one of the rules looks at drawings, and lines of text have none")
-            .hint("use it in a run: `unirl --plugin … --optimizer … --reward …`"));
+        return Err(Error::usage("one of the rewards needs images, but the samples are text")
+            .hint("use it to train: `unirl --plugin … --optimizer … --reward …`"));
     }
     Ok(rules)
 }
@@ -170,7 +170,7 @@ fn rewards(rules: &RewardSet, samples: &[Sample]) -> Result<Vec<Reward>> {
     Ok(rewards)
 }
 
-/// The rows of each group: neighbours with one prompt and one question.
+/// The rows of each group: consecutive samples with the same prompt and question.
 fn groups(samples: &[Sample]) -> Vec<Range<usize>> {
     let mut first = 0;
     let same = |one: &Sample, next: &Sample| one.prompt == next.prompt && one.question == next.question;
@@ -182,7 +182,7 @@ fn groups(samples: &[Sample]) -> Vec<Range<usize>> {
     samples.chunk_by(same).map(rows).collect()
 }
 
-/// Samples under two rule sets.
+/// Samples with two rewards each.
 struct Comparison {
     places: Vec<String>,
     samples: Vec<Sample>,
@@ -193,7 +193,7 @@ struct Comparison {
     temperature: f64,
 }
 
-/// A changed sample as a line of `--json`.
+/// A changed sample, as a line of `--json`.
 #[derive(Serialize)]
 struct Changed<'a> {
     place: &'a str,
@@ -257,7 +257,7 @@ impl Comparison {
             }
         }
         if changed.len() > limit {
-            text += &format!("... and {} more: `--show 0` shows all\n", changed.len() - limit);
+            text += &format!("... and {} more; `--show 0` shows every one\n", changed.len() - limit);
         }
         if !changed.is_empty() {
             text.push('\n');
@@ -268,14 +268,14 @@ impl Comparison {
             rows.clone().reduce(|best, row| if weights[row] > weights[best] + 1e-6 { row } else { best })
         };
         let overtaken = self.groups.iter().filter(|rows| best(&old, rows) != best(&new, rows));
-        text += &format!("{} of {} samples change\n", changed.len(), self.samples.len());
+        text += &format!("rewards differ for {} of {} samples\n", changed.len(), self.samples.len());
         text += &format!(
-            "weights move in {} of {} groups, another sample is first in {}\n",
+            "weights differ in {} of {} groups; the best sample differs in {}\n",
             moved.count(),
             self.groups.len(),
             overtaken.count()
         );
-        text += &format!("full marks {} -> {}\n", passes(&self.before), passes(&self.after));
+        text += &format!("full reward {} -> {}\n", passes(&self.before), passes(&self.after));
         Ok(text)
     }
 }

@@ -1,4 +1,4 @@
-//! `unirl --plugin NAME --optimizer NAME` and `unirl --resume RUN`.
+//! Training: `unirl --plugin NAME --optimizer NAME` and `unirl --resume RUN`.
 
 use std::path::Path;
 

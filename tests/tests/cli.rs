@@ -142,7 +142,7 @@ fn alternating_schedule_with_one_objective_is_refused() {
         "--optimizer",
         "grpo-split",
         "--set",
-        "optimizer.grpo-split={ schedule = 'alternate', answer_coefficient = 0.0 }",
+        "optimizer.grpo-split={ schedule = 'alternate', answer_weight = 0.0 }",
     ]));
 }
 
@@ -306,9 +306,9 @@ fn save_builtin(context: &TestContext, name: &str) -> String {
         "--set",
         "eval.prompts=0",
         "--set",
-        "rollout.prompts=1",
+        "rollout.prompts_per_step=1",
         "--set",
-        "rollout.group=2",
+        "rollout.group_size=2",
         "--set",
         "rollout.images.steps=1",
         "--set",
@@ -385,7 +385,7 @@ fn sft_warns_about_separate_image_representations() {
     let text =
         TestContext::new().unirl(&plugin_dir(), &["--plugin", "janus", "--optimizer", "sft", "--dry-run"]);
     assert!(text.contains("exit: 0") && text.contains("WARN"), "{text}");
-    assert!(text.contains("the paper saw drawing collapse (§4.4)"), "{text}");
+    assert!(text.contains("the paper reports that generation collapses (§4.4)"), "{text}");
 }
 
 #[test]
@@ -407,7 +407,7 @@ fn checkpoint_of_other_model_family_is_refused() {
 #[test]
 fn missing_prompts_file_is_usage_error() {
     let context = TestContext::new();
-    assert_snapshot!(context.train(&["--set", "train.tasks=nowhere.jsonl"]));
+    assert_snapshot!(context.train(&["--set", "train.prompts_file=nowhere.jsonl"]));
     assert!(!context.path("runs").exists(), "no files are left behind");
 }
 
@@ -515,7 +515,7 @@ fn tilde_expands_in_every_path() {
         (&[], &[&train as &[_], &["--reward", "cmd:~/no.py"]].concat(), "[HOME]/no.py"),
         (&[], &["--plugin", "~/no.so"], "[HOME]/no.so"),
         (&[], &["--resume", "~/run"], "[HOME]/run"),
-        (&[], &[&train as &[_], &["--set", "train.tasks=~/tasks.jsonl"]].concat(), "[HOME]/tasks.jsonl"),
+        (&[], &[&train as &[_], &["--set", "train.prompts_file=~/tasks.jsonl"]].concat(), "[HOME]/tasks.jsonl"),
         (
             &[],
             &[&train as &[_], &["--set", "reward.rules=[{ name = '~/my.toml' }]"]].concat(),

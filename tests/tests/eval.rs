@@ -390,9 +390,9 @@ fn monitored(home: &TempDir, settings: &[&str]) -> (String, Vec<Value>) {
         "eval.prompts=0",
         "train.sample_every=0",
         "eval.every=2",
-        "eval.every_prompts=10",
-        "rollout.prompts=6",
-        "rollout.group=2",
+        "eval.monitor_prompts=10",
+        "rollout.prompts_per_step=6",
+        "rollout.group_size=2",
     ];
     arguments.extend(small.iter().chain(settings).flat_map(|setting| ["--set", setting]));
     let printed = unirl(home.path(), &arguments);
@@ -407,7 +407,7 @@ const COLLAPSE: &str = "update.learning_rate=0.05";
 #[test]
 fn drift_monitor_stops_a_regressing_run() {
     let home = TempDir::new().unwrap();
-    let (printed, metrics) = monitored(&home, &[COLLAPSE, "eval.guard=stop"]);
+    let (printed, metrics) = monitored(&home, &[COLLAPSE, "eval.on_regression=stop"]);
     assert_eq!(metrics.len(), 2, "{printed}");
     assert!(printed.contains("stopped early: ") && printed.contains(" dropped from "), "{printed}");
     let report = read(&home.path().join("run/report.json"));
@@ -418,7 +418,7 @@ fn drift_monitor_stops_a_regressing_run() {
 #[test]
 fn drift_monitor_rolls_back_to_the_best_weights() {
     let home = TempDir::new().unwrap();
-    let (printed, metrics) = monitored(&home, &[COLLAPSE, "eval.guard=rollback", "update.warmup=1"]);
+    let (printed, metrics) = monitored(&home, &[COLLAPSE, "eval.on_regression=rollback", "update.warmup_steps=1"]);
     assert!(printed.contains("rolled back to the weights of the best step"), "{printed}");
     assert_eq!(metrics.iter().filter(|line| line["eval/rollback"] == 1.0).count(), 2);
     // The last step regressed as well, so the saved weights are those of the base.

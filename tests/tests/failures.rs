@@ -14,7 +14,7 @@ use serde_json::Value;
 fn train(home: &Path, plugin: &str, settings: &[&str]) -> (String, PathBuf) {
     let mut arguments = vec!["--plugin", plugin, "--optimizer", "grpo", "--device", "cpu", "--out", "run"];
     let small =
-        ["train.steps=3", "rollout.prompts=4", "rollout.group=1", "eval.prompts=0", "eval.pictures=0"];
+        ["train.steps=3", "rollout.prompts_per_step=4", "rollout.group_size=1", "eval.prompts=0", "eval.samples_per_prompt=0"];
     arguments.extend(small.iter().chain(settings).flat_map(|setting| ["--set", setting]));
     let output = unirl(&arguments).current_dir(home).output().unwrap();
     (format_output(&output), home.join("run"))
@@ -28,7 +28,7 @@ fn lines(path: &Path) -> Vec<Value> {
 #[test]
 fn non_finite_step_stops_the_run_and_can_be_replayed() {
     let home = tempfile::tempdir().unwrap();
-    let settings = ["update.learning_rate=1e38", "update.warmup=1", "checkpoint.every=1", "rollout.group=4"];
+    let settings = ["update.learning_rate=1e38", "update.warmup_steps=1", "checkpoint.every=1", "rollout.group_size=4"];
     let (printed, out) = train(home.path(), "showo", &settings);
     assert!(printed.starts_with("exit: 1") && printed.contains("error: step 2 failed"), "{printed}");
     assert!(printed.contains("expected finite values, got"), "{printed}");
@@ -73,7 +73,7 @@ fn non_finite_reward_names_the_prompt() {
 }
 
 /// Prompts for a model outside the tiles benchmark.
-const PROMPTS: &str = concat!("train.tasks=", env!("CARGO_MANIFEST_DIR"), "/../examples/tasks.jsonl");
+const PROMPTS: &str = concat!("train.prompts_file=", env!("CARGO_MANIFEST_DIR"), "/../examples/tasks.jsonl");
 
 #[test]
 fn model_outside_tiles_requires_prompts() {
@@ -89,7 +89,7 @@ fn model_outside_tiles_requires_prompts() {
 fn out_of_memory_halves_the_micro_batch() {
     let ends = ["rollout.micro_batch=0", "rollout.micro_batch=2"].map(|micro_batch| {
         let home = tempfile::tempdir().unwrap();
-        let settings = ["optimizer.grpo.beta=0.0", "rollout.prompts=7", micro_batch, PROMPTS];
+        let settings = ["optimizer.grpo.beta=0.0", "rollout.prompts_per_step=7", micro_batch, PROMPTS];
         let (printed, out) = train(home.path(), "fixture#tight", &settings);
         assert!(printed.starts_with("exit: 0"), "{printed}");
         let messages = [

@@ -29,7 +29,7 @@ fn invalid_settings_are_refused_with_full_key() {
         "optimizer.grpo.beta=-5",
         "update.beta1=2",
         "update.learning_rate=x",
-        "update.clip=nan",
+        "update.max_grad_norm=nan",
         "reward.rules=[{ name = 'bound', weight = 0 }]",
         "reward.rules=[{ name = 'bound', options = { normalise = 'max' } }]",
         "model.options.lora={ alpha = 0 }",
@@ -69,7 +69,7 @@ fn lfs_pointers_and_html_pages_are_recognized_in_every_input() {
     let ask = ["ask", "--plugin", "showo", "--image", "image.png", "--question", "what"];
     let texts = [
         train(home.path(), &["--config", "settings.toml"]),
-        train(home.path(), &["--set", "train.tasks=tasks.jsonl"]),
+        train(home.path(), &["--set", "train.prompts_file=tasks.jsonl"]),
         train(home.path(), &["--reward", "rules.toml"]),
         train(home.path(), &["--model", "model"]),
         format_output(&unirl(ask).current_dir(home.path()).output().unwrap()),
@@ -103,7 +103,7 @@ fn empty_prompts_file_is_usage_error() {
     let home = tempfile::tempdir().unwrap();
     for text in ["", "\n  \n", "\u{feff}"] {
         fs::write(home.path().join("tasks.jsonl"), text).unwrap();
-        let printed = train(home.path(), &["--set", "train.tasks=tasks.jsonl", "--out", "run"]);
+        let printed = train(home.path(), &["--set", "train.prompts_file=tasks.jsonl", "--out", "run"]);
         assert!(
             printed.starts_with("exit: 2") && printed.contains("`tasks.jsonl` contains no tasks"),
             "{printed}"
@@ -125,13 +125,13 @@ fn training_on_evaluation_prompts_is_reported() {
     write("train.jsonl", &[]);
     write("all.jsonl", &["--split", "all"]);
     let run = |tasks: &str, out: &str| {
-        let tasks = format!("train.tasks={tasks}");
+        let tasks = format!("train.prompts_file={tasks}");
         let small = [
             "eval.prompts=20",
-            "rollout.prompts=1",
-            "rollout.group=2",
+            "rollout.prompts_per_step=1",
+            "rollout.group_size=2",
             "rollout.images.steps=1",
-            "eval.pictures=0",
+            "eval.samples_per_prompt=0",
         ];
         let mut arguments = vec!["--steps", "1", "--out", out, "--set", &tasks];
         arguments.extend(small.iter().flat_map(|set| ["--set", set]));

@@ -73,7 +73,7 @@ impl RunFigures {
 #[test]
 fn rewards_teach_and_shuffled_rewards_do_not() {
     const STEPS: [&str; 5] =
-        ["train.steps=40", "rollout.prompts=12", "eval.prompts=50", "eval.pictures=0", "eval.batch=100"];
+        ["train.steps=40", "rollout.prompts_per_step=12", "eval.prompts=50", "eval.samples_per_prompt=0", "eval.batch=100"];
     let home = tempfile::tempdir().unwrap();
     let arms = ["false", "true"].map(|shuffled| {
         let out = home.path().join(shuffled);
@@ -109,11 +109,11 @@ fn run_writes_config_metrics_samples_and_loadable_checkpoint() {
         let out = home.path().join("run");
         let mut small = vec![
             "train.steps=2",
-            "rollout.prompts=6",
-            "rollout.group=2",
+            "rollout.prompts_per_step=6",
+            "rollout.group_size=2",
             "train.sample_every=1",
             "eval.prompts=2",
-            "eval.pictures=2",
+            "eval.samples_per_prompt=2",
             "checkpoint.every=1",
         ];
         let split = optimizer == "grpo-split";

@@ -21,8 +21,8 @@ fn peak(group: usize, micro_batch: usize) -> f64 {
     let mut child =
         common::unirl(["--plugin", "showo", "--optimizer", "grpo", "--preset", "paper", "--steps", "1"])
             .args(["--device", "cpu", "--set", "eval.prompts=0", "--set", "train.sample_every=0"])
-            .args(["--set", "rollout.prompts=2", "--set", "rollout.images.steps=2"])
-            .args(["--set", &format!("rollout.group={group}")])
+            .args(["--set", "rollout.prompts_per_step=2", "--set", "rollout.images.steps=2"])
+            .args(["--set", &format!("rollout.group_size={group}")])
             .args(["--set", &format!("rollout.micro_batch={micro_batch}")])
             .current_dir(home.path())
             .env("MALLOC_MMAP_THRESHOLD_", "131072") // freed memory is returned to the system

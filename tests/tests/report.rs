@@ -58,13 +58,13 @@ fn train(home: &Path, name: &str, more: &[&str]) {
     let mut arguments = vec!["--plugin", "showo", "--optimizer", "grpo", "--device", "cpu", "--out", name];
     let settings = [
         "train.steps=6",
-        "rollout.prompts=4",
-        "rollout.group=2",
+        "rollout.prompts_per_step=4",
+        "rollout.group_size=2",
         "rollout.images.steps=4",
         "eval.prompts=2",
-        "eval.pictures=2",
+        "eval.samples_per_prompt=2",
         "eval.every=2",
-        "eval.every_prompts=2",
+        "eval.monitor_prompts=2",
     ];
     arguments.extend(settings.iter().chain(more).flat_map(|setting| ["--set", setting]));
     let output = unirl(&arguments).current_dir(home).output().unwrap();

@@ -390,10 +390,10 @@ rules = [
         fs::write(home.join(file), [&before[..], b"\n"].concat()).unwrap();
         let (status, text) = command("--resume run");
         assert_eq!(status, 2, "{file}: {text}");
-        assert!(text.starts_with("error: files are not those of the run"), "{text}");
+        assert!(text.starts_with("error: files have changed since the run began"), "{text}");
         assert!(text.contains(&format!("caused by: {name}: ")), "{text}");
         assert_eq!(text.matches("caused by: ").count(), 1, "only one: {text}");
-        assert!(text.contains("hint: go on with them all the same: `--allow-change`"), "{text}");
+        assert!(text.contains("hint: resume with the changed files: `--allow-change`"), "{text}");
         fs::write(home.join(file), before).unwrap();
     }
     assert_eq!(command("--resume run").0, 0, "all files are restored");

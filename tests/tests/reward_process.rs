@@ -55,7 +55,7 @@ fn process_reward_scores_a_run() {
     let rule = format!("cmd:{EXAMPLE}");
     let mut arguments = vec!["--plugin", "showo", "--optimizer", "grpo", "--device", "cpu", "--out", "run"];
     let settings =
-        ["train.steps=2", "rollout.prompts=6", "rollout.group=2", "eval.prompts=0", "eval.pictures=2"];
+        ["train.steps=2", "rollout.prompts_per_step=6", "rollout.group_size=2", "eval.prompts=0", "eval.samples_per_prompt=2"];
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
     arguments.extend(["--reward", &rule]);
     let printed = format_output(&unirl(&arguments).current_dir(home.path()).output().unwrap());

@@ -144,9 +144,9 @@ fn train(home: &TempDir, rules: &str) -> PathBuf {
     fs::write(home.path().join("run.toml"), format!("[reward]\nrules = {rules}")).unwrap();
     let settings = [
         "train.steps=1",
-        "eval.pictures=2",
-        "rollout.prompts=6",
-        "rollout.group=2",
+        "eval.samples_per_prompt=2",
+        "rollout.prompts_per_step=6",
+        "rollout.group_size=2",
         "eval.prompts=0",
         "rollout.micro_batch=5",
     ];
