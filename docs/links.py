@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Checks the relative links of README.md, CONTRIBUTING.md, SECURITY.md and docs/: files exist, headings exist, pages are in SUMMARY.md,
-and so are the source files and directories that the text names.
+and so are the source files, directories and glossary identifiers that the text names.
 
 With `--book DIR`, checks the pages that mdBook wrote there instead: files exist, headings exist, images are there.
 """
@@ -41,6 +41,19 @@ def missing_sources(page):
             yield span
 
 
+def missing_identifiers():
+    """Identifiers in the column "in code" of the glossary that no source file contains."""
+    glossary = ROOT / "docs" / "reference" / "glossary.md"
+    folders = [ROOT / name for name in ("core", "plugins", "cli", "schemas")]
+    files = (file for folder in folders for ending in ("*.rs", "*.json") for file in folder.rglob(ending))
+    words = {word for file in files for word in re.findall(r"\w+", file.read_text(encoding="utf-8"))}
+    for row in re.findall(r"^\|(.+)\|$", glossary.read_text(encoding="utf-8"), re.M):
+        cells = row.split("|")
+        for span in re.findall(r"`([^`]+)`", cells[3]) if len(cells) == 5 else []:
+            if "/" not in span and not set(re.findall(r"\w+", span)) <= words:
+                yield span
+
+
 def sources():
     docs = sorted((ROOT / "docs").rglob("*.md"))
     pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + docs
@@ -57,6 +70,7 @@ def sources():
                 faults.append(f"{page.relative_to(ROOT)}: no `{target}`")
             elif anchor and anchor not in anchors(file):
                 faults.append(f"{page.relative_to(ROOT)}: no heading for `{target}`")
+    faults.extend(f"docs/reference/glossary.md: no `{span}` in the code" for span in missing_identifiers())
     listed = set(re.findall(r"\]\(([^)\s]+)\)", prose(ROOT / "docs" / "SUMMARY.md")))
     for page in docs:
         name = page.relative_to(ROOT / "docs").as_posix()
