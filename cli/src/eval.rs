@@ -9,11 +9,12 @@ use unirl::judge::geneval::{GenevalJudge, Thresholds};
 use unirl::judge::{AnswerJudge, Exact};
 use unirl::model::ModelCard;
 use unirl::plugin::Plugins;
-use unirl::prompts;
 use unirl::weights::ModelFingerprint;
+use unirl::{atomic_fs, prompts};
 
 use crate::args::{EvalArgs, EvalCommand, GenevalEvalArgs, VerifyArgs};
 use crate::endpoint::Endpoint;
+use crate::resolve::resolve;
 use crate::settings::Settings;
 use crate::{io, load, progress};
 
@@ -63,6 +64,9 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         }
         Some(out) => {
             let dir = EvalFolder::open(out, &evaluation, ModelFingerprint::new(&*model, plugin)?)?;
+            let mut recorded = config.clone();
+            resolve(&mut recorded, &mut plugins)?;
+            atomic_fs::write(&out.join("config.toml"), &recorded.to_toml()?)?;
             let receipt = dir.run(&mut *model, shard, |done| bar.inc(done as u64))?;
             bar.finish_and_clear();
             let Some(receipt) = receipt else {

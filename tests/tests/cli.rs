@@ -515,7 +515,11 @@ fn tilde_expands_in_every_path() {
         (&[], &[&train as &[_], &["--reward", "cmd:~/no.py"]].concat(), "[HOME]/no.py"),
         (&[], &["--plugin", "~/no.so"], "[HOME]/no.so"),
         (&[], &["--resume", "~/run"], "[HOME]/run"),
-        (&[], &[&train as &[_], &["--set", "train.prompts_file=~/tasks.jsonl"]].concat(), "[HOME]/tasks.jsonl"),
+        (
+            &[],
+            &[&train as &[_], &["--set", "train.prompts_file=~/tasks.jsonl"]].concat(),
+            "[HOME]/tasks.jsonl",
+        ),
         (
             &[],
             &[&train as &[_], &["--set", "reward.rules=[{ name = '~/my.toml' }]"]].concat(),

@@ -418,7 +418,8 @@ fn drift_monitor_stops_a_regressing_run() {
 #[test]
 fn drift_monitor_rolls_back_to_the_best_weights() {
     let home = TempDir::new().unwrap();
-    let (printed, metrics) = monitored(&home, &[COLLAPSE, "eval.on_regression=rollback", "update.warmup_steps=1"]);
+    let (printed, metrics) =
+        monitored(&home, &[COLLAPSE, "eval.on_regression=rollback", "update.warmup_steps=1"]);
     assert!(printed.contains("rolled back to the weights of the best step"), "{printed}");
     assert_eq!(metrics.iter().filter(|line| line["eval/rollback"] == 1.0).count(), 2);
     // The last step regressed as well, so the saved weights are those of the base.

@@ -13,8 +13,13 @@ use serde_json::Value;
 /// Trains for a few steps. Returns the output and the run directory.
 fn train(home: &Path, plugin: &str, settings: &[&str]) -> (String, PathBuf) {
     let mut arguments = vec!["--plugin", plugin, "--optimizer", "grpo", "--device", "cpu", "--out", "run"];
-    let small =
-        ["train.steps=3", "rollout.prompts_per_step=4", "rollout.group_size=1", "eval.prompts=0", "eval.samples_per_prompt=0"];
+    let small = [
+        "train.steps=3",
+        "rollout.prompts_per_step=4",
+        "rollout.group_size=1",
+        "eval.prompts=0",
+        "eval.samples_per_prompt=0",
+    ];
     arguments.extend(small.iter().chain(settings).flat_map(|setting| ["--set", setting]));
     let output = unirl(&arguments).current_dir(home).output().unwrap();
     (format_output(&output), home.join("run"))
@@ -28,7 +33,8 @@ fn lines(path: &Path) -> Vec<Value> {
 #[test]
 fn non_finite_step_stops_the_run_and_can_be_replayed() {
     let home = tempfile::tempdir().unwrap();
-    let settings = ["update.learning_rate=1e38", "update.warmup_steps=1", "checkpoint.every=1", "rollout.group_size=4"];
+    let settings =
+        ["update.learning_rate=1e38", "update.warmup_steps=1", "checkpoint.every=1", "rollout.group_size=4"];
     let (printed, out) = train(home.path(), "showo", &settings);
     assert!(printed.starts_with("exit: 1") && printed.contains("error: step 2 failed"), "{printed}");
     assert!(printed.contains("expected finite values, got"), "{printed}");

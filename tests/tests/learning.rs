@@ -72,8 +72,13 @@ impl RunFigures {
 /// gained .093 and .086; its control -.237 and -.179.
 #[test]
 fn rewards_teach_and_shuffled_rewards_do_not() {
-    const STEPS: [&str; 5] =
-        ["train.steps=40", "rollout.prompts_per_step=12", "eval.prompts=50", "eval.samples_per_prompt=0", "eval.batch=100"];
+    const STEPS: [&str; 5] = [
+        "train.steps=40",
+        "rollout.prompts_per_step=12",
+        "eval.prompts=50",
+        "eval.samples_per_prompt=0",
+        "eval.batch=100",
+    ];
     let home = tempfile::tempdir().unwrap();
     let arms = ["false", "true"].map(|shuffled| {
         let out = home.path().join(shuffled);

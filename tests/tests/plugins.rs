@@ -52,6 +52,17 @@ fn plugins_new_refuses_invalid_arguments() {
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "no files are left behind");
 }
 
+/// The plugins of the tests are dependencies of this package, so cargo leaves them out of the directory of the program.
+#[test]
+fn plugins_list_shows_no_plugin_of_the_tests() {
+    let home = tempfile::tempdir().unwrap();
+    let output = program(["plugins", "list", "--json"]).env("HOME", home.path()).output().unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<&str> =
+        listed["plugins"].as_array().unwrap().iter().map(|plugin| plugin["name"].as_str().unwrap()).collect();
+    assert!(names.iter().all(|name| ["janus", "rewards", "showo"].contains(name)), "{names:?}");
+}
+
 /// Two checks do not apply to Janus, which has separate image representations for generation and understanding.
 #[test]
 fn shipped_plugins_pass_conformance_checks() {

@@ -56,6 +56,41 @@ fn run_ok(arguments: &[impl AsRef<OsStr>]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// A recorded run holds the defaults of the algorithm, the plugin and the rewards. Runs of earlier releases, which lack them and
+/// use former names of settings, resume all the same.
+#[test]
+fn config_holds_every_default_and_earlier_configs_resume() {
+    let home = tempfile::tempdir().unwrap();
+    let out = home.path().join("run");
+    run_ok(&new_run(home.path(), &out));
+    let file = out.join("config.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let config: toml::Table = text.parse().unwrap();
+    assert_eq!(config["model"]["options"]["precision"].as_str(), Some("auto"));
+    assert_eq!(config["optimizer"]["grpo"]["gumbel_temperature"].as_float(), Some(1.0));
+    assert_eq!(config["reward"]["rules"][0]["options"]["normalize"].as_str(), Some("none"));
+
+    let mut earlier = config.clone();
+    let section = |config: &mut toml::Table, name: &str| config[name].as_table_mut().unwrap().clone();
+    let mut model = section(&mut earlier, "model");
+    model.remove("options");
+    earlier.insert("model".into(), model.into());
+    let text = toml::to_string(&earlier)
+        .unwrap()
+        .replace("gumbel_temperature = 1.0\n", "")
+        .replace("prompts_per_step", "prompts")
+        .replace("group_size", "group")
+        .replace("reward_temperature", "weight_temperature")
+        .replace("max_grad_norm", "clip");
+    assert!(text.contains("clip") && !text.contains("gumbel"), "{text}");
+    fs::write(&file, text).unwrap();
+    let output = resume(&out);
+    let printed = format_output(&output);
+    assert!(printed.contains("is complete") && !printed.contains("differ"), "{printed}");
+    let changed = run(&["--resume", out.to_str().unwrap(), "--set", "optimizer.grpo.gumbel_temperature=0.5"]);
+    assert!(format_output(&changed).contains("optimizer.grpo.gumbel_temperature: 1.0 -> 0.5"));
+}
+
 fn resume(run_dir: &Path) -> Output {
     run(&["--resume", run_dir.to_str().unwrap()])
 }

@@ -49,13 +49,22 @@ fn score_samples(home: &Path, rule: &str, options: &str, samples: &str) -> Strin
     format_output(&child.wait_with_output().unwrap()).replace(home.to_str().unwrap(), "[HOME]")
 }
 
+/// The program behind `cmd:` starts once per run, and counts its starts in a file.
 #[test]
 fn process_reward_scores_a_run() {
     let home = tempfile::tempdir().unwrap();
-    let rule = format!("cmd:{EXAMPLE}");
+    let starts = home.path().join("starts");
+    let body =
+        format!("open({starts:?}, 'a').write('x')\nos.execv(sys.executable, [sys.executable, {EXAMPLE:?}])");
+    let rule = script(home.path(), "counted.py", &body);
     let mut arguments = vec!["--plugin", "showo", "--optimizer", "grpo", "--device", "cpu", "--out", "run"];
-    let settings =
-        ["train.steps=2", "rollout.prompts_per_step=6", "rollout.group_size=2", "eval.prompts=0", "eval.samples_per_prompt=2"];
+    let settings = [
+        "train.steps=2",
+        "rollout.prompts_per_step=6",
+        "rollout.group_size=2",
+        "eval.prompts=0",
+        "eval.samples_per_prompt=2",
+    ];
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
     arguments.extend(["--reward", &rule]);
     let printed = format_output(&unirl(&arguments).current_dir(home.path()).output().unwrap());
@@ -64,6 +73,7 @@ fn process_reward_scores_a_run() {
         let text = fs::read_to_string(home.path().join("run").join(file)).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
+    assert_eq!(fs::read_to_string(&starts).unwrap(), "x");
     assert!(lines("metrics.jsonl").iter().all(|line| line["reward/mean"].as_f64().unwrap() > 0.0));
     for sample in lines("samples/trained.jsonl") {
         let words = sample["truth"].as_str().unwrap().split_whitespace().count();

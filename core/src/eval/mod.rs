@@ -203,3 +203,22 @@ impl<'a> Evaluation<'a> {
         Ok(items)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ImageDecoding, ImageSpace};
+
+    #[test]
+    fn model_of_32_pixels_is_not_of_the_tiles_benchmark_unless_its_card_says_so() {
+        let size = [16, 40, tiles::SIDE as i64];
+        let mut card = ModelCard::new("cifar", ImageSpace::Shared, ImageDecoding::Masked, size);
+        let error = check_tiles(&card).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "model `cifar` is not a model of the tiles benchmark (its benchmark: none)"
+        );
+        card.benchmark = Some("tiles".into());
+        check_tiles(&card).unwrap();
+    }
+}

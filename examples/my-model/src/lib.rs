@@ -103,10 +103,9 @@ impl MyModel {
         };
         let (space, decoding) = (ImageSpace::Shared, ImageDecoding::Autoregressive);
         let mut card = ModelCard::new("my-model", space, decoding, [TILES as i64, codec::CODES, SIDE as i64]);
-        card.sampling.guidance = 1.0; // no guidance
-        card.benchmark = Some(NAME.into());
-        let (device, weights) = (source.device, store.finish());
-        Ok(Box::new(Self { card, device, words, network, weights, reference: None }))
+        (card.sampling.guidance, card.benchmark) = (1.0, Some(NAME.into())); // no guidance
+        let weights = store.finish();
+        Ok(Box::new(Self { card, device: source.device, words, network, weights, reference: None }))
     }
 
     /// Texts as word ids `[B,L]`.
