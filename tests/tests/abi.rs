@@ -70,7 +70,7 @@ fn plugins_with_separate_root_modules_load_together() {
     assert_eq!(names, ["tiles", "echo", "nan", "panics", "tight", "wrong-shape", "constant"]);
     assert_eq!([0, 6].map(|at| fixture.entries[at].kind), [EntryKind::Detector, EntryKind::Reward]);
     let width = &fixture.entries[1].schema["properties"]["width"];
-    assert_eq!(width["description"], "Width of the embedding.");
+    assert_eq!(width["description"], "The width of the embedding.");
     assert_eq!(plugins.load("other").unwrap().entries.len(), 1);
 }
 

@@ -248,7 +248,7 @@ fn unknown_words_of_builtin_models_warn_once_each() {
         arguments.extend(prompts.iter().flat_map(|prompt| ["--prompt", prompt]));
         let text = TestContext::new().unirl(&plugin_dir(), &arguments);
         assert!(text.contains("exit: 0"), "{text}");
-        assert_eq!(text.matches("reads as one unknown word: `bench`").count(), 1, "{text}");
+        assert_eq!(text.matches("replaced by the unknown token: `bench`").count(), 1, "{text}");
         assert_eq!(text.matches("`Zebra`").count(), 1, "{text}");
         assert_eq!(text.matches("WARN").count(), 2, "{text}");
     }

@@ -514,7 +514,7 @@ fn geneval_detection_colors_are_validated() {
         ("bleu", "did you mean `blue`?"),
         ("turquoise", "did you mean `blue`?"),
         ("plaid", "`color` is one of: red, orange, "),
-        (" ", "leave `color` out where no classifier was asked"),
+        (" ", "leave `color` out if no classifier was run"),
     ] {
         let cat = format!(r#"{{"class": "cat", "score": 0.9, "box": [0, 0, 9, 9], "color": "{color}"}}"#);
         fs::write(home.join("found.jsonl"), four("", &cat)).unwrap();

@@ -147,7 +147,7 @@ fn training_on_evaluation_prompts_is_reported() {
     let count = count.as_u64().unwrap();
     assert!(
         count > 0
-            && printed.contains(&format!("{count} of the 120 evaluation tasks are also training tasks")),
+            && printed.contains(&format!("{count} of 120 evaluation tasks are also training tasks")),
         "{printed}"
     );
     let verify =

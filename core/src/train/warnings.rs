@@ -30,7 +30,7 @@ impl TrainWarnings {
         let step = line.step;
         if self.equal_rewards > before.equal_rewards && is_power_of_ten(self.equal_rewards) {
             tracing::warn!(
-                "step {step}: all groups have zero reward variance, so there is no learning signal ({} steps so far): use \
+                "step {step}: all groups have zero reward variance, so there is no learning signal (so far in {} of the steps): use \
                  larger groups, a higher sampling temperature or a finer-grained reward",
                 self.equal_rewards
             );
@@ -40,7 +40,7 @@ impl TrainWarnings {
             && let Some((name, value)) = divergence(line)
         {
             tracing::warn!(
-                "step {step}: `{name}` is {value:.2} nats per token (above {DIVERGED} in {} steps so far): lower \
+                "step {step}: `{name}` is {value:.2} nats per token (so far above {DIVERGED} in {} of the steps): lower \
                  `update.learning_rate` or raise `beta`",
                 self.diverged
             );
