@@ -186,9 +186,9 @@ fn rule_file_scores_a_run_and_its_rescoring() {
     }
     // Rescoring with the same file changes nothing.
     let same = unirl(home.path(), "", &["reward", "replay", "run", "--reward", &own]);
-    assert!(same.contains("\n0 of 24 samples change\n"), "{same}");
+    assert!(same.contains("\nrewards differ for 0 of 24 samples\n"), "{same}");
     let other = unirl(home.path(), "", &["reward", "replay", "run", "--reward", "paper"]);
-    assert!(other.contains("  paper: ") && !other.contains("\n0 of 24 samples change\n"), "{other}");
+    assert!(other.contains("  paper: ") && !other.contains("\nrewards differ for 0 of 24 samples\n"), "{other}");
 }
 
 /// A plugin that reads pixels, as in `examples/my-reward`, added to a shipped reward.
