@@ -146,8 +146,7 @@ fn training_on_evaluation_prompts_is_reported() {
     let (printed, count) = run("all.jsonl", "overlapping");
     let count = count.as_u64().unwrap();
     assert!(
-        count > 0
-            && printed.contains(&format!("{count} of 120 evaluation tasks are also training tasks")),
+        count > 0 && printed.contains(&format!("{count} of 120 evaluation tasks are also training tasks")),
         "{printed}"
     );
     let verify =

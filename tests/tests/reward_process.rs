@@ -299,5 +299,8 @@ fn process_reward_command_is_parsed_like_a_shell() {
     }
     insta::assert_snapshot!(printed.join("\n"));
     let printed = score(home, "cmd:python3 nowhere.py", "");
-    assert!(printed.contains("nowhere.py") && printed.contains("(exit status: 2), in 3 attempts"), "{printed}");
+    assert!(
+        printed.contains("nowhere.py") && printed.contains("(exit status: 2), in 3 attempts"),
+        "{printed}"
+    );
 }

@@ -188,7 +188,10 @@ fn rule_file_scores_a_run_and_its_rescoring() {
     let same = unirl(home.path(), "", &["reward", "replay", "run", "--reward", &own]);
     assert!(same.contains("\nrewards differ for 0 of 24 samples\n"), "{same}");
     let other = unirl(home.path(), "", &["reward", "replay", "run", "--reward", "paper"]);
-    assert!(other.contains("  paper: ") && !other.contains("\nrewards differ for 0 of 24 samples\n"), "{other}");
+    assert!(
+        other.contains("  paper: ") && !other.contains("\nrewards differ for 0 of 24 samples\n"),
+        "{other}"
+    );
 }
 
 /// A plugin that reads pixels, as in `examples/my-reward`, added to a shipped reward.
