@@ -57,7 +57,7 @@ fn run_ok(arguments: &[impl AsRef<OsStr>]) {
 }
 
 /// A recorded run holds the defaults of the algorithm, the plugin and the rewards. Runs of earlier releases, which lack them and
-/// use former names of settings, resume all the same.
+/// use former names of settings, still resume.
 #[test]
 fn config_holds_every_default_and_earlier_configs_resume() {
     let home = tempfile::tempdir().unwrap();
