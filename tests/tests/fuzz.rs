@@ -2,7 +2,7 @@
 //!
 //! `FUZZ_SEEDS=1` writes the valid files to `fuzz/corpus/`, from where `cargo fuzz` starts.
 
-#![allow(clippy::unwrap_used, reason = "a test: a wrong value ends it")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests may panic and report what they skip")]
 
 mod common;
 

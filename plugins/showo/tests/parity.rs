@@ -454,12 +454,7 @@ fn parity_9_end_to_end_step() {
             _ => {
                 let (rule, temperature) = name.split_once("_tauw").unwrap();
                 let weighted = &case.json["group_weights"][format!("rewards_tauw{temperature}")]["weights"];
-                let weights: Vec<f32> = weighted
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .map(|weight| weight.as_f64().unwrap() as f32)
-                    .collect();
+                let weights: Vec<f32> = serde_json::from_value(weighted.clone()).unwrap();
                 let weights = Tensor::from_slice(&weights);
                 let policy = match rule {
                     "grpo_sum" => -(sums(&scored.logp) * weights).sum(Kind::Float),

@@ -63,7 +63,7 @@ impl Showo {
         questions: &[Vec<i64>],
         answers: &Answers,
     ) -> Result<TokenLogp> {
-        let (ids, _) = padded(&append_answers(&questions, answers)?, self.special.pad, self.device);
+        let (ids, _) = padded(&append_answers(questions, answers)?, self.special.pad, self.device);
         let (x, positions, mask) = self.understanding_inputs(phi, images, &ids)?;
         let ends: Vec<i64> =
             questions.iter().map(|question| self.prefix_len() + question.len() as i64 - 1).collect();
