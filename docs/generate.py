@@ -94,12 +94,12 @@ def limits(node):
 
 def alternatives(schema, node):
     """Descriptions of the values of a choice."""
-    said = []
+    meanings = []
     for each in resolve(schema, node).get("oneOf", []):
         each = resolve(schema, each)
         if "const" in each and each.get("description"):
-            said.append(f"{code(json.dumps(each['const'], ensure_ascii=False))}: {text(each['description'])}")
-    return (" " + " ".join(said)) if said else ""
+            meanings.append(f"{code(json.dumps(each['const'], ensure_ascii=False))}: {text(each['description'])}")
+    return (" " + " ".join(meanings)) if meanings else ""
 
 
 def rows(schema, node, prefix, inherited=None):
@@ -116,7 +116,8 @@ def rows(schema, node, prefix, inherited=None):
         of = kind(schema, entry)
         if limits(full):
             of += f", {limits(full)}"
-        yield f"| {code(key)} | {of} | {shown} | {text(full.get('description'))}{alternatives(schema, entry)} |"
+        former = "".join(f" Formerly {code(name)}." for name in entry.get("x-former-names", []))
+        yield f"| {code(key)} | {of} | {shown} | {text(full.get('description'))}{alternatives(schema, entry)}{former} |"
 
 
 def table(schema, prefix=""):
