@@ -141,7 +141,7 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct TrainSession {
+    struct Outer {
         #[expect(dead_code, reason = "only its type counts")]
         number: f64,
     }
@@ -171,13 +171,13 @@ mod tests {
         assert_eq!(explained::<BTreeMap<String, i64>>("true"), "`a.b`: expected an object, got `true`");
         assert_eq!(explained::<(String, usize)>("[\"x\"]"), "`a.b`: expected an array of 2 values, got 1");
         assert_eq!(explained::<[f64; 3]>("7"), "`a.b`: expected an array of 3 values, got `7`");
-        assert_eq!(explained::<TrainSession>("7"), "`a.b`: expected an object, got `7`");
-        assert_eq!(explained::<TrainSession>("{}"), "`a.b.number`: missing");
+        assert_eq!(explained::<Outer>("7"), "`a.b`: expected an object, got `7`");
+        assert_eq!(explained::<Outer>("{}"), "`a.b.number`: missing");
         assert_eq!(
-            explained::<TrainSession>("{\"number\": 1, \"number\": 2}").lines().next(),
+            explained::<Outer>("{\"number\": 1, \"number\": 2}").lines().next(),
             Some("`a.b.number`: given twice")
         );
-        assert!(explained::<TrainSession>("{\"nmber\": 1}").contains("did you mean `a.b.number`?"));
+        assert!(explained::<Outer>("{\"nmber\": 1}").contains("did you mean `a.b.number`?"));
         assert!(
             explained::<Kind>("\"sfot\"").starts_with("`a.b`: expected one of `soft`, `hard`, got `sfot`")
         );

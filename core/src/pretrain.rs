@@ -64,15 +64,16 @@ pub struct TokenizerStage {
     /// The number of steps.
     pub steps: u64,
     /// Images per step.
-    #[schemars(range(min = 1))]
-    pub pictures: usize,
+    #[serde(alias = "pictures")]
+    #[schemars(range(min = 1), extend("x-former-names" = ["pictures"]))]
+    pub images_per_step: usize,
     /// The optimizer and its schedule.
     pub update: UpdateOptions,
 }
 
 impl Default for TokenizerStage {
     fn default() -> Self {
-        Self { steps: 1000, pictures: 32, update: schedule() }
+        Self { steps: 1000, images_per_step: 32, update: schedule() }
     }
 }
 
@@ -113,8 +114,12 @@ pub struct DataOptions {
     #[schemars(range(min = 0.0, max = 1.0))]
     pub mistakes: f64,
     /// The relative frequency of each category among captions, by name; 1 by default.
-    #[schemars(extend("additionalProperties" = json!({ "type": "number", "minimum": 0 })))]
-    pub drawing_weights: BTreeMap<String, f64>,
+    #[serde(alias = "drawing_weights")]
+    #[schemars(extend(
+        "additionalProperties" = json!({ "type": "number", "minimum": 0 }),
+        "x-former-names" = ["drawing_weights"]
+    ))]
+    pub generation_weights: BTreeMap<String, f64>,
     /// The relative frequency of each category among questions, by name; 1 by default.
     #[schemars(extend("additionalProperties" = json!({ "type": "number", "minimum": 0 })))]
     pub understanding_weights: BTreeMap<String, f64>,
@@ -125,7 +130,7 @@ impl Default for DataOptions {
         Self {
             caption_noise: 0.45,
             mistakes: 0.5,
-            drawing_weights: BTreeMap::new(),
+            generation_weights: BTreeMap::new(),
             understanding_weights: BTreeMap::new(),
         }
     }
@@ -136,7 +141,7 @@ impl PretrainConfig {
     pub fn from_table(mut table: toml::Table) -> Result<Self> {
         home::expand_table(&mut table);
         let config: Self = settings::read("", table)?;
-        for name in config.data.drawing_weights.keys().chain(config.data.understanding_weights.keys()) {
+        for name in config.data.generation_weights.keys().chain(config.data.understanding_weights.keys()) {
             if !Category::ALL.iter().any(|category| category.name() == name) {
                 let known = Category::ALL.map(Category::name);
                 return Err(unknown_name("category", name, &known));
@@ -195,7 +200,7 @@ fn train_tokenizer(
         let step_seed = seed::derive(config.seed, &[1, step]);
         let grids: Vec<TileGrid> = {
             let mut rng = Rng::new(step_seed);
-            (0..stage.pictures).map(|_| TileGrid::scattered(&mut rng)).collect()
+            (0..stage.images_per_step).map(|_| TileGrid::scattered(&mut rng)).collect()
         };
         update.zero_grad();
         tch::manual_seed(step_seed as i64);
@@ -270,7 +275,7 @@ fn understanding_input(model: &dyn UnifiedModel, grids: &[TileGrid]) -> Result<I
 
 /// Samples prompts with images. A share of the images shows a prompt that differs in one detail.
 fn generation_batch(rng: &mut Rng, batch: usize, data: &DataOptions) -> Result<(Vec<String>, Vec<TileGrid>)> {
-    let weights = category_weights(&data.drawing_weights);
+    let weights = category_weights(&data.generation_weights);
     let mut pairs = Vec::with_capacity(batch);
     for _ in 0..batch {
         let task = tiles::sample(Category::ALL[weighted(rng, &weights)?], Split::All, rng)?;
@@ -351,15 +356,18 @@ mod tests {
                 "`data.mistakes`: expected a number of at least 0 and at most 1, got 1.5",
             ),
             (
-                "data.drawing_weights.counting = -1",
-                "`data.drawing_weights.counting`: expected a number of at least 0",
+                "data.generation_weights.counting = -1",
+                "`data.generation_weights.counting`: expected a number of at least 0",
             ),
-            ("data.drawing_weights.count = 1", "unknown category `count`"),
+            ("data.generation_weights.count = 1", "unknown category `count`"),
             (
                 "tokenizer.update.beta1 = 2",
                 "`tokenizer.update.beta1`: expected a number of at least 0 and below 1",
             ),
-            ("tokenizer.pictures = 0", "`tokenizer.pictures`: expected a whole number of at least 1, got 0"),
+            (
+                "tokenizer.pictures = 0",
+                "`tokenizer.images_per_step`: expected a whole number of at least 1, got 0",
+            ),
             (
                 "rollout.images.guidance = \"much\"",
                 "`rollout.images.guidance`: expected a number, got the string",

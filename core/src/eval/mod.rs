@@ -145,9 +145,9 @@ impl<'a> Evaluation<'a> {
 
         let reference_answers = self.about_references(model, index)?;
 
-        let drawings = checksum::images(&pixels)?;
+        let image_hashes = checksum::images(&pixels)?;
         let mut items = Vec::with_capacity(tasks.len());
-        let rows = verdicts.into_iter().zip(generated_answers).zip(passed).zip(drawings);
+        let rows = verdicts.into_iter().zip(generated_answers).zip(passed).zip(image_hashes);
         for ((((verdict, answer), passed), image_sha256), shown) in rows.zip(reference_answers) {
             let Verdict { strict, lenient, reason } = verdict;
             let (mmu_answer, mmu_correct) = shown.unzip();

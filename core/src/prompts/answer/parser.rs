@@ -34,7 +34,7 @@ struct Phrase {
     /// Follows `in` or `on`.
     setting: bool,
     /// Contains a word for the image or a part of it.
-    picture: bool,
+    image: bool,
     /// Follows `of` after a noun: `a bottle of ...`.
     complement: bool,
     /// A colour is the last word, so the words before modify it.
@@ -70,7 +70,7 @@ impl Phrase {
             });
         }
         if self.words.is_empty() {
-            if self.setting && self.picture {
+            if self.setting && self.image {
                 // `on a white background`
                 return Named::Description;
             }
@@ -401,9 +401,9 @@ impl Parser {
                     self.set_origin(Origin::Pronoun);
                 }
             }
-            Some(Role::Picture) => {
+            Some(Role::Image) => {
                 self.open_place = OpenPlace::None;
-                self.phrase.picture = true;
+                self.phrase.image = true;
                 self.label = !word.ends_with('s');
             }
             // `a brown and white dog`

@@ -57,7 +57,7 @@ pub(super) enum Role {
     /// The setting of a scene after `in` or `on`; an object elsewhere.
     Setting,
     /// The image, its parts, and generic words for its content.
-    Picture,
+    Image,
     /// Two of what follows, or one object that is always a pair.
     Pair,
     /// A number in other words.
@@ -117,14 +117,14 @@ const ROLES: &[(Role, &[&str])] = &[
         "lawn", "sidewalk", "meadow", "savanna", "ocean", "sea", "lake", "river", "hill", "hills", "mountain", "mountains", "jungle", "town", "village",
         "countryside", "pavement", "driveway", "counter", "countertop", "bathroom", "bedroom", "office", "outdoors", "indoors", "air", "darkness", "sunlight", "shadow", "day", "night",
     ]),
-    (Role::Picture, &[
+    (Role::Image, &[
         "image", "images", "picture", "pictures", "photo", "photos", "photograph", "photography", "illustration", "drawing",
         "painting", "rendering", "render", "sketch", "artwork", "scene", "view", "shot", "frame", "closeup", "close-up",
         "snapshot", "depiction", "representation", "display", "composition", "background", "foreground", "center", "centre", "middle",
         "subject", "subjects", "focus", "focal", "point", "object", "objects", "item", "items", "thing", "things", "element",
         "elements", "content", "contents", "setting", "backdrop", "clipart", "cartoon", "icon", "screenshot", "portrait", "version",
     ]),
-    (Role::Picture, &[
+    (Role::Image, &[
         "animal", "animals", "vehicle", "vehicles", "fruit", "fruits", "furniture", "device", "devices", "appliance", "appliances",
         "utensil", "utensils", "food", "foods", "creature", "creatures", "toys", "shape", "shapes", "figure", "figures",
     ]),
