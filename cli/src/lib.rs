@@ -37,6 +37,10 @@ use args::{Args, Command};
 
 /// Runs the command. Exit status: 0 success, 1 failure, 2 usage error, 130 interrupted.
 pub fn main() -> ExitCode {
+    if let Err(error) = unirl::signals::confine() {
+        logging::error(&Error::failure("cannot set the signal mask").cause(error));
+        return ExitCode::FAILURE;
+    }
     let args = match args::parse(&std::env::args_os().collect::<Vec<_>>()) {
         Ok(args) => args,
         Err(error) => return logging::print_clap(&error),

@@ -38,6 +38,7 @@ pub mod sampling;
 mod sealed;
 pub mod seed;
 pub mod settings;
+pub mod signals;
 
 pub mod atomic_fs;
 pub mod optim;

@@ -21,7 +21,7 @@ use tch::Tensor;
 
 use super::{Reward, RewardFunction, Sample};
 use crate::error::{Context, Error, Result};
-use crate::home;
+use crate::{home, signals};
 
 /// The prefix of the name of a process reward.
 pub const PREFIX: &str = "cmd:";
@@ -128,7 +128,7 @@ impl ProcessReward {
     }
 
     fn spawn(&self) -> Result<Running> {
-        let child = Command::new(&self.program)
+        let child = signals::unblock_in(&mut Command::new(&self.program))
             .args(&self.args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
