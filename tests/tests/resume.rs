@@ -209,7 +209,7 @@ fn signals_during_a_step_do_not_corrupt_memory() {
     arguments.extend(["--set", "eval.every=0"].map(String::from));
     let mut child = unirl(&arguments).stderr(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !out.join("config.toml").is_file() && Instant::now() < deadline {
+    while !out.join("samples/base.png").is_file() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
     let script = format!("while kill -USR1 {0} 2>/dev/null; do :; done", child.id());
