@@ -208,7 +208,7 @@ fn signals_during_a_step_do_not_corrupt_memory() {
     arguments.extend(["--set", "rollout.prompts_per_step=40", "--set", "eval.prompts=0"].map(String::from));
     arguments.extend(["--set", "eval.every=0"].map(String::from));
     let mut child = unirl(&arguments).stderr(Stdio::piped()).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !out.join("samples/base.png").is_file() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
