@@ -86,30 +86,51 @@ pub(crate) fn rewards(plugins: &mut Plugins, rules: &[WeightedReward]) -> Result
     RewardSet::new(loaded)
 }
 
-/// Loads a reward by its name: a program after `cmd:`, a rule file if it ends in `.toml`, otherwise a reward of a plugin.
+/// What the name of a reward means.
+pub(crate) enum RewardSource<'a> {
+    /// A command line after `cmd:`.
+    Program(&'a str),
+    /// A path that ends in `.toml`.
+    RuleFile(&'a Path),
+    /// Any other name.
+    Plugin(&'a str),
+}
+
+impl<'a> RewardSource<'a> {
+    pub(crate) fn of(name: &'a str) -> Self {
+        let path = Path::new(name);
+        match name.strip_prefix(PROCESS) {
+            Some(line) => Self::Program(line),
+            None if path.extension().is_some_and(|end| end == "toml") => Self::RuleFile(path),
+            None => Self::Plugin(name),
+        }
+    }
+}
+
+/// Loads a reward by its name.
 fn reward(plugins: &mut Plugins, rule: &WeightedReward) -> Result<Box<dyn RewardFunction>> {
-    if let Some(program) = rule.name.strip_prefix(PROCESS) {
-        let options = settings::read("options", rule.options.clone())
-            .map_err(|error| error.context(format!("reward rule `{}`", rule.name)))?;
-        return Ok(Box::new(ProcessReward::start(program, options)?));
+    match RewardSource::of(&rule.name) {
+        RewardSource::Program(line) => {
+            let options = settings::read("options", rule.options.clone())
+                .map_err(|error| error.context(format!("reward rule `{}`", rule.name)))?;
+            Ok(Box::new(ProcessReward::start(line, options)?))
+        }
+        RewardSource::Plugin(name) => {
+            let options = serde_json::to_value(&rule.options).map_err(|error| {
+                Error::usage(format!("cannot convert the options of reward rule `{name}` to JSON"))
+                    .cause(error)
+            })?;
+            plugins.reward(name, &options)
+        }
+        RewardSource::RuleFile(_) if !rule.options.is_empty() => {
+            Err(Error::usage(format!("reward rule `{}`: a rule file does not take `options`", rule.name))
+                .hint("set them in the rule file"))
+        }
+        RewardSource::RuleFile(path) => {
+            let file = RuleFile::read(path)?;
+            file.build().map_err(|error| error.context(format!("rule file `{}`", path.display())))
+        }
     }
-    let path = Path::new(&rule.name);
-    if path.extension().is_none_or(|end| end != "toml") {
-        let options = serde_json::to_value(&rule.options).map_err(|error| {
-            Error::usage(format!("cannot convert the options of reward rule `{}` to JSON", rule.name))
-                .cause(error)
-        })?;
-        return plugins.reward(&rule.name, &options);
-    }
-    if !rule.options.is_empty() {
-        return Err(Error::usage(format!(
-            "reward rule `{}`: a rule file does not take `options`",
-            rule.name
-        ))
-        .hint("set them in the rule file"));
-    }
-    let file = RuleFile::read(path)?;
-    file.build().map_err(|error| error.context(format!("rule file `{}`", path.display())))
 }
 
 /// The SHA-256 of every input file of a run other than settings and weights, by its role: prompts, rule files, reward programs
@@ -121,20 +142,23 @@ pub(crate) fn inputs(plugins: &mut Plugins, config: &RunConfig) -> Result<BTreeM
         config.train.prompts_file.iter().map(|tasks| (format!("`train.tasks` `{tasks}`"), tasks.into())),
     );
     for rule in config.reward.rules.iter().chain(config.reward.answer_rules.iter().flatten()) {
-        if let Some(line) = rule.name.strip_prefix(PROCESS) {
-            let (program, words) = command(line)?;
-            let arguments = rule.options.get("args").and_then(toml::Value::as_array);
-            let arguments = arguments.into_iter().flatten().filter_map(toml::Value::as_str).map(String::from);
-            let words = std::iter::once(program).chain(words.into_iter().chain(arguments).map(PathBuf::from));
-            let words = words.filter(|word| word.is_file());
-            files.extend(
-                words.map(|word| (format!("reward rule `{}`, `{}`", rule.name, word.display()), word)),
-            );
-        } else if Path::new(&rule.name).extension().is_some_and(|end| end == "toml") {
-            files.push((format!("reward rule `{}`", rule.name), (&rule.name).into()));
-        } else {
-            let file = plugins.reward_file(&rule.name)?.to_owned();
-            files.push((format!("plugin of reward rule `{}`", rule.name), file));
+        match RewardSource::of(&rule.name) {
+            RewardSource::Program(line) => {
+                let (program, words) = command(line)?;
+                let arguments = rule.options.get("args").and_then(toml::Value::as_array);
+                let arguments =
+                    arguments.into_iter().flatten().filter_map(toml::Value::as_str).map(String::from);
+                let words =
+                    std::iter::once(program).chain(words.into_iter().chain(arguments).map(PathBuf::from));
+                let words = words.filter(|word| word.is_file());
+                let role = |word: &Path| format!("reward rule `{}`, `{}`", rule.name, word.display());
+                files.extend(words.map(|word| (role(&word), word)));
+            }
+            RewardSource::RuleFile(path) => files.push((format!("reward rule `{}`", rule.name), path.into())),
+            RewardSource::Plugin(name) => {
+                let file = plugins.reward_file(name)?.to_owned();
+                files.push((format!("plugin of reward rule `{name}`"), file));
+            }
         }
     }
     files.into_iter().map(|(name, path)| Ok((name, checksum::file(&path)?))).collect()

@@ -1,12 +1,12 @@
 //! The configuration of a run with every default written out, so that a later change of a default changes no recorded run.
 
-use std::path::Path;
-
 use unirl::config::RunConfig;
 use unirl::error::Result;
 use unirl::plugin::Plugins;
-use unirl::reward::{PROCESS, ProcessOptions, WeightedReward};
+use unirl::reward::{ProcessOptions, WeightedReward};
 use unirl::settings;
+
+use crate::load::RewardSource;
 
 /// Writes out the defaults of the algorithm, of the model plugin and of each reward. An option whose default is "absent"
 /// stays absent.
@@ -21,10 +21,14 @@ pub(crate) fn resolve(config: &mut RunConfig, plugins: &mut Plugins) -> Result<(
 }
 
 fn resolve_reward(rule: &mut WeightedReward, plugins: &mut Plugins) -> Result<()> {
-    if rule.name.starts_with(PROCESS) {
-        settings::fill_defaults(&settings::schema::<ProcessOptions>(), &mut rule.options);
-    } else if Path::new(&rule.name).extension().is_none_or(|end| end != "toml") {
-        settings::fill_defaults(plugins.reward_schema(&rule.name)?, &mut rule.options);
+    match RewardSource::of(&rule.name) {
+        RewardSource::Program(_) => {
+            settings::fill_defaults(&settings::schema::<ProcessOptions>(), &mut rule.options);
+        }
+        RewardSource::Plugin(name) => {
+            settings::fill_defaults(plugins.reward_schema(name)?, &mut rule.options);
+        }
+        RewardSource::RuleFile(_) => {}
     }
     Ok(())
 }

@@ -96,7 +96,7 @@ pub(crate) fn user_settings<T: JsonSchema>(args: &ModelArgs) -> Result<toml::Tab
     let schema = settings::schema::<T>();
     let mut table = toml::Table::new();
     if let Some(path) = &args.config {
-        layers::merge(&mut table, layers::read(path)?);
+        table = layers::read(path)?;
         settings::rename_former(&schema, &mut table)?;
     }
     for assignment in &args.sets {

@@ -61,10 +61,10 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
     let mut run_dir = RunDir::open(root)?;
     let recorded = layers::read(&root.join("config.toml"))?;
     let mut plugins = args.model.search.plugins()?;
-    // Runs of earlier releases recorded no defaults of plugins and algorithms.
-    let mut before = RunConfig::from_table(recorded.clone())?;
+    // Runs of earlier releases recorded former names, and no defaults of plugins and algorithms.
+    let mut before = RunConfig::from_table(recorded)?;
+    let mut config = settings(args)?.over(before.to_table()?)?;
     resolve(&mut before, &mut plugins)?;
-    let mut config = settings(args)?.over(recorded)?;
     resolve(&mut config, &mut plugins)?;
     let changes = layers::differences(&before.to_table()?, &config.to_table()?);
     if !changes.is_empty() && !args.allow_change {

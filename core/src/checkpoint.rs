@@ -148,7 +148,8 @@ impl TrainingState {
         };
         Ok(Self {
             step: body.step,
-            config: body.config,
+            // Options of algorithms are read as they were written, perhaps under former names.
+            config: RunConfig::from_table(body.config.to_table()?).context(damaged)?,
             base: body.base,
             micro_batch: body.micro_batch,
             stopped: body.stopped,

@@ -71,10 +71,7 @@ fn config_holds_every_default_and_earlier_configs_resume() {
     assert_eq!(config["reward"]["rules"][0]["options"]["normalize"].as_str(), Some("none"));
 
     let mut earlier = config.clone();
-    let section = |config: &mut toml::Table, name: &str| config[name].as_table_mut().unwrap().clone();
-    let mut model = section(&mut earlier, "model");
-    model.remove("options");
-    earlier.insert("model".into(), model.into());
+    earlier["model"].as_table_mut().unwrap().remove("options");
     let text = toml::to_string(&earlier)
         .unwrap()
         .replace("gumbel_temperature = 1.0\n", "")
@@ -89,6 +86,9 @@ fn config_holds_every_default_and_earlier_configs_resume() {
     assert!(printed.contains("is complete") && !printed.contains("differ"), "{printed}");
     let changed = run(&["--resume", out.to_str().unwrap(), "--set", "optimizer.grpo.gumbel_temperature=0.5"]);
     assert!(format_output(&changed).contains("optimizer.grpo.gumbel_temperature: 1.0 -> 0.5"));
+    // A setting that the run has under its former name, given under its current one.
+    let changed = run(&["--resume", out.to_str().unwrap(), "--set", "rollout.group_size=7"]);
+    assert!(format_output(&changed).contains("rollout.group_size: 2 -> 7"), "{}", format_output(&changed));
 }
 
 fn resume(run_dir: &Path) -> Output {
