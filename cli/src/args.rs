@@ -10,8 +10,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, ValueHint};
 use unirl::error::{Error, Result, nearest};
-use unirl::home;
-use unirl::plugin::Plugins;
+use unirl_engine::home;
+use unirl_engine::plugin::Plugins;
 
 /// Post-train unified multimodal models on their own images (UniRL, arXiv 2505.23380)
 ///

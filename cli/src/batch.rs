@@ -1,9 +1,9 @@
 //! The batch size of commands that do not train.
 
-use unirl::config::RunConfig;
 use unirl::error::{Code, Error, Result};
-use unirl::memory;
 use unirl::model::{Cost, Footprint, UnifiedModel, Workload};
+use unirl_engine::config::RunConfig;
+use unirl_engine::memory;
 
 use crate::load;
 

@@ -2,10 +2,12 @@
 
 use serde_json::json;
 use tch::{Cuda, Device};
-use unirl::conformance::{Extent, Finding, Outcome, examine};
 use unirl::error::{Context, Error, Result};
-use unirl::plugin::{Plugins, built_with, has_cuda_driver, load_cuda, mapped_version};
-use unirl::{cuda_graph, eval, memory};
+use unirl_engine::plugin::{Plugins, built_with};
+use unirl_engine::{eval, memory};
+use unirl_testing::{Extent, Finding, Outcome, examine};
+use unirl_torch::cuda_graph;
+use unirl_torch::libtorch::{has_cuda_driver, load_cuda, mapped_version};
 
 use crate::args::{DoctorArgs, ModelArgs};
 use crate::settings::Settings;

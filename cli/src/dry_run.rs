@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use unirl::algorithms;
-use unirl::config::RunConfig;
-use unirl::disk_plan::DiskPlan;
 use unirl::error::{Error, Result};
-use unirl::memory::MemoryPlan;
 use unirl::model::ModelSource;
-use unirl::plugin::Plugins;
+use unirl_engine::algorithms;
+use unirl_engine::config::RunConfig;
+use unirl_engine::disk_plan::DiskPlan;
+use unirl_engine::memory::MemoryPlan;
+use unirl_engine::plugin::Plugins;
 
 use crate::load;
 use crate::settings::Settings;

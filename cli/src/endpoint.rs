@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use unirl::checksum;
 use unirl::error::{Context, Error, Result, unknown_name};
-use unirl::judge::AnswerJudge;
-use unirl::prompts::Task;
+use unirl_base::checksum;
+use unirl_benchmarks::judge::AnswerJudge;
+use unirl_prompts::Task;
 
 use crate::args::JudgeArgs;
 

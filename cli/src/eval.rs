@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use unirl::config::ModelOptions;
 use unirl::error::{Context, Error, Result};
-use unirl::eval::{self, EvalFolder, Evaluation, Receipt, Report, Shard};
-use unirl::judge::geneval::{GenevalJudge, Thresholds};
-use unirl::judge::{AnswerJudge, Exact};
 use unirl::model::ModelCard;
-use unirl::plugin::Plugins;
-use unirl::weights::ModelFingerprint;
-use unirl::{atomic_fs, prompts};
+use unirl_benchmarks::geneval::{GenevalJudge, Thresholds};
+use unirl_benchmarks::judge::{AnswerJudge, Exact};
+use unirl_engine::atomic_fs;
+use unirl_engine::config::ModelOptions;
+use unirl_engine::eval::{self, EvalFolder, Evaluation, Receipt, Report, Shard};
+use unirl_engine::fingerprint::ModelFingerprint;
+use unirl_engine::plugin::Plugins;
 
 use crate::args::{EvalArgs, EvalCommand, GenevalEvalArgs, VerifyArgs};
 use crate::endpoint::Endpoint;
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let options = &config.eval;
     let geneval = geneval_judge(&args.geneval, &mut plugins, model.card())?;
     let tasks = match &args.geneval.metadata {
-        Some(path) => prompts::read_jsonl(path)?,
+        Some(path) => unirl_prompts::read_jsonl(path)?,
         None => eval::tasks(options.prompts, options.seed)?,
     };
     let (rollout, batch, seed) = (&config.rollout, options.batch, options.seed);

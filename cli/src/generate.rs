@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use tch::Tensor;
-use unirl::config::RunConfig;
 use unirl::error::{Context, Error, Result};
-use unirl::image_io;
 use unirl::model::{BatchSlice, ImageSampling};
+use unirl_engine::config::RunConfig;
+use unirl_engine::image_io;
 
 use crate::args::GenerateArgs;
 use crate::settings::Settings;

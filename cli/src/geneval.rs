@@ -6,15 +6,16 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tch::Tensor;
-use unirl::config::RunConfig;
 use unirl::detector::Detection;
 use unirl::error::{Context, Error, Result};
-use unirl::judge::geneval::{
+use unirl::model::{BatchSlice, ImageSampling};
+use unirl_base::{layers, seed};
+use unirl_benchmarks::geneval::{
     self, Metadata, Prompt, SETTINGS, Subset, Thresholds, Vocabulary, image_path, prompt_folder,
     read_detections, read_folder, read_metadata,
 };
-use unirl::model::{BatchSlice, ImageSampling};
-use unirl::{atomic_fs, config::layers, image_io, seed};
+use unirl_engine::config::RunConfig;
+use unirl_engine::{atomic_fs, image_io};
 
 use crate::args::{GenevalCommand, GenevalGenerateArgs, GenevalJudgeArgs};
 use crate::settings::Settings;

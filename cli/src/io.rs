@@ -5,8 +5,8 @@ use std::path::Path;
 
 use tch::Tensor;
 use unirl::error::{Context, Error, Result};
-use unirl::image_io;
 use unirl::model::ModelCard;
+use unirl_engine::image_io;
 
 /// A function that reads an image file at the input resolution of a model: `[1,3,H,W]` in `0..=1`.
 pub(crate) fn image_reader(card: &ModelCard) -> impl Fn(&Path) -> Result<Tensor> + use<> {

@@ -31,13 +31,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use unirl::error::{Code, Error, Result};
-
 use args::{Args, Command};
+use unirl::error::{Code, Error, Result};
 
 /// Runs the command. Exit status: 0 success, 1 failure, 2 usage error, 130 interrupted.
 pub fn main() -> ExitCode {
-    if let Err(error) = unirl::signals::confine() {
+    if let Err(error) = unirl_engine::signals::confine() {
         logging::error(&Error::failure("cannot set the signal mask").cause(error));
         return ExitCode::FAILURE;
     }

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tch::{Cuda, Device};
-use unirl::config::{ModelOptions, RunConfig};
 use unirl::error::{Error, Result};
-use unirl::memory;
 use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
-use unirl::plugin::{Plugins, has_cuda_driver, load_cuda};
-use unirl::reward::{PROCESS, ProcessReward, RewardFunction, RewardSet, RuleFile, WeightedReward, command};
-use unirl::{checksum, run_dir, settings};
+use unirl::reward::RewardFunction;
+use unirl_base::{checksum, settings};
+use unirl_engine::config::{ModelOptions, RunConfig};
+use unirl_engine::plugin::Plugins;
+use unirl_engine::rewards::{PROCESS, ProcessReward, RewardSet, WeightedReward, command};
+use unirl_engine::{memory, run_dir};
+use unirl_keywords::RuleFile;
+use unirl_torch::libtorch::{has_cuda_driver, load_cuda};
 
 use crate::progress;
 use crate::settings::Settings;

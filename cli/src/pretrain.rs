@@ -1,10 +1,11 @@
 //! `unirl pretrain`.
 
 use unirl::error::{Context, Error, Result};
-use unirl::eval::{self, Evaluation, Report};
 use unirl::model::Checkpoint;
-use unirl::pretrain::{Event, PretrainConfig, pretrain};
-use unirl::{atomic_fs, config::layers};
+use unirl_base::layers;
+use unirl_engine::atomic_fs;
+use unirl_engine::eval::{self, Evaluation, Report};
+use unirl_engine::pretrain::{Event, PretrainConfig, pretrain};
 
 use crate::args::PretrainArgs;
 use crate::{load, progress, settings};

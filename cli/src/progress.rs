@@ -1,7 +1,7 @@
 //! Progress on stderr: a bar with the remaining time, or log lines without a terminal.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use unirl::train::{Event, StepReport};
+use unirl_engine::train::{Event, StepReport};
 
 use crate::logging;
 

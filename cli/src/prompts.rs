@@ -1,8 +1,9 @@
 //! `unirl prompts`.
 
 use unirl::error::{Error, Result};
-use unirl::prompts::{self, Exclusion, Mix, ObjectList, PromptTemplates, Split};
-use unirl::{atomic_fs, tiles};
+use unirl_benchmarks::tiles;
+use unirl_engine::atomic_fs;
+use unirl_prompts::{Exclusion, Mix, ObjectList, PromptTemplates, Split};
 
 use crate::args::PromptsArgs;
 use crate::{io, progress};
@@ -28,16 +29,17 @@ pub(crate) fn run(args: &PromptsArgs) -> Result<()> {
     let split: Split = args.split.as_deref().unwrap_or(split).parse()?;
     let mut exclusion = Exclusion::default();
     for path in &args.exclude {
-        exclusion.add(&prompts::read_jsonl(path)?);
+        exclusion.add(&unirl_prompts::read_jsonl(path)?);
     }
-    let generated = prompts::generate(&objects, &templates, mix, (split, &exclusion), args.count, args.seed)?;
+    let generated =
+        unirl_prompts::generate(&objects, &templates, mix, (split, &exclusion), args.count, args.seed)?;
     for (category, different) in &generated.repeated {
         progress::note(&format!(
             "category `{}` has only {different} distinct prompts; some are repeated",
             category.name()
         ));
     }
-    let text = prompts::write_jsonl(&generated.tasks)?;
+    let text = unirl_prompts::write_jsonl(&generated.tasks)?;
     match &args.out {
         Some(out) => atomic_fs::write(out, &text),
         None => io::print(&text),

@@ -1,9 +1,11 @@
 //! `unirl replay-step DIR`: repeats a training step from its saved state.
 
-use unirl::checkpoint::TrainingState;
-use unirl::config::RunConfig;
 use unirl::error::Result;
-use unirl::{config::layers, settings, train};
+use unirl_base::layers;
+use unirl_base::schema::schema;
+use unirl_engine::checkpoint::TrainingState;
+use unirl_engine::config::RunConfig;
+use unirl_engine::train;
 
 use crate::args::ReplayStepArgs;
 use crate::load;
@@ -14,7 +16,7 @@ pub(crate) fn run(args: &ReplayStepArgs) -> Result<()> {
     let state = TrainingState::read(&args.dir)?;
     let mut table = state.config.to_table()?;
     for assignment in &args.sets {
-        layers::set(&mut table, assignment, &settings::schema::<RunConfig>())?;
+        layers::set(&mut table, assignment, &schema::<RunConfig>())?;
     }
     let config = RunConfig::from_table(table)?;
     prepare(&config);

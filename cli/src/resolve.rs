@@ -1,10 +1,11 @@
 //! The configuration of a run with every default written out, so that a later change of a default changes no recorded run.
 
-use unirl::config::RunConfig;
 use unirl::error::Result;
-use unirl::plugin::Plugins;
-use unirl::reward::{ProcessOptions, WeightedReward};
-use unirl::settings;
+use unirl_base::schema::schema;
+use unirl_base::settings;
+use unirl_engine::config::RunConfig;
+use unirl_engine::plugin::Plugins;
+use unirl_engine::rewards::{ProcessOptions, WeightedReward};
 
 use crate::load::RewardSource;
 
@@ -23,7 +24,7 @@ pub(crate) fn resolve(config: &mut RunConfig, plugins: &mut Plugins) -> Result<(
 fn resolve_reward(rule: &mut WeightedReward, plugins: &mut Plugins) -> Result<()> {
     match RewardSource::of(&rule.name) {
         RewardSource::Program(_) => {
-            settings::fill_defaults(&settings::schema::<ProcessOptions>(), &mut rule.options);
+            settings::fill_defaults(&schema::<ProcessOptions>(), &mut rule.options);
         }
         RewardSource::Plugin(name) => {
             settings::fill_defaults(plugins.reward_schema(name)?, &mut rule.options);

@@ -6,12 +6,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use unirl::algorithms::objective::Weighting;
-use unirl::config::{OptimizerOptions, RunConfig};
 use unirl::error::{Context, Error, Result, unknown_name};
-use unirl::prompts::read_records;
-use unirl::reward::{Reward, RewardSet, Sample, WeightedReward};
-use unirl::{config::layers, input, json};
+use unirl::reward::{Reward, Sample};
+use unirl_base::{input, json, layers};
+use unirl_engine::algorithms::objective::Weighting;
+use unirl_engine::config::{OptimizerOptions, RunConfig};
+use unirl_engine::rewards::{RewardSet, WeightedReward};
+use unirl_prompts::{Record, read_records};
 
 use crate::args::{DiffArgs, ReplayArgs, RewardCommand, ScoreArgs, SearchArgs, ShowArgs};
 use crate::{io, load};
@@ -43,7 +44,7 @@ fn score(args: &ScoreArgs) -> Result<String> {
         None => args.reward.iter().map(WeightedReward::named).collect(),
     };
     let rules = load(&args.search, &rules)?;
-    let samples = read_records("stdin", &stdin()?, Sample::from_record)?;
+    let samples = read_records("stdin", &stdin()?, Record::sample)?;
     let mut text = String::new();
     for Reward { score, max, parts, why } in &rewards(&rules, &samples)? {
         let line = Scored { reward: *score, max: *max, parts, why };
@@ -68,7 +69,7 @@ fn diff(args: &DiffArgs) -> Result<String> {
     let [before, after] =
         [&args.before, &args.after].map(|name| load(&args.search, &[WeightedReward::named(name)]));
     let (before, after) = (before?, after?);
-    let samples = read_records("stdin", &stdin()?, Sample::from_record)?;
+    let samples = read_records("stdin", &stdin()?, Record::sample)?;
     let places = (1..=samples.len()).map(|number| format!("sample {number}")).collect();
     let (before, after) = (rewards(&before, &samples)?, rewards(&after, &samples)?);
     let groups = groups(&samples);
@@ -93,7 +94,7 @@ fn replay(args: &ReplayArgs) -> Result<String> {
         let read = read_records(&path.display().to_string(), &text, |record| {
             let reward = record.reward().ok_or_else(|| Error::usage("missing field `reward`"))?;
             let reward: Reward = json::from_value(reward).context(|| "cannot read `reward`")?;
-            Ok((Sample::from_record(record)?, reward))
+            Ok((record.sample()?, reward))
         })?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let first = samples.len();

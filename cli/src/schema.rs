@@ -2,13 +2,12 @@
 
 use schemars::SchemaGenerator;
 use serde_json::json;
-use unirl::algorithms;
-use unirl::config::RunConfig;
 use unirl::error::{Context, Result, unknown_name};
-use unirl::metrics;
-use unirl::pretrain::PretrainConfig;
-use unirl::prompts::TemplateFile;
-use unirl::reward::RuleFile;
+use unirl_engine::config::RunConfig;
+use unirl_engine::pretrain::PretrainConfig;
+use unirl_engine::{algorithms, metrics};
+use unirl_keywords::RuleFile;
+use unirl_prompts::TemplateFile;
 
 use crate::args::SchemaArgs;
 

@@ -1,10 +1,12 @@
 //! The settings of a command: model, preset, file, `--set` and flags.
 
 use schemars::JsonSchema;
-use unirl::config::{self, RunConfig, layers};
 use unirl::error::{Error, Result};
 use unirl::model::{ImageSpace, ModelCard};
-use unirl::{eval, run_dir, settings};
+use unirl_base::schema::schema;
+use unirl_base::{layers, settings};
+use unirl_engine::config::{self, RunConfig};
+use unirl_engine::{eval, run_dir};
 
 use crate::args::{GenerationArgs, ModelArgs};
 
@@ -93,7 +95,7 @@ pub(crate) fn sampling_defaults(card: &ModelCard) -> Result<toml::Table> {
 
 /// The settings of the user for a configuration of type `T`: `--config`, `--set` and flags, under their current names.
 pub(crate) fn user_settings<T: JsonSchema>(args: &ModelArgs) -> Result<toml::Table> {
-    let schema = settings::schema::<T>();
+    let schema = schema::<T>();
     let mut table = toml::Table::new();
     if let Some(path) = &args.config {
         table = layers::read(path)?;

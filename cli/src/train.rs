@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use unirl::algorithms;
-use unirl::checkpoint::TrainingState;
-use unirl::config::{RewardOptions, RunConfig};
 use unirl::error::{Error, Result};
 use unirl::model::UnifiedModel;
-use unirl::plugin::Plugins;
-use unirl::reward::RewardSet;
-use unirl::run_dir::RunDir;
-use unirl::train::{Event, RunReport};
-use unirl::{autograd, config::layers, eval, prompts, train};
+use unirl_base::layers;
+use unirl_engine::checkpoint::TrainingState;
+use unirl_engine::config::{RewardOptions, RunConfig};
+use unirl_engine::plugin::Plugins;
+use unirl_engine::rewards::RewardSet;
+use unirl_engine::run_dir::RunDir;
+use unirl_engine::train::{self, Event, RunReport};
+use unirl_engine::{algorithms, eval};
+use unirl_torch::autograd;
 
 use crate::args::RunArgs;
 use crate::progress::TrainProgress;
@@ -161,7 +162,7 @@ impl TrainSession {
 fn check(config: &RunConfig) -> Result<()> {
     algorithms::build(algorithms::find(&config.optimizer.name)?, config)?;
     if let Some(tasks) = &config.train.prompts_file {
-        prompts::read_jsonl(tasks.as_ref())?;
+        unirl_prompts::read_jsonl(tasks.as_ref())?;
     }
     Ok(())
 }

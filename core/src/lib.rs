@@ -1,52 +1,24 @@
-//! Post-training of unified multimodal models on their own images: the UniRL method (arXiv 2505.23380) on libtorch.
+//! The SDK of unirl: what a plugin author uses to add a model, a reward or a detector.
 //!
-//! The method, and how to add a model or a reward, are in the book: `docs/` of the repository, `concepts/` and `guides/`. A plugin
-//! author reads [`model`], [`reward`] or [`detector`]; a reader of the method starts at [`train`] and [`algorithms`].
+//! Post-training of unified multimodal models on their own images: the UniRL method (arXiv 2505.23380) on libtorch. The method,
+//! and how to add a model or a reward, are in the book: `docs/` of the repository, `concepts/` and `guides/`.
+//!
+//! A plugin implements [`model::UnifiedModel`], [`reward::RewardFunction`] or [`detector::Detector`], registers it with a macro,
+//! and ends with [`export_plugin!`], which shows a complete plugin.
 
-mod abi;
-pub mod algorithms;
-pub mod autograd;
-pub mod checkpoint;
-pub mod checksum;
-pub mod config;
-pub mod conformance;
-pub mod cuda_graph;
-pub mod detector;
-pub mod disk_plan;
-mod drift;
-pub mod error;
-pub mod eval;
-mod explain;
 #[doc(hidden)]
-pub mod fuzzing;
-pub mod home;
-pub mod image_io;
-pub mod input;
-pub mod json;
-pub mod judge;
-pub mod memory;
-pub mod metrics;
+pub mod abi;
+pub mod detector;
 pub mod model;
-pub mod ops;
-pub mod plugin;
-pub mod pretrain;
-pub mod prompts;
+pub mod prompt;
 pub mod reward;
-pub mod run_dir;
-mod sample_grid;
 pub mod sampling;
-mod sealed;
-pub mod seed;
-pub mod settings;
-pub mod signals;
-
-pub mod atomic_fs;
-pub mod optim;
-mod panic;
-mod tensorboard;
-pub mod tiles;
-pub mod train;
 pub mod weights;
+
+/// The error type: a message, its causes and hints.
+pub mod error {
+    pub use unirl_base::error::{Code, Context, Error, Result, nearest, unknown_name};
+}
 
 pub use error::{Error, Result};
 /// The libtorch bindings. A plugin must use these, because host and plugins share one libtorch.

@@ -50,3 +50,9 @@ pub fn gather_logp(logits: &Tensor, classes: &Tensor) -> Tensor {
     let picked = logits.gather(-1, &classes.unsqueeze(-1), false).squeeze_dim(-1);
     picked - logits.logsumexp([-1i64].as_slice(), false)
 }
+
+/// Returns standard Gumbel noise `−ln(−ln U)` from uniforms in `[0,1)`, of the same shape.
+pub fn gumbel(uniform: &Tensor) -> Tensor {
+    let inner = -uniform.clamp_min(1e-20).log();
+    -inner.clamp_min(1e-20).log()
+}

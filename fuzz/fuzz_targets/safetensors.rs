@@ -1,5 +1,9 @@
 #![no_main]
 
+#[allow(dead_code, reason = "one of several targets")]
+#[path = "../targets.rs"]
+mod targets;
+
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    unirl::fuzzing::safetensors(data);
+    targets::safetensors(data);
 });

@@ -5,10 +5,11 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use serde_json::json;
-use unirl::plugin::Plugins;
-use unirl::prompts::rng::Rng;
-use unirl::prompts::{Exclusion, Mix, ObjectList, PromptTemplates, Split, generate};
-use unirl::reward::{RewardFunction, RuleFile, Sample};
+use unirl::reward::{RewardFunction, Sample};
+use unirl_engine::plugin::Plugins;
+use unirl_keywords::RuleFile;
+use unirl_prompts::rng::Rng;
+use unirl_prompts::{Exclusion, Mix, ObjectList, PromptTemplates, Split, generate};
 
 const BATCH: usize = 4096;
 const GROUP: usize = 8;
@@ -31,7 +32,7 @@ fn samples() -> Vec<Sample> {
                     task.reference_answer
                 ),
             };
-            samples.push(Sample::new(task, answer));
+            samples.push(task.sample(answer));
         }
     }
     samples

@@ -12,22 +12,25 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use tch::{Cuda, Device, Kind, Tensor};
-use unirl::algorithms::grpo::Grpo;
-use unirl::algorithms::{Algorithm, Iteration, Phases};
-use unirl::autograd::clear_gradient;
-use unirl::config::Rollout;
 use unirl::error::{Code, Context};
 use unirl::model::{
     Answers, Checkpoint, ImageLogits, ImageSampling, Images, Masking, ModelCard, ModelSource, Parameter,
     ParameterGroup, Policy, Scoring, TextSampling, TokenLogp, UnifiedModel,
 };
-use unirl::optim::{AdamW, UpdateOptions};
-use unirl::plugin::{has_cuda_driver, load_cuda, mapped_version};
-use unirl::prompts::{Category, Object, PromptSpec, Task};
-use unirl::reward::{Reward, RewardFunction, RewardSet, Sample, WeightedReward};
-use unirl::{Error, Result, cuda_graph, ops};
+use unirl::prompt::{Category, Object, PromptSpec};
+use unirl::reward::{Reward, RewardFunction, Sample};
+use unirl::{Error, Result};
+use unirl_engine::algorithms::grpo::Grpo;
+use unirl_engine::algorithms::{Algorithm, Iteration, Phases};
+use unirl_engine::config::Rollout;
+use unirl_engine::optim::{AdamW, UpdateOptions};
+use unirl_engine::rewards::{RewardSet, WeightedReward};
 use unirl_plugin_janus::model::Janus;
 use unirl_plugin_showo::model::Showo;
+use unirl_prompts::Task;
+use unirl_torch::autograd::clear_gradient;
+use unirl_torch::libtorch::{has_cuda_driver, load_cuda, mapped_version};
+use unirl_torch::{cuda_graph, ops};
 
 /// Time the models, after a check that scoring reproduces the log-probabilities of sampling.
 #[derive(Parser)]

@@ -15,11 +15,11 @@ use unirl::error::Code;
 use unirl::model::{
     Checkpoint, ImageSampling, Images, Masking, ModelSource, Policy, TextSampling, UnifiedModel,
 };
-use unirl::plugin::{EntryKind, PluginState, Plugins};
-use unirl::prompts::{Category, PromptSpec};
+use unirl::prompt::{Category, PromptSpec};
 use unirl::reward::Sample;
-use unirl::tiles::{self, Tile, TileGrid};
 use unirl::{Error, Result};
+use unirl_benchmarks::tiles::{self, Tile, TileGrid};
+use unirl_engine::plugin::{EntryKind, PluginState, Plugins};
 
 fn plugin_dir() -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().to_owned()

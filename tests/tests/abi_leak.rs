@@ -7,7 +7,7 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use unirl::Result;
 use unirl::model::{Checkpoint, ModelSource};
-use unirl::plugin::Plugins;
+use unirl_engine::plugin::Plugins;
 
 /// Resident memory in KiB, assuming pages of 4 KiB.
 fn resident_kib() -> i64 {

@@ -20,7 +20,7 @@ use clap::error::ErrorKind;
 use serde_json::Value;
 use tch::Device;
 use unirl::model::{Checkpoint, ModelSource};
-use unirl::plugin::Plugins;
+use unirl_engine::plugin::Plugins;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -198,7 +198,7 @@ impl Reader {
             }
             "jsonl" => {
                 let file = self.write("block.jsonl", text);
-                unirl::prompts::read_jsonl(Path::new(&file)).err().map(|error| error.to_string())
+                unirl_prompts::read_jsonl(Path::new(&file)).err().map(|error| error.to_string())
             }
             "jsonl detections" => {
                 let prompt = r#"{"tag": "colors", "include": [{"class": "bench", "count": 1, "color": "red"}], "prompt": "a photo of a red bench"}"#;

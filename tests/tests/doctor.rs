@@ -59,7 +59,7 @@ fn doctor_without_model_shows_installation() {
     ] {
         assert!(printed.contains(text), "{text}: {printed}");
     }
-    let graphs = match unirl::cuda_graph::support() {
+    let graphs = match unirl_torch::cuda_graph::support() {
         Ok(()) => "compiled in".to_owned(),
         Err(why) => format!("none: {why}"),
     };

@@ -6,12 +6,10 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use unirl::algorithms;
-use unirl::config::RunConfig;
-use unirl::config::layers;
-use unirl::prompts::{
-    Category, Exclusion, Mix, ObjectList, PromptTemplates, Split, generate, read_jsonl, write_jsonl,
-};
+use unirl::prompt::Category;
+use unirl_engine::algorithms;
+use unirl_engine::config::{RunConfig, layers};
+use unirl_prompts::{Exclusion, Mix, ObjectList, PromptTemplates, Split, generate, read_jsonl, write_jsonl};
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
 

@@ -12,8 +12,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use unirl::fuzzing;
-use unirl::prompts::rng::Rng;
+use unirl_prompts::rng::Rng;
+
+#[path = "../../fuzz/targets.rs"]
+mod targets;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -156,27 +158,27 @@ fn files(folder: &str, start: &str, end: &str) -> Vec<Vec<u8>> {
 
 #[test]
 fn pickle_mutated_is_read_or_refused() {
-    smoke("pickle", fuzzing::pickle, &files("tests/fixtures/pickle", "good_", ".pt"), 20_000);
+    smoke("pickle", targets::pickle, &files("tests/fixtures/pickle", "good_", ".pt"), 20_000);
 }
 
 #[test]
 fn safetensors_mutated_is_read_or_refused() {
     let seeds = files("tests/fixtures/pickle", "good_", ".safetensors");
-    smoke("safetensors", fuzzing::safetensors, &seeds, 20_000);
+    smoke("safetensors", targets::safetensors, &seeds, 20_000);
 }
 
 /// The header of a plugin that was built, without its table of sections, and its stamp.
 #[test]
 fn stamp_mutated_is_read_or_refused() {
     let plugin = fs::read(common::plugin_dir().join("libunirl_plugin_fixture.so")).unwrap();
-    assert!(fuzzing::stamp(&plugin));
+    assert!(targets::stamp(&plugin));
     let magic = b"unirl-plugin-stamp-1\nabi=";
     let at = plugin.windows(magic.len()).position(|window| window == magic).unwrap();
     let mut seed = plugin[..64].to_vec();
     seed[0x28..0x30].fill(0);
     seed[0x3c..0x3e].fill(0);
     seed.extend_from_slice(&plugin[at..at + 512]);
-    smoke("stamp", fuzzing::stamp, &[seed], 20_000);
+    smoke("stamp", targets::stamp, &[seed], 20_000);
 }
 
 #[test]
@@ -184,14 +186,14 @@ fn wire_mutated_is_read_or_refused() {
     let golden = fs::read_to_string(Path::new(ROOT).join("core/src/abi/wire.golden.txt")).unwrap();
     let seeds: Vec<Vec<u8>> = golden.lines().map(|line| line.as_bytes().to_vec()).collect();
     assert!(seeds.len() >= 30);
-    smoke("wire", fuzzing::wire, &seeds, 20_000);
+    smoke("wire", targets::wire, &seeds, 20_000);
 }
 
 #[test]
 fn rules_mutated_are_read_or_refused() {
     let mut seeds = files("plugins/rewards/rules", "", ".toml");
     seeds.extend(files("examples/my-rules", "", ".toml"));
-    smoke("rules", fuzzing::rules, &seeds, 3_000);
+    smoke("rules", targets::rules, &seeds, 3_000);
 }
 
 /// The answers that a person judged correct.
@@ -205,12 +207,12 @@ fn answers_mutated_are_matched() {
                 let of = |key: &str| case[key].as_str().unwrap().to_owned();
                 let seed = format!("{}: {}\n{}", of("category"), of("prompt"), of("answer"));
                 // The reader is stricter than the person now and then: `plugins/rewards` counts how often.
-                if fuzzing::answers(seed.as_bytes()) {
+                if targets::answers(seed.as_bytes()) {
                     seeds.push(seed.into_bytes());
                 }
             }
         }
     }
     assert!(seeds.len() > 200, "{}", seeds.len());
-    smoke("answers", fuzzing::answers, &seeds, 10_000);
+    smoke("answers", targets::answers, &seeds, 10_000);
 }

@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 use tch::Kind;
 use tempfile::TempDir;
 use unirl::detector::Detection;
-use unirl::image_io;
-use unirl::judge::geneval::{Metadata, Thresholds, judge, read_metadata};
-use unirl::judge::tiles;
-use unirl::plugin::Plugins;
-use unirl::prompts::read_jsonl;
-use unirl::prompts::rng::Rng;
+use unirl_benchmarks::geneval::{Metadata, Thresholds, judge, read_metadata};
+use unirl_benchmarks::tiles::judge;
+use unirl_engine::image_io;
+use unirl_engine::plugin::Plugins;
+use unirl_prompts::read_jsonl;
+use unirl_prompts::rng::Rng;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/geneval");
 
@@ -385,7 +385,7 @@ fn geneval_example_matches_its_readme() {
     assert!(printed.starts_with("exit: 0"), "{printed}");
     if std::env::var_os("UPDATE_EXAMPLES").is_some() {
         let detector = Plugins::new(&[plugin_dir()]).detector("tiles", &Value::Null).unwrap();
-        let palette = unirl::tiles::object_list();
+        let palette = unirl_benchmarks::tiles::object_list();
         let mut text = String::new();
         for prompt in 0..12 {
             for image in 0..4 {

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use insta::assert_snapshot;
-use unirl::prompts::{
-    Category, Exclusion, Mix, ObjectList, PromptSpec, PromptTemplates, Split, Task, generate, read_jsonl,
-    write_jsonl,
+use unirl::prompt::{Category, PromptSpec};
+use unirl_prompts::{
+    Exclusion, Mix, ObjectList, PromptTemplates, Split, Task, generate, read_jsonl, write_jsonl,
 };
 
 /// A file of `GenEval`, which is not part of a checkout.
@@ -102,7 +102,7 @@ fn geneval_prompts_parse_and_print_verbatim() {
     assert_eq!(read_jsonl(&plain).unwrap(), tasks);
     for task in &tasks {
         assert_eq!(
-            PromptSpec::parse(task.spec.category, &task.prompt).unwrap(),
+            unirl_prompts::parse_prompt(task.spec.category, &task.prompt).unwrap(),
             task.spec,
             "{}",
             task.prompt

@@ -199,7 +199,7 @@ fn interrupted_run_saves_the_step_and_resumes() {
 }
 
 /// Matrix products run with the stack pointer in a buffer on the heap. A handler that ran on their thread would overwrite the heap:
-/// without `unirl::signals`, this run aborts within a few hundred signals.
+/// without `unirl_engine::signals`, this run aborts within a few hundred signals.
 #[test]
 fn signals_during_a_step_do_not_corrupt_memory() {
     let home = tempfile::tempdir().unwrap();
@@ -467,7 +467,7 @@ rules = [
     let text = fs::read_to_string(&state).unwrap();
     let mut json: Value = serde_json::from_str(&text).unwrap();
     json.as_object_mut().unwrap().retain(|key, _| key != "inputs" && key != "seal");
-    let seal = unirl::checksum::text(&json.to_string());
+    let seal = unirl_base::checksum::text(&json.to_string());
     json["seal"] = seal.into();
     fs::write(&state, format!("{json:#}\n")).unwrap();
     fs::write(home.join("words.txt"), "sun\n").unwrap();

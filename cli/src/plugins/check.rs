@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use serde_json::json;
-use unirl::conformance::{Extent, Finding, Outcome, examine, examine_reward};
 use unirl::error::{Code, Result};
-use unirl::eval;
 use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
-use unirl::plugin::{Entry, EntryKind, Plugins};
+use unirl_engine::eval;
+use unirl_engine::plugin::{Entry, EntryKind, Plugins};
+use unirl_testing::{Extent, Finding, Outcome, examine, examine_reward};
 
 use crate::args::{ModelArgs, PluginsCheckArgs};
 use crate::settings::Settings;

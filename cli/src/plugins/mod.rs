@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use unirl::error::{Context, Error, Result};
-use unirl::plugin::{PluginState, Plugins, mapped_version};
+use unirl_engine::plugin::{PluginState, Plugins};
+use unirl_torch::libtorch::mapped_version;
 
 use crate::args::{PluginsArgs, PluginsCommand, PluginsListArgs};
 

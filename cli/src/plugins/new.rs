@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use unirl::atomic_fs;
 use unirl::error::{Context, Error, Result};
+use unirl_engine::atomic_fs;
 
 use crate::args::{PluginKind, PluginsNewArgs};
 use crate::io;

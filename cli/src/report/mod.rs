@@ -4,14 +4,15 @@ mod chart;
 mod run;
 
 use askama::Template;
+use chart::Curve;
+use run::Run;
 use unirl::error::{Error, Result};
-use unirl::{atomic_fs, config::layers};
+use unirl_base::layers;
+use unirl_engine::atomic_fs;
 
 use crate::args::ReportArgs;
 use crate::io::check_output;
 use crate::progress;
-use chart::Curve;
-use run::Run;
 
 /// The charts: title, metric, and whether the axis is 0 to 1.
 const CHARTS: [(&str, &str, bool); 14] = [

@@ -6,12 +6,12 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
-use unirl::config::RunConfig;
-use unirl::config::layers;
 use unirl::error::{Context, Error, Result};
-use unirl::eval::{Interval, Report, Score};
-use unirl::metrics::{self, Line};
-use unirl::train::TrainWarnings;
+use unirl_base::layers;
+use unirl_engine::config::RunConfig;
+use unirl_engine::eval::{Interval, Report, Score};
+use unirl_engine::metrics::{self, Line};
+use unirl_engine::train::TrainWarnings;
 
 use super::chart::COLORS;
 
@@ -148,7 +148,7 @@ fn figures(end: &End) -> Vec<FigureRow> {
 fn cells(before: &Score, after: &Score) -> Vec<Cell> {
     type Value = (Option<f64>, Option<Interval>);
     let of = |score: &Score| -> Vec<Value> {
-        let categories = unirl::prompts::Category::ALL.map(|category| {
+        let categories = unirl::prompt::Category::ALL.map(|category| {
             let name = category.name();
             (score.by_category.get(name).copied().flatten(), score.intervals.get(name).copied().flatten())
         });

@@ -138,9 +138,9 @@ impl Dispatch for Box<dyn Detector> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use tch::Tensor;
 
+    use super::*;
     use crate::reward::{Reward, Sample};
 
     struct NoReward;

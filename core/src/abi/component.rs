@@ -13,10 +13,9 @@
 )]
 
 use abi_stable::library::RootModule;
-use abi_stable::package_version_strings;
 use abi_stable::sabi_types::VersionStrings;
 use abi_stable::std_types::{RBox, RResult, RStr, RString, RVec, Tuple2};
-use abi_stable::{StableAbi, sabi_trait};
+use abi_stable::{StableAbi, package_version_strings, sabi_trait};
 
 use super::tensor::FfiTensor;
 use crate::error::{Code, Error};

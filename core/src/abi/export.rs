@@ -8,6 +8,8 @@ use abi_stable::std_types::{RResult, RStr, RVec};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use unirl_base::panic::install_hook;
+use unirl_base::schema;
 
 use super::component::{ComponentBox, FfiEntry, FfiError, HostApi, PluginModule, PluginModule_Ref};
 use super::panic::catch_unwind_to_ffi_error;
@@ -15,9 +17,7 @@ use super::{adapt, log, stamp, wire};
 use crate::detector::Detector;
 use crate::error::{Code, Error, Result};
 use crate::model::{ModelSource, UnifiedModel};
-use crate::panic::install_hook;
 use crate::reward::RewardFunction;
-use crate::settings;
 
 /// Registers a model: its name, the type of its configuration, and its constructor.
 ///
@@ -245,7 +245,7 @@ extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<Co
 
 /// Returns the schema of a configuration.
 pub fn schema<C: JsonSchema>() -> Value {
-    settings::schema::<C>()
+    schema::schema::<C>()
 }
 
 /// Parses a configuration, whose path in the settings is `place`. An absent or empty one is the default.
@@ -253,7 +253,7 @@ pub fn config<C: DeserializeOwned + JsonSchema + Default>(place: &str, json: &Va
     match json {
         Value::Null => Ok(C::default()),
         Value::Object(keys) if keys.is_empty() => Ok(C::default()),
-        json => settings::read_json(place, json),
+        json => schema::read_json(place, json),
     }
 }
 

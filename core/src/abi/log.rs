@@ -5,16 +5,15 @@ use std::fmt::{self, Write};
 use abi_stable::std_types::RStr;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::span;
 use tracing::subscriber::Interest;
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use super::component::HostApi;
 
 const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
 
 /// The functions of the host that plugins call.
-pub(crate) const HOST: HostApi = HostApi { enabled: host_enabled, log: host_log };
+pub const HOST: HostApi = HostApi { enabled: host_enabled, log: host_log };
 
 fn level_of(number: u8) -> Level {
     LEVELS[usize::from(number).clamp(1, LEVELS.len()) - 1]

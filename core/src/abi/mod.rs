@@ -7,12 +7,11 @@
 //! Host and plugin have separate copies of std, the tracing dispatcher, the panic hook and the inventory registry. They share
 //! the libtorch of the process, and with it autograd, the grad mode and the random state.
 
-pub(crate) mod adapt;
-pub(crate) mod component;
-pub(crate) mod export;
-pub(crate) mod foreign;
-pub(crate) mod log;
-pub(crate) mod panic;
-pub(crate) mod stamp;
-pub(crate) mod tensor;
-pub(crate) mod wire;
+pub mod adapt;
+pub mod component;
+pub mod export;
+pub mod log;
+pub mod panic;
+pub mod stamp;
+pub mod tensor;
+pub mod wire;

@@ -1,24 +1,24 @@
 //! The stamp: build information that is embedded in every plugin file at compile time.
 
 /// The version of the layout in `component`; plugins with a different one are refused.
-pub(crate) const ABI: u32 = 1;
+pub const ABI: u32 = 1;
 /// The libtorch of this build.
-pub(crate) const TORCH: &str = env!("UNIRL_TORCH");
+pub const TORCH: &str = unirl_torch::libtorch::VERSION;
 /// The version of this crate.
-pub(crate) const UNIRL: &str = env!("CARGO_PKG_VERSION");
+pub const UNIRL: &str = env!("CARGO_PKG_VERSION");
 /// The compiler of this build.
-pub(crate) const RUSTC: &str = env!("UNIRL_RUSTC");
+pub const RUSTC: &str = env!("UNIRL_RUSTC");
 /// The platform of this build.
-pub(crate) const TARGET: &str = env!("UNIRL_TARGET");
+pub const TARGET: &str = env!("UNIRL_TARGET");
 /// The panic strategy of this build.
-pub(crate) const PANIC: &str = if cfg!(panic = "unwind") { "unwind" } else { "abort" };
+pub const PANIC: &str = if cfg!(panic = "unwind") { "unwind" } else { "abort" };
 /// The release line of `abi_stable`.
-pub(crate) const ABI_STABLE: &str = "0.11";
+pub const ABI_STABLE: &str = "0.11";
 
 /// The first line of a stamp.
-pub(crate) const MAGIC: &str = "unirl-plugin-stamp-1\n";
+pub const MAGIC: &str = "unirl-plugin-stamp-1\n";
 /// The size of a stamp in bytes, padded with zeros.
-pub(crate) const SIZE: usize = 512;
+pub const SIZE: usize = 512;
 
 const PREFIX: &str = "unirl_plugin_";
 

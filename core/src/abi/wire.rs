@@ -24,14 +24,14 @@ use crate::reward::{Reward, Sample};
 
 /// An unpacked message.
 #[derive(Debug, Default)]
-pub(crate) struct Message {
+pub struct Message {
     /// Serialized JSON values by key.
     json: Vec<(String, Box<RawValue>)>,
     tensors: Vec<(String, Tensor)>,
 }
 
 impl Message {
-    pub(crate) fn with(mut self, key: &str, value: &(impl Serialize + ?Sized)) -> Result<Self> {
+    pub fn with(mut self, key: &str, value: &(impl Serialize + ?Sized)) -> Result<Self> {
         let place = || format!("cannot write `{key}` as JSON");
         let json = serde_json::value::to_raw_value(value).context(place)?;
         // Parse only if the text may contain a `null`.
@@ -75,7 +75,7 @@ impl Message {
         })
     }
 
-    pub(crate) fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<T> {
+    pub fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<T> {
         let found = self.json.iter().position(|(known, _)| known == key);
         let found = found.ok_or_else(|| Error::failure(format!("`{key}` is missing")))?;
         let (_, json) = self.json.swap_remove(found);
@@ -125,13 +125,13 @@ impl Message {
         })
     }
 
-    pub(crate) fn pack(self) -> FfiRecord {
+    pub fn pack(self) -> FfiRecord {
         let json = self.text();
         let tensors = self.tensors.into_iter().map(|(name, tensor)| Tuple2(name.into(), tensor.into()));
         FfiRecord { json: json.into(), tensors: tensors.collect() }
     }
 
-    pub(crate) fn unpack(record: FfiRecord) -> Result<Self> {
+    pub fn unpack(record: FfiRecord) -> Result<Self> {
         let json: BTreeMap<String, Box<RawValue>> =
             serde_json::from_str(&record.json).context(|| "the message is not a JSON object")?;
         let mut tensors = Vec::with_capacity(record.tensors.len());
@@ -159,62 +159,62 @@ fn find_null(value: &Value) -> Option<String> {
 }
 
 /// The names of the operations.
-pub(crate) mod op {
-    pub(crate) const CARD: &str = "card";
-    pub(crate) const PARAMETERS: &str = "parameters";
-    pub(crate) const SET_MODE: &str = "set_mode";
-    pub(crate) const FREEZE_REFERENCE: &str = "freeze_reference";
-    pub(crate) const GENERATE: &str = "generate";
-    pub(crate) const ANSWER: &str = "answer";
-    pub(crate) const ENCODE_ANSWERS: &str = "encode_answers";
-    pub(crate) const IMAGE_LOGITS: &str = "image_logits";
-    pub(crate) const IMAGE_LOGP: &str = "image_logp";
-    pub(crate) const ANSWER_LOGP: &str = "answer_logp";
-    pub(crate) const PIXELS: &str = "pixels";
-    pub(crate) const ENCODE: &str = "encode";
-    pub(crate) const TOKENIZER_LOSS: &str = "tokenizer_loss";
-    pub(crate) const SAVE: &str = "save";
-    pub(crate) const FOOTPRINT: &str = "footprint";
-    pub(crate) const WANTS_PIXELS: &str = "wants_pixels";
-    pub(crate) const SCORE: &str = "score";
-    pub(crate) const DETECT: &str = "detect";
+pub mod op {
+    pub const CARD: &str = "card";
+    pub const PARAMETERS: &str = "parameters";
+    pub const SET_MODE: &str = "set_mode";
+    pub const FREEZE_REFERENCE: &str = "freeze_reference";
+    pub const GENERATE: &str = "generate";
+    pub const ANSWER: &str = "answer";
+    pub const ENCODE_ANSWERS: &str = "encode_answers";
+    pub const IMAGE_LOGITS: &str = "image_logits";
+    pub const IMAGE_LOGP: &str = "image_logp";
+    pub const ANSWER_LOGP: &str = "answer_logp";
+    pub const PIXELS: &str = "pixels";
+    pub const ENCODE: &str = "encode";
+    pub const TOKENIZER_LOSS: &str = "tokenizer_loss";
+    pub const SAVE: &str = "save";
+    pub const FOOTPRINT: &str = "footprint";
+    pub const WANTS_PIXELS: &str = "wants_pixels";
+    pub const SCORE: &str = "score";
+    pub const DETECT: &str = "detect";
 }
 
 // ---- requests ----
 
-pub(crate) fn set_mode(mode: Mode) -> Result<Message> {
+pub fn set_mode(mode: Mode) -> Result<Message> {
     Message::default().with("mode", &mode)
 }
 
-pub(crate) fn read_set_mode(mut message: Message) -> Result<Mode> {
+pub fn read_set_mode(mut message: Message) -> Result<Mode> {
     message.get("mode")
 }
 
-pub(crate) fn generate(prompts: &[String], sampling: &ImageSampling) -> Result<Message> {
+pub fn generate(prompts: &[String], sampling: &ImageSampling) -> Result<Message> {
     Message::default().with("prompts", prompts)?.with("sampling", sampling)
 }
 
-pub(crate) fn read_generate(mut message: Message) -> Result<(Vec<String>, ImageSampling)> {
+pub fn read_generate(mut message: Message) -> Result<(Vec<String>, ImageSampling)> {
     Ok((message.get("prompts")?, message.get("sampling")?))
 }
 
-pub(crate) fn answer(images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Message> {
+pub fn answer(images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Message> {
     Ok(Message::default().with("questions", questions)?.with("sampling", sampling)?.images(images))
 }
 
-pub(crate) fn read_answer(mut message: Message) -> Result<(Images, Vec<String>, TextSampling)> {
+pub fn read_answer(mut message: Message) -> Result<(Images, Vec<String>, TextSampling)> {
     Ok((message.take_images()?, message.get("questions")?, message.get("sampling")?))
 }
 
-pub(crate) fn encode_answers(texts: &[String]) -> Result<Message> {
+pub fn encode_answers(texts: &[String]) -> Result<Message> {
     Message::default().with("texts", texts)
 }
 
-pub(crate) fn read_encode_answers(mut message: Message) -> Result<Vec<String>> {
+pub fn read_encode_answers(mut message: Message) -> Result<Vec<String>> {
     message.get("texts")
 }
 
-pub(crate) fn image_logits(
+pub fn image_logits(
     prompts: &[String],
     images: &Images,
     policy: Policy,
@@ -225,11 +225,11 @@ pub(crate) fn image_logits(
     Ok(message.images(images))
 }
 
-pub(crate) fn read_image_logits(mut message: Message) -> Result<(Vec<String>, Images, Policy, Masking)> {
+pub fn read_image_logits(mut message: Message) -> Result<(Vec<String>, Images, Policy, Masking)> {
     Ok((message.get("prompts")?, message.take_images()?, message.get("policy")?, message.get("replay")?))
 }
 
-pub(crate) fn answer_logp(
+pub fn answer_logp(
     images: &Images,
     questions: &[String],
     answers: &Answers,
@@ -239,19 +239,19 @@ pub(crate) fn answer_logp(
     message.images(images).answers(answers)
 }
 
-pub(crate) fn read_answer_logp(mut message: Message) -> Result<(Images, Vec<String>, Answers, Policy)> {
+pub fn read_answer_logp(mut message: Message) -> Result<(Images, Vec<String>, Answers, Policy)> {
     Ok((message.take_images()?, message.get("questions")?, message.take_answers()?, message.get("policy")?))
 }
 
-pub(crate) fn save(dir: &Path) -> Result<Message> {
+pub fn save(dir: &Path) -> Result<Message> {
     Message::default().with("dir", utf8(dir)?)
 }
 
-pub(crate) fn read_save(mut message: Message) -> Result<String> {
+pub fn read_save(mut message: Message) -> Result<String> {
     message.get("dir")
 }
 
-pub(crate) fn score(samples: &[Sample], pixels: Option<&Tensor>) -> Result<Message> {
+pub fn score(samples: &[Sample], pixels: Option<&Tensor>) -> Result<Message> {
     let message = Message::default().with("samples", samples)?;
     Ok(match pixels {
         Some(pixels) => message.tensor("pixels", pixels),
@@ -259,67 +259,67 @@ pub(crate) fn score(samples: &[Sample], pixels: Option<&Tensor>) -> Result<Messa
     })
 }
 
-pub(crate) fn read_score(mut message: Message) -> Result<(Vec<Sample>, Option<Tensor>)> {
+pub fn read_score(mut message: Message) -> Result<(Vec<Sample>, Option<Tensor>)> {
     Ok((message.get("samples")?, message.take_optional("pixels")))
 }
 
-pub(crate) fn detect(pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Message> {
+pub fn detect(pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Message> {
     Ok(Message::default().with("classes", classes)?.with("colors", colors)?.tensor("pixels", pixels))
 }
 
-pub(crate) fn read_detect(mut message: Message) -> Result<(Tensor, Vec<String>, Vec<String>)> {
+pub fn read_detect(mut message: Message) -> Result<(Tensor, Vec<String>, Vec<String>)> {
     Ok((message.take("pixels")?, message.get("classes")?, message.get("colors")?))
 }
 
 // ---- requests and replies ----
 
-pub(crate) fn images(images: &Images) -> Message {
+pub fn images(images: &Images) -> Message {
     Message::default().images(images)
 }
 
-pub(crate) fn read_images(mut message: Message) -> Result<Images> {
+pub fn read_images(mut message: Message) -> Result<Images> {
     message.take_images()
 }
 
-pub(crate) fn pixels(pixels: &Tensor) -> Message {
+pub fn pixels(pixels: &Tensor) -> Message {
     Message::default().tensor("pixels", pixels)
 }
 
-pub(crate) fn read_pixels(mut message: Message) -> Result<Tensor> {
+pub fn read_pixels(mut message: Message) -> Result<Tensor> {
     message.take("pixels")
 }
 
-pub(crate) fn tokenizer_loss(pixels: &Tensor, progress: f64) -> Result<Message> {
+pub fn tokenizer_loss(pixels: &Tensor, progress: f64) -> Result<Message> {
     Message::default().tensor("pixels", pixels).with("progress", &progress)
 }
 
-pub(crate) fn read_tokenizer_loss(mut message: Message) -> Result<(Tensor, f64)> {
+pub fn read_tokenizer_loss(mut message: Message) -> Result<(Tensor, f64)> {
     Ok((message.take("pixels")?, message.get("progress")?))
 }
 
-pub(crate) fn footprint(workload: &Workload) -> Result<Message> {
+pub fn footprint(workload: &Workload) -> Result<Message> {
     Message::default().with("workload", workload)
 }
 
-pub(crate) fn read_footprint(mut message: Message) -> Result<Workload> {
+pub fn read_footprint(mut message: Message) -> Result<Workload> {
     message.get("workload")
 }
 
 // ---- replies ----
 
-pub(crate) fn memory(footprint: &Footprint) -> Result<Message> {
+pub fn memory(footprint: &Footprint) -> Result<Message> {
     Message::default().with("footprint", footprint)
 }
 
-pub(crate) fn read_memory(mut message: Message) -> Result<Footprint> {
+pub fn read_memory(mut message: Message) -> Result<Footprint> {
     message.get("footprint")
 }
 
-pub(crate) fn card(card: &ModelCard) -> Result<Message> {
+pub fn card(card: &ModelCard) -> Result<Message> {
     Message::default().with("card", card)
 }
 
-pub(crate) fn read_card(mut message: Message) -> Result<ModelCard> {
+pub fn read_card(mut message: Message) -> Result<ModelCard> {
     message.get("card")
 }
 
@@ -329,13 +329,13 @@ struct ParameterName {
     group: ParameterGroup,
 }
 
-pub(crate) fn parameters(parameters: &[Parameter]) -> Result<Message> {
+pub fn parameters(parameters: &[Parameter]) -> Result<Message> {
     let name = |p: &Parameter| ParameterName { name: p.name.clone(), group: p.group };
     let message = Message::default().with("parameters", &parameters.iter().map(name).collect::<Vec<_>>())?;
     Ok(parameters.iter().fold(message, |message, p| message.tensor(&p.name, &p.tensor)))
 }
 
-pub(crate) fn read_parameters(mut message: Message) -> Result<Vec<Parameter>> {
+pub fn read_parameters(mut message: Message) -> Result<Vec<Parameter>> {
     let names: Vec<ParameterName> = message.get("parameters")?;
     if names.len() != message.tensors.len() {
         let (names, tensors) = (names.len(), message.tensors.len());
@@ -346,59 +346,59 @@ pub(crate) fn read_parameters(mut message: Message) -> Result<Vec<Parameter>> {
     Ok(pairs.map(|(p, (_, tensor))| Parameter { name: p.name, tensor, group: p.group }).collect())
 }
 
-pub(crate) fn answers(answers: &Answers) -> Result<Message> {
+pub fn answers(answers: &Answers) -> Result<Message> {
     Message::default().answers(answers)
 }
 
-pub(crate) fn read_answers(mut message: Message) -> Result<Answers> {
+pub fn read_answers(mut message: Message) -> Result<Answers> {
     message.take_answers()
 }
 
-pub(crate) fn logits(logits: &ImageLogits) -> Message {
+pub fn logits(logits: &ImageLogits) -> Message {
     Message::default().tensor("logits", &logits.logits).tensor("targets", &logits.targets)
 }
 
-pub(crate) fn read_logits(mut message: Message) -> Result<ImageLogits> {
+pub fn read_logits(mut message: Message) -> Result<ImageLogits> {
     Ok(ImageLogits { logits: message.take("logits")?, targets: message.take("targets")? })
 }
 
-pub(crate) fn logp(logp: &TokenLogp) -> Message {
+pub fn logp(logp: &TokenLogp) -> Message {
     Message::default().tensor("logp", &logp.logp).tensor("mask", &logp.mask)
 }
 
-pub(crate) fn read_logp(mut message: Message) -> Result<TokenLogp> {
+pub fn read_logp(mut message: Message) -> Result<TokenLogp> {
     Ok(TokenLogp { logp: message.take("logp")?, mask: message.take("mask")? })
 }
 
-pub(crate) fn loss(loss: &Tensor) -> Message {
+pub fn loss(loss: &Tensor) -> Message {
     Message::default().tensor("loss", loss)
 }
 
-pub(crate) fn read_loss(mut message: Message) -> Result<Tensor> {
+pub fn read_loss(mut message: Message) -> Result<Tensor> {
     message.take("loss")
 }
 
-pub(crate) fn wants_pixels(wants: bool) -> Result<Message> {
+pub fn wants_pixels(wants: bool) -> Result<Message> {
     Message::default().with("wants_pixels", &wants)
 }
 
-pub(crate) fn read_wants_pixels(mut message: Message) -> Result<bool> {
+pub fn read_wants_pixels(mut message: Message) -> Result<bool> {
     message.get("wants_pixels")
 }
 
-pub(crate) fn rewards(rewards: &[Reward]) -> Result<Message> {
+pub fn rewards(rewards: &[Reward]) -> Result<Message> {
     Message::default().with("rewards", rewards)
 }
 
-pub(crate) fn read_rewards(mut message: Message) -> Result<Vec<Reward>> {
+pub fn read_rewards(mut message: Message) -> Result<Vec<Reward>> {
     message.get("rewards")
 }
 
-pub(crate) fn detections(images: &[Vec<Detection>]) -> Result<Message> {
+pub fn detections(images: &[Vec<Detection>]) -> Result<Message> {
     Message::default().with("detections", images)
 }
 
-pub(crate) fn read_detections(mut message: Message) -> Result<Vec<Vec<Detection>>> {
+pub fn read_detections(mut message: Message) -> Result<Vec<Vec<Detection>>> {
     message.get("detections")
 }
 
@@ -422,7 +422,7 @@ struct WireSource {
 }
 
 /// Writes the argument of `make`. The configuration is JSON of the user, in which `null` is an absent option.
-pub(crate) fn make(config: &Value, source: Option<&ModelSource>) -> Result<String> {
+pub fn make(config: &Value, source: Option<&ModelSource>) -> Result<String> {
     let config = serde_json::value::to_raw_value(&config).context(|| "the configuration")?;
     let mut message = Message { json: vec![("config".into(), config)], tensors: Vec::new() };
     if let Some(source) = source {
@@ -443,7 +443,7 @@ pub(crate) fn make(config: &Value, source: Option<&ModelSource>) -> Result<Strin
 }
 
 /// Reads the argument of `make`: the configuration and, for a model, its source.
-pub(crate) fn read_make(json: &str) -> Result<(Value, Option<ModelSource>)> {
+pub fn read_make(json: &str) -> Result<(Value, Option<ModelSource>)> {
     let mut json: Map<String, Value> =
         serde_json::from_str(json).context(|| "the argument of `make` is not a JSON object")?;
     let config = json.remove("config").unwrap_or_default();
@@ -475,7 +475,7 @@ mod tests {
 
     use super::*;
     use crate::model::{ImageDecoding, ImageSpace, Scoring};
-    use crate::prompts::{Category, Object, PromptSpec};
+    use crate::prompt::{Category, Object, PromptSpec};
 
     const GOLDEN: &str = include_str!("wire.golden.txt");
 

@@ -6,9 +6,9 @@ use std::ops::{Deref, Range};
 use std::path::Path;
 
 use memmap2::{Mmap, UncheckedAdvice};
+use unirl_base::input;
 
 use crate::error::{Context, Result};
-use crate::{atomic_fs, input};
 
 /// The bytes of a file, or of embedded data.
 pub(super) enum Bytes {
@@ -27,9 +27,7 @@ impl Bytes {
         // checkpoints are written atomically and do not change.
         match unsafe { Mmap::map(&file) } {
             Ok(map) => Ok(Self::Mapped(map)),
-            Err(error) if atomic_fs::is_unsupported(&error) => {
-                std::fs::read(path).context(place).map(Self::Read)
-            }
+            Err(error) if input::is_unsupported(&error) => std::fs::read(path).context(place).map(Self::Read),
             Err(error) => Err(error).context(place),
         }
     }

@@ -4,9 +4,7 @@
 //! A plugin writes one constructor over a [`Store`]: [`Store::plan`] records which weights it needs, [`Store::open`] loads them,
 //! [`Store::fresh`] initializes them randomly.
 
-mod fingerprint;
 mod map;
-pub(crate) mod pickle;
 mod store;
 mod wrappers;
 
@@ -15,17 +13,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
+use map::Bytes;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, View};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
-use map::Bytes;
 
-pub use crate::json::read as read_json;
-pub use fingerprint::ModelFingerprint;
-pub(crate) use fingerprint::checksum;
 pub use store::{Init, Store};
+pub use unirl_base::json::read as read_json;
 
 /// The names of weight files, without the extension `.safetensors`, `.safetensors.index.json`, `.bin`, `.bin.index.json` or
 /// `.pt`.
@@ -146,8 +142,7 @@ impl Weights {
         let table = if path.extension().is_some_and(|ending| ending == "safetensors") {
             read_table(&bytes).map_err(|error| broken(&label, error))?.0
         } else {
-            let entries = pickle::read(&bytes).map_err(|error| broken(&label, error))?;
-            entries.into_iter().map(|e| (e.name, e.dtype, e.shape, e.data)).collect()
+            read_pickle(&label, &bytes)?
         };
         self.add(bytes, table)
     }
@@ -301,10 +296,25 @@ fn broken(label: &str, cause: impl std::fmt::Display) -> Error {
 }
 
 /// Name, type, shape and byte range of each tensor.
-type Table = Vec<(String, Dtype, Vec<usize>, Range<usize>)>;
+#[doc(hidden)]
+pub type Table = Vec<(String, Dtype, Vec<usize>, Range<usize>)>;
+
+/// Reads the tensors of a file of `torch.save`.
+#[cfg(feature = "pickle")]
+fn read_pickle(label: &str, bytes: &[u8]) -> Result<Table> {
+    let entries = torch_pickle::read(bytes).map_err(|error| broken(label, error))?;
+    Ok(entries.into_iter().map(|entry| (entry.name, entry.dtype, entry.shape, entry.data)).collect())
+}
+
+#[cfg(not(feature = "pickle"))]
+fn read_pickle(label: &str, _: &[u8]) -> Result<Table> {
+    Err(Error::failure(format!("cannot read weights `{label}`: expected `.safetensors`"))
+        .hint("convert the file to safetensors, or build the plugin with the feature `pickle` of `unirl`"))
+}
 
 /// Reads the header of a safetensors file, checked against the length of the file, and its metadata.
-pub(crate) fn read_table(bytes: &[u8]) -> std::result::Result<(Table, HashMap<String, String>), String> {
+#[doc(hidden)]
+pub fn read_table(bytes: &[u8]) -> std::result::Result<(Table, HashMap<String, String>), String> {
     let (header, metadata): (usize, Metadata) =
         SafeTensors::read_metadata(bytes).map_err(|error| match error {
             SafeTensorError::MetadataIncompleteBuffer => {

@@ -174,3 +174,20 @@ fn weight_with_and_without_wrapper_is_refused() {
         assert!(error.contains("duplicate weight") && error.contains("also named `"), "{error}");
     }
 }
+
+#[test]
+fn torch_wrappers_are_removed_from_names_of_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut map = serde_json::Map::new();
+    let tensor = Tensor::from_slice(&[7f32; 10]);
+    for (shard, name) in ["module._orig_mod.a.weight", "module._orig_mod.b.0.bias"].into_iter().enumerate() {
+        let file = format!("shard-{shard}.safetensors");
+        write(&dir.path().join(&file), &[(name.into(), tensor.shallow_clone())], &[]).unwrap();
+        map.insert(name.into(), file.into());
+    }
+    let index = serde_json::json!({"weight_map": map}).to_string();
+    std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    let weights = Weights::find(dir.path()).unwrap();
+    assert_eq!(weights.names().collect::<Vec<_>>(), ["a.weight", "b.0.bias"]);
+    assert!(weights.read("b.0.bias").unwrap().equal(&tensor));
+}

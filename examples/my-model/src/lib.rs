@@ -14,9 +14,9 @@ use unirl::model::{
 };
 use unirl::sampling::{gather_logp, sample_tokens};
 use unirl::tch::{self, Device, Kind, Tensor};
-use unirl::tiles::{NAME, SIDE, TILES, codec, vocabulary};
 use unirl::weights::{self, Init, Store, Weights};
 use unirl::{Error, Result};
+use unirl_benchmarks::tiles::{NAME, SIDE, TILES, codec, vocabulary};
 
 /// The options of the model: `--set model.options.width=128`.
 #[derive(Deserialize, JsonSchema)]

@@ -14,7 +14,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use unirl::prompts::Category;
+use unirl::prompt::Category;
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl::{Error, Result, Tensor};
 

@@ -13,7 +13,8 @@ use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::model::{Checkpoint, ImageSampling, ModelSource};
 use unirl::weights::{self, Expected, Store, Weights};
-use unirl::{Error, Result, input};
+use unirl::{Error, Result};
+use unirl_base::input;
 use unirl_text::Text;
 
 use crate::config::JanusConfig;
@@ -132,8 +133,11 @@ fn load_files(
 fn fresh(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let architecture = options.architecture.clone().unwrap_or_default();
     architecture.vq.check()?;
-    let mut words =
-        if architecture.words.is_empty() { unirl::tiles::vocabulary() } else { architecture.words.clone() };
+    let mut words = if architecture.words.is_empty() {
+        unirl_benchmarks::tiles::vocabulary()
+    } else {
+        architecture.words.clone()
+    };
     if !words.iter().any(|word| word == COLON) {
         words.push(COLON.into());
     }
@@ -236,7 +240,7 @@ fn read_file(label: &str, files: &Files, name: &str) -> Result<Value> {
     files.get(name).map_or(Ok(Value::Null), |bytes| {
         let file = format!("{label}/{name}");
         input::text(&file, bytes.clone())
-            .and_then(|text| unirl::json::parse(&text))
+            .and_then(|text| unirl_base::json::parse(&text))
             .context(|| format!("cannot read `{file}`"))
     })
 }

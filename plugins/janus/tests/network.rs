@@ -11,7 +11,6 @@ use unirl_layers::decoder::StackInput;
 use unirl_plugin_janus::config::{GenerationConfig, JanusConfig, LlamaConfig, SiglipConfig};
 use unirl_plugin_janus::llama::Llama;
 use unirl_plugin_janus::network::{self, Network};
-
 use unirl_plugin_janus::vq::VqConfig;
 
 /// The f32 error between two ways to the same value.

@@ -13,8 +13,8 @@ use fixture::{
     halves, norm, norm_of, number, read_json, same,
 };
 use tch::{Device, Kind, Reduction, Tensor};
-use unirl::algorithms::objective;
 use unirl::sampling::gather_logp;
+use unirl_engine::algorithms::objective;
 use unirl_layers::attention::AttnMask;
 use unirl_layers::decoder::StackInput;
 use unirl_plugin_janus::layout::Layout;

@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use compare::{BYTES, VALUES, close};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Parameter, ParameterGroup};
-use unirl::optim::{AdamW, UpdateOptions};
-use unirl::prompts::rng::Rng;
-use unirl::tiles::{self, TileGrid};
 use unirl::weights::{Store, Weights};
+use unirl_benchmarks::tiles::{self, TileGrid};
+use unirl_engine::optim::{AdamW, UpdateOptions};
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::vq::{Vq, VqConfig};
+use unirl_prompts::rng::Rng;
 
 /// The upper bound of the error after training, relative to that of the mean image. Observed over four seeds: 0.44 to 0.49.
 const MAX_RELATIVE_ERROR: f64 = 0.6;

@@ -1,8 +1,8 @@
 //! A stack of decoder layers with rotary positions and a KV cache. Each model family brings its own [`Layer`].
 
 use tch::{Kind, Tensor};
-use unirl::autograd::{checkpoint, gradient_enabled};
 use unirl::{Error, Result};
+use unirl_torch::autograd::{checkpoint, gradient_enabled};
 
 use crate::FusedLinear;
 use crate::attention::{AttnMask, PreparedMask};

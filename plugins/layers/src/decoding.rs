@@ -1,10 +1,10 @@
 //! Autoregressive decoding with a static KV cache, so that on a GPU each step is one launch of a CUDA graph.
 
 use tch::{Kind, Tensor};
-use unirl::cuda_graph::GraphedCallable;
 use unirl::model::{BatchSlice, TextSampling};
 use unirl::sampling::{gather_logp, is_random, sample_tokens_with};
 use unirl::{Error, Result};
+use unirl_torch::cuda_graph::GraphedCallable;
 
 use crate::attention::{MASK_ALIGNMENT, MASKED};
 use crate::decoder::{Layer, StackInput};

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{IndexOp, Kind, Tensor};
 use unirl::Result;
-use unirl::autograd::checkpoint;
 use unirl::model::{Answers, TokenLogp};
+use unirl_torch::autograd::checkpoint;
 
 use crate::decoder::{Layer, Stack, StackInput};
 use crate::kv_cache::KvCache;

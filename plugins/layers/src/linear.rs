@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use tch::Tensor;
+use unirl::Result;
 use unirl::weights::{Init, Store};
-use unirl::{Result, ops};
+use unirl_torch::ops;
 
 use crate::lora::Adapter;
 
@@ -42,7 +43,7 @@ impl Linear {
     /// [`Self::apply`], then GELU (tanh approximation).
     pub fn apply_gelu(&self, x: &Tensor) -> Tensor {
         match (&self.bias, &self.adapter) {
-            (Some(bias), None) if !unirl::autograd::gradient_enabled() => {
+            (Some(bias), None) if !unirl_torch::autograd::gradient_enabled() => {
                 ops::linear_gelu(x, &self.weight, bias)
             }
             _ => self.apply(x).gelu("tanh"),

@@ -2,7 +2,8 @@
 //! or nothing). Each is a rule file in `rules/`, which you can copy to start your own.
 
 use unirl::Result;
-use unirl::reward::{RewardFunction, RuleFile, ShippedOptions};
+use unirl::reward::RewardFunction;
+use unirl_keywords::{RuleFile, ShippedOptions};
 
 /// The rule file of `paper`.
 pub const PAPER: &str = include_str!("../rules/paper.toml");

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use unirl::judge::is_correct_answer;
-use unirl::prompts::rng::Rng;
-use unirl::prompts::{Category, ObjectList, PromptSpec, PromptTemplates, Split, Task, sample};
-use unirl::reward::{Normalize, Reward, RewardFunction, Sample, ShippedOptions};
-use unirl::tiles::{self, TileGrid, reference_answer};
+use unirl::prompt::{Category, PromptSpec};
+use unirl::reward::{Reward, RewardFunction, Sample};
+use unirl_benchmarks::judge::is_correct_answer;
+use unirl_benchmarks::tiles::{self, TileGrid, reference_answer};
+use unirl_keywords::{Normalize, ShippedOptions};
+use unirl_prompts::rng::Rng;
+use unirl_prompts::{ObjectList, PromptTemplates, Split, Task, sample};
 
 use super::{BOUND, EXACT, PAPER, rules};
 
@@ -16,7 +18,7 @@ fn shipped() -> [(&'static str, Box<dyn RewardFunction>); 3] {
 }
 
 fn score(rule: &dyn RewardFunction, task: &Task, answer: &str) -> Reward {
-    rule.score(&[Sample::new(task, answer)], None).unwrap().remove(0)
+    rule.score(&[task.sample(answer)], None).unwrap().remove(0)
 }
 
 /// The reason and the components, rounded to four digits.
@@ -48,7 +50,7 @@ fn assert_rewards(category: Category, rows: &[(&str, &[&str])]) {
         all.entry(task.prompt.clone()).or_default().insert(answer.into(), rules.iter().map(scored).collect());
     };
     for (prompt, answers) in rows {
-        let task = PromptTemplates::paper().task(PromptSpec::parse(category, prompt).unwrap());
+        let task = PromptTemplates::paper().task(unirl_prompts::parse_prompt(category, prompt).unwrap());
         answers.iter().for_each(|answer| add(&task, answer));
     }
     for (task, answer, _) in labelled("answers_by_style.jsonl") {
@@ -325,7 +327,8 @@ fn labelled(file: &str) -> Vec<(Task, String, bool)> {
         let json: serde_json::Value = serde_json::from_str(line).unwrap();
         let field = |name: &str| json[name].as_str().unwrap().to_string();
         let category = Category::from_name(&field("category")).unwrap();
-        let task = PromptTemplates::paper().task(PromptSpec::parse(category, &field("prompt")).unwrap());
+        let task =
+            PromptTemplates::paper().task(unirl_prompts::parse_prompt(category, &field("prompt")).unwrap());
         (task, field("answer"), json["want"] == 1)
     };
     text.lines().map(case).collect()
@@ -470,7 +473,7 @@ fn constant_answers_do_not_earn_full_points() {
     for rule in [&bound, &exact] {
         let mut full = vec![[0_usize; 6]; answers.len()];
         for task in &tasks {
-            let samples: Vec<Sample> = answers.iter().map(|answer| Sample::new(task, &**answer)).collect();
+            let samples: Vec<Sample> = answers.iter().map(|answer| task.sample(&**answer)).collect();
             let rewards = rule.score(&samples, None).unwrap();
             for (full, reward) in full.iter_mut().zip(rewards) {
                 full[task.spec.category as usize] += usize::from(reward.passes());
@@ -489,7 +492,7 @@ fn constant_answers_do_not_earn_full_points() {
 #[test]
 fn normalized_reward_is_a_share_of_the_maximum() {
     let bound = rules(BOUND, ShippedOptions { normalize: Normalize::Max }).unwrap();
-    let spec = PromptSpec::parse(Category::Position, "a photo of a dog left of a bench").unwrap();
+    let spec = unirl_prompts::parse_prompt(Category::Position, "a photo of a dog left of a bench").unwrap();
     let reward = score(&*bound, &PromptTemplates::paper().task(spec), "the dog is right of the bench");
     assert_eq!(
         line(&reward),

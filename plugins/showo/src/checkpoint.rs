@@ -14,7 +14,8 @@ use tch::{Kind, Tensor};
 use unirl::error::Context;
 use unirl::model::{Checkpoint, ModelSource};
 use unirl::weights::{self, Store, Weights, read_json};
-use unirl::{Error, Result, atomic_fs, json};
+use unirl::{Error, Result};
+use unirl_base::{json, links};
 use unirl_layers::lora::LoraConfig;
 use unirl_text::Text;
 
@@ -180,8 +181,11 @@ pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource)
 fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let architecture = options.architecture.clone().unwrap_or_default();
     architecture.magvit.check()?;
-    let words =
-        if architecture.words.is_empty() { unirl::tiles::vocabulary() } else { architecture.words.clone() };
+    let words = if architecture.words.is_empty() {
+        unirl_benchmarks::tiles::vocabulary()
+    } else {
+        architecture.words.clone()
+    };
     let text = Text::of_words(&words, &[END])?;
     let config = CheckpointConfig::fresh(&architecture, text.vocabulary_size());
     config.check("model.options.architecture")?;
@@ -407,7 +411,7 @@ fn candidate_folders(
             Err(Error::usage(format!("`model.options.{option}`: no such folder: `{path}`")))
         }
         Some(path) => Ok(vec![path.into()]),
-        None => Ok(vec![atomic_fs::follow(&folder.join(name)), folder.join("..").join(name)]),
+        None => Ok(vec![links::follow(&folder.join(name)), folder.join("..").join(name)]),
     }
 }
 
@@ -434,7 +438,7 @@ pub fn save(
     write(&magvit_folder.join(CONFIG), pretty(&files.magvit))?;
     write(&folder.join(TOKENIZER), text.json())?;
     if let Some(clip) = clip {
-        atomic_fs::link(clip, &folder.join(CLIP))?;
+        links::link(clip, &folder.join(CLIP))?;
     }
     weights::write(&folder.join(WEIGHTS), phi, &[])?;
     weights::write(&magvit_folder.join(WEIGHTS), magvit, &[])

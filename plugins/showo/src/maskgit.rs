@@ -3,9 +3,8 @@
 
 use tch::{Kind, Tensor};
 use unirl::Result;
-use unirl::algorithms::objective::gumbel;
 use unirl::error::unknown_name;
-use unirl::sampling::inverse_cdf;
+use unirl::sampling::{gumbel, inverse_cdf};
 
 /// Marks a masked image token.
 pub const UNKNOWN: i64 = -1;

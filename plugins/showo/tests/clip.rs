@@ -11,8 +11,7 @@ use std::path::{Path, PathBuf};
 
 use compare::{close, gradient};
 use tch::{Device, Kind, Tensor};
-use unirl::weights::read_json;
-use unirl::weights::{Store, Weights};
+use unirl::weights::{Store, Weights, read_json};
 use unirl_plugin_showo::clip::{self, Activation, Clip, ClipConfig, Projector};
 use unirl_plugin_showo::mask;
 

@@ -186,7 +186,7 @@ fn decoding_steps_launch_the_same_number_of_operations() {
         let mut decoding = showo.prefill(showo.phi(), &images, &[vec![4, 5, 3], vec![6]], 8).unwrap();
         let token = Tensor::from_slice(&[1i64, 2]);
         let counts: Vec<i64> =
-            (0..8).map(|_| unirl::ops::count(|| decoding.append(&token).unwrap()).1).collect();
+            (0..8).map(|_| unirl_torch::ops::count(|| decoding.append(&token).unwrap()).1).collect();
         assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
         assert!(decoding.append(&token).unwrap_err().message().contains("KV cache is full"));
     });

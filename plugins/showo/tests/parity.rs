@@ -13,9 +13,9 @@ use fixture::{
 };
 use serde_json::Value;
 use tch::{Device, IndexOp, Kind, Reduction, Tensor};
-use unirl::algorithms::objective::{self, Weighting};
 use unirl::model::{ImageSampling, Images, Scoring, TextSampling, UnifiedModel};
 use unirl::sampling::gather_logp;
+use unirl_engine::algorithms::objective::{self, Weighting};
 use unirl_layers::attention::{self, AttnMask};
 use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::GeneratedText;

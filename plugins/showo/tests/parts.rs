@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 
 use common::{architecture, confident, images, serialize_tests, source, strings};
 use tch::{Kind, Tensor};
-use unirl::algorithms::{self, Iteration, Phases};
-use unirl::config::Rollout;
+use unirl::Result;
 use unirl::model::{BatchSlice, Checkpoint, ImageSampling, Masking, Policy, TextSampling, UnifiedModel};
-use unirl::reward::{Reward, RewardFunction, RewardSet, Sample, WeightedReward};
-use unirl::{Result, eval};
+use unirl::reward::{Reward, RewardFunction, Sample};
+use unirl_engine::algorithms::{self, Iteration, Phases};
+use unirl_engine::config::Rollout;
+use unirl_engine::eval;
+use unirl_engine::rewards::{RewardSet, WeightedReward};
 use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::config::{Architecture, ShowoConfig};
 use unirl_plugin_showo::model::Showo;

@@ -9,7 +9,9 @@ use tch::Tensor;
 use tokenizers::{AddedToken, Tokenizer};
 use unirl::model::Answers;
 use unirl::weights::read_json;
-use unirl::{Error, Result, input, tiles};
+use unirl::{Error, Result};
+use unirl_base::input;
+use unirl_benchmarks::tiles;
 
 use crate::warnings::warn_unknown;
 

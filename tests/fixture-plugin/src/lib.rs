@@ -6,14 +6,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 use unirl::detector::{Detection, Detector};
-use unirl::judge::tiles::{self, RecognizedTile};
 use unirl::model::{
     Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode, ModelCard,
     ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
 };
 use unirl::reward::{Reward, RewardFunction, Sample};
-use unirl::tiles::{GRID, TILE};
 use unirl::{Error, Result};
+use unirl_benchmarks::tiles::judge::{self, RecognizedTile};
+use unirl_benchmarks::tiles::{GRID, TILE};
 
 /// Image tokens, image codes, pixels along an edge, words.
 const N: i64 = 4;

@@ -1,0 +1,60 @@
+//! Links to directories, also on file systems without links.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context as _, Result};
+
+/// Makes `place` a symbolic link to the directory `target`, which is absolute or relative to the directory of `place`. On a file
+/// system without links, `place` becomes a small file that holds `target`. An existing link or file is replaced atomically.
+pub fn link(target: &Path, place: &Path) -> Result<()> {
+    let context = || format!("cannot link `{}` to `{}`", place.display(), target.display());
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    let next = place.with_file_name(format!(".partial-{name}"));
+    let _ = fs::remove_file(&next);
+    if let Err(error) = std::os::unix::fs::symlink(target, &next) {
+        tracing::debug!("writing a file instead of a link to `{}`: {error}", target.display());
+        fs::write(&next, format!("{}\n", target.display())).context(context)?;
+    }
+    fs::rename(&next, place).context(context)
+}
+
+/// Returns the target of a small file that [`link`] wrote; otherwise `path` itself.
+pub fn follow(path: &Path) -> PathBuf {
+    const LONGEST: u64 = 4096; // a path on Linux
+    let is_small = fs::metadata(path).is_ok_and(|data| data.is_file() && data.len() <= LONGEST);
+    let target = is_small.then(|| fs::read_to_string(path).ok()).flatten();
+    let target = target.map(|text| path.with_file_name("").join(text.trim_end_matches('\n')));
+    target.filter(|target| target.is_dir()).unwrap_or_else(|| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_and_link_files_are_replaced_and_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("latest");
+        for target in ["one", "two"] {
+            fs::create_dir(dir.path().join(target)).unwrap();
+            link(Path::new(target), &place).unwrap();
+            assert_eq!(place.canonicalize().unwrap(), dir.path().canonicalize().unwrap().join(target));
+            assert_eq!(follow(&place), place);
+        }
+        // Link files of a file system without links, relative and absolute.
+        fs::remove_file(&place).unwrap();
+        write(&place, "one\n").unwrap();
+        assert_eq!(follow(&place), dir.path().join("one"));
+        link(Path::new("two"), &place).unwrap();
+        assert!(place.is_symlink());
+        let absolute = dir.path().join("one");
+        fs::remove_file(&place).unwrap();
+        write(&place, absolute.to_str().unwrap()).unwrap();
+        assert_eq!(follow(&place), absolute);
+        // Other files and directories are not followed.
+        write(&place, "three\n").unwrap();
+        assert_eq!((follow(&place), follow(&absolute)), (place, absolute));
+        assert_eq!(names(dir.path()), ["latest", "one", "two"]);
+    }
+}

@@ -1,0 +1,340 @@
+//! GRPO end to end (§3.4, eq. 5): the gradient of the answers flows through the image tokens.
+//!
+//! For `P` prompts with `G` images each, with `ũ_i` the completed image, `a_i` the answer about it and `w_i` its weight:
+//!
+//! ```text
+//! L = answer_weight · [ −(1/P) Σ_p Σ_i w_i · (1/|a_i|) Σ_t log π_θ(a_it | ũ_i, q)  +  beta · KL(π_θ ‖ π_ref) ]
+//! ```
+//!
+//! Reductions: the policy term is a mean over the tokens of each answer, a weighted sum over the `G` answers of a prompt
+//! (softmax weights add up to 1, advantages are divided by `G`) and a mean over prompts. The KL is a mean over all answer
+//! tokens of the batch.
+//!
+//! Deviations from the paper, and choices that it leaves open:
+//! 1. The log-likelihood of an answer is a mean over its tokens.
+//! 2. The KL is the k3 estimate on answer tokens, with log-ratios clamped to ±20. `answer_weight` also scales it, so its
+//!    weight in the loss is `answer_weight · beta`.
+//! 3. The current policy samples the answers, without gradient. There is one update per rollout, so `π_old = π_θ`: no
+//!    importance ratio and no clipping (eq. 2).
+//! 4. Answers are greedy unless `rollout.answers.temperature` is above 0.
+//! 5. `weighting = "advantage"` is the signed weight of standard GRPO (eq. 2); `"softmax"` is the paper's.
+//! 6. `image` adds the log-likelihood of the generated image tokens, weighted by the rewards of the answers about the
+//!    *generated* images; these rewards are then logged. Preset `paper` uses neither 5 nor 6.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::Kind;
+use unirl::error::Result;
+use unirl::model::{Images, Policy, TokenLogp};
+
+use super::metrics::{add, reward_metrics};
+use super::objective::{self, Weighting};
+use super::registry::{options, resolve};
+use super::{Algorithm, AlgorithmEntry, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
+
+/// Options of `grpo`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grpo {
+    /// How rewards become weights.
+    pub weighting: Weighting,
+    /// `τ` of the softmax weights.
+    #[serde(alias = "weight_temperature")]
+    #[schemars(extend("exclusiveMinimum" = 0.0, "x-former-names" = ["weight_temperature"]))]
+    pub reward_temperature: f64,
+    /// Weight of the end-to-end answer term in the loss; 0 disables it.
+    #[serde(alias = "answer_coefficient")]
+    #[schemars(range(min = 0.0), extend("x-former-names" = ["answer_coefficient"]))]
+    pub answer_weight: f64,
+    /// Weight of the KL on answer tokens.
+    #[schemars(range(min = 0.0))]
+    pub beta: f64,
+    /// `τ` of the straight-through Gumbel-softmax (eq. 7).
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub gumbel_temperature: f64,
+    /// The log-likelihood of the generated image tokens, weighted by the same rewards.
+    pub image: ImageTerm,
+}
+
+impl Default for Grpo {
+    /// The form of the paper; `β` = 0.2 is taken from the names of the authors' runs.
+    fn default() -> Self {
+        Self {
+            weighting: Weighting::Softmax,
+            reward_temperature: 1.0,
+            answer_weight: 1.0,
+            beta: 0.2,
+            gumbel_temperature: 1.0,
+            image: ImageTerm::default(),
+        }
+    }
+}
+
+inventory::submit! {
+    AlgorithmEntry {
+        name: "grpo",
+        summary: "reward-weighted log-likelihood of sampled answers, end to end through the image tokens (eq. 5)",
+        end_to_end: true,
+        answer_rules: false,
+        schema: |generator| generator.root_schema_for::<Grpo>(),
+        build: |table| Ok(Box::new(options::<Grpo>("grpo", table)?)),
+        resolve: |table| resolve::<Grpo>("grpo", table),
+    }
+}
+
+impl Algorithm for Grpo {
+    fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
+        let group = iteration.group();
+        let mut metrics = BTreeMap::new();
+
+        // 1. Generate a group of G images per prompt.
+        let generated = iteration.generate()?; // u [B,N]
+        let (mut trained_on, mut answered, mut rewarded) = (None, Vec::new(), Vec::new());
+
+        // 2. Addition to the paper: the image term, weighted by the rewards of the answers about the generated images.
+        if self.image.coefficient > 0.0 {
+            let answers = iteration.answer(&generated)?;
+            let Scored { rewards, scores } = iteration.score(&generated, &answers)?; // [B]
+            reward_metrics(&rewards, &scores, group, &mut metrics);
+            let started = Instant::now();
+            let weights = self.weighting.weights(&scores, group, self.reward_temperature); // [B]
+            self.image.accumulate(iteration, &generated, &weights, &mut metrics)?;
+            iteration.phases.update += started.elapsed();
+            (answered, rewarded) = (answers.text, rewards);
+        }
+
+        if self.answer_weight > 0.0 {
+            // 3. Re-mask the images and complete them by the straight-through Gumbel-softmax (eqs. 3, 7 and 8).
+            let mut completed = iteration.complete_all(&generated, self.gumbel_temperature)?; // ũ [B,N,K]
+
+            // 4. Answer about the completed images, score the answers, and weigh them.
+            let answers = iteration.answer(&completed)?; // a [B,T]
+            let Scored { rewards, scores } = iteration.score(&completed, &answers)?; // r [B]
+            let started = Instant::now();
+            let weights = self.weighting.weights(&scores, group, self.reward_temperature); // w [B]
+
+            // 5. The loss (eq. 5), micro-batch by micro-batch: gradients add up.
+            let questions = iteration.questions();
+            let tokens = objective::token_count(&answers.mask);
+            for micro in iteration.micro_batches() {
+                let images = match completed.relaxed.take() {
+                    Some(relaxed) => Images {
+                        relaxed: Some(relaxed),
+                        ..Images::from_tokens(completed.tokens.shallow_clone())
+                    },
+                    None => iteration.complete(&generated, micro, self.gumbel_temperature)?,
+                };
+                let questions = &questions[micro.rows()];
+                let answers = answers.narrow(micro.first, micro.len);
+                let weights = weights.narrow(0, micro.first, micro.len); // [b]
+                let model = &*iteration.model;
+                let TokenLogp { logp, mask } =
+                    model.answer_logp(&images, questions, &answers, Policy::Current)?; // [b,T]
+
+                // Policy term: a mean per sequence, weighted, averaged over the prompts.
+                let per_sequence = objective::mean_per_sequence(&logp, &mask); // [b]
+                let policy = -(per_sequence * weights).sum(Kind::Float) / micro.groups() * micro.share();
+                add(&mut metrics, "loss/answer", &policy);
+                let mut loss = policy;
+
+                // KL: a mean over all answer tokens of the batch.
+                if self.beta > 0.0 {
+                    let hard = Images::from_tokens(images.tokens.shallow_clone());
+                    let reference =
+                        tch::no_grad(|| model.answer_logp(&hard, questions, &answers, Policy::Reference))?;
+                    let (k3, clamped) = objective::k3(&logp, &reference.logp); // [b,T]
+                    let kl = objective::mean_per_token(&k3, &mask);
+                    let clamped = objective::mean_per_token(&clamped, &mask);
+                    let token_share = objective::token_count(&answers.mask) / tokens;
+                    add(&mut metrics, "kl/answer", &(&kl * token_share));
+                    add(&mut metrics, "kl/answer_clamped", &(clamped * token_share));
+                    loss += kl * (self.beta * token_share);
+                }
+                backward(&(loss * self.answer_weight), "loss/answer")?;
+            }
+            iteration.phases.update += started.elapsed();
+
+            // Without the image term, the completed images are the scored ones.
+            if self.image.coefficient <= 0.0 {
+                reward_metrics(&rewards, &scores, group, &mut metrics);
+                (answered, rewarded) = (answers.text, rewards);
+                trained_on = Some(completed);
+            }
+        }
+
+        let images = trained_on.unwrap_or(generated);
+        Ok(Outcome { metrics, images, answers: answered, rewards: rewarded })
+    }
+
+    fn terms(&self) -> Terms<'_> {
+        Terms {
+            image: (self.image.coefficient > 0.0).then_some(&self.image),
+            answer: self.answer_weight > 0.0,
+            end_to_end: true,
+            alternate: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use unirl::reward::Reward;
+
+    use super::*;
+    use crate::algorithms::testing::{
+        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient,
+        assert_metrics, policy_term,
+    };
+
+    const GUMBEL_TAU: f64 = 1e4;
+
+    /// Code 0 is 12 above code 1, so every completed image is code 0: the words have probabilities ¾ and ¼, and ½ each under
+    /// the reference policy.
+    fn model() -> Halves {
+        Halves::shared([[12.0, 0.0], [0.0, 0.0]], [[10.0, 0.0], [-f64::ln(3.0), 0.0]])
+    }
+
+    fn grpo(answer_weight: f64, beta: f64, image: ImageTerm) -> Grpo {
+        let weighting = Weighting::Softmax;
+        Grpo {
+            weighting,
+            reward_temperature: TAU,
+            answer_weight,
+            beta,
+            gumbel_temperature: GUMBEL_TAU,
+            image,
+        }
+    }
+
+    const LOG_P: (f64, f64) = (-0.287_682_072_452, -1.386_294_361_120); // ln ¾, ln ¼
+
+    /// The answers have 3 tokens of word 0 and 6 of word 1.
+    const KL: f64 = (3.0 * K3_LIKELY + 6.0 * K3_UNLIKELY) / 9.0;
+
+    /// With respect to the logits of the words, d log p₀ = (¼, −¼) and d log p₁ = (−¾, ¾).
+    /// Policy: −0.65 · ¼ + 0.35 · ¾ = 0.1. KL: (3 · ⅓ · ¼ + 6 · (−1) · (−¾)) / 9 = 4.75/9.
+    fn answer_gradient(coefficient: f64, beta: f64) -> f64 {
+        coefficient * (0.1 + beta * 4.75 / 9.0)
+    }
+
+    /// Through ũ, which the logit of a word contains times ln 3; the Gumbel-softmax of a large τ has the derivative ¼/τ.
+    fn end_to_end(answers: f64) -> f64 {
+        f64::ln(3.0) * answers / 2.0 / GUMBEL_TAU
+    }
+
+    #[test]
+    fn accumulate_answer_term_matches_numbers_by_hand() {
+        for (coefficient, beta) in [(1.0, 0.2), (0.1, 0.5), (0.5, 0.0), (2.0, 3.0)] {
+            for micro_batch in MICRO_BATCHES {
+                let mut model = model();
+                let batch = TestStep { micro_batch, ..TWO_GROUPS };
+                let outcome = batch.accumulate(&grpo(coefficient, beta, ImageTerm::default()), &mut model);
+                let answers = answer_gradient(coefficient, beta);
+                let generation = end_to_end(answers) * GUMBEL_TAU;
+                let [got_generation, got_answers] = model.gradients();
+                assert_gradient("answers", got_answers, [answers, -answers]);
+                assert_gradient(
+                    "generation · τ",
+                    got_generation.map(|g| g.map(|g| g * GUMBEL_TAU)),
+                    [generation, -generation],
+                );
+                let kl = [("kl/answer", KL), ("kl/answer_clamped", 0.0)];
+                let others = [
+                    ("loss/answer", policy_term(LOG_P.0, LOG_P.1)),
+                    ("reward/informative", 1.0),
+                    ("reward/mean", 0.5),
+                    ("reward/pass", 0.5),
+                ];
+                let kl = if beta > 0.0 { &kl[..] } else { &[] };
+                assert_metrics(&outcome.metrics, &[kl, &others].concat());
+            }
+        }
+    }
+
+    /// Half of the generated images are code 0 and half code 1, with `q` = softmax(12, 0); the reference has softmax(10, 0).
+    #[test]
+    fn accumulate_image_term_matches_numbers_by_hand() {
+        let log_softmax = |gap: f64| [-(-gap).exp().ln_1p(), -gap - (-gap).exp().ln_1p()];
+        let ([q0, q1], [r0, r1]) = (log_softmax(12.0), log_softmax(10.0));
+        let (d0, d1) = (r0 - q0, r1 - q1);
+        let kl = (d0.exp() - d0 - 1.0 + d1.exp() - d1 - 1.0) / 2.0;
+        // d log q₀ = (q₁, −q₁), d log q₁ = (−q₀, q₀); d k3 / d log q = 1 − exp(d).
+        let (up, down) = (q1.exp(), -q0.exp());
+        let policy = -0.65 * up - 0.35 * down;
+        let divergence = 0.5 * ((1.0 - d0.exp()) * up + (1.0 - d1.exp()) * down);
+        for (coefficient, image_beta) in [(1.0, 0.1), (0.5, 0.3), (3.0, 0.0)] {
+            for (answer_weight, beta) in [(0.0, 0.2), (0.1, 0.5)] {
+                for micro_batch in MICRO_BATCHES {
+                    let image = ImageTerm { coefficient, beta: image_beta, ..ImageTerm::default() };
+                    let mut model = model();
+                    let batch = TestStep { micro_batch, ..TWO_GROUPS };
+                    let outcome = batch.accumulate(&grpo(answer_weight, beta, image), &mut model);
+                    let answers = answer_gradient(answer_weight, beta);
+                    let generation = coefficient * (policy + image_beta * divergence) + end_to_end(answers);
+                    let [got_generation, got_answers] = model.gradients();
+                    assert_gradient("generation", got_generation, [generation, -generation]);
+                    let mut expected = vec![
+                        ("loss/image", policy_term(q0, q1)),
+                        ("reward/informative", 1.0),
+                        ("reward/mean", 0.5),
+                        ("reward/pass", 0.5),
+                    ];
+                    if image_beta > 0.0 {
+                        expected.splice(0..0, [("kl/image", kl), ("kl/image_clamped", 0.0)]);
+                    }
+                    if answer_weight > 0.0 {
+                        assert_gradient("answers", got_answers, [answers, -answers]);
+                        expected.push(("loss/answer", policy_term(LOG_P.0, LOG_P.1)));
+                        expected.extend([("kl/answer", KL), ("kl/answer_clamped", 0.0)]);
+                        expected.sort_by_key(|(name, _)| *name);
+                    } else {
+                        assert!(got_answers.is_none());
+                    }
+                    assert_metrics(&outcome.metrics, &expected);
+                }
+            }
+        }
+    }
+
+    /// Generated images alternate between code 0 and code 1; completed images are all code 0, whose answers are rewarded.
+    fn answers_by_code() -> Halves {
+        model().answering_by(1)
+    }
+
+    #[test]
+    fn accumulate_without_image_term_logs_completed_images() {
+        for micro_batch in MICRO_BATCHES {
+            let mut model = answers_by_code();
+            let batch = TestStep { micro_batch, ..TWO_GROUPS };
+            let outcome = batch.accumulate(&grpo(1.0, 0.2, ImageTerm::default()), &mut model);
+            let metrics = &outcome.metrics;
+            assert_eq!((metrics["reward/mean"], metrics["reward/informative"]), (1.0, 0.0));
+            assert_eq!(Vec::<i64>::try_from(outcome.images.tokens.select(1, 1)).unwrap(), [0; 6]);
+            assert!(outcome.images.relaxed.is_none(), "the outcome keeps no graph");
+            assert_eq!(outcome.answers, ["0"; 6]);
+            assert!(outcome.rewards.iter().all(Reward::passes));
+            let calls = if micro_batch == 0 { 1 } else { 6usize.div_ceil(micro_batch) };
+            assert_eq!(model.answer_calls.get(), calls, "answers are generated once");
+        }
+    }
+
+    #[test]
+    fn accumulate_with_image_term_logs_generated_images() {
+        let image = ImageTerm { coefficient: 1.0, ..ImageTerm::default() };
+        let outcome = TWO_GROUPS.accumulate(&grpo(1.0, 0.2, image), &mut answers_by_code());
+        assert_eq!((outcome.metrics["reward/mean"], outcome.metrics["reward/informative"]), (0.5, 1.0));
+        assert_eq!(Vec::<i64>::try_from(outcome.images.tokens.select(1, 1)).unwrap(), [0, 1, 0, 1, 0, 1]);
+        assert_eq!(outcome.answers, ["0", "1", "0", "1", "0", "1"]);
+    }
+
+    #[test]
+    fn accumulate_without_terms_has_no_gradients() {
+        let mut model = model();
+        let outcome = TWO_GROUPS.accumulate(&grpo(0.0, 0.2, ImageTerm::default()), &mut model);
+        assert!(outcome.metrics.is_empty() && outcome.answers.is_empty() && outcome.rewards.is_empty());
+        assert_eq!(model.gradients(), [None, None]);
+    }
+}

@@ -1,0 +1,65 @@
+//! The post-training algorithms of the paper, one file each: [`sft`], [`grpo`] and [`grpo_split`]. `--optimizer` selects one;
+//! the AdamW step that follows is in [`crate::optim`].
+//!
+//! `rollout` generates images, answers about them and scores the answers. [`objective`] holds the mathematics. `image_term`
+//! is the log-likelihood of the image tokens, shared by two algorithms.
+
+pub mod grpo;
+pub mod grpo_split;
+mod image_term;
+mod metrics;
+pub mod objective;
+mod passes;
+mod registry;
+mod rollout;
+pub mod sft;
+#[cfg(test)]
+mod testing;
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+use unirl::error::{Code, Error, Result};
+use unirl::model::Images;
+use unirl::reward::Reward;
+
+pub use image_term::{ImageTerm, MaskingKind};
+pub(crate) use metrics::component_metrics;
+pub use passes::Terms;
+pub(crate) use passes::passes;
+pub use registry::{AlgorithmEntry, all, build, check_fits, find};
+pub(crate) use rollout::pixels;
+pub use rollout::{Iteration, Phases, Scored};
+
+/// A post-training algorithm: turns the images, answers and rewards of one iteration into gradients.
+pub trait Algorithm {
+    /// Runs the model on the tasks of the iteration and backpropagates the loss. The caller zeroes the gradients before and
+    /// applies the update after.
+    fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome>;
+
+    /// Returns the terms of the loss, from which the memory plan is derived.
+    fn terms(&self) -> Terms<'_>;
+}
+
+/// The result of an iteration, for the metrics and the sample grids.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Scalars under the names documented in [`crate::metrics`].
+    pub metrics: BTreeMap<&'static str, f64>,
+    /// The images that were scored, `[B,N]` tokens.
+    pub images: Images,
+    /// The answers about these images.
+    pub answers: Vec<String>,
+    /// The rewards of the answers.
+    pub rewards: Vec<Reward>,
+}
+
+/// Backpropagates a scalar. Errors if it is not finite.
+pub(crate) fn backward(loss: &Tensor, name: &str) -> Result<()> {
+    let value = loss.double_value(&[]);
+    if !value.is_finite() {
+        return Err(Error::new(Code::NonFinite, format!("`{name}` is {value}"))
+            .hint("lower `update.learning_rate` or raise `beta`"));
+    }
+    Ok(loss.f_backward()?)
+}

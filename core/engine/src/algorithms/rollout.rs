@@ -1,0 +1,264 @@
+//! The operations that algorithms share before their loss: generate images, answer about them, score the answers, and
+//! complete re-masked images by the straight-through Gumbel-softmax (§3.3).
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use tch::{Kind, Tensor};
+use unirl::error::{Code, Error, Result};
+use unirl::model::{Answers, BatchSlice, ImageSampling, Images, Masking, Policy, TextSampling, UnifiedModel};
+use unirl::reward::{Reward, Sample};
+use unirl::sampling::gumbel;
+use unirl_base::seed;
+use unirl_prompts::Task;
+
+use super::objective;
+use crate::config::Rollout;
+use crate::rewards::RewardSet;
+
+/// The rewards of a batch of answers.
+#[derive(Debug)]
+pub struct Scored {
+    /// One per answer, for the metrics.
+    pub rewards: Vec<Reward>,
+    /// `[B]`: the scores that the loss uses; permuted in the shuffled-reward control.
+    pub scores: Tensor,
+}
+
+/// The rows of a batch that pass through the model at once. The losses of the micro-batches add up to that of the batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MicroBatch {
+    pub(crate) first: i64,
+    pub(crate) len: i64,
+    of: i64,
+    group: i64,
+}
+
+impl MicroBatch {
+    pub(crate) fn rows(self) -> Range<usize> {
+        self.first as usize..(self.first + self.len) as usize
+    }
+
+    /// The position in the batch; `None` for the whole batch.
+    pub(crate) fn slice(self) -> Option<BatchSlice> {
+        (self.len < self.of).then_some(BatchSlice { first: self.first, of: self.of })
+    }
+
+    /// The share of the sequences of the batch.
+    pub(crate) fn share(self) -> f64 {
+        self.len as f64 / self.of as f64
+    }
+
+    /// The number of groups; fractional if the micro-batch cuts a group.
+    pub(crate) fn groups(self) -> f64 {
+        self.len as f64 / self.group as f64
+    }
+}
+
+/// The time of each phase of an iteration.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Phases {
+    /// Generating images.
+    pub generate: Duration,
+    /// Answering questions.
+    pub answer: Duration,
+    /// Scoring answers.
+    pub score: Duration,
+    /// All passes with gradient, and the weight update.
+    pub update: Duration,
+}
+
+impl Phases {
+    /// Returns the seconds, under the names of [`crate::metrics`].
+    pub(crate) fn metrics(&self) -> [(String, f64); 4] {
+        [("draw", self.generate), ("answer", self.answer), ("score", self.score), ("update", self.update)]
+            .map(|(name, time)| (format!("time/{name}"), time.as_secs_f64()))
+    }
+}
+
+/// The state of one training step while an [`Algorithm`](super::Algorithm) computes its gradients: the model, the batch of
+/// tasks, the rewards and the random streams. Its methods are the rollout; they split the batch into micro-batches and measure
+/// the time of each phase.
+pub struct Iteration<'a> {
+    /// The policy.
+    pub model: &'a mut dyn UnifiedModel,
+    /// `B = P·G` tasks, the `G` copies of a task in consecutive rows.
+    pub tasks: &'a [Task],
+    /// The rewards of the answers.
+    pub rules: &'a RewardSet,
+    /// The rewards of the answer objective, if it has separate ones.
+    pub answer_rules: Option<&'a RewardSet>,
+    /// How images and answers are sampled.
+    pub rollout: &'a Rollout,
+    /// The training step, from 1.
+    pub step: u64,
+    /// The seed of this iteration.
+    pub seed: u64,
+    /// Permutes the rewards over the batch: the shuffled-reward control, which must not gain.
+    pub shuffle_rewards: bool,
+    /// The time of each phase so far.
+    pub phases: Phases,
+}
+
+/// The random streams of an iteration. The numbers are fixed: they decide what is sampled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stream {
+    Generate = 1,
+    Answer,
+    Masking,
+    Gumbel,
+    Shuffle,
+    Steps,
+}
+
+impl Iteration<'_> {
+    /// Returns `G`.
+    pub fn group(&self) -> i64 {
+        self.rollout.group_size as i64
+    }
+
+    /// Returns the seed of a stream.
+    pub(crate) fn stream(&self, stream: Stream) -> u64 {
+        seed::derive(self.seed, &[stream as u64])
+    }
+
+    /// Returns the prompts, one per sample.
+    pub fn prompts(&self) -> Vec<String> {
+        self.tasks.iter().map(|task| task.prompt.clone()).collect()
+    }
+
+    /// Returns the questions, one per sample.
+    pub fn questions(&self) -> Vec<String> {
+        self.tasks.iter().map(|task| task.question.clone()).collect()
+    }
+
+    /// Splits the batch into micro-batches.
+    pub(crate) fn micro_batches(&self) -> Vec<MicroBatch> {
+        let of = self.tasks.len();
+        let micro_batch = |rows: Range<usize>| MicroBatch {
+            first: rows.start as i64,
+            len: rows.len() as i64,
+            of: of as i64,
+            group: self.group(),
+        };
+        self.rollout.parts(of).into_iter().map(micro_batch).collect()
+    }
+
+    /// Generates one image per task, without gradient.
+    pub fn generate(&mut self) -> Result<Images> {
+        let started = Instant::now();
+        let (prompts, seed) = (self.prompts(), self.stream(Stream::Generate));
+        let mut images = Vec::new();
+        for micro in self.micro_batches() {
+            let part = micro.slice();
+            let sampling = ImageSampling { seed, part, ..self.rollout.images.clone() };
+            images.push(tch::no_grad(|| self.model.generate(&prompts[micro.rows()], &sampling))?);
+        }
+        self.phases.generate += started.elapsed();
+        Ok(Images::cat(images))
+    }
+
+    /// Answers the question of each task about its image, without gradient.
+    pub fn answer(&mut self, images: &Images) -> Result<Answers> {
+        let started = Instant::now();
+        let (questions, seed) = (self.questions(), self.stream(Stream::Answer));
+        let mut answers = Vec::new();
+        for micro in self.micro_batches() {
+            let part = micro.slice();
+            let sampling = TextSampling { seed, part, ..self.rollout.answers.clone() };
+            let images = images.narrow(micro.first, micro.len);
+            answers.push(tch::no_grad(|| self.model.answer(&images, &questions[micro.rows()], &sampling))?);
+        }
+        self.phases.answer += started.elapsed();
+        Ok(Answers::cat(answers))
+    }
+
+    /// Scores the answers.
+    pub fn score(&mut self, images: &Images, answers: &Answers) -> Result<Scored> {
+        self.score_by(self.rules, images, answers)
+    }
+
+    /// Scores the answers with the rewards of the answer objective, if it has separate ones. A shuffle permutes both alike.
+    pub(crate) fn score_answers(&mut self, images: &Images, answers: &Answers) -> Result<Option<Scored>> {
+        self.answer_rules.map(|rules| self.score_by(rules, images, answers)).transpose()
+    }
+
+    fn score_by(&mut self, rules: &RewardSet, images: &Images, answers: &Answers) -> Result<Scored> {
+        let started = Instant::now();
+        let pixels = rules.wants_pixels().then(|| pixels(&*self.model, images, self.rollout)).transpose()?;
+        let samples: Vec<Sample> =
+            self.tasks.iter().zip(&answers.text).map(|(task, answer)| task.sample(answer)).collect();
+        let rewards = rules.score(&samples, pixels.as_ref())?;
+        let non_finite = |reward: &Reward| !(reward.score.is_finite() && reward.max.is_finite());
+        if let Some((task, _)) = self.tasks.iter().zip(&rewards).find(|(_, reward)| non_finite(reward)) {
+            let prompt = &task.prompt;
+            return Err(Error::new(
+                Code::NonFinite,
+                format!("the reward is not finite for the prompt `{prompt}`"),
+            ));
+        }
+        let scores: Vec<f32> = rewards.iter().map(|reward| reward.score as f32).collect();
+        let mut scores = Tensor::from_slice(&scores).to_device(answers.tokens.device());
+        if self.shuffle_rewards {
+            tch::manual_seed(self.stream(Stream::Shuffle) as i64);
+            let order = Tensor::randperm(scores.size()[0], (Kind::Int64, scores.device()));
+            scores = scores.index_select(0, &order);
+        }
+        self.phases.score += started.elapsed();
+        Ok(Scored { rewards, scores })
+    }
+
+    /// Re-masks the generated images of a micro-batch and completes them by the straight-through Gumbel-softmax (§3.3,
+    /// eq. 3).
+    pub(crate) fn complete(
+        &mut self,
+        generated: &Images,
+        micro: MicroBatch,
+        temperature: f64,
+    ) -> Result<Images> {
+        let images = generated.narrow(micro.first, micro.len);
+        let masking = Masking::remask(self.stream(Stream::Masking), micro.slice());
+        let prompts = &self.prompts()[micro.rows()];
+        let logits = self.model.image_logits(prompts, &images, Policy::Current, &masking)?;
+        tch::manual_seed(self.stream(Stream::Gumbel) as i64);
+        let first = logits.logits.get(0).detach(); // [N,K]
+        // Sampled per image from the start of the batch, so that micro-batches do not change the noise of an image.
+        let noise: Vec<Tensor> = (0..micro.first + micro.len)
+            .map(|_| first.rand_like())
+            .enumerate()
+            .filter(|(row, _)| *row >= micro.rows().start)
+            .map(|(_, noise)| noise)
+            .collect();
+        let noise = gumbel(&Tensor::stack(&noise, 0)); // [B,N,K]
+        let sampled = objective::straight_through(&logits.logits, &noise, temperature);
+        let (relaxed, tokens) = objective::fill_masked(&sampled, &images.tokens, &logits.targets);
+        Ok(Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) })
+    }
+
+    /// Completes all generated images. The gradient is kept only if there is a single micro-batch; otherwise each
+    /// micro-batch is completed again, with the same noise, when its gradient is computed.
+    pub(crate) fn complete_all(&mut self, generated: &Images, temperature: f64) -> Result<Images> {
+        let started = Instant::now();
+        let micro_batches = self.micro_batches();
+        let completed = if let [all] = &micro_batches[..] {
+            self.complete(generated, *all, temperature)?
+        } else {
+            let mut tokens = Vec::new();
+            for micro in &micro_batches {
+                tokens.push(tch::no_grad(|| self.complete(generated, *micro, temperature))?.tokens);
+            }
+            Images::from_tokens(Tensor::cat(&tokens, 0))
+        };
+        self.phases.update += started.elapsed();
+        Ok(completed)
+    }
+}
+
+/// Decodes images to `[B,3,H,W]` in `0..=1` on the CPU, by micro-batches.
+pub(crate) fn pixels(model: &dyn UnifiedModel, images: &Images, rollout: &Rollout) -> Result<Tensor> {
+    let batches = rollout.parts(images.len() as usize).into_iter().map(|rows| {
+        let images = images.narrow(rows.start as i64, rows.len() as i64);
+        Ok(tch::no_grad(|| model.pixels(&images))?.to_device(tch::Device::Cpu))
+    });
+    Ok(Tensor::cat(&batches.collect::<Result<Vec<_>>>()?, 0))
+}

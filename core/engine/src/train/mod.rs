@@ -1,0 +1,288 @@
+//! The post-training loop, top to bottom.
+
+mod judge;
+mod report;
+mod samples;
+mod step;
+mod tasks;
+mod warnings;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use step::Trainer;
+use tasks::TaskSource;
+use tch::Tensor;
+use unirl::error::{Code, Error, Result};
+use unirl::model::{Mode, ModelCard, UnifiedModel};
+
+use crate::checkpoint::TrainingState;
+use crate::config::RunConfig;
+use crate::drift::{DriftCheck, DriftMonitor};
+use crate::eval::{self, Evaluation, Receipt, Report};
+use crate::fingerprint::ModelFingerprint;
+use crate::metrics::{Line, MetricsLog};
+use crate::rewards::RewardSet;
+use crate::run_dir::RunDir;
+
+pub use report::{Event, RunReport, StepReport, Watch};
+pub use warnings::TrainWarnings;
+
+/// Errors if no prompts file is given for a model that does not fit the tiles benchmark.
+pub fn check_tasks(config: &RunConfig, card: &ModelCard) -> Result<()> {
+    if config.train.prompts_file.is_some() || eval::check_tiles(card).is_ok() {
+        return Ok(());
+    }
+    Err(Error::usage(format!("`train.prompts_file` is required for `{}` at {1}x{1}", card.name, card.resolution)).hint(
+        "give a prompts file, such as `examples/tasks.jsonl`: `--set train.prompts_file=FILE`; `unirl prompts` writes one",
+    ))
+}
+
+/// Trains `model` as configured and writes to `run_dir`. `answer_rules` are the rewards of the answer objective, if it has
+/// separate ones. `from` is the state of an interrupted run; `model` is the base model even then.
+pub fn train(
+    model: &mut dyn UnifiedModel,
+    rules: &RewardSet,
+    answer_rules: Option<&RewardSet>,
+    config: &RunConfig,
+    run_dir: &RunDir,
+    from: Option<TrainingState>,
+    watch: &mut Watch<'_>,
+) -> Result<RunReport> {
+    let started = Instant::now();
+    let options = &config.train;
+    let base = ModelFingerprint::new(model, &config.model.plugin)?;
+    if let Some(from) = &from {
+        check_base(from, &base)?;
+    }
+    let interrupted = |when: &str| interruption(run_dir, when);
+    let overlap = overlap(config)?;
+
+    // Evaluate the base model before the weights of a checkpoint replace its own.
+    let before = evaluate(model, Some(&base), (config, None), run_dir, "base", watch)?;
+    let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
+    let samples = config.eval.samples_per_prompt > 0 && (options.sample_every > 0 || config.eval.prompts > 0);
+    if samples && !run_dir.root().join("samples/base.png").is_file() {
+        samples::save(&mut trainer, &config.eval, run_dir, "base")?;
+    }
+    let mut stopped = None;
+    let first = from.as_ref().map_or(0, |state| state.step);
+    let mut monitor = match from {
+        None => DriftMonitor::new(trainer.model, config, &trainer.update)?,
+        Some(state) => {
+            // With other evaluation settings, the saved state of the monitor is invalid.
+            let valid = state.config.eval == config.eval;
+            let fresh = if valid { None } else { DriftMonitor::new(trainer.model, config, &trainer.update)? };
+            trainer.resume(&state)?;
+            stopped = state.stopped;
+            match state.drift {
+                Some(saved) if valid => DriftMonitor::resume(config, saved, state.best)?,
+                _ => fresh,
+            }
+        }
+    };
+    let best_step = monitor.as_ref().and_then(|monitor| monitor.state.best_step);
+    if first > 0 {
+        run_dir.point(first, best_step)?;
+    }
+    let (mut log, previous) = MetricsLog::open(run_dir.root(), first)?;
+    let mut warnings = TrainWarnings::default();
+    for line in &previous {
+        warnings.count(line);
+    }
+
+    let mut last = first;
+    if watch(Event::TrainStarted(first, options.steps)).is_break() {
+        return Err(interrupted(&format!("after step {first} of {}", options.steps)));
+    }
+    while last < options.steps && stopped.is_none() {
+        let step = last + 1;
+
+        // 1. Generate, answer, score, backpropagate, update.
+        let result = match trainer.step(step) {
+            Ok(result) => result,
+            Err(error) => {
+                return Err(save_failure(&trainer, &base, config, monitor.as_ref(), run_dir, step, error));
+            }
+        };
+        last = step;
+
+        // 2. Measure.
+        let mut metrics = result.metrics;
+        trainer.judge(&result.tasks, &result.outcome, &mut metrics)?;
+        let sample_due = options.sample_every > 0 && step.is_multiple_of(options.sample_every);
+        if samples && sample_due && step < options.steps {
+            samples::save(&mut trainer, &config.eval, run_dir, &format!("step-{step:06}"))?;
+        }
+        let drift = match &mut monitor {
+            Some(monitor) => monitor.check(step, trainer.model, &mut trainer.update, &mut metrics)?,
+            None => DriftCheck::default(),
+        };
+        stopped = drift.stop;
+
+        // 3. Report.
+        let line = Line { step, metrics };
+        log.append(&line)?;
+        warnings.watch(&line);
+        let report = StepReport { step, metrics: line.metrics, phases: result.phases };
+        let broken = watch(Event::Stepped(&report)).is_break();
+
+        // 4. Save a checkpoint.
+        let every = config.checkpoint.every;
+        let due = every > 0 && step.is_multiple_of(every);
+        if due || drift.best || broken || stopped.is_some() || step == options.steps {
+            let state = state(&trainer, &base, config, monitor.as_ref(), run_dir, step, stopped.clone());
+            run_dir.save(trainer.model, &state, config.checkpoint.keep)?;
+        }
+        if broken {
+            return Err(interrupted(&format!("after step {step} of {}", options.steps)));
+        }
+    }
+    let after = evaluate(trainer.model, None, (config, overlap), run_dir, "trained", watch)?;
+    if samples {
+        samples::save(&mut trainer, &config.eval, run_dir, "trained")?;
+    }
+    [Some(rules), answer_rules].into_iter().flatten().try_for_each(RewardSet::finish)?;
+    let wall = started.elapsed();
+    let report = serde_json::json!({
+        "base": before,
+        "trained": after,
+        "steps": last,
+        "stopped": stopped,
+        "alarms": warnings,
+        "wall_seconds": wall.as_secs_f64(),
+    });
+    run_dir.write("report.json", &format!("{report:#}\n"))?;
+    Ok(RunReport { before, after, checkpoint: run_dir.checkpoint(last), stopped, warnings, wall })
+}
+
+/// Returns the number of evaluation tasks that the run trains on, if any, and logs a warning.
+fn overlap(config: &RunConfig) -> Result<Option<usize>> {
+    let options = &config.eval;
+    let Some(path) = config.train.prompts_file.as_deref().filter(|_| options.prompts > 0) else {
+        return Ok(None);
+    };
+    let evaluated = eval::tasks(options.prompts, options.seed)?;
+    let count = TaskSource::new(Some(path))?.overlap(&evaluated);
+    if count == 0 {
+        return Ok(None);
+    }
+    tracing::warn!(
+        "{count} of {} evaluation tasks are also training tasks in `{path}`, so the evaluation is not held out: use \
+         `unirl prompts --objects tiles --split train` to write prompts without them",
+        evaluated.len()
+    );
+    Ok(Some(count))
+}
+
+/// Repeats the step after `state` and returns its metrics or its error. `model` is the base model of the run; its weights
+/// are overwritten.
+pub fn replay(
+    model: &mut dyn UnifiedModel,
+    rules: &RewardSet,
+    answer_rules: Option<&RewardSet>,
+    config: &RunConfig,
+    state: &TrainingState,
+) -> Result<BTreeMap<String, f64>> {
+    check_base(state, &ModelFingerprint::new(model, &config.model.plugin)?)?;
+    let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
+    trainer.resume(state)?;
+    let mut result = trainer.step(state.step + 1)?;
+    trainer.judge(&result.tasks, &result.outcome, &mut result.metrics)?;
+    Ok(result.metrics)
+}
+
+fn check_base(state: &TrainingState, base: &ModelFingerprint) -> Result<()> {
+    if state.base.weights == base.weights {
+        return Ok(());
+    }
+    Err(Error::failure("the base model differs from that of the run")
+        .cause(format!("SHA-256 of the weights: expected {}, got {}", state.base.weights, base.weights))
+        .hint("restore the checkpoint at `model.checkpoint`, or the plugin with the embedded model"))
+}
+
+fn state(
+    trainer: &Trainer<'_>,
+    base: &ModelFingerprint,
+    config: &RunConfig,
+    monitor: Option<&DriftMonitor<'_>>,
+    run_dir: &RunDir,
+    step: u64,
+    stopped: Option<String>,
+) -> TrainingState {
+    TrainingState {
+        step,
+        config: config.clone(),
+        base: base.clone(),
+        micro_batch: trainer.rollout.micro_batch,
+        stopped,
+        inputs: run_dir.inputs.clone(),
+        slots: trainer.update.state(),
+        drift: monitor.map(|monitor| monitor.state.clone()),
+        best: monitor.iter().flat_map(|monitor| &monitor.weights).map(Tensor::shallow_clone).collect(),
+    }
+}
+
+/// Saves the state before a failed step, so that the step can be repeated.
+fn save_failure(
+    trainer: &Trainer<'_>,
+    base: &ModelFingerprint,
+    config: &RunConfig,
+    monitor: Option<&DriftMonitor<'_>>,
+    run_dir: &RunDir,
+    step: u64,
+    error: Error,
+) -> Error {
+    let error = error.context(format!("step {step} failed"));
+    let state = state(trainer, base, config, monitor, run_dir, step - 1, None);
+    let saved = trainer.tasks(step).and_then(|tasks| run_dir.save_failure(&state, &tasks));
+    match saved {
+        Ok(path) => error.hint(format!("repeat the step with `unirl replay-step {}`", path.display())),
+        Err(other) => error.hint(format!("the step cannot be repeated: {other}")),
+    }
+}
+
+fn interruption(run_dir: &RunDir, when: &str) -> Error {
+    Error::new(Code::Interrupted, format!("interrupted {when}"))
+        .hint(format!("resume with `unirl --resume {}`", run_dir.root().display()))
+}
+
+/// Evaluates the model and writes the receipt. If the receipt of this evaluation exists, returns its figures. `fingerprint`
+/// is that of the model, if its weights are already hashed.
+fn evaluate(
+    model: &mut dyn UnifiedModel,
+    fingerprint: Option<&ModelFingerprint>,
+    (config, overlap): (&RunConfig, Option<usize>),
+    run_dir: &RunDir,
+    what: &'static str,
+    watch: &mut Watch<'_>,
+) -> Result<Option<Report>> {
+    let options = &config.eval;
+    if options.prompts == 0 {
+        return Ok(None);
+    }
+    model.set_mode(Mode::Eval)?;
+    let tasks = eval::tasks(options.prompts, options.seed)?;
+    let evaluation =
+        Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
+    let fingerprint = match fingerprint {
+        Some(fingerprint) => fingerprint.clone(),
+        None => ModelFingerprint::new(model, &config.model.plugin)?,
+    };
+    let path = run_dir.root().join(format!("eval/{what}.json"));
+    if let Some(receipt) = Receipt::find(&path, &evaluation, &fingerprint)? {
+        return Ok(Some(receipt.figures));
+    }
+    let mut on_progress = |event: Event<'_>| match watch(event) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => {
+            Err(interruption(run_dir, &format!("during the evaluation of the {what} model")))
+        }
+    };
+    on_progress(Event::EvalStarted(what, tasks.len()))?;
+    let items = evaluation.run(model, |count| on_progress(Event::Evaluated(count)))?;
+    let receipt = Receipt { trained_on: overlap, ..Receipt::new(&evaluation, fingerprint, items)? };
+    run_dir.write(&format!("eval/{what}.json"), &receipt.to_json()?)?;
+    Ok(Some(receipt.figures))
+}

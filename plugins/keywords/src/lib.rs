@@ -1,0 +1,13 @@
+//! Rewards defined by keywords: a rule file ([`RuleFile`]) says which words of the prompt an answer must contain, how they are
+//! matched, and what they are worth.
+
+mod file;
+mod matching;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+pub use file::{
+    Example, Keyword, LongAnswer, Loss, MatchOptions, Normalize, Pay, Penalties, RuleFile, ShippedOptions,
+};
+pub use matching::Match;
