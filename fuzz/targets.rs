@@ -5,18 +5,20 @@
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
-
-use crate::abi::component::FfiRecord;
-use crate::abi::wire::{self, Message, op};
-use crate::plugin::stamp;
-use crate::prompts::answer::match_answer;
-use crate::prompts::{Category, PromptSpec, PromptTemplates, Task};
-use crate::reward::{RuleFile, Sample};
-use crate::{input, weights};
+use unirl::abi::component::FfiRecord;
+use unirl::abi::wire::{self, Message, op};
+use unirl::prompt::Category;
+use unirl::reward::Sample;
+use unirl::weights;
+use unirl_base::input;
+use unirl_engine::plugin::stamp;
+use unirl_keywords::RuleFile;
+use unirl_prompts::answer::match_answer;
+use unirl_prompts::{PromptTemplates, Task, parse_prompt};
 
 /// A checkpoint of `torch.save`. Every tensor lies within the file; an error is one short line.
-pub fn pickle(data: &[u8]) -> bool {
-    match weights::pickle::read(data) {
+pub(crate) fn pickle(data: &[u8]) -> bool {
+    match torch_pickle::read(data) {
         Ok(entries) => {
             for entry in entries {
                 let size = entry.shape.iter().product::<usize>() * entry.dtype.bitsize() / 8;
@@ -32,7 +34,7 @@ pub fn pickle(data: &[u8]) -> bool {
 }
 
 /// A safetensors file. Every tensor lies within the file.
-pub fn safetensors(data: &[u8]) -> bool {
+pub(crate) fn safetensors(data: &[u8]) -> bool {
     let Ok((table, _)) = weights::read_table(data) else { return false };
     for (name, dtype, shape, range) in table {
         let size = shape.iter().product::<usize>() * dtype.bitsize() / 8;
@@ -42,13 +44,13 @@ pub fn safetensors(data: &[u8]) -> bool {
 }
 
 /// A plugin file, as it is read before it is opened as a library.
-pub fn stamp(data: &[u8]) -> bool {
+pub(crate) fn stamp(data: &[u8]) -> bool {
     let path = Path::new("fuzzed.so");
     stamp::read_bytes(path, data).and_then(|stamp| stamp.check(path)).is_ok()
 }
 
 /// A message between host and plugin, in the form of `wire.golden.txt`: direction, operation, JSON, names of tensors.
-pub fn wire(data: &[u8]) -> bool {
+pub(crate) fn wire(data: &[u8]) -> bool {
     read_message(data).is_some()
 }
 
@@ -93,7 +95,7 @@ fn read_message(data: &[u8]) -> Option<()> {
 }
 
 /// A rule file, and what it makes of the reference answer in each category. A reward is in `0..=max`.
-pub fn rules(data: &[u8]) -> bool {
+pub(crate) fn rules(data: &[u8]) -> bool {
     let file = input::text("fuzzed.toml", data.to_vec()).and_then(|text| RuleFile::parse(&text));
     let Ok(rules) = file.and_then(RuleFile::build) else { return false };
     let prompts = [
@@ -114,15 +116,14 @@ pub fn rules(data: &[u8]) -> bool {
 }
 
 fn task(category: Category, prompt: &str) -> Option<Task> {
-    unirl_prompts::parse_prompt(category, prompt).ok().map(|spec| PromptTemplates::paper().task(spec))
+    parse_prompt(category, prompt).ok().map(|spec| PromptTemplates::paper().task(spec))
 }
 
 /// `CATEGORY: PROMPT`, a line break, and an answer; accepted if the answer is correct.
-pub fn answers(data: &[u8]) -> bool {
+pub(crate) fn answers(data: &[u8]) -> bool {
     let text = String::from_utf8_lossy(data);
     let Some((head, answer)) = text.split_once('\n') else { return false };
     let Some((name, prompt)) = head.split_once(": ") else { return false };
-    let spec =
-        Category::from_name(name).and_then(|category| unirl_prompts::parse_prompt(category, prompt).ok());
+    let spec = Category::from_name(name).and_then(|category| parse_prompt(category, prompt).ok());
     spec.is_some_and(|spec| match_answer(&spec, answer).is_correct(spec.category))
 }

@@ -7,8 +7,9 @@ use std::fs;
 use std::path::Path;
 
 use unirl::prompt::Category;
+use unirl_base::layers;
 use unirl_engine::algorithms;
-use unirl_engine::config::{RunConfig, layers};
+use unirl_engine::config::RunConfig;
 use unirl_prompts::{Exclusion, Mix, ObjectList, PromptTemplates, Split, generate, read_jsonl, write_jsonl};
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");

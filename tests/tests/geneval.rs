@@ -355,7 +355,7 @@ fn geneval_images_are_generated_resumed_and_judged() {
         assert_eq!(filename, format!("{:05}/samples/{:04}.png", index / 2, index % 2));
         assert_eq!(result["metadata"], prompts[index / 2].line());
         let pixels = image_io::read(&home.join("complete").join(filename), 32).unwrap();
-        let exact = tiles::judge(&tasks[index / 2].spec, &tiles::recognize(&pixels).unwrap()[0]);
+        let exact = judge::judge(&tasks[index / 2].spec, &judge::recognize(&pixels).unwrap()[0]);
         let correct = result["correct"].as_bool().unwrap();
         assert!(correct >= exact.strict && correct <= exact.lenient, "{result}\n{exact:?}");
         assert_eq!(correct, result["reason"] == "");

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use insta::assert_snapshot;
-use unirl::prompt::{Category, PromptSpec};
+use unirl::prompt::Category;
 use unirl_prompts::{
     Exclusion, Mix, ObjectList, PromptTemplates, Split, Task, generate, read_jsonl, write_jsonl,
 };

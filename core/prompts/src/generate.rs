@@ -212,7 +212,11 @@ mod tests {
     use super::*;
 
     fn list() -> ObjectList {
-        unirl_benchmarks::tiles::object_list()
+        let words = |text: &str| text.split(' ').map(String::from).collect();
+        ObjectList {
+            nouns: words("circle square triangle diamond cross ring bar star"),
+            colors: words("red green blue yellow orange purple pink white"),
+        }
     }
 
     #[test]

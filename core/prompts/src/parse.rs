@@ -167,14 +167,16 @@ mod tests {
     #[test]
     fn parse_inverts_the_templates() {
         let mut rng = Rng::new(5);
-        for list in [ObjectList::everyday(), unirl_benchmarks::tiles::object_list()] {
+        let words = |text: &str| text.split(' ').map(String::from).collect();
+        let shapes = ObjectList { nouns: words("circle star ring bar"), colors: words("red blue white") };
+        for list in [ObjectList::everyday(), shapes] {
             for name in ["paper", "evaluation", "tiles"] {
                 let templates = PromptTemplates::find(name).unwrap();
                 for category in Category::ALL {
                     for _ in 0..2000 {
                         let spec = sample(&list, category, Split::All, &mut rng).unwrap();
                         let prompt = templates.task(spec.clone()).prompt;
-                        assert_eq!(crate::parse_prompt(category, &prompt).unwrap(), spec, "{prompt}");
+                        assert_eq!(parse_prompt(category, &prompt).unwrap(), spec, "{prompt}");
                     }
                 }
             }
@@ -183,7 +185,7 @@ mod tests {
 
     #[test]
     fn parse_prompt_of_another_form_is_refused() {
-        let error = |category, prompt: &str| crate::parse_prompt(category, prompt).unwrap_err().to_string();
+        let error = |category, prompt: &str| parse_prompt(category, prompt).unwrap_err().to_string();
         assert!(error(Category::Counting, "a photo of some dogs").contains("a photo of three dogs"));
         assert!(error(Category::Position, "a photo of a dog near a cat").contains("as `position`"));
         assert!(error(Category::TwoObject, "").contains("cannot parse the prompt ``"));
@@ -208,7 +210,7 @@ mod tests {
             (Category::ColorAttr, "a photo of a brown dog and a wooden bench"),
             (Category::Position, "a photo of a dog left of a cat above a bench"),
         ] {
-            let error = crate::parse_prompt(category, prompt).unwrap_err();
+            let error = parse_prompt(category, prompt).unwrap_err();
             assert!(error.message().starts_with("cannot parse the prompt"), "{prompt}: {error}");
             assert!(error.hints()[0].contains("add the key `facts`"), "{prompt}: {error}");
         }
@@ -225,18 +227,17 @@ mod tests {
             ("a photo of a teal teddy bear", "teal", "teddy bear"),
             ("a photo of a golden retriever", "golden", "retriever"),
         ] {
-            let object = &crate::parse_prompt(Category::Colors, prompt).unwrap().objects[0];
+            let object = &parse_prompt(Category::Colors, prompt).unwrap().objects[0];
             assert_eq!((object.color.as_deref(), object.noun.as_str()), (Some(color), noun));
         }
     }
 
     #[test]
     fn parse_accepts_other_openings_and_digits() {
-        let spec =
-            crate::parse_prompt(Category::Position, "An image of a dog  to the left of the bench.").unwrap();
+        let spec = parse_prompt(Category::Position, "An image of a dog  to the left of the bench.").unwrap();
         assert_eq!(spec.relation, Some(Relation::LeftOf));
         assert_eq!(spec.objects[1].noun, "bench");
-        let spec = crate::parse_prompt(Category::Counting, "a photo of 3 geese").unwrap();
+        let spec = parse_prompt(Category::Counting, "a photo of 3 geese").unwrap();
         assert_eq!((spec.objects[0].count, &*spec.objects[0].noun), (3, "goose"));
     }
 }

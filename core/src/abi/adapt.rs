@@ -53,7 +53,7 @@ pub(super) fn detector(detector: Box<dyn Detector>) -> ComponentBox {
     Component_TO::from_value(Adapter(Some(detector)), TD_Opaque)
 }
 
-pub(super) fn unsupported(op: &str) -> Error {
+pub fn unsupported(op: &str) -> Error {
     Error::new(Code::Unsupported, format!("the plugin does not support operation `{op}`"))
         .hint("rebuild the plugin with the unirl release of the host")
 }

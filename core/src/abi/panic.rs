@@ -7,7 +7,7 @@ use super::component::FfiError;
 use crate::error::Result;
 
 /// Runs the body of a boundary function and converts an error or a panic into an [`FfiError`].
-pub(super) fn catch_unwind_to_ffi_error<T>(body: impl FnOnce() -> Result<T>) -> RResult<T, FfiError> {
+pub fn catch_unwind_to_ffi_error<T>(body: impl FnOnce() -> Result<T>) -> RResult<T, FfiError> {
     match catch_unwind_to_error(body) {
         Ok(value) => ROk(value),
         Err(error) => RErr(error.into()),

@@ -1,7 +1,7 @@
 //! Tests of rule files: answers with their expected points.
 
-use unirl::prompt::{Category, PromptSpec};
-use unirl::reward::{Reward, RewardFunction as _, Sample};
+use unirl::prompt::Category;
+use unirl::reward::Reward;
 use unirl_prompts::PromptTemplates;
 
 use super::RuleFile;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use unirl::prompt::{Category, PromptSpec};
+use unirl::prompt::Category;
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl_benchmarks::judge::is_correct_answer;
 use unirl_benchmarks::tiles::{self, TileGrid, reference_answer};

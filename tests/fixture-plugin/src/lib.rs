@@ -227,7 +227,7 @@ impl Default for TilesConfig {
 impl Detector for TilesConfig {
     fn detect(&self, pixels: &Tensor, classes: &[String], colors: &[String]) -> Result<Vec<Vec<Detection>>> {
         let mut images = Vec::new();
-        for image in tiles::recognize(pixels)? {
+        for image in judge::recognize(pixels)? {
             let mut found = Vec::new();
             for (position, tile) in image.tiles.iter().enumerate() {
                 let RecognizedTile::Object(tile) = tile else { continue };

@@ -250,7 +250,7 @@ mod tests {
                 let verdict = judge(&task.spec, &recognized);
                 let answer = reference_answer(category, &recognized.grid().unwrap());
                 assert!(!verdict.strict && !verdict.reason.is_empty(), "{}", task.prompt);
-                assert!(!super::super::is_correct_answer(&task.spec, &answer), "{}: {answer}", task.prompt);
+                assert!(!crate::judge::is_correct_answer(&task.spec, &answer), "{}: {answer}", task.prompt);
             }
         }
     }

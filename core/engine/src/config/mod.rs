@@ -358,7 +358,7 @@ mod tests {
                       grpo = { weight_temperature = 0.5, answer_coefficient = 0.25 }\n[train]\ntasks = 'a.jsonl'\n[rollout]\nprompts = 2\ngroup = 5\n[eval]\npictures = 3\nevery_prompts = 4\n\
                       guard = 'stop'";
         let config = RunConfig::from_table(former.parse().unwrap()).unwrap();
-        let table = layers::flat(&config.to_table().unwrap());
+        let table = unirl_base::layers::flat(&config.to_table().unwrap());
         for (key, value) in [
             ("update.max_grad_norm", "2.0"),
             ("update.warmup_steps", "3"),
@@ -445,7 +445,7 @@ mod tests {
         ] {
             for value in values {
                 let mut table: toml::Table = "[optimizer]\nname = \"grpo\"".parse().unwrap();
-                layers::set(
+                unirl_base::layers::set(
                     &mut table,
                     &format!("{key}={value}"),
                     &unirl_base::schema::schema::<RunConfig>(),
