@@ -243,7 +243,10 @@ pub(crate) struct RunArgs {
     /// Train with this algorithm: `sft`, `grpo` or `grpo-split`
     #[arg(long, value_name = "NAME")]
     pub(crate) optimizer: Option<String>,
-    /// Start from a preset: `tiles` or `tiles-split` (defaults for models of the tiles benchmark), or `paper`
+    /// Take prompts and the judge of images from this benchmark: `tiles` or `geneval` (default: that of the model, if it has one)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) benchmark: Option<String>,
+    /// Start from a preset: `tiles` or `tiles-split` (defaults of the benchmark `tiles`), or `paper`
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
     /// Add a reward: a name, a rule file, a plugin, or `cmd:PROGRAM ARGUMENTS` (repeat to sum several)
@@ -312,6 +315,9 @@ pub(crate) struct EvalArgs {
     pub(crate) command: Option<EvalCommand>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Take prompts and the judge of images from this benchmark: `tiles` or `geneval` (default: that of the model, if it has one)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) benchmark: Option<String>,
     /// Write verdicts and `receipt.json` to this directory; an incomplete evaluation is resumed
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -330,7 +336,7 @@ pub(crate) struct EvalArgs {
     pub(crate) judge: JudgeArgs,
 }
 
-/// GenEval's prompts instead of those of the tiles benchmark.
+/// The benchmark `geneval`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "GenEval")]
 pub(crate) struct GenevalEvalArgs {

@@ -3,10 +3,11 @@
 use tch::Tensor;
 use unirl::error::{Error, Result};
 use unirl::model::{BatchSlice, TextSampling};
+use unirl_engine::image_io;
 
 use crate::args::AskArgs;
 use crate::settings::Settings;
-use crate::{batch, io, load, progress};
+use crate::{batch, load, progress};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &AskArgs) -> Result<()> {
@@ -27,7 +28,7 @@ pub(crate) fn run(args: &AskArgs) -> Result<()> {
     }
     let mut plugins = args.model.search.plugins()?;
     let (mut model, config) = load::model_and_config(&settings, &mut plugins)?;
-    let read = io::image_reader(model.card());
+    let read = image_io::reader(model.card());
 
     let size = batch::size(&*model, &config, args.batch, |footprint| footprint.answer)?;
     let bar = progress::bar("answer", args.image.len() as u64);

@@ -1,22 +1,20 @@
 //! `unirl eval`.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use unirl::error::{Context, Error, Result};
-use unirl::model::ModelCard;
-use unirl_benchmarks::geneval::{GenevalJudge, Thresholds};
-use unirl_benchmarks::judge::{AnswerJudge, Exact};
-use unirl_engine::atomic_fs;
+use unirl_benchmarks::geneval;
 use unirl_engine::config::ModelOptions;
 use unirl_engine::eval::{self, EvalFolder, Evaluation, Receipt, Report, Shard};
 use unirl_engine::fingerprint::ModelFingerprint;
-use unirl_engine::plugin::Plugins;
+use unirl_engine::train::no_benchmark;
+use unirl_engine::{atomic_fs, benchmark};
 
 use crate::args::{EvalArgs, EvalCommand, GenevalEvalArgs, VerifyArgs};
 use crate::endpoint::Endpoint;
 use crate::resolve::resolve;
 use crate::settings::Settings;
-use crate::{io, load, progress};
+use crate::{load, progress};
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
@@ -32,6 +30,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     if let Some(seed) = args.model.seed {
         settings.put("eval.seed", seed as i64)?;
     }
+    benchmark_settings(args, &mut settings)?;
     if args.geneval.metadata.is_none() && settings.early()?.eval.prompts == 0 {
         return Err(Error::usage("prompts per category: expected at least 1, got 0"));
     }
@@ -40,17 +39,14 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let plugin = plugins.load(&config.model.plugin)?;
     let plugin = format!("{} {}", plugin.name, plugin.version);
     let options = &config.eval;
-    let geneval = geneval_judge(&args.geneval, &mut plugins, model.card())?;
-    let tasks = match &args.geneval.metadata {
-        Some(path) => unirl_prompts::read_jsonl(path)?,
-        None => eval::tasks(options.prompts, options.seed)?,
-    };
-    let (rollout, batch, seed) = (&config.rollout, options.batch, options.seed);
-    let answers: &dyn AnswerJudge = endpoint.as_ref().map_or(&Exact as _, |endpoint| endpoint);
-    let evaluation = match &geneval {
-        Some(images) => Evaluation { tasks: &tasks, images, answers, rollout, batch, seed },
-        None => Evaluation { answers, ..Evaluation::of_tiles(model.card(), &tasks, rollout, batch, seed)? },
-    };
+    let benchmark = benchmark::open(&config.benchmark, model.card(), &mut plugins)?;
+    let benchmark = benchmark.ok_or_else(|| no_benchmark(model.card()))?;
+    let per_category = if args.geneval.metadata.is_some() { usize::MAX } else { options.prompts };
+    let tasks = benchmark.test_tasks(per_category, options.seed)?;
+    let mut evaluation = Evaluation::new(&*benchmark, &tasks, &config.rollout, options.batch, options.seed);
+    if let Some(endpoint) = &endpoint {
+        evaluation.answers = endpoint;
+    }
 
     let chunks = (shard.index..evaluation.parts()).step_by(shard.of);
     let bar = progress::bar("eval", chunks.map(|part| evaluation.part_tasks(part).len() as u64).sum());
@@ -81,7 +77,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         }
     };
     bar.finish_and_clear();
-    for warning in geneval.iter().flat_map(GenevalJudge::warnings) {
+    for warning in benchmark.warnings() {
         tracing::warn!("{warning}");
     }
     if figures.not_judged > 0 {
@@ -98,20 +94,29 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-/// The judge of GenEval's prompts; `None` without `--metadata`.
-fn geneval_judge(
-    args: &GenevalEvalArgs,
-    plugins: &mut Plugins,
-    card: &ModelCard,
-) -> Result<Option<GenevalJudge>> {
-    let (Some(metadata), Some(name)) = (&args.metadata, &args.detector) else { return Ok(None) };
-    let detector = plugins.detector(name, &serde_json::json!({}))?;
-    let thresholds = Thresholds::new(args.thresholds.threshold, args.thresholds.counting_threshold)?;
-    let judge = GenevalJudge::new(metadata, (name.clone(), detector), thresholds)?;
-    let (Some(images), Some(results)) = (&args.references, &args.results) else { return Ok(Some(judge)) };
-    let read = io::image_reader(card);
-    let read = move |path: &Path| Ok(read(path)?.squeeze_dim(0));
-    judge.with_references(images, results, Box::new(read)).map(Some)
+/// Puts the flags of the benchmark into the settings. `--metadata` chooses `geneval`.
+fn benchmark_settings(args: &EvalArgs, settings: &mut Settings) -> Result<()> {
+    let GenevalEvalArgs { metadata, detector, references, results, thresholds } = &args.geneval;
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    for (key, value) in [
+        ("name", args.benchmark.clone().or(metadata.as_ref().map(|_| geneval::NAME.into()))),
+        ("metadata", path(metadata)),
+        ("detector", detector.clone()),
+        ("references", path(references)),
+        ("results", path(results)),
+    ] {
+        if let Some(value) = value {
+            settings.put(&format!("benchmark.{key}"), value)?;
+        }
+    }
+    for (key, value) in
+        [("threshold", thresholds.threshold), ("counting_threshold", thresholds.counting_threshold)]
+    {
+        if let Some(value) = value {
+            settings.put(&format!("benchmark.{key}"), f64::from(value))?;
+        }
+    }
+    Ok(())
 }
 
 /// `unirl eval verify`.

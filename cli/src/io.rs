@@ -3,19 +3,7 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use tch::Tensor;
 use unirl::error::{Context, Error, Result};
-use unirl::model::ModelCard;
-use unirl_engine::image_io;
-
-/// A function that reads an image file at the input resolution of a model: `[1,3,H,W]` in `0..=1`.
-pub(crate) fn image_reader(card: &ModelCard) -> impl Fn(&Path) -> Result<Tensor> + use<> {
-    let (side, pad) = (card.input_resolution.unwrap_or(card.resolution), card.pad_value);
-    move |path| match pad {
-        Some(pad) => image_io::read_padded(path, side, pad),
-        None => image_io::read(path, side),
-    }
-}
 
 /// Writes to stdout. A closed pipe is not an error.
 pub(crate) fn print(text: &str) -> Result<()> {

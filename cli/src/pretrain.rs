@@ -3,9 +3,10 @@
 use unirl::error::{Context, Error, Result};
 use unirl::model::Checkpoint;
 use unirl_base::layers;
-use unirl_engine::atomic_fs;
+use unirl_engine::config::BenchmarkOptions;
 use unirl_engine::eval::{self, Evaluation, Report};
 use unirl_engine::pretrain::{Event, PretrainConfig, pretrain};
+use unirl_engine::{atomic_fs, benchmark, train};
 
 use crate::args::PretrainArgs;
 use crate::{load, progress, settings};
@@ -30,9 +31,11 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     let mut settings = settings::sampling_defaults(model.card())?;
     layers::merge(&mut settings, table);
     let config = PretrainConfig::from_table(settings)?;
+    let benchmark = benchmark::open(&BenchmarkOptions::default(), model.card(), &mut plugins)?;
+    let benchmark = benchmark.ok_or_else(|| train::no_benchmark(model.card()))?;
 
     let mut bar = indicatif::ProgressBar::hidden();
-    pretrain(&mut *model, &config, &mut |event| match event {
+    pretrain(&mut *model, &*benchmark, &config, &mut |event| match event {
         Event::Stage(name, steps) => {
             bar.finish_and_clear();
             bar = progress::bar(name, steps);
@@ -62,11 +65,10 @@ pub(crate) fn run(args: &PretrainArgs) -> Result<()> {
     println!("checkpoint  {}", args.out.display());
 
     if config.eval.prompts > 0 {
-        let tasks = eval::tasks(config.eval.prompts, config.eval.seed)?;
+        let tasks = benchmark.test_tasks(config.eval.prompts, config.eval.seed)?;
         let bar = progress::bar("eval", tasks.len() as u64);
         let options = &config.eval;
-        let evaluation =
-            Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
+        let evaluation = Evaluation::new(&*benchmark, &tasks, &config.rollout, options.batch, options.seed);
         let items = evaluation.run(&mut *model, |done| {
             bar.inc(done as u64);
             Ok(())

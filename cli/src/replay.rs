@@ -5,7 +5,7 @@ use unirl_base::layers;
 use unirl_base::schema::schema;
 use unirl_engine::checkpoint::TrainingState;
 use unirl_engine::config::RunConfig;
-use unirl_engine::train;
+use unirl_engine::{benchmark, train};
 
 use crate::args::ReplayStepArgs;
 use crate::load;
@@ -23,11 +23,13 @@ pub(crate) fn run(args: &ReplayStepArgs) -> Result<()> {
     let mut plugins = args.search.plugins()?;
     let model = load::model(&mut plugins, &config.model, config.train.seed)?;
     let rewards = Rewards::load(&mut plugins, &config.reward)?;
-    let mut session = TrainSession::new(model, &config, rewards)?;
-    let Rewards { rules, answer_rules } = &session.rewards;
+    let benchmark = benchmark::open(&config.benchmark, model.card(), &mut plugins)?;
+    let mut session = TrainSession { model, rewards, benchmark };
     let step = state.step + 1;
-    let metrics = train::replay(&mut *session.model, rules, answer_rules.as_ref(), &config, &state)
-        .map_err(|error| error.context(format!("step {step} failed again")))?;
+    let setup = session.setup(&config);
+    setup.check()?;
+    let metrics =
+        train::replay(setup, &state).map_err(|error| error.context(format!("step {step} failed again")))?;
     println!("step {step} succeeded\n");
     for (name, value) in metrics {
         println!("{name:<32}{value:>14.6}");

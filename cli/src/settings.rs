@@ -2,19 +2,18 @@
 
 use schemars::JsonSchema;
 use unirl::error::{Error, Result};
-use unirl::model::{ImageSpace, ModelCard};
+use unirl::model::ModelCard;
 use unirl_base::schema::schema;
 use unirl_base::{layers, settings};
 use unirl_engine::config::{self, RunConfig};
-use unirl_engine::{eval, run_dir};
+use unirl_engine::run_dir;
 
 use crate::args::{GenerationArgs, ModelArgs};
 
 /// The settings of a command. Later layers override earlier ones: sampling defaults of the model, preset, `--config`, `--set`,
 /// flags.
 ///
-/// Without `--preset`, models of the tiles benchmark use `tiles`, or `tiles-split` if understanding has a separate image
-/// representation. All other models use no preset, which leaves the settings of the paper.
+/// Without `--preset`, the preset is that of the benchmark; without one, the settings are those of the paper.
 pub(crate) struct Settings {
     preset: Option<String>,
     user: toml::Table,
@@ -62,11 +61,10 @@ impl Settings {
 
     /// The settings for a loaded model.
     pub(crate) fn config(&self, card: &ModelCard) -> Result<RunConfig> {
-        let tiles = eval::check_tiles(card).is_ok().then_some(match card.image_space {
-            ImageSpace::Shared => "tiles",
-            ImageSpace::Decoupled => "tiles-split",
-        });
-        self.over_preset(sampling_defaults(card)?, self.preset.as_deref().or(tiles))
+        let chosen = self.user.get("benchmark").and_then(|options| options.get("name")?.as_str());
+        let benchmark = chosen.or(card.benchmark.as_deref());
+        let preset = benchmark.and_then(|name| unirl_benchmarks::preset(name, card));
+        self.over_preset(sampling_defaults(card)?, self.preset.as_deref().or(preset))
     }
 
     fn over_preset(&self, mut table: toml::Table, preset: Option<&str>) -> Result<RunConfig> {

@@ -5,13 +5,14 @@ use std::path::Path;
 use unirl::error::{Error, Result};
 use unirl::model::UnifiedModel;
 use unirl_base::layers;
+use unirl_benchmarks::Benchmark;
 use unirl_engine::checkpoint::TrainingState;
 use unirl_engine::config::{RewardOptions, RunConfig};
 use unirl_engine::plugin::Plugins;
 use unirl_engine::rewards::RewardSet;
 use unirl_engine::run_dir::RunDir;
-use unirl_engine::train::{self, Event, RunReport};
-use unirl_engine::{algorithms, eval};
+use unirl_engine::train::{self, Event, RunReport, RunSetup};
+use unirl_engine::{algorithms, benchmark, eval};
 use unirl_torch::autograd;
 
 use crate::args::RunArgs;
@@ -43,14 +44,15 @@ fn begin(args: &RunArgs) -> Result<()> {
     prepare(&early);
     let model = load::model(&mut plugins, &early.model, early.train.seed)?;
     let mut config = settings.config(model.card())?;
-    train::check_tasks(&config, model.card())?;
+    let benchmark = benchmark::open(&config.benchmark, model.card(), &mut plugins)?;
     // The preset, which may name other rewards, is only known with the model.
     let rewards = match config.reward == early.reward {
         true => rewards,
         false => Rewards::load(&mut plugins, &config.reward)?,
     };
     resolve(&mut config, &mut plugins)?;
-    let mut session = TrainSession::new(model, &config, rewards)?;
+    let mut session = TrainSession { model, rewards, benchmark };
+    session.setup(&config).check()?;
     let name = format!("{}-{}", session.model.card().name, config.optimizer.name);
     let inputs = load::inputs(&mut plugins, &config)?;
     let mut run_dir = RunDir::create(args.out.clone(), &name, &config)?;
@@ -102,7 +104,9 @@ fn resume(args: &RunArgs, root: &Path) -> Result<()> {
     }
     prepare(&config);
     let model = load::model(&mut plugins, &config.model, config.train.seed)?;
-    let mut session = TrainSession::new(model, &config, rewards)?;
+    let benchmark = benchmark::open(&config.benchmark, model.card(), &mut plugins)?;
+    let mut session = TrainSession { model, rewards, benchmark };
+    session.setup(&config).check()?;
     let done = from.as_ref().map_or(0, |from| from.step);
     tracing::info!("resuming after step {done} of {}", config.train.steps);
     if !changes.is_empty() {
@@ -127,19 +131,22 @@ impl Rewards {
     }
 }
 
-/// A model and its rewards, ready to train.
+/// A model with its rewards and its benchmark, ready to train.
 pub(crate) struct TrainSession {
     pub(crate) model: Box<dyn UnifiedModel>,
     pub(crate) rewards: Rewards,
+    pub(crate) benchmark: Option<Box<dyn Benchmark>>,
 }
 
 impl TrainSession {
-    pub(crate) fn new(model: Box<dyn UnifiedModel>, config: &RunConfig, rewards: Rewards) -> Result<Self> {
-        algorithms::check_fits(algorithms::find(&config.optimizer.name)?, model.card())?;
-        if config.eval.prompts > 0 || config.eval.every > 0 {
-            eval::check_tiles(model.card())?;
+    pub(crate) fn setup<'a>(&'a mut self, config: &'a RunConfig) -> RunSetup<'a> {
+        RunSetup {
+            model: &mut *self.model,
+            rules: &self.rewards.rules,
+            answer_rules: self.rewards.answer_rules.as_ref(),
+            benchmark: self.benchmark.as_deref(),
+            config,
         }
-        Ok(Self { model, rewards })
     }
 
     fn train(&mut self, config: &RunConfig, run_dir: &RunDir, from: Option<TrainingState>) -> Result<()> {
@@ -149,9 +156,7 @@ impl TrainSession {
             progress.on(&event);
             interrupt::interrupted()
         };
-        let Rewards { rules, answer_rules } = &self.rewards;
-        let (model, answer_rules) = (&mut *self.model, answer_rules.as_ref());
-        let report = train::train(model, rules, answer_rules, config, run_dir, from, &mut watch)?;
+        let report = train::train(self.setup(config), run_dir, from, &mut watch)?;
         drop(progress);
         show(&report, config, run_dir);
         Ok(())
@@ -202,8 +207,10 @@ fn show(report: &RunReport, config: &RunConfig, run_dir: &RunDir) {
 
 fn settings(args: &RunArgs) -> Result<Settings> {
     let mut settings = Settings::new(&args.model, args.preset.as_deref())?;
-    if let Some(name) = &args.optimizer {
-        settings.put("optimizer.name", name.as_str())?;
+    for (key, name) in [("optimizer.name", &args.optimizer), ("benchmark.name", &args.benchmark)] {
+        if let Some(name) = name {
+            settings.put(key, name.as_str())?;
+        }
     }
     if !args.reward.is_empty() {
         let rule = |name: &String| {

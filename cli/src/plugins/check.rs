@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::json;
 use unirl::error::{Code, Result};
 use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
-use unirl_engine::eval;
+use unirl_benchmarks::tiles::Tiles;
+use unirl_benchmarks::{Benchmark as _, check_tasks};
 use unirl_engine::plugin::{Entry, EntryKind, Plugins};
 use unirl_testing::{Extent, Finding, Outcome, examine, examine_reward};
 
@@ -35,7 +36,7 @@ fn model(args: &PluginsCheckArgs, name: &str, plugins: &mut Plugins) -> Result<V
     let settings = Settings::new(&ModelArgs::for_entry(args, name), None)?;
     let (mut model, config) = load::model_and_config(&settings, plugins)?;
     let device = load::device(&config.model.device)?;
-    let tasks = eval::tasks(1, config.eval.seed)?;
+    let tasks = check_tasks(model.card(), 1, config.eval.seed)?;
     let dry = |plugins: &mut Plugins, options: &serde_json::Value| {
         let source = ModelSource { checkpoint: Checkpoint::Fresh, device, seed: 1, dry: true };
         plugins.model(name, options, &source).map(drop)
@@ -52,7 +53,7 @@ fn model(args: &PluginsCheckArgs, name: &str, plugins: &mut Plugins) -> Result<V
 fn reward(entry: &Entry, plugins: &mut Plugins) -> Result<Vec<Finding>> {
     let mut findings = vec![unknown_option(|options| plugins.reward(&entry.name, options).map(drop))];
     let reward = plugins.reward(&entry.name, &json!({}))?;
-    findings.extend(examine_reward(&*reward, &eval::tasks(2, 1)?)?);
+    findings.extend(examine_reward(&*reward, &Tiles.test_tasks(2, 1)?)?);
     Ok(findings)
 }
 

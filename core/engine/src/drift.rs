@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use unirl::error::Result;
+use unirl::error::{Error, Result};
 use unirl::model::{Mode, UnifiedModel};
 use unirl::prompt::Category;
 use unirl_base::seed;
-use unirl_benchmarks::tiles;
+use unirl_benchmarks::Benchmark;
+use unirl_prompts::Task;
 use unirl_prompts::rng::Rng;
-use unirl_prompts::{Split, Task};
 
 use crate::config::{DRIFT_FIGURES, RegressionAction, RunConfig};
 use crate::eval::{Evaluation, Report};
@@ -53,6 +53,7 @@ pub(crate) struct DriftState {
 /// The drift monitor of a run.
 pub(crate) struct DriftMonitor<'a> {
     config: &'a RunConfig,
+    benchmark: &'a dyn Benchmark,
     tasks: Vec<Task>,
     pub(crate) state: DriftState,
     /// The weights of the best step, for a rollback.
@@ -63,25 +64,34 @@ impl<'a> DriftMonitor<'a> {
     /// Starts the monitor of a run that begins with `model`; `None` if `eval.every` is 0.
     pub(crate) fn new(
         model: &mut dyn UnifiedModel,
+        benchmark: Option<&'a dyn Benchmark>,
         config: &'a RunConfig,
         update: &AdamW,
     ) -> Result<Option<Self>> {
-        let Some(tasks) = tasks(config)? else { return Ok(None) };
-        let base = evaluate(&tasks, config, model)?;
+        let Some((benchmark, tasks)) = tasks(benchmark, config)? else { return Ok(None) };
+        let base = evaluate(benchmark, &tasks, config, model)?;
         let best = chosen(&base, config);
+        if best.is_none() {
+            let (figure, name) = (&config.eval.best, benchmark.name());
+            return Err(Error::usage(format!("`eval.best`: benchmark `{name}` does not measure `{figure}`")).hint(
+                "choose another figure, or give reference images: `benchmark.references` and `benchmark.results`",
+            ));
+        }
         let state = DriftState { base, best, best_step: None, fallen: BTreeSet::new(), rollbacks: 0 };
         let rolls_back = config.eval.on_regression == RegressionAction::Rollback;
         let weights = if rolls_back { update.weights() } else { Vec::new() };
-        Ok(Some(Self { config, tasks, state, weights }))
+        Ok(Some(Self { config, benchmark, tasks, state, weights }))
     }
 
     /// Resumes the monitor of a run.
     pub(crate) fn resume(
+        benchmark: Option<&'a dyn Benchmark>,
         config: &'a RunConfig,
         state: DriftState,
         weights: Vec<Tensor>,
     ) -> Result<Option<Self>> {
-        Ok(tasks(config)?.map(|tasks| Self { config, tasks, state, weights }))
+        let set = tasks(benchmark, config)?;
+        Ok(set.map(|(benchmark, tasks)| Self { config, benchmark, tasks, state, weights }))
     }
 
     /// Checks the model after a step, every `eval.every` steps.
@@ -95,7 +105,7 @@ impl<'a> DriftMonitor<'a> {
         if !step.is_multiple_of(self.config.eval.every) {
             return Ok(DriftCheck::default());
         }
-        let report = evaluate(&self.tasks, self.config, model)?;
+        let report = evaluate(self.benchmark, &self.tasks, self.config, model)?;
         for name in DRIFT_FIGURES {
             let Some(score) = report.figure(name) else { continue };
             if let Some(mean) = score.macro_mean {
@@ -142,20 +152,27 @@ impl<'a> DriftMonitor<'a> {
 }
 
 /// Samples the fixed set; `None` if `eval.every` is 0.
-fn tasks(config: &RunConfig) -> Result<Option<Vec<Task>>> {
+fn tasks<'a>(
+    benchmark: Option<&'a dyn Benchmark>,
+    config: &RunConfig,
+) -> Result<Option<(&'a dyn Benchmark, Vec<Task>)>> {
     let options = &config.eval;
-    if options.every == 0 {
-        return Ok(None);
-    }
+    let Some(benchmark) = benchmark.filter(|_| options.every > 0) else { return Ok(None) };
     let mut rng = Rng::new(seed::derive(options.seed, &[STREAM]));
-    let categories = Category::ALL.iter().flat_map(|one| std::iter::repeat_n(*one, options.monitor_prompts));
-    let tasks = categories.map(|category| tiles::sample(category, Split::Train, &mut rng));
-    tasks.collect::<Result<_>>().map(Some)
+    let categories = benchmark.categories().iter();
+    let categories = categories.flat_map(|one| std::iter::repeat_n(*one, options.monitor_prompts));
+    let tasks = categories.map(|category| benchmark.sample(category, &mut rng)).collect::<Result<_>>()?;
+    Ok(Some((benchmark, tasks)))
 }
 
-fn evaluate(tasks: &[Task], config: &RunConfig, model: &mut dyn UnifiedModel) -> Result<Report> {
+fn evaluate(
+    benchmark: &dyn Benchmark,
+    tasks: &[Task],
+    config: &RunConfig,
+    model: &mut dyn UnifiedModel,
+) -> Result<Report> {
     let options = &config.eval;
-    let evaluation = Evaluation::of_tiles(model.card(), tasks, &config.rollout, options.batch, options.seed)?;
+    let evaluation = Evaluation::new(benchmark, tasks, &config.rollout, options.batch, options.seed);
     model.set_mode(Mode::Eval)?;
     let items = evaluation.run(model, |_| Ok(()))?;
     Ok(Report::of(tasks, &items))
@@ -199,6 +216,9 @@ fn regressions(base: &Report, now: &Report) -> Vec<Regression> {
 
 #[cfg(test)]
 mod tests {
+    use unirl_benchmarks::tiles;
+    use unirl_prompts::Split;
+
     use super::*;
     use crate::eval::Item;
 

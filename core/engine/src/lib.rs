@@ -5,6 +5,7 @@
 
 pub mod algorithms;
 pub mod atomic_fs;
+pub mod benchmark;
 pub mod checkpoint;
 pub mod config;
 pub mod disk_plan;

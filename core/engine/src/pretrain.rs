@@ -1,4 +1,4 @@
-//! Pretraining on images of the tiles benchmark, for any plugin. The embedded checkpoints are made this way.
+//! Pretraining on the images of a benchmark, for any plugin. The embedded checkpoints are made this way.
 //!
 //! The first stage trains the image tokenizer to reconstruct images. The second stage trains generation on captions of which
 //! a share has one mistake, like captions on the web, and understanding on questions with correct answers about images of
@@ -15,15 +15,15 @@ use unirl::error::{Error, Result, unknown_name};
 use unirl::model::{Images, Masking, Mode, ParameterGroup, Policy, UnifiedModel};
 use unirl::prompt::Category;
 use unirl_base::{seed, settings};
-use unirl_benchmarks::tiles::{self, TileGrid};
+use unirl_benchmarks::Benchmark;
+use unirl_benchmarks::pretraining::{PretrainingData, Question};
 use unirl_prompts::rng::Rng;
-use unirl_prompts::{Split, Task};
 
 use crate::algorithms::backward;
 use crate::algorithms::objective::mean_per_token;
 use crate::config::{EvalOptions, ModelOptions, Rollout};
+use crate::home;
 use crate::optim::{AdamW, UpdateOptions};
-use crate::{eval, home};
 
 /// The configuration of a pretraining run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -170,13 +170,16 @@ const RECONSTRUCTED: usize = 512;
 /// Trains a model in both stages.
 pub fn pretrain(
     model: &mut dyn UnifiedModel,
+    benchmark: &dyn Benchmark,
     config: &PretrainConfig,
     watch: &mut dyn FnMut(Event),
 ) -> Result<()> {
-    eval::check_tiles(model.card())?;
+    let data = benchmark.pretraining().ok_or_else(|| {
+        Error::usage(format!("benchmark `{}` has no images to pretrain on", benchmark.name()))
+    })?;
     model.set_mode(Mode::Train)?;
-    train_tokenizer(model, config, watch)?;
-    train_jointly(model, config, watch)?;
+    train_tokenizer(model, data, config, watch)?;
+    train_jointly(model, data, config, watch)?;
     model.set_mode(Mode::Eval)
 }
 
@@ -187,6 +190,7 @@ fn parameters(model: &dyn UnifiedModel, tokenizer: bool) -> Result<Vec<unirl::mo
 
 fn train_tokenizer(
     model: &mut dyn UnifiedModel,
+    data: &dyn PretrainingData,
     config: &PretrainConfig,
     watch: &mut dyn FnMut(Event),
 ) -> Result<()> {
@@ -200,32 +204,33 @@ fn train_tokenizer(
     watch(Event::Stage("tokenizer", stage.steps));
     for step in 1..=stage.steps {
         let step_seed = seed::derive(config.seed, &[1, step]);
-        let grids: Vec<TileGrid> = {
-            let mut rng = Rng::new(step_seed);
-            (0..stage.images_per_step).map(|_| TileGrid::scattered(&mut rng)).collect()
-        };
+        let mut rng = Rng::new(step_seed);
+        let images: Vec<Tensor> = (0..stage.images_per_step).map(|_| data.image(&mut rng)).collect();
         update.zero_grad();
         tch::manual_seed(step_seed as i64);
-        let loss = model.tokenizer_loss(&tiles::render(&grids), step as f64 / stage.steps as f64)?;
+        let loss = model.tokenizer_loss(&Tensor::stack(&images, 0), step as f64 / stage.steps as f64)?;
         backward(&loss, "loss/tokenizer").map_err(|error| error.context(format!("tokenizer step {step}")))?;
         update.apply()?;
         watch(Event::Stepped(vec![("loss/tokenizer", smooth.add(loss.double_value(&[])))]));
     }
-    watch(Event::Reconstructed(reconstructed(model, config)?));
+    watch(Event::Reconstructed(reconstructed(model, data, config)?));
     Ok(())
 }
 
-/// Returns the share of images, as in the training data of understanding, of which the tokenizer reconstructs every tile.
-fn reconstructed(model: &dyn UnifiedModel, config: &PretrainConfig) -> Result<f64> {
+/// Returns the share of images, as in the training data of understanding, of which the tokenizer reconstructs the content.
+fn reconstructed(
+    model: &dyn UnifiedModel,
+    data: &dyn PretrainingData,
+    config: &PretrainConfig,
+) -> Result<f64> {
     let mut rng = Rng::new(seed::derive(config.seed, &[3]));
-    let (_, _, grids) = understanding_batch(&mut rng, RECONSTRUCTED, &config.data)?;
-    let recognized = tiles::judge::recognize(&model.pixels(&model.encode(&tiles::render(&grids))?)?)?;
-    let same = grids.iter().zip(&recognized).filter(|(grid, found)| found.grid().as_ref() == Some(*grid));
-    Ok(same.count() as f64 / grids.len() as f64)
+    let (_, _, images) = understanding_batch(&mut rng, RECONSTRUCTED, data, &config.data)?;
+    data.same_content(&images, &model.pixels(&model.encode(&images)?)?)
 }
 
 fn train_jointly(
     model: &mut dyn UnifiedModel,
+    data: &dyn PretrainingData,
     config: &PretrainConfig,
     watch: &mut dyn FnMut(Event),
 ) -> Result<()> {
@@ -239,15 +244,16 @@ fn train_jointly(
         update.zero_grad();
 
         // 1. Generation, from noisy captions.
-        let (prompts, grids) = generation_batch(&mut rng, stage.captions, &config.data)?;
-        let images = tch::no_grad(|| model.encode(&tiles::render(&grids)))?;
+        let (prompts, pixels) = generation_batch(&mut rng, stage.captions, data, &config.data)?;
+        let images = tch::no_grad(|| model.encode(&pixels))?;
         let scored =
             model.image_logp(&prompts, &images, Policy::Current, &Masking::Pretrain { seed: step_seed })?;
         let image_loss = -mean_per_token(&scored.logp, &scored.mask);
 
         // 2. Understanding, from correct answers about images with and without mistakes.
-        let (questions, answers, grids) = understanding_batch(&mut rng, stage.questions, &config.data)?;
-        let images = tch::no_grad(|| understanding_input(model, &grids))?;
+        let (questions, answers, pixels) =
+            understanding_batch(&mut rng, stage.questions, data, &config.data)?;
+        let images = tch::no_grad(|| understanding_input(model, &pixels))?;
         let answers = model.encode_answers(&answers)?;
         let scored = model.answer_logp(&images, &questions, &answers, Policy::Current)?;
         let answer_loss = -mean_per_token(&scored.logp, &scored.mask);
@@ -265,8 +271,8 @@ fn train_jointly(
 
 /// Encodes images for understanding. For a model that understands pixels, half of the images are reconstructed by the image
 /// tokenizer, like the images that the model generates.
-fn understanding_input(model: &dyn UnifiedModel, grids: &[TileGrid]) -> Result<Images> {
-    let mut images = model.encode(&tiles::render(grids))?;
+fn understanding_input(model: &dyn UnifiedModel, pixels: &Tensor) -> Result<Images> {
+    let mut images = model.encode(pixels)?;
     if let Some(pixels) = &images.pixels {
         let (half, all) = (images.len() / 2, images.len());
         let reconstructed = model.pixels(&images.narrow(0, half))?;
@@ -275,40 +281,41 @@ fn understanding_input(model: &dyn UnifiedModel, grids: &[TileGrid]) -> Result<I
     Ok(images)
 }
 
-/// Samples prompts with images. A share of the images shows a prompt that differs in one detail.
-fn generation_batch(rng: &mut Rng, batch: usize, data: &DataOptions) -> Result<(Vec<String>, Vec<TileGrid>)> {
-    let weights = category_weights(&data.generation_weights);
-    let mut pairs = Vec::with_capacity(batch);
+/// Samples prompts with images `[B,3,H,W]`. A share of the images shows a prompt that differs in one detail.
+fn generation_batch(
+    rng: &mut Rng,
+    batch: usize,
+    data: &dyn PretrainingData,
+    options: &DataOptions,
+) -> Result<(Vec<String>, Tensor)> {
+    let weights = category_weights(&options.generation_weights);
+    let (mut prompts, mut images) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
     for _ in 0..batch {
-        let task = tiles::sample(Category::ALL[weighted(rng, &weights)?], Split::All, rng)?;
-        let shown: Task =
-            if rng.chance(data.caption_noise) { tiles::caption_noise(&task, rng)? } else { task.clone() };
-        pairs.push((task.prompt, TileGrid::sample(&shown.spec, rng)?));
+        let category = Category::ALL[weighted(rng, &weights)?];
+        let (prompt, image) = data.captioned(category, options.caption_noise, rng)?;
+        prompts.push(prompt);
+        images.push(image);
     }
-    Ok(pairs.into_iter().unzip())
+    Ok((prompts, Tensor::stack(&images, 0)))
 }
 
-/// Samples questions with correct answers and images. A share of the images has mistakes.
+/// Samples questions with correct answers and images `[B,3,H,W]`. A share of the images has mistakes.
 fn understanding_batch(
     rng: &mut Rng,
     batch: usize,
-    data: &DataOptions,
-) -> Result<(Vec<String>, Vec<String>, Vec<TileGrid>)> {
-    let weights = category_weights(&data.understanding_weights);
-    let (mut questions, mut answers, mut grids) = (Vec::new(), Vec::new(), Vec::new());
+    data: &dyn PretrainingData,
+    options: &DataOptions,
+) -> Result<(Vec<String>, Vec<String>, Tensor)> {
+    let weights = category_weights(&options.understanding_weights);
+    let (mut questions, mut answers, mut images) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..batch {
         let category = Category::ALL[weighted(rng, &weights)?];
-        let task = tiles::sample(category, Split::All, rng)?;
-        let grid = if rng.chance(data.mistakes) {
-            TileGrid::with_mistake(&task.spec, rng)?
-        } else {
-            TileGrid::sample(&task.spec, rng)?
-        };
-        questions.push(task.question);
-        answers.push(tiles::reference_answer(category, &grid));
-        grids.push(grid);
+        let Question { question, answer, image } = data.question(category, options.mistakes, rng)?;
+        questions.push(question);
+        answers.push(answer);
+        images.push(image);
     }
-    Ok((questions, answers, grids))
+    Ok((questions, answers, Tensor::stack(&images, 0)))
 }
 
 fn category_weights(named: &BTreeMap<String, f64>) -> [f64; 6] {

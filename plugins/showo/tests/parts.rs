@@ -11,9 +11,10 @@ use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{BatchSlice, Checkpoint, ImageSampling, Masking, Policy, TextSampling, UnifiedModel};
 use unirl::reward::{Reward, RewardFunction, Sample};
+use unirl_benchmarks::Benchmark as _;
+use unirl_benchmarks::tiles::Tiles;
 use unirl_engine::algorithms::{self, Iteration, Phases};
 use unirl_engine::config::Rollout;
-use unirl_engine::eval;
 use unirl_engine::rewards::{RewardSet, WeightedReward};
 use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::config::{Architecture, ShowoConfig};
@@ -57,7 +58,7 @@ fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: b
     }
     let rule = WeightedReward::named("length");
     let rules = RewardSet::new(vec![(rule, Box::new(Length))]).unwrap();
-    let tasks: Vec<_> = eval::tasks(1, 3).unwrap()[..2]
+    let tasks: Vec<_> = Tiles.test_tasks(1, 3).unwrap()[..2]
         .iter()
         .flat_map(|task| std::iter::repeat_n(task.clone(), 3))
         .collect();

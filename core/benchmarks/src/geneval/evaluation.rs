@@ -1,6 +1,7 @@
 //! The judge of an evaluation on the prompts of `GenEval` (A.1 of the paper): its rules judge the generated images. Images of
 //! another model that are correct by these rules are the reference images for understanding.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use tch::Tensor;
 use unirl::detector::Detector;
 use unirl::error::{Context as _, Error, Result};
 use unirl_base::{checksum, input, json, seed};
-use unirl_prompts::Task;
+use unirl_prompts::{ObjectList, Task};
 
 use super::{DetectionCounts, Metadata, Thresholds, Vocabulary, judge, read_metadata};
 use crate::judge::{ImageJudge, Verdict};
@@ -63,6 +64,13 @@ impl GenevalJudge {
         Ok(Self { name, detector, prompts, vocabulary, thresholds, counts, references: None })
     }
 
+    /// Returns the objects and colours of the prompts.
+    pub(super) fn objects(&self) -> ObjectList {
+        let ten = ObjectList::everyday().colors;
+        let Vocabulary { classes, colors, .. } = &self.vocabulary;
+        ObjectList { nouns: classes.clone(), colors: if colors.is_empty() { ten } else { colors.clone() } }
+    }
+
     /// Returns the warnings after an evaluation, such as that no detection counted.
     pub fn warnings(&self) -> Vec<String> {
         self.counts.borrow().warnings(&self.thresholds)
@@ -100,7 +108,8 @@ impl ImageJudge for GenevalJudge {
         self.name.clone()
     }
 
-    /// `GenEval` has one verdict, which is lenient: it counts as strict and lenient here.
+    /// `GenEval` has one verdict, which is lenient: it counts as strict and lenient here. A prompt that is not in the file is judged
+    /// by its spec.
     fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>> {
         let mut found = self.detector.detect(pixels, &self.vocabulary.classes, &self.vocabulary.colors)?;
         if found.len() != tasks.len() {
@@ -115,11 +124,9 @@ impl ImageJudge for GenevalJudge {
             self.vocabulary.resolve(detection).context(|| self.name.clone())?;
         }
         let verdict = |(task, detections): (&Task, &Vec<_>)| {
-            let metadata = self
-                .prompts
-                .get(&task.prompt)
-                .ok_or_else(|| Error::failure(format!("{}: unknown prompt `{}`", self.name, task.prompt)))?;
-            let judged = judge(metadata, detections, &self.thresholds)?;
+            let of_task = || Cow::Owned(Metadata::of(task));
+            let metadata = self.prompts.get(&task.prompt).map_or_else(of_task, Cow::Borrowed);
+            let judged = judge(&metadata, detections, &self.thresholds)?;
             self.counts.borrow_mut().add(metadata.tag, detections, self.thresholds.of(metadata.tag));
             Ok(Verdict { strict: judged.correct, lenient: judged.correct, reason: judged.reason })
         };

@@ -5,9 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 use unirl::detector::Detection;
 use unirl::error::{Context as _, Error, Result, nearest};
-use unirl::prompt::{Category, Relation};
+use unirl::prompt::{Category, Object, PromptSpec, Relation};
 use unirl_base::{input, json};
-use unirl_prompts::{ObjectList, synonyms};
+use unirl_prompts::{ObjectList, Task, synonyms};
 
 /// The number of classes of `GenEval`, which are the first of [`ObjectList::everyday`].
 const CLASSES: usize = 80;
@@ -130,7 +130,29 @@ impl Metadata {
         Ok(Self { tag, include, exclude, prompt, line: line.into() })
     }
 
-    /// Returns the original line without its line end.
+    /// Returns the clauses of a task, as `GenEval` writes them for a prompt of its category.
+    pub fn of(task: &Task) -> Self {
+        let PromptSpec { category: tag, objects, relation } = &task.spec;
+        let clause = |object: &Object| Include {
+            class: object.noun.clone(),
+            count: object.count as usize,
+            color: object.color.clone(),
+            position: None,
+        };
+        let mut include: Vec<Include> = objects.iter().map(clause).collect();
+        if let Some(relation) = relation {
+            include.reverse(); // the position of an object is relative to an earlier clause
+            if let Some(last) = include.last_mut() {
+                last.position = Some(Position { relation: *relation, target: 0 });
+            }
+        }
+        let too_many = |clause: &Include| Exclude { class: clause.class.clone(), count: clause.count + 1 };
+        let exclude =
+            if *tag == Category::Counting { include.iter().map(too_many).collect() } else { Vec::new() };
+        Self { tag: *tag, include, exclude, prompt: task.prompt.clone(), line: String::new() }
+    }
+
+    /// Returns the original line without its line end; empty for the clauses of a task.
     pub fn line(&self) -> &str {
         &self.line
     }
@@ -267,6 +289,23 @@ mod tests {
         let dog = Include { class: "dog".into(), count: 2, color: Some("red".into()), position };
         assert_eq!(read.include[1], dog);
         assert_eq!(read.exclude, [Exclude { class: "dog".into(), count: 3 }]);
+    }
+
+    /// A line of every category, as the generator of `GenEval` writes it.
+    #[test]
+    fn clauses_of_a_task_are_those_of_its_line() {
+        for line in [
+            r#"{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}"#,
+            r#"{"tag": "two_object", "include": [{"class": "bench", "count": 1}, {"class": "cow", "count": 1}], "prompt": "a photo of a bench and a cow"}"#,
+            r#"{"tag": "counting", "include": [{"class": "fork", "count": 3}], "exclude": [{"class": "fork", "count": 4}], "prompt": "a photo of three forks"}"#,
+            r#"{"tag": "colors", "include": [{"class": "cow", "count": 1, "color": "red"}], "prompt": "a photo of a red cow"}"#,
+            r#"{"tag": "position", "include": [{"class": "bench", "count": 1}, {"class": "dog", "count": 1, "position": ["right of", 0]}], "prompt": "a photo of a dog right of a bench"}"#,
+            r#"{"tag": "color_attr", "include": [{"class": "cow", "count": 1, "color": "red"}, {"class": "cup", "count": 1, "color": "blue"}], "prompt": "a photo of a red cow and a blue cup"}"#,
+        ] {
+            let read = Metadata::parse(line).unwrap();
+            let records = unirl_prompts::read_records("test", line, unirl_prompts::Record::task).unwrap();
+            assert_eq!(Metadata { line: line.into(), ..Metadata::of(&records[0]) }, read);
+        }
     }
 
     #[test]

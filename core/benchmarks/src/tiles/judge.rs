@@ -3,11 +3,9 @@
 use tch::{Kind, Tensor};
 use unirl::error::{Error, Result};
 use unirl::prompt::{Category, Object, PromptSpec, Relation};
-use unirl_prompts::Task;
-use unirl_prompts::rng::Rng;
 
 use super::{GRID, SIDE, TILE, TILES, Tile, TileGrid, pixel};
-use crate::judge::{ImageJudge, Verdict};
+use crate::judge::Verdict;
 
 /// The largest mean squared error to a template at which a tile is recognized.
 ///
@@ -148,26 +146,6 @@ fn holds_leniently(relation: Relation, first: usize, second: usize) -> bool {
             Relation::Above => share(y) < -0.5,
             Relation::Below => share(y) > 0.5,
         }
-}
-
-/// The exact judge of the tiles benchmark.
-#[derive(Debug, Clone, Copy)]
-pub struct TilesJudge;
-
-impl ImageJudge for TilesJudge {
-    fn name(&self) -> String {
-        super::NAME.into()
-    }
-
-    fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>> {
-        let grids = recognize(pixels)?;
-        Ok(tasks.iter().zip(&grids).map(|(task, grid)| judge(&task.spec, grid)).collect())
-    }
-
-    fn references(&self, tasks: &[Task], seed: u64) -> Result<Vec<Option<Tensor>>> {
-        let mut rng = Rng::new(seed);
-        tasks.iter().map(|task| Ok(Some(TileGrid::sample(&task.spec, &mut rng)?.render()))).collect()
-    }
 }
 
 #[cfg(test)]

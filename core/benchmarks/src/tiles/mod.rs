@@ -12,12 +12,16 @@ mod sampling;
 
 use tch::Tensor;
 use unirl::error::{Error, Result};
+use unirl::model::ModelCard;
 use unirl::prompt::{Category, PromptSpec, Relation};
 use unirl_prompts::rng::Rng;
 use unirl_prompts::{ObjectList, PromptTemplates, Split, Task};
 
+use crate::Benchmark;
+use crate::judge::{ImageJudge, Verdict};
+use crate::pretraining::{PretrainingData, Question};
+
 pub use describe::{reference_answer, vocabulary};
-pub use judge::TilesJudge;
 pub use palette::{BACKGROUND, COLORS, SHAPES, partner};
 pub use sampling::caption_noise;
 
@@ -31,6 +35,100 @@ pub const TILES: usize = GRID * GRID;
 pub const TILE: usize = 8;
 /// The edge of an image in pixels.
 pub const SIDE: usize = GRID * TILE;
+
+/// The tiles benchmark.
+#[derive(Debug, Clone, Copy)]
+pub struct Tiles;
+
+impl Benchmark for Tiles {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn check_fits(&self, card: &ModelCard) -> Result<()> {
+        if card.resolution == SIDE as i64 {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "benchmark `{NAME}` judges images of {SIDE}x{SIDE} pixels, model `{}` generates {1}x{1}",
+            card.name, card.resolution
+        ))
+        .hint("choose another benchmark: `--benchmark geneval`"))
+    }
+
+    fn categories(&self) -> &[Category] {
+        &Category::ALL
+    }
+
+    fn sample(&self, category: Category, rng: &mut Rng) -> Result<Task> {
+        sample(category, Split::Train, rng)
+    }
+
+    fn test_tasks(&self, per_category: usize, seed: u64) -> Result<Vec<Task>> {
+        let mut rng = Rng::new(seed);
+        Category::ALL
+            .iter()
+            .flat_map(|category| std::iter::repeat_n(*category, per_category))
+            .map(|category| sample(category, Split::Test, &mut rng))
+            .collect()
+    }
+
+    fn images(&self) -> &dyn ImageJudge {
+        self
+    }
+
+    fn pretraining(&self) -> Option<&dyn PretrainingData> {
+        Some(self)
+    }
+}
+
+impl ImageJudge for Tiles {
+    fn name(&self) -> String {
+        NAME.into()
+    }
+
+    fn judge(&self, tasks: &[Task], pixels: &Tensor) -> Result<Vec<Verdict>> {
+        let grids = judge::recognize(pixels)?;
+        Ok(tasks.iter().zip(&grids).map(|(task, grid)| judge::judge(&task.spec, grid)).collect())
+    }
+
+    fn references(&self, tasks: &[Task], seed: u64) -> Result<Vec<Option<Tensor>>> {
+        let mut rng = Rng::new(seed);
+        tasks.iter().map(|task| Ok(Some(TileGrid::sample(&task.spec, &mut rng)?.render()))).collect()
+    }
+}
+
+impl PretrainingData for Tiles {
+    fn image(&self, rng: &mut Rng) -> Tensor {
+        TileGrid::scattered(rng).render()
+    }
+
+    fn captioned(&self, category: Category, noise: f64, rng: &mut Rng) -> Result<(String, Tensor)> {
+        let task = sample(category, Split::All, rng)?;
+        let shown = if rng.chance(noise) { caption_noise(&task, rng)?.spec } else { task.spec };
+        Ok((task.prompt, TileGrid::sample(&shown, rng)?.render()))
+    }
+
+    fn question(&self, category: Category, mistakes: f64, rng: &mut Rng) -> Result<Question> {
+        let task = sample(category, Split::All, rng)?;
+        let grid = if rng.chance(mistakes) {
+            TileGrid::with_mistake(&task.spec, rng)?
+        } else {
+            TileGrid::sample(&task.spec, rng)?
+        };
+        let answer = reference_answer(category, &grid);
+        Ok(Question { question: task.question, answer, image: grid.render() })
+    }
+
+    fn same_content(&self, images: &Tensor, reconstructed: &Tensor) -> Result<f64> {
+        let [expected, found] = [judge::recognize(images)?, judge::recognize(reconstructed)?];
+        let same = expected
+            .iter()
+            .zip(&found)
+            .filter(|(one, other)| one.grid().is_some() && one.grid() == other.grid());
+        Ok(same.count() as f64 / expected.len() as f64)
+    }
+}
 
 /// A coloured shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

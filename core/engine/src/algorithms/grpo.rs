@@ -32,8 +32,8 @@ use unirl::model::{Images, Policy, TokenLogp};
 
 use super::metrics::{add, reward_metrics};
 use super::objective::{self, Weighting};
-use super::registry::{options, resolve};
-use super::{Algorithm, AlgorithmEntry, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
+use super::{Algorithm, Decoupled, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
+use crate::register_algorithm;
 
 /// Options of `grpo`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -73,17 +73,13 @@ impl Default for Grpo {
     }
 }
 
-inventory::submit! {
-    AlgorithmEntry {
-        name: "grpo",
-        summary: "reward-weighted log-likelihood of sampled answers, end to end through the image tokens (eq. 5)",
-        end_to_end: true,
-        answer_rules: false,
-        schema: |generator| generator.root_schema_for::<Grpo>(),
-        build: |table| Ok(Box::new(options::<Grpo>("grpo", table)?)),
-        resolve: |table| resolve::<Grpo>("grpo", table),
-    }
-}
+register_algorithm!(
+    "grpo",
+    Grpo,
+    "reward-weighted log-likelihood of sampled answers, end to end through the image tokens (eq. 5)",
+    Decoupled::Refuses,
+    answer_rules: false
+);
 
 impl Algorithm for Grpo {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {

@@ -36,8 +36,8 @@ use unirl::model::{Images, Policy, TokenLogp};
 
 use super::metrics::{add, mean_reward, reward_metrics};
 use super::objective::{self, Weighting};
-use super::registry::{options, resolve};
-use super::{Algorithm, AlgorithmEntry, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
+use super::{Algorithm, Decoupled, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
+use crate::register_algorithm;
 
 /// The steps in which each objective is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -85,17 +85,14 @@ impl Default for GrpoSplit {
     }
 }
 
-inventory::submit! {
-    AlgorithmEntry {
-        name: "grpo-split",
-        summary: "separate reward-weighted objectives for generation and understanding (A.3)",
-        end_to_end: false,
-        answer_rules: true,
-        schema: |generator| generator.root_schema_for::<GrpoSplit>(),
-        build: |table| Ok(Box::new(options::<GrpoSplit>("grpo-split", table)?.checked()?)),
-        resolve: |table| resolve::<GrpoSplit>("grpo-split", table),
-    }
-}
+register_algorithm!(
+    "grpo-split",
+    GrpoSplit,
+    "separate reward-weighted objectives for generation and understanding (A.3)",
+    Decoupled::Trains,
+    answer_rules: true,
+    GrpoSplit::checked
+);
 
 impl GrpoSplit {
     /// Errors if the alternate schedule has an objective that is disabled.
@@ -217,7 +214,7 @@ mod tests {
 
     fn options(text: &str) -> Result<GrpoSplit> {
         let text = format!("weighting = \"advantage\"\nbeta = 0.0\n{text}");
-        super::options::<GrpoSplit>("grpo-split", text.parse().unwrap())?.checked()
+        crate::algorithms::__private::options::<GrpoSplit>("grpo-split", text.parse().unwrap())?.checked()
     }
 
     /// The gradients of `generation` and `answers`, and the metrics.

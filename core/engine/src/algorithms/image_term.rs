@@ -65,7 +65,7 @@ impl Default for ImageTerm {
 
 impl ImageTerm {
     /// Adds the gradients of the term, micro-batch by micro-batch. Every image has the same number of targets.
-    pub(crate) fn accumulate(
+    pub fn accumulate(
         &self,
         iteration: &Iteration<'_>,
         images: &Images,

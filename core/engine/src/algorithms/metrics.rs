@@ -8,18 +8,18 @@ use unirl::reward::Reward;
 use super::objective::Weighting;
 
 /// Adds the value of a micro-batch to a metric.
-pub(crate) fn add(metrics: &mut BTreeMap<&'static str, f64>, name: &'static str, value: &Tensor) {
+pub fn add(metrics: &mut BTreeMap<&'static str, f64>, name: &'static str, value: &Tensor) {
     *metrics.entry(name).or_default() += value.double_value(&[]);
 }
 
 /// Returns the mean reward as a share of the maximum, without abstained samples; 0 if all abstain.
-pub(crate) fn mean_reward(rewards: &[Reward]) -> f64 {
+pub fn mean_reward(rewards: &[Reward]) -> f64 {
     let shares: Vec<f64> = rewards.iter().filter(|r| !r.abstains()).map(|r| r.score / r.max).collect();
     shares.iter().sum::<f64>() / shares.len().max(1) as f64
 }
 
 /// Adds the reward metrics that every algorithm logs.
-pub(crate) fn reward_metrics(
+pub fn reward_metrics(
     rewards: &[Reward],
     scores: &Tensor,
     group: i64,

@@ -3,11 +3,14 @@
 //!
 //! `rollout` generates images, answers about them and scores the answers. [`objective`] holds the mathematics. `image_term`
 //! is the log-likelihood of the image tokens, shared by two algorithms.
+//!
+//! An algorithm of one's own implements [`Algorithm`] and is registered with [`register_algorithm!`](crate::register_algorithm) in
+//! a program that calls `unirl_cli::main`: `examples/my-optimizer`.
 
 pub mod grpo;
 pub mod grpo_split;
 mod image_term;
-mod metrics;
+pub mod metrics;
 pub mod objective;
 mod passes;
 mod registry;
@@ -27,9 +30,9 @@ pub use image_term::{ImageTerm, MaskingKind};
 pub(crate) use metrics::component_metrics;
 pub use passes::Terms;
 pub(crate) use passes::passes;
-pub use registry::{AlgorithmEntry, all, build, check_fits, find};
+pub use registry::{AlgorithmEntry, Decoupled, all, build, check_fits, find};
 pub(crate) use rollout::pixels;
-pub use rollout::{Iteration, Phases, Scored};
+pub use rollout::{Iteration, MicroBatch, Phases, Scored, Stream};
 
 /// A post-training algorithm: turns the images, answers and rewards of one iteration into gradients.
 pub trait Algorithm {
@@ -55,11 +58,19 @@ pub struct Outcome {
 }
 
 /// Backpropagates a scalar. Errors if it is not finite.
-pub(crate) fn backward(loss: &Tensor, name: &str) -> Result<()> {
+pub fn backward(loss: &Tensor, name: &str) -> Result<()> {
     let value = loss.double_value(&[]);
     if !value.is_finite() {
         return Err(Error::new(Code::NonFinite, format!("`{name}` is {value}"))
             .hint("lower `update.learning_rate` or raise `beta`"));
     }
     Ok(loss.f_backward()?)
+}
+
+/// For the exported macro only.
+#[doc(hidden)]
+pub mod __private {
+    pub use super::registry::{options, resolve};
+    pub use inventory;
+    pub use unirl::Result;
 }

@@ -17,8 +17,8 @@ pub struct AlgorithmEntry {
     pub name: &'static str,
     /// One line on what it does.
     pub summary: &'static str,
-    /// Whether its gradient passes through image tokens, which needs [`ImageSpace::Shared`].
-    pub end_to_end: bool,
+    /// What it does with a model of [`ImageSpace::Decoupled`].
+    pub decoupled: Decoupled,
     /// Whether `reward.answer_rules` may give its answer term a separate reward.
     pub answer_rules: bool,
     /// The JSON Schema of its options.
@@ -29,7 +29,49 @@ pub struct AlgorithmEntry {
     pub resolve: fn(toml::Table) -> Result<toml::Table>,
 }
 
+/// What an algorithm does with a model that understands images through another representation than the tokens that it generates
+/// (§3.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decoupled {
+    /// It trains the model: no gradient passes through image tokens.
+    Trains,
+    /// It trains the model with this warning.
+    Warns(&'static str),
+    /// It refuses the model.
+    Refuses,
+}
+
 inventory::collect!(AlgorithmEntry);
+
+/// Registers an algorithm: its name, the type of its options, one line on what it does, what it does with a decoupled model, and
+/// whether `reward.answer_rules` may give its answer term a separate reward.
+///
+/// The options are the algorithm: the type implements [`Algorithm`], `Default`, `Serialize`, `Deserialize` and `JsonSchema`. Write
+/// `#[serde(default, deny_unknown_fields)]`, and document every key: doc comments become descriptions. A last argument,
+/// `fn(Options) -> Result<Options>`, checks options that the schema cannot.
+#[macro_export]
+macro_rules! register_algorithm {
+    ($name:expr, $options:ty, $summary:expr, $decoupled:expr, answer_rules: $answer_rules:expr $(,)?) => {
+        $crate::register_algorithm!($name, $options, $summary, $decoupled, answer_rules: $answer_rules, Ok);
+    };
+    ($name:expr, $options:ty, $summary:expr, $decoupled:expr, answer_rules: $answer_rules:expr, $check:expr $(,)?) => {
+        $crate::algorithms::__private::inventory::submit! {
+            $crate::algorithms::AlgorithmEntry {
+                name: $name,
+                summary: $summary,
+                decoupled: $decoupled,
+                answer_rules: $answer_rules,
+                schema: |generator| generator.root_schema_for::<$options>(),
+                build: |table| {
+                    let check: fn($options) -> $crate::algorithms::__private::Result<$options> = $check;
+                    let options = $crate::algorithms::__private::options::<$options>($name, table)?;
+                    Ok(::std::boxed::Box::new(check(options)?))
+                },
+                resolve: |table| $crate::algorithms::__private::resolve::<$options>($name, table),
+            }
+        }
+    };
+}
 
 /// Every algorithm, sorted by name.
 pub fn all() -> Vec<&'static AlgorithmEntry> {
@@ -60,29 +102,31 @@ pub fn build(entry: &AlgorithmEntry, config: &RunConfig) -> Result<Box<dyn Algor
     (entry.build)(config.optimizer.table()?)
 }
 
-/// Checks that an algorithm can train a model (§3.5): an end-to-end algorithm needs a shared image token space. `sft` without
-/// one only causes a warning, because the paper reports that generation then collapses (§4.4).
+/// Errors if an algorithm cannot train a model (§3.5), and logs its warning about it, if it has one.
 pub fn check_fits(entry: &AlgorithmEntry, card: &ModelCard) -> Result<()> {
-    if card.image_space == ImageSpace::Shared || !entry.end_to_end {
+    if card.image_space == ImageSpace::Shared {
         return Ok(());
     }
-    if entry.name == "sft" {
-        tracing::warn!(
-            "`sft` on `{}`, whose understanding does not use the generated image tokens: the paper reports that generation \
-             collapses (§4.4)",
-            card.name
-        );
-        return Ok(());
+    match entry.decoupled {
+        Decoupled::Trains => Ok(()),
+        Decoupled::Warns(warning) => {
+            tracing::warn!(
+                "`{}` on `{}`, whose understanding does not use the generated image tokens: {warning}",
+                entry.name,
+                card.name
+            );
+            Ok(())
+        }
+        Decoupled::Refuses => Err(Error::usage(format!(
+            "optimizer `{}` needs a model whose understanding uses the image tokens that it generates, `{}` does not",
+            entry.name, card.name
+        ))
+        .hint("use `--optimizer grpo-split` (§3.5 of the paper)")),
     }
-    Err(Error::usage(format!(
-        "optimizer `{}` needs a model whose understanding uses the image tokens that it generates, `{}` does not",
-        entry.name, card.name
-    ))
-    .hint("use `--optimizer grpo-split` (§3.5 of the paper)"))
 }
 
 /// Reads the options of an algorithm. An option that `table` leaves out, also in a nested table, keeps the default of `T`.
-pub(crate) fn options<T: Default + Serialize + DeserializeOwned + JsonSchema>(
+pub fn options<T: Default + Serialize + DeserializeOwned + JsonSchema>(
     name: &str,
     mut table: toml::Table,
 ) -> Result<T> {
@@ -93,7 +137,7 @@ pub(crate) fn options<T: Default + Serialize + DeserializeOwned + JsonSchema>(
 }
 
 /// The options of an algorithm, read as [`options`] reads them, with every default written out.
-pub(crate) fn resolve<T: Default + Serialize + DeserializeOwned + JsonSchema>(
+pub fn resolve<T: Default + Serialize + DeserializeOwned + JsonSchema>(
     name: &str,
     table: toml::Table,
 ) -> Result<toml::Table> {

@@ -27,30 +27,33 @@ pub struct Scored {
 
 /// The rows of a batch that pass through the model at once. The losses of the micro-batches add up to that of the batch.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct MicroBatch {
-    pub(crate) first: i64,
-    pub(crate) len: i64,
+pub struct MicroBatch {
+    /// The index of the first row.
+    pub first: i64,
+    /// The number of rows.
+    pub len: i64,
     of: i64,
     group: i64,
 }
 
 impl MicroBatch {
-    pub(crate) fn rows(self) -> Range<usize> {
+    /// Returns the rows as a range.
+    pub fn rows(self) -> Range<usize> {
         self.first as usize..(self.first + self.len) as usize
     }
 
     /// The position in the batch; `None` for the whole batch.
-    pub(crate) fn slice(self) -> Option<BatchSlice> {
+    pub fn slice(self) -> Option<BatchSlice> {
         (self.len < self.of).then_some(BatchSlice { first: self.first, of: self.of })
     }
 
     /// The share of the sequences of the batch.
-    pub(crate) fn share(self) -> f64 {
+    pub fn share(self) -> f64 {
         self.len as f64 / self.of as f64
     }
 
     /// The number of groups; fractional if the micro-batch cuts a group.
-    pub(crate) fn groups(self) -> f64 {
+    pub fn groups(self) -> f64 {
         self.len as f64 / self.group as f64
     }
 }
@@ -102,12 +105,18 @@ pub struct Iteration<'a> {
 
 /// The random streams of an iteration. The numbers are fixed: they decide what is sampled.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Stream {
+pub enum Stream {
+    /// Sampling of images.
     Generate = 1,
+    /// Sampling of answers.
     Answer,
+    /// Re-masking of image tokens.
     Masking,
+    /// Noise of the Gumbel-softmax.
     Gumbel,
+    /// The permutation of shuffled rewards.
     Shuffle,
+    /// The choice of reveal steps.
     Steps,
 }
 
@@ -118,7 +127,7 @@ impl Iteration<'_> {
     }
 
     /// Returns the seed of a stream.
-    pub(crate) fn stream(&self, stream: Stream) -> u64 {
+    pub fn stream(&self, stream: Stream) -> u64 {
         seed::derive(self.seed, &[stream as u64])
     }
 
@@ -133,7 +142,7 @@ impl Iteration<'_> {
     }
 
     /// Splits the batch into micro-batches.
-    pub(crate) fn micro_batches(&self) -> Vec<MicroBatch> {
+    pub fn micro_batches(&self) -> Vec<MicroBatch> {
         let of = self.tasks.len();
         let micro_batch = |rows: Range<usize>| MicroBatch {
             first: rows.start as i64,
@@ -179,7 +188,7 @@ impl Iteration<'_> {
     }
 
     /// Scores the answers with the rewards of the answer objective, if it has separate ones. A shuffle permutes both alike.
-    pub(crate) fn score_answers(&mut self, images: &Images, answers: &Answers) -> Result<Option<Scored>> {
+    pub fn score_answers(&mut self, images: &Images, answers: &Answers) -> Result<Option<Scored>> {
         self.answer_rules.map(|rules| self.score_by(rules, images, answers)).transpose()
     }
 
@@ -210,12 +219,7 @@ impl Iteration<'_> {
 
     /// Re-masks the generated images of a micro-batch and completes them by the straight-through Gumbel-softmax (§3.3,
     /// eq. 3).
-    pub(crate) fn complete(
-        &mut self,
-        generated: &Images,
-        micro: MicroBatch,
-        temperature: f64,
-    ) -> Result<Images> {
+    pub fn complete(&mut self, generated: &Images, micro: MicroBatch, temperature: f64) -> Result<Images> {
         let images = generated.narrow(micro.first, micro.len);
         let masking = Masking::remask(self.stream(Stream::Masking), micro.slice());
         let prompts = &self.prompts()[micro.rows()];
@@ -237,7 +241,7 @@ impl Iteration<'_> {
 
     /// Completes all generated images. The gradient is kept only if there is a single micro-batch; otherwise each
     /// micro-batch is completed again, with the same noise, when its gradient is computed.
-    pub(crate) fn complete_all(&mut self, generated: &Images, temperature: f64) -> Result<Images> {
+    pub fn complete_all(&mut self, generated: &Images, temperature: f64) -> Result<Images> {
         let started = Instant::now();
         let micro_batches = self.micro_batches();
         let completed = if let [all] = &micro_batches[..] {

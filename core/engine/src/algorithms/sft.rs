@@ -21,8 +21,8 @@ use unirl::error::Result;
 use unirl::model::{Policy, TokenLogp};
 
 use super::metrics::{add, reward_metrics};
-use super::registry::{options, resolve};
-use super::{Algorithm, AlgorithmEntry, Iteration, Outcome, Scored, Terms, backward, objective};
+use super::{Algorithm, Decoupled, Iteration, Outcome, Scored, Terms, backward, objective};
+use crate::register_algorithm;
 
 /// Options of `sft`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -39,17 +39,13 @@ impl Default for Sft {
     }
 }
 
-inventory::submit! {
-    AlgorithmEntry {
-        name: "sft",
-        summary: "log-likelihood of the reference answer about the model's own image, end to end (eq. 4)",
-        end_to_end: true,
-        answer_rules: false,
-        schema: |generator| generator.root_schema_for::<Sft>(),
-        build: |table| Ok(Box::new(options::<Sft>("sft", table)?)),
-        resolve: |table| resolve::<Sft>("sft", table),
-    }
-}
+register_algorithm!(
+    "sft",
+    Sft,
+    "log-likelihood of the reference answer about the model's own image, end to end (eq. 4)",
+    Decoupled::Warns("the paper reports that generation collapses (§4.4)"),
+    answer_rules: false
+);
 
 impl Algorithm for Sft {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {

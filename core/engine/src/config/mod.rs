@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use unirl::error::{Context, Error, Result, unknown_name};
 use unirl::model::{ImageSampling, TextSampling};
 use unirl_base::settings;
+use unirl_benchmarks::geneval;
 
 use crate::optim::UpdateOptions;
 use crate::rewards::WeightedReward;
@@ -20,6 +21,9 @@ use crate::{algorithms, home};
 pub struct RunConfig {
     /// The model.
     pub model: ModelOptions,
+    /// The benchmark: prompts, and the judge of generated images.
+    #[serde(skip_serializing_if = "BenchmarkOptions::is_default")]
+    pub benchmark: BenchmarkOptions,
     /// The training loop.
     pub train: TrainOptions,
     /// Generation of images and answers.
@@ -62,6 +66,72 @@ impl Default for ModelOptions {
     }
 }
 
+/// The benchmark: where prompts come from, and how generated images are judged.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BenchmarkOptions {
+    /// `tiles` or `geneval`. Default: that of the model, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The prompts of `geneval`: `evaluation_metadata.jsonl`, or a file in its format.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<String>,
+    /// The detector of `geneval`: a name, or the path of a plugin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detector: Option<String>,
+    /// The score above which a detection counts (`GenEval`: 0.3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f32>,
+    /// The same for prompts of the category `counting` (`GenEval`: 0.9).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counting_threshold: Option<f32>,
+    /// A directory of images of these prompts, written by `unirl geneval draw`: the model is asked about the correct ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub references: Option<String>,
+    /// The output of `unirl geneval judge --out`, which says which of the reference images are correct.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub results: Option<String>,
+}
+
+impl BenchmarkOptions {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Errors for an unknown benchmark, and for options that belong to another benchmark or lack others.
+    pub fn check(&self) -> Result<()> {
+        let name = self.name.as_deref();
+        if let Some(name) = name.filter(|name| !unirl_benchmarks::NAMES.contains(name)) {
+            return Err(unknown_name("benchmark", name, &unirl_benchmarks::NAMES));
+        }
+        if name == Some(geneval::NAME) {
+            for (key, value, what) in [
+                ("metadata", &self.metadata, "evaluation_metadata.jsonl"),
+                ("detector", &self.detector, "PLUGIN"),
+            ] {
+                if value.is_none() {
+                    return Err(Error::usage(format!(
+                        "benchmark `{}` needs `benchmark.{key}`",
+                        geneval::NAME
+                    ))
+                    .hint(format!("set it: `--set benchmark.{key}={what}`")));
+                }
+            }
+            if self.references.is_some() != self.results.is_some() {
+                return Err(Error::usage("`benchmark.references` and `benchmark.results` need each other"));
+            }
+            return Ok(());
+        }
+        if *self != (Self { name: self.name.clone(), ..Self::default() }) {
+            return Err(Error::usage(
+                "`benchmark`: metadata, detector, thresholds and references are options of `geneval`",
+            )
+            .hint("choose it: `--benchmark geneval`"));
+        }
+        Ok(())
+    }
+}
+
 /// The training loop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -71,7 +141,7 @@ pub struct TrainOptions {
     pub steps: u64,
     /// The seed of every random number of the run.
     pub seed: u64,
-    /// A JSONL file of prompts. Without it, prompts of the tiles benchmark are generated.
+    /// A JSONL file of prompts. Without it, prompts of the benchmark are generated.
     #[serde(alias = "tasks", skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-former-names" = ["tasks"]))]
     pub prompts_file: Option<String>,
@@ -315,6 +385,7 @@ impl RunConfig {
         home::expand_table(&mut table);
         let config: Self = settings::read("", table)?;
         config.optimizer.check()?;
+        config.benchmark.check()?;
         if !DRIFT_FIGURES.contains(&config.eval.best.as_str()) {
             return Err(unknown_name("figure in `eval.best`", &config.eval.best, &DRIFT_FIGURES));
         }

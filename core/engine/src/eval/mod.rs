@@ -9,14 +9,12 @@ mod receipt;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use unirl::error::{Error, Result};
-use unirl::model::{ImageSampling, ModelCard, TextSampling, UnifiedModel};
-use unirl::prompt::Category;
+use unirl::error::Result;
+use unirl::model::{ImageSampling, TextSampling, UnifiedModel};
 use unirl_base::{checksum, seed};
+use unirl_benchmarks::Benchmark;
 use unirl_benchmarks::judge::{AnswerJudge, Exact, ImageJudge, Verdict};
-use unirl_benchmarks::tiles::{self, TilesJudge};
-use unirl_prompts::rng::Rng;
-use unirl_prompts::{Split, Task};
+use unirl_prompts::Task;
 
 use crate::config::Rollout;
 
@@ -60,30 +58,6 @@ fn is_zero(count: &u64) -> bool {
 /// An answer with its verdict, if the judge gave one.
 type Judged = (String, Option<bool>);
 
-/// Errors if a model is not one of the tiles benchmark.
-pub fn check_tiles(card: &ModelCard) -> Result<()> {
-    if card.benchmark.as_deref() == Some(tiles::NAME) {
-        return Ok(());
-    }
-    let trained_on = card.benchmark.as_ref().map_or_else(|| "none".into(), |name| format!("`{name}`"));
-    Err(Error::usage(format!(
-        "model `{}` is not a model of the tiles benchmark (its benchmark: {trained_on})",
-        card.name
-    ))
-    .hint("evaluate with `--model builtin`, or train without an evaluation: `--set eval.prompts=0`"))
-}
-
-/// `per_category` prompts of every category of the tiles benchmark. They are held out from training, except in the two categories
-/// that have too few prompts.
-pub fn tasks(per_category: usize, seed: u64) -> Result<Vec<Task>> {
-    let mut rng = Rng::new(seed);
-    Category::ALL
-        .iter()
-        .flat_map(|category| std::iter::repeat_n(*category, per_category))
-        .map(|category| tiles::sample(category, Split::Test, &mut rng))
-        .collect()
-}
-
 /// An evaluation: prompts, judges and sampling.
 pub struct Evaluation<'a> {
     /// The prompts.
@@ -101,16 +75,15 @@ pub struct Evaluation<'a> {
 }
 
 impl<'a> Evaluation<'a> {
-    /// An evaluation on the tiles benchmark with its exact judges of images and answers.
-    pub fn of_tiles(
-        card: &ModelCard,
+    /// An evaluation of `tasks` by the judge of a benchmark, and by the exact judge of answers.
+    pub fn new(
+        benchmark: &'a dyn Benchmark,
         tasks: &'a [Task],
         rollout: &'a Rollout,
         batch: usize,
         seed: u64,
-    ) -> Result<Self> {
-        check_tiles(card)?;
-        Ok(Self { tasks, images: &TilesJudge, answers: &Exact, rollout, batch, seed })
+    ) -> Self {
+        Self { tasks, images: benchmark.images(), answers: &Exact, rollout, batch, seed }
     }
 
     /// The number of parts.
@@ -202,25 +175,5 @@ impl<'a> Evaluation<'a> {
             progress(self.part_tasks(index).len())?;
         }
         Ok(items)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use unirl::model::{ImageDecoding, ImageSpace};
-
-    use super::*;
-
-    #[test]
-    fn model_of_32_pixels_is_not_of_the_tiles_benchmark_unless_its_card_says_so() {
-        let size = [16, 40, tiles::SIDE as i64];
-        let mut card = ModelCard::new("cifar", ImageSpace::Shared, ImageDecoding::Masked, size);
-        let error = check_tiles(&card).unwrap_err();
-        assert_eq!(
-            error.message(),
-            "model `cifar` is not a model of the tiles benchmark (its benchmark: none)"
-        );
-        card.benchmark = Some("tiles".into());
-        check_tiles(&card).unwrap();
     }
 }

@@ -202,16 +202,16 @@ pub(super) fn short(hash: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use unirl_benchmarks::tiles::TilesJudge;
+    use unirl_benchmarks::Benchmark as _;
+    use unirl_benchmarks::tiles::Tiles;
 
     use super::*;
     use crate::config::Rollout;
-    use crate::eval::tasks;
 
     fn receipt() -> Receipt {
-        let tasks = tasks(2, 1).unwrap();
+        let tasks = Tiles.test_tasks(2, 1).unwrap();
         let rollout = Rollout::default();
-        let (images, answers) = (&TilesJudge, &Exact);
+        let (images, answers) = (&Tiles, &Exact);
         let evaluation = Evaluation { tasks: &tasks, images, answers, rollout: &rollout, batch: 5, seed: 1 };
         let item = |(index, task): (usize, &Task)| Item {
             strict: index % 2 == 0,
@@ -291,7 +291,7 @@ mod tests {
         let rollout = Rollout::default();
         let evaluation = Evaluation {
             tasks: &receipt.tasks,
-            images: &TilesJudge,
+            images: &Tiles,
             answers: &Exact,
             rollout: &rollout,
             batch: 5,

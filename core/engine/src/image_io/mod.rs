@@ -4,7 +4,7 @@ mod read;
 mod resize;
 mod write;
 
-pub use read::{read, read_padded, read_unscaled};
+pub use read::{read, read_padded, read_unscaled, reader};
 pub use write::write_grid;
 pub(crate) use write::{enlarged, write_png};
 

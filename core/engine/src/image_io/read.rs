@@ -8,6 +8,7 @@ use image::imageops::replace;
 use image::{DynamicImage, ImageDecoder as _, ImageError, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
 use tch::{Kind, Tensor};
 use unirl::error::{Context, Error, Result};
+use unirl::model::ModelCard;
 use unirl_base::input;
 
 use super::resize::{Window, centre_crop, resize};
@@ -20,6 +21,15 @@ const MAX_PIXELS: u64 = 2 * (1 << 30) / 4 / 3;
 
 /// The maximum size of an image file.
 const MAX_BYTES: u64 = 1 << 29;
+
+/// Returns a function that reads an image file at the input resolution of a model: `[1,3,R,R]` f32 in `0..=1`.
+pub fn reader(card: &ModelCard) -> impl Fn(&Path) -> Result<Tensor> + use<> {
+    let (side, pad) = (card.input_resolution.unwrap_or(card.resolution), card.pad_value);
+    move |path| match pad {
+        Some(pad) => read_padded(path, side, pad),
+        None => read(path, side),
+    }
+}
 
 /// Reads an image as `[1,3,R,R]` f32 in `0..=1`: its shorter edge is resized to `resolution` (bicubic) and the centre cropped.
 ///

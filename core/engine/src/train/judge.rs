@@ -1,22 +1,14 @@
-//! Metrics of each step from the exact judge of the tiles benchmark. The judge only measures; it never trains.
+//! Metrics of each step from the judge of the benchmark. The judge only measures; it never trains.
 
 use std::collections::BTreeMap;
 
 use unirl::error::Result;
-use unirl_benchmarks::judge::ImageJudge;
-use unirl_benchmarks::tiles::TilesJudge;
 use unirl_prompts::Task;
 
 use super::step::Trainer;
 use crate::algorithms::{self, Outcome};
-use crate::eval::check_tiles;
 
 impl Trainer<'_> {
-    /// Whether the exact judge applies to the images of this run.
-    pub(super) fn judges(&self) -> bool {
-        self.source.is_generated() && check_tiles(self.model.card()).is_ok()
-    }
-
     /// Adds `judge/right`, the share of strictly correct images, and `judge/wrong_passed`, the share of the incorrect images
     /// whose answer passes.
     pub(super) fn judge(
@@ -25,11 +17,9 @@ impl Trainer<'_> {
         outcome: &Outcome,
         metrics: &mut BTreeMap<String, f64>,
     ) -> Result<()> {
-        if !self.judges() {
-            return Ok(());
-        }
+        let Some(benchmark) = self.source.benchmark() else { return Ok(()) };
         let pixels = algorithms::pixels(self.model, &outcome.images, &self.rollout)?;
-        let verdicts = TilesJudge.judge(tasks, &pixels)?;
+        let verdicts = benchmark.images().judge(tasks, &pixels)?;
         let mut strict_correct = 0;
         let mut false_positives: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new(); // passed, incorrect
         for ((task, verdict), reward) in tasks.iter().zip(verdicts).zip(&outcome.rewards) {

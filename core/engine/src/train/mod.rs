@@ -16,11 +16,13 @@ use tasks::TaskSource;
 use tch::Tensor;
 use unirl::error::{Code, Error, Result};
 use unirl::model::{Mode, ModelCard, UnifiedModel};
+use unirl_benchmarks::Benchmark;
 
+use crate::algorithms;
 use crate::checkpoint::TrainingState;
 use crate::config::RunConfig;
 use crate::drift::{DriftCheck, DriftMonitor};
-use crate::eval::{self, Evaluation, Receipt, Report};
+use crate::eval::{Evaluation, Receipt, Report};
 use crate::fingerprint::ModelFingerprint;
 use crate::metrics::{Line, MetricsLog};
 use crate::rewards::RewardSet;
@@ -29,39 +31,59 @@ use crate::run_dir::RunDir;
 pub use report::{Event, RunReport, StepReport, Watch};
 pub use warnings::TrainWarnings;
 
-/// Errors if no prompts file is given for a model that does not fit the tiles benchmark.
-pub fn check_tasks(config: &RunConfig, card: &ModelCard) -> Result<()> {
-    if config.train.prompts_file.is_some() || eval::check_tiles(card).is_ok() {
-        return Ok(());
-    }
-    Err(Error::usage(format!("`train.prompts_file` is required for `{}` at {1}x{1}", card.name, card.resolution)).hint(
-        "give a prompts file, such as `examples/tasks.jsonl`: `--set train.prompts_file=FILE`; `unirl prompts` writes one",
-    ))
+/// What a run consists of.
+pub struct RunSetup<'a> {
+    /// The base model, even if a run is resumed.
+    pub model: &'a mut dyn UnifiedModel,
+    /// The rewards.
+    pub rules: &'a RewardSet,
+    /// The rewards of the answer term, if it has separate ones.
+    pub answer_rules: Option<&'a RewardSet>,
+    /// The benchmark, without which there is neither an evaluation nor a drift monitor.
+    pub benchmark: Option<&'a dyn Benchmark>,
+    /// The configuration.
+    pub config: &'a RunConfig,
 }
 
-/// Trains `model` as configured and writes to `run_dir`. `answer_rules` are the rewards of the answer objective, if it has
-/// separate ones. `from` is the state of an interrupted run; `model` is the base model even then.
+impl RunSetup<'_> {
+    /// Errors if the algorithm cannot train the model, or if something needs a benchmark and there is none.
+    pub fn check(&self) -> Result<()> {
+        let (config, card) = (self.config, self.model.card());
+        algorithms::check_fits(algorithms::find(&config.optimizer.name)?, card)?;
+        TaskSource::new(&config.train, self.benchmark, card)?;
+        if self.benchmark.is_none() && (config.eval.prompts > 0 || config.eval.every > 0) {
+            return Err(no_benchmark(card).hint("train without an evaluation: `--set eval.prompts=0`"));
+        }
+        Ok(())
+    }
+}
+
+/// The error of an evaluation without a benchmark.
+pub fn no_benchmark(card: &ModelCard) -> Error {
+    Error::usage(format!("an evaluation needs a benchmark, and model `{}` belongs to none", card.name))
+        .hint("choose one: `--benchmark geneval`, with `benchmark.metadata` and `benchmark.detector`")
+}
+
+/// Trains a model and writes to `run_dir`. `from` is the state of an interrupted run.
 pub fn train(
-    model: &mut dyn UnifiedModel,
-    rules: &RewardSet,
-    answer_rules: Option<&RewardSet>,
-    config: &RunConfig,
+    setup: RunSetup<'_>,
     run_dir: &RunDir,
     from: Option<TrainingState>,
     watch: &mut Watch<'_>,
 ) -> Result<RunReport> {
+    let RunSetup { rules, answer_rules, benchmark, config, .. } = setup;
     let started = Instant::now();
     let options = &config.train;
-    let base = ModelFingerprint::new(model, &config.model.plugin)?;
+    let base = ModelFingerprint::new(setup.model, &config.model.plugin)?;
     if let Some(from) = &from {
         check_base(from, &base)?;
     }
     let interrupted = |when: &str| interruption(run_dir, when);
-    let overlap = overlap(config)?;
+    let overlap = overlap(benchmark, config, setup.model.card())?;
 
     // Evaluate the base model before the weights of a checkpoint replace its own.
-    let before = evaluate(model, Some(&base), (config, None), run_dir, "base", watch)?;
-    let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
+    let before = evaluate(setup.model, Some(&base), (benchmark, config, None), run_dir, "base", watch)?;
+    let mut trainer = Trainer::new(setup)?;
     let samples = config.eval.samples_per_prompt > 0 && (options.sample_every > 0 || config.eval.prompts > 0);
     if samples && !run_dir.root().join("samples/base.png").is_file() {
         samples::save(&mut trainer, &config.eval, run_dir, "base")?;
@@ -69,15 +91,19 @@ pub fn train(
     let mut stopped = None;
     let first = from.as_ref().map_or(0, |state| state.step);
     let mut monitor = match from {
-        None => DriftMonitor::new(trainer.model, config, &trainer.update)?,
+        None => DriftMonitor::new(trainer.model, benchmark, config, &trainer.update)?,
         Some(state) => {
             // With other evaluation settings, the saved state of the monitor is invalid.
             let valid = state.config.eval == config.eval;
-            let fresh = if valid { None } else { DriftMonitor::new(trainer.model, config, &trainer.update)? };
+            let fresh = if valid {
+                None
+            } else {
+                DriftMonitor::new(trainer.model, benchmark, config, &trainer.update)?
+            };
             trainer.resume(&state)?;
             stopped = state.stopped;
             match state.drift {
-                Some(saved) if valid => DriftMonitor::resume(config, saved, state.best)?,
+                Some(saved) if valid => DriftMonitor::resume(benchmark, config, saved, state.best)?,
                 _ => fresh,
             }
         }
@@ -139,7 +165,7 @@ pub fn train(
             return Err(interrupted(&format!("after step {step} of {}", options.steps)));
         }
     }
-    let after = evaluate(trainer.model, None, (config, overlap), run_dir, "trained", watch)?;
+    let after = evaluate(trainer.model, None, (benchmark, config, overlap), run_dir, "trained", watch)?;
     if samples {
         samples::save(&mut trainer, &config.eval, run_dir, "trained")?;
     }
@@ -158,35 +184,31 @@ pub fn train(
 }
 
 /// Returns the number of evaluation tasks that the run trains on, if any, and logs a warning.
-fn overlap(config: &RunConfig) -> Result<Option<usize>> {
+fn overlap(benchmark: Option<&dyn Benchmark>, config: &RunConfig, card: &ModelCard) -> Result<Option<usize>> {
     let options = &config.eval;
-    let Some(path) = config.train.prompts_file.as_deref().filter(|_| options.prompts > 0) else {
-        return Ok(None);
-    };
-    let evaluated = eval::tasks(options.prompts, options.seed)?;
-    let count = TaskSource::new(Some(path))?.overlap(&evaluated);
+    let path = config.train.prompts_file.as_deref().filter(|_| options.prompts > 0);
+    let (Some(path), Some(benchmark)) = (path, benchmark) else { return Ok(None) };
+    let evaluated = benchmark.test_tasks(options.prompts, options.seed)?;
+    let count = TaskSource::new(&config.train, Some(benchmark), card)?.overlap(&evaluated);
     if count == 0 {
         return Ok(None);
     }
+    let held_out = match &config.benchmark.metadata {
+        None => "--objects tiles --split train".to_string(),
+        Some(metadata) => format!("--exclude {metadata}"),
+    };
     tracing::warn!(
         "{count} of {} evaluation tasks are also training tasks in `{path}`, so the evaluation is not held out: use \
-         `unirl prompts --objects tiles --split train` to write prompts without them",
+         `unirl prompts {held_out}` to write prompts without them",
         evaluated.len()
     );
     Ok(Some(count))
 }
 
-/// Repeats the step after `state` and returns its metrics or its error. `model` is the base model of the run; its weights
-/// are overwritten.
-pub fn replay(
-    model: &mut dyn UnifiedModel,
-    rules: &RewardSet,
-    answer_rules: Option<&RewardSet>,
-    config: &RunConfig,
-    state: &TrainingState,
-) -> Result<BTreeMap<String, f64>> {
-    check_base(state, &ModelFingerprint::new(model, &config.model.plugin)?)?;
-    let mut trainer = Trainer::new(model, rules, answer_rules, config)?;
+/// Repeats the step after `state` and returns its metrics or its error. The weights of the model are overwritten.
+pub fn replay(setup: RunSetup<'_>, state: &TrainingState) -> Result<BTreeMap<String, f64>> {
+    check_base(state, &ModelFingerprint::new(setup.model, &setup.config.model.plugin)?)?;
+    let mut trainer = Trainer::new(setup)?;
     trainer.resume(state)?;
     let mut result = trainer.step(state.step + 1)?;
     trainer.judge(&result.tasks, &result.outcome, &mut result.metrics)?;
@@ -253,19 +275,16 @@ fn interruption(run_dir: &RunDir, when: &str) -> Error {
 fn evaluate(
     model: &mut dyn UnifiedModel,
     fingerprint: Option<&ModelFingerprint>,
-    (config, overlap): (&RunConfig, Option<usize>),
+    (benchmark, config, overlap): (Option<&dyn Benchmark>, &RunConfig, Option<usize>),
     run_dir: &RunDir,
     what: &'static str,
     watch: &mut Watch<'_>,
 ) -> Result<Option<Report>> {
     let options = &config.eval;
-    if options.prompts == 0 {
-        return Ok(None);
-    }
+    let Some(benchmark) = benchmark.filter(|_| options.prompts > 0) else { return Ok(None) };
     model.set_mode(Mode::Eval)?;
-    let tasks = eval::tasks(options.prompts, options.seed)?;
-    let evaluation =
-        Evaluation::of_tiles(model.card(), &tasks, &config.rollout, options.batch, options.seed)?;
+    let tasks = benchmark.test_tasks(options.prompts, options.seed)?;
+    let evaluation = Evaluation::new(benchmark, &tasks, &config.rollout, options.batch, options.seed);
     let fingerprint = match fingerprint {
         Some(fingerprint) => fingerprint.clone(),
         None => ModelFingerprint::new(model, &config.model.plugin)?,
@@ -282,6 +301,9 @@ fn evaluate(
     };
     on_progress(Event::EvalStarted(what, tasks.len()))?;
     let items = evaluation.run(model, |count| on_progress(Event::Evaluated(count)))?;
+    for warning in benchmark.warnings() {
+        tracing::warn!("{warning}");
+    }
     let receipt = Receipt { trained_on: overlap, ..Receipt::new(&evaluation, fingerprint, items)? };
     run_dir.write(&format!("eval/{what}.json"), &receipt.to_json()?)?;
     Ok(Some(receipt.figures))

@@ -3,8 +3,7 @@
 
 use unirl::error::Result;
 use unirl::model::{Mode, TextSampling};
-use unirl_benchmarks::judge::ImageJudge;
-use unirl_benchmarks::tiles::TilesJudge;
+use unirl_benchmarks::Benchmark;
 use unirl_prompts::Task;
 
 use super::step::Trainer;
@@ -44,7 +43,8 @@ pub(super) fn save(
     let answers = iteration.answer(&images)?;
     let rewards = iteration.score(&images, &answers)?.rewards;
     let pixels = algorithms::pixels(trainer.model, &images, &rollout)?;
-    let verdicts = trainer.judges().then(|| TilesJudge.judge(&tasks, &pixels)).transpose()?;
+    let judge = trainer.source.benchmark().map(Benchmark::images);
+    let verdicts = judge.map(|judge| judge.judge(&tasks, &pixels)).transpose()?;
     let samples = Samples {
         pixels: &pixels,
         columns: columns as i64,

@@ -9,6 +9,7 @@ use unirl_base::panic::catch_unwind_to_error;
 use unirl_base::seed;
 use unirl_prompts::Task;
 
+use super::RunSetup;
 use super::tasks::TaskSource;
 use crate::algorithms::{self, Algorithm, Iteration, Outcome, Phases};
 use crate::checkpoint::TrainingState;
@@ -23,7 +24,7 @@ pub(super) struct Trainer<'a> {
     answer_rules: Option<&'a RewardSet>,
     config: &'a RunConfig,
     algorithm: Box<dyn Algorithm>,
-    pub(super) source: TaskSource,
+    pub(super) source: TaskSource<'a>,
     pub(super) update: AdamW,
     /// As configured, with a smaller micro-batch after an out-of-memory error.
     pub(super) rollout: Rollout,
@@ -39,16 +40,12 @@ pub(super) struct StepResult {
 
 impl<'a> Trainer<'a> {
     /// Freezes the current weights as the reference policy.
-    pub(super) fn new(
-        model: &'a mut dyn UnifiedModel,
-        rules: &'a RewardSet,
-        answer_rules: Option<&'a RewardSet>,
-        config: &'a RunConfig,
-    ) -> Result<Self> {
+    pub(super) fn new(setup: RunSetup<'a>) -> Result<Self> {
+        let RunSetup { model, rules, answer_rules, benchmark, config } = setup;
         let entry = algorithms::find(&config.optimizer.name)?;
         algorithms::check_fits(entry, model.card())?;
         let algorithm = algorithms::build(entry, config)?;
-        let source = TaskSource::new(config.train.prompts_file.as_deref())?;
+        let source = TaskSource::new(&config.train, benchmark, model.card())?;
         model.freeze_reference()?;
         let (frozen, weights): (Vec<Parameter>, Vec<Parameter>) = model
             .parameters()?
