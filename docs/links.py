@@ -27,17 +27,17 @@ def anchors(path):
     return {slug(title) for title in re.findall(r"^#+ (.+)$", prose(path), re.M)}
 
 
-# A source file, or a path that begins with a directory of the repository: `grpo.rs`, `train/tasks.rs`, `core/presets/`.
+# A source file, or a path that begins with a directory of the repository: `grpo.rs`, `train/tasks.rs`, `core/engine/`.
 SOURCE = re.compile(r"[a-z0-9_/.-]+\.rs|(?:core|cli|plugins|tests|schemas|fuzz|docs|examples)/[\w/.-]*")
-SOURCE_ROOTS = [ROOT, ROOT / "core" / "src", ROOT / "core"]
+SOURCE_ROOTS = [ROOT, ROOT / "core" / "engine" / "src"]
 
 
 def missing_sources(page):
-    """Names of source files in the text that do not exist. A bare file name may be in any directory of core/src."""
+    """Names of source files in the text that do not exist. A bare file name may be in any directory of core/."""
     for span in re.findall(r"`([^`\n]+)`", prose(page)):
         if not SOURCE.fullmatch(span) or any((root / span).exists() for root in SOURCE_ROOTS):
             continue
-        if "/" in span or not any((ROOT / "core" / "src").rglob(span)):
+        if "/" in span or not any((ROOT / "core").rglob(span)):
             yield span
 
 

@@ -53,7 +53,7 @@ pub struct Error {
     hints: Vec<String>,
 }
 
-/// The result of every fallible function of this crate.
+/// The result of every fallible function of unirl.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

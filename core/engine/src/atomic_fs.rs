@@ -2,7 +2,7 @@
 //! even after a power failure.
 //!
 //! Some file systems (exFAT, CIFS, Lustre, many FUSE ones) lack symbolic links or cannot sync a directory. Links then become
-//! small files, see [`link`], and a missing sync logs a warning.
+//! small files, see [`unirl_base::links`], and a missing sync logs a warning.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};

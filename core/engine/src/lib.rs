@@ -1,7 +1,7 @@
 //! The engine of unirl: [`algorithms`], the training loop ([`train`]), runs ([`run_dir`], [`checkpoint`]), evaluation
 //! ([`eval`]) and the host of plugins ([`plugin`]).
 //!
-//! An algorithm of one's own needs [`algorithms`] only.
+//! A custom algorithm needs [`algorithms`] only.
 
 pub mod algorithms;
 pub mod atomic_fs;

@@ -208,8 +208,10 @@ impl RuleFile {
     /// Parses the text of a rule file.
     ///
     /// ```no_run,standalone_crate
-    /// # use unirl::reward::{RewardFunction, RuleFile, Sample};
-    /// # use unirl::prompts::{Category, PromptSpec, PromptTemplates};
+    /// # use unirl::prompt::Category;
+    /// # use unirl::reward::RewardFunction;
+    /// # use unirl_keywords::RuleFile;
+    /// # use unirl_prompts::PromptTemplates;
     /// let rules = RuleFile::parse(
     ///     r#"
     ///     [penalties]

@@ -1,5 +1,5 @@
 //! Rewards defined by keywords: a rule file ([`RuleFile`]) says which words of the prompt an answer must contain, how they are
-//! matched, and what they are worth.
+//! matched, and how many points each earns.
 
 mod file;
 mod matching;
