@@ -7,11 +7,11 @@ use unirl::error::{Code, Result};
 use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
 use unirl_engine::eval;
 use unirl_engine::plugin::{Entry, EntryKind, Plugins};
-use unirl_testing::{Extent, Finding, Outcome, examine, examine_reward};
+use unirl_testing::{Extent, Finding, Outcome, check_all_passed, examine, examine_reward, format_findings};
 
 use crate::args::{ModelArgs, PluginsCheckArgs};
 use crate::settings::Settings;
-use crate::{doctor, io, load};
+use crate::{io, load};
 
 pub(super) fn run(args: &PluginsCheckArgs) -> Result<()> {
     let mut plugins = args.search.plugins()?;
@@ -25,10 +25,10 @@ pub(super) fn run(args: &PluginsCheckArgs) -> Result<()> {
             EntryKind::Reward => reward(entry, &mut plugins)?,
             EntryKind::Detector => continue, // every call checks the form of its output
         };
-        io::print(&format!("\n{} `{}`\n{}", entry.kind, entry.name, doctor::format_findings(&findings)))?;
+        io::print(&format!("\n{} `{}`\n{}", entry.kind, entry.name, format_findings(&findings)))?;
         all.extend(findings);
     }
-    doctor::check_all_passed(&all)
+    check_all_passed(&all)
 }
 
 fn model(args: &PluginsCheckArgs, name: &str, plugins: &mut Plugins) -> Result<Vec<Finding>> {

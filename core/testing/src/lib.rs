@@ -2,6 +2,7 @@
 //! A violation otherwise shows only as a run that learns nothing, or the wrong thing.
 
 mod checks;
+mod findings;
 mod rewards;
 mod robustness;
 #[cfg(test)]
@@ -9,7 +10,6 @@ mod tests;
 
 use std::path::Path;
 
-use serde::Serialize;
 use tch::Kind;
 use unirl::error::{Error, Result};
 use unirl::model::{Answers, ImageSampling, Images, Mode, TextSampling, UnifiedModel};
@@ -17,31 +17,8 @@ use unirl_base::panic::catch_unwind_to_error;
 use unirl_engine::config::Rollout;
 use unirl_prompts::Task;
 
+pub use findings::{Finding, Outcome, check_all_passed, format_findings};
 pub use rewards::examine_reward;
-
-/// The outcome of a check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "outcome", content = "detail")]
-pub enum Outcome {
-    /// The check passed; what was measured.
-    Holds(String),
-    /// The check failed, and how.
-    Fails(String),
-    /// The check does not apply, and why.
-    Skipped(String),
-}
-
-/// A check with its outcome.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// The property that was checked.
-    pub name: &'static str,
-    /// Whether it holds.
-    #[serde(flatten)]
-    pub outcome: Outcome,
-    /// What to fix on a failure.
-    pub hint: &'static str,
-}
 
 /// A conformance check of a model.
 struct Check {

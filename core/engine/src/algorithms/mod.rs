@@ -27,9 +27,9 @@ pub use image_term::{ImageTerm, MaskingKind};
 pub(crate) use metrics::component_metrics;
 pub use passes::Terms;
 pub(crate) use passes::passes;
-pub use registry::{AlgorithmEntry, all, build, check_fits, find};
+pub use registry::{AlgorithmEntry, all, check_fits, find};
 pub(crate) use rollout::pixels;
-pub use rollout::{Iteration, Phases, Scored};
+pub use rollout::{Iteration, Phases, Rollout, Scored};
 
 /// A post-training algorithm: turns the images, answers and rewards of one iteration into gradients.
 pub trait Algorithm {

@@ -47,7 +47,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self> {
         let entry = algorithms::find(&config.optimizer.name)?;
         algorithms::check_fits(entry, model.card())?;
-        let algorithm = algorithms::build(entry, config)?;
+        let algorithm = config.algorithm(entry)?;
         let source = TaskSource::new(config.train.prompts_file.as_deref())?;
         model.freeze_reference()?;
         let (frozen, weights): (Vec<Parameter>, Vec<Parameter>) = model
