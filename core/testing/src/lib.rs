@@ -1,8 +1,22 @@
-//! Conformance checks of models and rewards: the properties of [`UnifiedModel`] that training relies on, tested from outside.
-//! A violation otherwise shows only as a run that learns nothing, or the wrong thing.
+//! Conformance checks of models and rewards: the properties of [`UnifiedModel`] and
+//! [`RewardFunction`](unirl::reward::RewardFunction) that training relies on, tested from outside. A violation otherwise shows
+//! only as a run that learns nothing, or the wrong thing.
+//!
+//! A plugin has this crate as a dev-dependency and tests what it registers with [`check_model!`] and [`check_reward!`]:
+//!
+//! ```no_run
+//! #[cfg(test)]
+//! mod tests {
+//!     unirl_testing::check_model!("my-model");
+//! }
+//! ```
+//!
+//! [`run_model_checks`] and [`run_reward_checks`] run the same checks on any model or reward, such as that of a loaded plugin.
+//! [`examine`] also takes tasks and sampling options.
 
 mod checks;
 mod findings;
+mod registered;
 mod rewards;
 mod robustness;
 #[cfg(test)]
@@ -18,7 +32,15 @@ use unirl_engine::config::Rollout;
 use unirl_prompts::Task;
 
 pub use findings::{Finding, Outcome, check_all_passed, format_findings};
+pub use registered::{MakeModel, MakeReward, run_model_checks, run_reward_checks};
 pub use rewards::examine_reward;
+
+/// For the exported macros only.
+#[doc(hidden)]
+pub mod __private {
+    pub use super::registered::{test_model, test_reward};
+    pub use serde_json::json;
+}
 
 /// A conformance check of a model.
 struct Check {
