@@ -181,7 +181,8 @@ extern "C" fn entries() -> RResult<RVec<FfiEntry>, FfiError> {
     })
 }
 
-extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<ComponentBox, FfiError> {
+/// Makes a registered model, reward or detector: `json` is a message of [`wire::make`].
+pub extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<ComponentBox, FfiError> {
     catch_unwind_to_ffi_error(|| {
         let unknown = || Error::new(Code::Unsupported, format!("the plugin has no {kind} `{name}`"));
         let (config, source) = wire::read_make(&json)?;

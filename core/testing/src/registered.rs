@@ -4,12 +4,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tch::Device;
-use unirl::abi::export::{ModelEntry, RewardEntry};
-use unirl::error::{Code, Result, unknown_name};
+use unirl::error::{Code, Result};
 use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
 use unirl::reward::RewardFunction;
 use unirl_engine::algorithms::Rollout;
 use unirl_engine::config::EvalOptions;
+use unirl_engine::plugin::{registered_model, registered_reward};
 use unirl_engine::{eval, memory};
 
 use super::{Extent, Finding, Outcome, check_all_passed, examine, examine_reward, format_findings};
@@ -62,8 +62,9 @@ fn unknown_option(make: impl FnOnce(&Value) -> Result<()>) -> Finding {
 /// Tests that models pass every check of `unirl plugins check`: expands to a `#[test]`.
 ///
 /// The arguments are the names under which the crate registers the models with
-/// [`register_model!`](unirl::register_model). A name identifies a model, as in the host; a type does not. A model is constructed with its default options from its embedded checkpoint,
-/// or with fresh weights if it has none, on the CPU. A failure lists the findings with their hints.
+/// [`register_model!`](unirl::register_model): a name identifies a model, a type does not. A model is constructed with its
+/// default options from its embedded checkpoint, or with fresh weights if it has none, on the CPU; its calls cross the plugin
+/// boundary, as in the host. A failure lists the findings with their hints.
 ///
 /// One model can be given options, as in JSON: `check_model!("my-model", { "width": 32 })`. Use the macro once per module.
 ///
@@ -118,33 +119,27 @@ macro_rules! check_reward {
 
 /// Runs every check of a registered model. Panics with the findings if one fails.
 pub fn test_model(name: &str, options: &Value) {
-    panic_on_failure("model", name, registered_model(name, options));
+    panic_on_failure("model", name, check_registered_model(name, options));
 }
 
 /// Runs every check of a registered reward. Panics with the findings if one fails.
 pub fn test_reward(name: &str, options: &Value) {
-    panic_on_failure("reward", name, registered_reward(name, options));
+    panic_on_failure(
+        "reward",
+        name,
+        run_reward_checks(options, &mut |options| registered_reward(name, options)),
+    );
 }
 
-fn registered_model(name: &str, options: &Value) -> Result<Vec<Finding>> {
-    let entries: Vec<&ModelEntry> = inventory::iter::<ModelEntry>().collect();
-    let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| {
-        unknown_name("model", name, &entries.iter().map(|entry| entry.name).collect::<Vec<_>>())
-    })?;
+fn check_registered_model(name: &str, options: &Value) -> Result<Vec<Finding>> {
     let device = Device::Cpu;
     let source = |checkpoint| ModelSource { checkpoint, device, seed: 1, dry: false };
-    let mut model = (entry.new)(options, &source(Checkpoint::Builtin))
-        .or_else(|_| (entry.new)(options, &source(Checkpoint::Fresh)))?;
+    let mut model = registered_model(name, options, &source(Checkpoint::Builtin))
+        .or_else(|_| registered_model(name, options, &source(Checkpoint::Fresh)))?;
     memory::tune_malloc(&*model);
-    run_model_checks(&mut *model, options, device, &mut |options, source| (entry.new)(options, source))
-}
-
-fn registered_reward(name: &str, options: &Value) -> Result<Vec<Finding>> {
-    let entries: Vec<&RewardEntry> = inventory::iter::<RewardEntry>().collect();
-    let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| {
-        unknown_name("reward", name, &entries.iter().map(|entry| entry.name).collect::<Vec<_>>())
-    })?;
-    run_reward_checks(options, &mut |options| (entry.new)(options))
+    run_model_checks(&mut *model, options, device, &mut |options, source| {
+        registered_model(name, options, source)
+    })
 }
 
 fn panic_on_failure(kind: &str, name: &str, findings: Result<Vec<Finding>>) {
@@ -191,8 +186,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "did you mean `constant`?")]
-    fn name_that_is_not_registered_panics_with_the_nearest() {
+    #[should_panic(expected = "the plugin has no reward `constnat`")]
+    fn name_that_is_not_registered_panics() {
         test_reward("constnat", &json!({}));
     }
 }
