@@ -55,7 +55,7 @@
 //! | write a detector | [`detector::Detector`] |
 //! | report an error | [`Error::usage`] for what a user can correct, [`Error::failure`] for the rest; [`error::Context`] adds what failed |
 //! | register and export | [`register_model!`], [`register_reward!`], [`register_detector!`], [`export_plugin!`] |
-//! | call libtorch | [`tch`]: host and plugin share one libtorch, so no other version of this crate |
+//! | call libtorch | [`tch`]: use this one, because host and plugins share one libtorch |
 //!
 //! # Rules
 //!
