@@ -6,7 +6,7 @@ use unirl::error::{Context, Error, Result};
 use unirl_benchmarks::check_tasks;
 use unirl_engine::memory;
 use unirl_engine::plugin::{Plugins, built_with};
-use unirl_testing::{Extent, Finding, Outcome, examine};
+use unirl_testing::{Extent, Finding, check_all_passed, examine, format_findings};
 use unirl_torch::cuda_graph;
 use unirl_torch::libtorch::{has_cuda_driver, load_cuda, mapped_version};
 
@@ -82,30 +82,4 @@ fn text(about: &[(&str, String)], plugins: &str, findings: Option<&[Finding]>) -
     }
     text += &format!("\n{plugins}");
     text + &format_findings(findings.unwrap_or_default())
-}
-
-/// Errors if a check failed.
-pub(crate) fn check_all_passed(findings: &[Finding]) -> Result<()> {
-    let failed = findings.iter().filter(|finding| matches!(finding.outcome, Outcome::Fails(_))).count();
-    if failed > 0 {
-        return Err(Error::failure(format!("{failed} of {} conformance checks failed", findings.len())));
-    }
-    Ok(())
-}
-
-/// Findings as text.
-pub(crate) fn format_findings(findings: &[Finding]) -> String {
-    let mut text = String::new();
-    for Finding { name, outcome, hint } in findings {
-        let (word, detail) = match outcome {
-            Outcome::Holds(detail) => ("ok", detail),
-            Outcome::Fails(detail) => ("FAILS", detail),
-            Outcome::Skipped(detail) => ("skipped", detail),
-        };
-        text += &format!("\n{word:<8} {name}\n         {detail}\n");
-        if matches!(outcome, Outcome::Fails(_)) {
-            text += &format!("         hint: {hint}\n");
-        }
-    }
-    text
 }

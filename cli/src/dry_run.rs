@@ -25,7 +25,7 @@ pub(crate) fn run(
     let config = settings.config(model.card())?;
     let entry = algorithms::find(&config.optimizer.name)?;
     algorithms::check_fits(entry, model.card())?;
-    let algorithm = algorithms::build(entry, &config)?;
+    let algorithm = config.algorithm(entry)?;
     let memory = MemoryPlan::new(&*model, &*algorithm, &config, source.device)?;
     let disk = DiskPlan::new(&memory, &config, out.unwrap_or(Path::new("runs")));
     let (card, rollout) = (model.card(), &config.rollout);

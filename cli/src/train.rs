@@ -165,7 +165,7 @@ impl TrainSession {
 
 /// Finds mistakes in the algorithm's options and in the prompts before the model is loaded.
 fn check(config: &RunConfig) -> Result<()> {
-    algorithms::build(algorithms::find(&config.optimizer.name)?, config)?;
+    config.algorithm(algorithms::find(&config.optimizer.name)?)?;
     if let Some(tasks) = &config.train.prompts_file {
         unirl_prompts::read_jsonl(tasks.as_ref())?;
     }

@@ -60,6 +60,7 @@ impl Category {
     }
 
     /// Whether the tasks are split into training and test tasks. Categories with few tasks are not.
+    #[doc(hidden)] // for the host
     pub fn is_split(self) -> bool {
         !matches!(self, Category::SingleObject | Category::Counting)
     }
@@ -143,6 +144,7 @@ pub struct PromptSpec {
 
 impl PromptSpec {
     /// Returns a key that equivalent specs share, such as `a left of b` and `b right of a`.
+    #[doc(hidden)] // for the host
     pub fn key(&self) -> String {
         let one = |object: &Object| match self.category {
             Category::Counting => format!("{} {}", object.count, object.noun),

@@ -1,8 +1,27 @@
 //! Sampling of text and image tokens from logits.
 
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::model::BatchSlice;
+/// The position of some rows in a larger batch. Random numbers are sampled for the whole batch, so splitting a batch does not
+/// change the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchSlice {
+    /// The index of the first row.
+    pub first: i64,
+    /// `B` of the whole batch.
+    pub of: i64,
+}
+
+impl BatchSlice {
+    /// Calls `all` with the size of the whole batch and returns the `rows` rows of `slice` from its result.
+    pub fn rows(slice: Option<Self>, rows: i64, all: impl FnOnce(i64) -> Tensor) -> Tensor {
+        match slice {
+            None => all(rows),
+            Some(Self { first, of }) => all(of).narrow(0, first, rows),
+        }
+    }
+}
 
 /// Samples token ids `[B]` from `logits [B,V]` by inverse-transform sampling: from the `top_k` most likely tokens, or from all
 /// if `top_k` is 0. A temperature of 0 is greedy. The caller seeds libtorch.

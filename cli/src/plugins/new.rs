@@ -21,7 +21,7 @@ pub(super) fn run(args: &PluginsNewArgs) -> Result<()> {
         PluginKind::Model => MODEL,
         PluginKind::Reward => REWARD,
     };
-    let manifest = manifest(name, args.unirl.as_deref())?;
+    let manifest = manifest(name, args.kind, args.unirl.as_deref())?;
     let code = renamed(code, template, name);
     atomic_fs::create_dir(&dir, |partial| {
         fs::create_dir(partial.join("src")).context(|| "cannot create `src`")?;
@@ -50,7 +50,7 @@ fn check_name(name: &str) -> Result<()> {
 /// The crate `unirl` that this program was built with.
 const BUILT_WITH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../core");
 
-fn manifest(name: &str, unirl: Option<&Path>) -> Result<String> {
+fn manifest(name: &str, kind: PluginKind, unirl: Option<&Path>) -> Result<String> {
     let version = env!("CARGO_PKG_VERSION");
     let path = fs::canonicalize(unirl.unwrap_or(Path::new(BUILT_WITH))).unwrap_or_default();
     if !path.join("Cargo.toml").is_file() {
@@ -68,7 +68,13 @@ fn manifest(name: &str, unirl: Option<&Path>) -> Result<String> {
             "`--unirl {path}`: expected a path without quotes and backslashes"
         )));
     }
-    let unirl = format!("{{ version = \"{version}\", path = \"{path}\" }}");
+    let dependency = |name: &str, folder: &str| {
+        format!("{name} = {{ version = \"{version}\", path = \"{path}{folder}\" }}")
+    };
+    let mut dependencies = vec![dependency("unirl", "")];
+    if kind == PluginKind::Model {
+        dependencies.push(dependency("unirl-benchmarks", "/benchmarks"));
+    }
     Ok(format!(
         r#"[package]
 name = "{name}"
@@ -78,15 +84,20 @@ license = "MIT OR Apache-2.0"
 publish = false
 
 [lib]
-name = "unirl_plugin_{}"
+name = "unirl_plugin_{library}"
 crate-type = ["cdylib"]
 
 [dependencies]
-unirl = {unirl}
+{dependencies}
 schemars = "1"
 serde = {{ version = "1", features = ["derive"] }}
+
+[dev-dependencies]
+{testing}
 "#,
-        name.replace('-', "_")
+        library = name.replace('-', "_"),
+        dependencies = dependencies.join("\n"),
+        testing = dependency("unirl-testing", "/testing"),
     ))
 }
 

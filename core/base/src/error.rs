@@ -24,6 +24,7 @@ pub enum Code {
 
 impl Code {
     /// Returns the name that crosses the plugin boundary.
+    #[doc(hidden)] // for the host
     pub fn name(self) -> &'static str {
         match self {
             Code::Usage => "usage",
@@ -36,6 +37,7 @@ impl Code {
     }
 
     /// The inverse of [`Code::name`]; unknown names, from later versions, become [`Code::Failure`].
+    #[doc(hidden)] // for the host
     pub fn from_name(name: &str) -> Self {
         [Code::Usage, Code::Unsupported, Code::Panic, Code::NonFinite, Code::Interrupted]
             .into_iter()
@@ -98,6 +100,7 @@ impl Error {
     }
 
     /// Turns the error into a failure: the request is valid, but what was found is not.
+    #[doc(hidden)] // for the host
     #[must_use]
     pub fn into_failure(self) -> Self {
         Self { code: Code::Failure, ..self }

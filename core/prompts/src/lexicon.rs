@@ -1,8 +1,33 @@
-//! Everyday objects with their synonyms, and colours.
+//! Everyday objects with their synonyms, colours, and the words between objects.
+
+use unirl::prompt::Relation;
 
 /// The ten colours of `GenEval`.
 pub(super) const COLORS: [&str; 10] =
     ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"];
+
+/// The words between two objects in a prompt. The longest match at a position wins.
+pub(super) const RELATIONS: [(&str, Relation); 12] = [
+    ("to the left of", Relation::LeftOf),
+    ("on the left side of", Relation::LeftOf),
+    ("on the left of", Relation::LeftOf),
+    ("left of", Relation::LeftOf),
+    ("to the right of", Relation::RightOf),
+    ("on the right side of", Relation::RightOf),
+    ("on the right of", Relation::RightOf),
+    ("right of", Relation::RightOf),
+    ("above of", Relation::Above),
+    ("above", Relation::Above),
+    ("below of", Relation::Below),
+    ("below", Relation::Below),
+];
+
+/// Returns the first separator of objects in a noun or colour.
+pub(super) fn joint(word: &str) -> Option<&'static str> {
+    let padded = format!(" {word} ");
+    let joints = RELATIONS.iter().map(|(words, _)| *words).chain(["and"]);
+    joints.into_iter().find(|joint| padded.contains(&format!(" {joint} ")))
+}
 
 /// The 80 classes of COCO in the spelling and order of `GenEval`, and 80 more everyday objects: 160, as in the paper (§3.2). Each
 /// has its synonyms in answers. No synonym names another object of the list.

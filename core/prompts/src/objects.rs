@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use unirl::error::{Error, Result};
 use unirl_base::{input, layers, settings};
 
-use super::lexicon::{COLORS, EVERYDAY};
-use super::parse;
+use super::lexicon::{COLORS, EVERYDAY, joint};
 
 /// The nouns and colours of prompts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -116,7 +115,7 @@ pub(super) fn check_word(word: &str) -> Result<()> {
     if word.trim() != word || word.contains("  ") {
         return Err(Error::usage(format!("`{shown}` has leading, trailing or repeated spaces")));
     }
-    if let Some(joint) = parse::joint(word) {
+    if let Some(joint) = joint(word) {
         return Err(Error::usage(format!(
             "`{word}` contains `{joint}`, which separates objects in a prompt"
         )));

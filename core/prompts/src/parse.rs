@@ -8,24 +8,8 @@ use unirl::prompt::{Category, Object, PromptSpec, Relation};
 
 use super::Plurals;
 use super::english::{number, singular};
-use super::lexicon::{COLORS, EVERYDAY};
+use super::lexicon::{COLORS, EVERYDAY, RELATIONS};
 use super::objects::check_word;
-
-/// The words between two objects in a prompt. The longest match at a position wins.
-const RELATIONS: [(&str, Relation); 12] = [
-    ("to the left of", Relation::LeftOf),
-    ("on the left side of", Relation::LeftOf),
-    ("on the left of", Relation::LeftOf),
-    ("left of", Relation::LeftOf),
-    ("to the right of", Relation::RightOf),
-    ("on the right side of", Relation::RightOf),
-    ("on the right of", Relation::RightOf),
-    ("right of", Relation::RightOf),
-    ("above of", Relation::Above),
-    ("above", Relation::Above),
-    ("below of", Relation::Below),
-    ("below", Relation::Below),
-];
 
 /// Colours of prompts in addition to [`COLORS`].
 #[rustfmt::skip]
@@ -42,13 +26,6 @@ const SHADES: [&str; 16] = [
 ];
 
 const OPENINGS: [&str; 4] = ["a photo of ", "photo of ", "a picture of ", "an image of "];
-
-/// Returns the first separator of objects in a noun or colour.
-pub(super) fn joint(word: &str) -> Option<&'static str> {
-    let padded = format!(" {word} ");
-    let joints = RELATIONS.iter().map(|(words, _)| *words).chain(["and"]);
-    joints.into_iter().find(|joint| padded.contains(&format!(" {joint} ")))
-}
 
 fn part_at<'t>(text: &'t str, joint: &str) -> Option<(&'t str, &'t str)> {
     text.split_once(&format!(" {joint} "))

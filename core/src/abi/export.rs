@@ -25,8 +25,7 @@ use crate::reward::RewardFunction;
 /// `Deserialize`, `JsonSchema` and `Default`. Write `#[serde(default)]`, and document every key: doc comments become
 /// descriptions. Unknown keys are refused before the constructor is called.
 ///
-/// Use the macro once per model, in any module of the plugin's crate. [`export_plugin!`](crate::export_plugin) shows a complete
-/// plugin.
+/// Use the macro once per model, in any module of the plugin's crate.
 #[macro_export]
 macro_rules! register_model {
     ($name:expr, $config:ty, $new:expr $(,)?) => {
@@ -94,43 +93,7 @@ macro_rules! register_detector {
 /// Name the crate `unirl-plugin-NAME`, so that its file `libunirl_plugin_NAME.so` is found as `NAME`. A plugin is loaded once
 /// and stays loaded until the process ends. A panic in it becomes an error of the host, and its `tracing` events go to the log
 /// of the host. Take randomness only from the `seed` arguments.
-///
-/// A complete plugin, with `crate-type = ["cdylib"]` and the dependencies `unirl`, `serde` and `schemars`:
-///
-/// ```no_run,standalone_crate
-/// use schemars::JsonSchema;
-/// use serde::Deserialize;
-/// use unirl::{Result, Tensor};
-/// use unirl::reward::{Reward, RewardFunction, Sample};
-///
-/// /// Rewards short answers.
-/// #[derive(Deserialize, JsonSchema)]
-/// #[serde(default)]
-/// struct Brief {
-///     /// The maximum number of words that earn the point.
-///     words: usize,
-/// }
-///
-/// impl Default for Brief {
-///     fn default() -> Self {
-///         Self { words: 5 }
-///     }
-/// }
-///
-/// impl RewardFunction for Brief {
-///     fn score(&self, samples: &[Sample], _pixels: Option<&Tensor>) -> Result<Vec<Reward>> {
-///         let score = |sample: &Sample| {
-///             let brief = sample.answer.split_whitespace().count() <= self.words;
-///             Reward::new(f64::from(u8::from(brief)), 1.0)
-///         };
-///         Ok(samples.iter().map(score).collect())
-///     }
-/// }
-///
-/// unirl::register_reward!("brief", Brief, |config| Ok(Box::new(config)));
-/// unirl::export_plugin!();
-/// # fn main() {}
-/// ```
+/// The documentation of [the crate](crate) shows a complete plugin.
 #[macro_export]
 macro_rules! export_plugin {
     () => {
@@ -218,7 +181,8 @@ extern "C" fn entries() -> RResult<RVec<FfiEntry>, FfiError> {
     })
 }
 
-extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<ComponentBox, FfiError> {
+/// Makes a registered model, reward or detector: `json` is a message of [`wire::make`].
+pub extern "C" fn make(kind: RStr<'_>, name: RStr<'_>, json: RStr<'_>) -> RResult<ComponentBox, FfiError> {
     catch_unwind_to_ffi_error(|| {
         let unknown = || Error::new(Code::Unsupported, format!("the plugin has no {kind} `{name}`"));
         let (config, source) = wire::read_make(&json)?;

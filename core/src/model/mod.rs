@@ -15,7 +15,8 @@ use tch::{Device, Tensor};
 
 use crate::error::{Code, Error, Result};
 
-pub use batch::{Answers, BatchSlice, Images};
+pub use crate::sampling::BatchSlice;
+pub use batch::{Answers, Images};
 pub use card::{ImageDecoding, ImageSpace, ModelCard};
 pub use footprint::{Cost, Footprint, Workload};
 pub use masking::{ImageLogits, Masking, Scoring, TokenLogp};

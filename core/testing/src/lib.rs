@@ -1,7 +1,22 @@
-//! Conformance checks of models and rewards: the properties of [`UnifiedModel`] that training relies on, tested from outside.
-//! A violation otherwise shows only as a run that learns nothing, or the wrong thing.
+//! Conformance checks of models and rewards: the properties of [`UnifiedModel`] and
+//! [`RewardFunction`](unirl::reward::RewardFunction) that training relies on, tested from outside. A violation otherwise shows
+//! only as a run that learns nothing, or the wrong thing.
+//!
+//! A plugin has this crate as a dev-dependency and tests what it registers with [`check_model!`] and [`check_reward!`]:
+//!
+//! ```no_run
+//! #[cfg(test)]
+//! mod tests {
+//!     unirl_testing::check_model!("my-model");
+//! }
+//! ```
+//!
+//! [`run_model_checks`] and [`run_reward_checks`] run the same checks on any model or reward, such as that of a loaded plugin.
+//! [`examine`] also takes tasks and sampling options.
 
 mod checks;
+mod findings;
+mod registered;
 mod rewards;
 mod robustness;
 #[cfg(test)]
@@ -9,7 +24,6 @@ mod tests;
 
 use std::path::Path;
 
-use serde::Serialize;
 use tch::Kind;
 use unirl::error::{Error, Result};
 use unirl::model::{Answers, ImageSampling, Images, Mode, TextSampling, UnifiedModel};
@@ -17,30 +31,15 @@ use unirl_base::panic::catch_unwind_to_error;
 use unirl_engine::config::Rollout;
 use unirl_prompts::Task;
 
+pub use findings::{Finding, Outcome, check_all_passed, format_findings};
+pub use registered::{MakeModel, MakeReward, run_model_checks, run_reward_checks};
 pub use rewards::examine_reward;
 
-/// The outcome of a check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "outcome", content = "detail")]
-pub enum Outcome {
-    /// The check passed; what was measured.
-    Holds(String),
-    /// The check failed, and how.
-    Fails(String),
-    /// The check does not apply, and why.
-    Skipped(String),
-}
-
-/// A check with its outcome.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// The property that was checked.
-    pub name: &'static str,
-    /// Whether it holds.
-    #[serde(flatten)]
-    pub outcome: Outcome,
-    /// What to fix on a failure.
-    pub hint: &'static str,
+/// For the exported macros only.
+#[doc(hidden)]
+pub mod __private {
+    pub use super::registered::{test_model, test_reward};
+    pub use serde_json::json;
 }
 
 /// A conformance check of a model.

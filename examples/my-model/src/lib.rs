@@ -8,14 +8,9 @@ use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use unirl::model::{
-    Answers, BatchSlice, Checkpoint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
-    ModelCard, ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
-};
+use unirl::prelude::*;
 use unirl::sampling::{gather_logp, sample_tokens};
-use unirl::tch::{self, Device, Kind, Tensor};
 use unirl::weights::{self, Init, Store, Weights};
-use unirl::{Error, Result};
 use unirl_benchmarks::tiles::{NAME, SIDE, TILES, codec, vocabulary};
 
 /// The options of the model: `--set model.options.width=128`.
@@ -248,3 +243,8 @@ impl UnifiedModel for MyModel {
 
 unirl::register_model!("my-model", Config, |config, source| MyModel::load(&config, source));
 unirl::export_plugin!();
+
+#[cfg(test)]
+mod tests {
+    unirl_testing::check_model!("my-model");
+}

@@ -14,9 +14,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use unirl::prompt::Category;
-use unirl::reward::{Reward, RewardFunction, Sample};
-use unirl::{Error, Result, Tensor};
+use unirl::prelude::*;
 
 /// The allowed share of covered pixels.
 #[derive(Deserialize, JsonSchema)]
@@ -73,3 +71,8 @@ impl RewardFunction for MyReward {
 
 unirl::register_reward!("my-reward", MyReward, MyReward::checked);
 unirl::export_plugin!();
+
+#[cfg(test)]
+mod tests {
+    unirl_testing::check_reward!("my-reward");
+}

@@ -20,3 +20,8 @@ unirl::register_model!("janus", JanusOptions, Janus::new);
 
 #[cfg(feature = "dynamic")]
 unirl::export_plugin!();
+
+#[cfg(test)]
+mod tests {
+    unirl_testing::check_model!("janus");
+}

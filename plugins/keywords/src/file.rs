@@ -10,8 +10,6 @@ use unirl::prompt::Category;
 use unirl_base::{layers, settings};
 use unirl_prompts::answer::Vocabulary;
 
-use super::matching::Match;
-
 /// A rule file (TOML). The reward abstains on a category without keywords.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -105,6 +103,24 @@ impl MatchOptions {
             ignore: self.ignore.clone(),
         }
     }
+}
+
+/// How a keyword is matched. All ignore case; all but `substring` match whole words and ignore punctuation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Match {
+    /// The keyword occurs anywhere, even inside other words (`car` in `carrot`).
+    Substring,
+    /// Each word of the keyword occurs somewhere.
+    Word,
+    /// The words of the keyword occur together and in order.
+    #[default]
+    Phrase,
+    /// As `phrase`, and after the previous keyword of the file.
+    Order,
+    /// The answer states it of the right object: it names the object, gives the number or colour of its object, or states the
+    /// relation of both objects in the right direction. The keyword must be a single placeholder, such as `{color}`.
+    Bound,
 }
 
 /// Penalties. Rewards are clamped at 0.

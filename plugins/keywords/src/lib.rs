@@ -8,6 +8,6 @@ mod rules;
 mod tests;
 
 pub use file::{
-    Example, Keyword, LongAnswer, Loss, MatchOptions, Normalize, Pay, Penalties, RuleFile, ShippedOptions,
+    Example, Keyword, LongAnswer, Loss, Match, MatchOptions, Normalize, Pay, Penalties, RuleFile,
+    ShippedOptions,
 };
-pub use matching::Match;

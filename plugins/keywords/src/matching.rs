@@ -1,31 +1,39 @@
 //! Matching of the keywords of a rule file in an answer.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use unirl::error::{Error, Result};
 use unirl::prompt::{Category, PromptSpec, Relation};
 use unirl_prompts::answer::{AnswerMatch, Vocabulary, Words};
 use unirl_prompts::{Place, Plurals, Segment, Slot, Template, number_word};
 
-use super::file::MatchOptions;
-use super::rules::Compiled;
+use super::file::{Keyword, Match, MatchOptions};
 
-/// How a keyword is matched. All ignore case; all but `substring` match whole words and ignore punctuation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Match {
-    /// The keyword occurs anywhere, even inside other words (`car` in `carrot`).
-    Substring,
-    /// Each word of the keyword occurs somewhere.
-    Word,
-    /// The words of the keyword occur together and in order.
-    #[default]
-    Phrase,
-    /// As `phrase`, and after the previous keyword of the file.
-    Order,
-    /// The answer states it of the right object: it names the object, gives the number or colour of its object, or states the
-    /// relation of both objects in the right direction. The keyword must be a single placeholder, such as `{color}`.
-    Bound,
+/// A compiled keyword of the file.
+pub(super) struct Compiled {
+    template: Template,
+    how: Match,
+    pub(super) points: f64,
+    pub(super) part: String,
+    pub(super) for_each: bool,
+}
+
+impl Compiled {
+    pub(super) fn new(keyword: &Keyword, category: Category) -> Result<Self> {
+        let template = Template::parse(&keyword.word)?;
+        check(&template, keyword.how, category)?;
+        let place = template.slots().next().map(|slot| slot.place);
+        let part = keyword.part.clone().unwrap_or_else(|| {
+            match place {
+                Some(Place::Object | Place::Objects) => "noun",
+                Some(Place::Count) => "number",
+                Some(Place::Color) => "color",
+                Some(Place::Relation) => "relation",
+                None => "word",
+            }
+            .into()
+        });
+        let for_each = category.objects() > 1 && is_for_each(&template);
+        Ok(Self { template, how: keyword.how, points: keyword.points, part, for_each })
+    }
 }
 
 /// A keyword for the spec of a sample.
@@ -124,7 +132,7 @@ impl Target {
 }
 
 /// Errors if a keyword is not valid for its category or its kind of match.
-pub(super) fn check(template: &Template, how: Match, category: Category) -> Result<()> {
+fn check(template: &Template, how: Match, category: Category) -> Result<()> {
     template.check(category)?;
     if template.segments().is_empty() {
         return Err(Error::usage("`word` is empty"));
@@ -140,7 +148,7 @@ pub(super) fn check(template: &Template, how: Match, category: Category) -> Resu
 }
 
 /// Whether a keyword has an object placeholder without a number, so that it applies to each object.
-pub(super) fn is_for_each(template: &Template) -> bool {
+fn is_for_each(template: &Template) -> bool {
     template.slots().any(|slot| slot.index.is_none() && slot.place != Place::Relation)
 }
 

@@ -4,11 +4,11 @@ use tch::Tensor;
 use unirl::error::{Error, Result};
 use unirl::prompt::{Category, PromptSpec};
 use unirl::reward::{Reward, RewardFunction, Sample};
+use unirl_prompts::PromptTemplates;
 use unirl_prompts::answer::{AnswerMatch, AnswerParser, Vocabulary, Words};
-use unirl_prompts::{Place, PromptTemplates, Template};
 
-use super::file::{Keyword, Loss, Normalize, Pay, RuleFile, ShippedOptions};
-use super::matching::{Match, Target, check, is_for_each};
+use super::file::{Loss, Normalize, Pay, RuleFile, ShippedOptions};
+use super::matching::{Compiled, Target};
 
 impl RuleFile {
     /// Builds the reward function. Errors if a keyword is not valid for its category, or an example has another reward.
@@ -36,35 +36,6 @@ impl RuleFile {
         rules.check_examples()?;
         rules.file.normalize = options.normalize;
         Ok(Box::new(rules))
-    }
-}
-
-/// A compiled keyword of the file.
-pub(super) struct Compiled {
-    pub(super) template: Template,
-    pub(super) how: Match,
-    points: f64,
-    part: String,
-    for_each: bool,
-}
-
-impl Compiled {
-    fn new(keyword: &Keyword, category: Category) -> Result<Self> {
-        let template = Template::parse(&keyword.word)?;
-        check(&template, keyword.how, category)?;
-        let place = template.slots().next().map(|slot| slot.place);
-        let part = keyword.part.clone().unwrap_or_else(|| {
-            match place {
-                Some(Place::Object | Place::Objects) => "noun",
-                Some(Place::Count) => "number",
-                Some(Place::Color) => "color",
-                Some(Place::Relation) => "relation",
-                None => "word",
-            }
-            .into()
-        });
-        let for_each = category.objects() > 1 && is_for_each(&template);
-        Ok(Self { template, how: keyword.how, points: keyword.points, part, for_each })
     }
 }
 

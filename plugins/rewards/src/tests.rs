@@ -12,6 +12,8 @@ use unirl_prompts::{ObjectList, PromptTemplates, Split, Task, sample};
 
 use super::{BOUND, EXACT, PAPER, rules};
 
+unirl_testing::check_reward!("paper", "bound", "exact");
+
 fn shipped() -> [(&'static str, Box<dyn RewardFunction>); 3] {
     [("paper", PAPER), ("bound", BOUND), ("exact", EXACT)]
         .map(|(name, text)| (name, rules(text, ShippedOptions::default()).unwrap()))

@@ -23,8 +23,8 @@ use crate::clip::{Clip, ClipConfig};
 use crate::config::{CheckpointConfig, MagvitConfig, PhiConfig, ShowoConfig};
 use crate::magvit::Magvit;
 use crate::maskgit::Schedule;
-use crate::model::SYSTEM;
 use crate::phi::{self, Phi};
+use crate::prompt::SYSTEM;
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "pytorch_model.safetensors";

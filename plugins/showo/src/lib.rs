@@ -18,3 +18,8 @@ unirl::register_model!("showo", ShowoConfig, Showo::new);
 
 #[cfg(feature = "dynamic")]
 unirl::export_plugin!();
+
+#[cfg(test)]
+mod tests {
+    unirl_testing::check_model!("showo");
+}

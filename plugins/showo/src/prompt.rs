@@ -5,6 +5,10 @@ use crate::config::{CheckpointConfig, Special};
 /// The label of a position without a loss.
 pub const IGNORE: i64 = -100;
 
+/// The system prompt before the image if understanding uses CLIP features.
+pub(crate) const SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
+                      detailed, and polite answers to the user's questions.";
+
 /// Builds sequences of token ids.
 #[derive(Debug, Clone)]
 pub struct Prompting {

@@ -204,12 +204,12 @@ mod tests {
     use unirl::model::UnifiedModel as _;
 
     use super::*;
+    use crate::algorithms::Rollout;
     use crate::algorithms::passes;
     use crate::algorithms::testing::{
         Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient,
         assert_metrics, policy_term, prefers,
     };
-    use crate::config::Rollout;
     use crate::rewards::RewardSet;
 
     fn options(text: &str) -> Result<GrpoSplit> {

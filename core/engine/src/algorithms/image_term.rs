@@ -17,8 +17,7 @@ use unirl::model::{ImageDecoding, Images, Masking, ModelCard, Policy, Scoring, T
 
 use super::metrics::add;
 use super::rollout::{MicroBatch, Stream};
-use super::{Iteration, backward, objective};
-use crate::config::Rollout;
+use super::{Iteration, Rollout, backward, objective};
 
 /// How the log-likelihood of a generated image is measured and weighted: the generation objective of `grpo-split`, and an
 /// addition to `grpo`.

@@ -30,9 +30,9 @@ pub use image_term::{ImageTerm, MaskingKind};
 pub(crate) use metrics::component_metrics;
 pub use passes::Terms;
 pub(crate) use passes::passes;
-pub use registry::{AlgorithmEntry, Decoupled, all, build, check_fits, find};
+pub use registry::{AlgorithmEntry, Decoupled, all, check_fits, find};
 pub(crate) use rollout::pixels;
-pub use rollout::{Iteration, MicroBatch, Phases, Scored, Stream};
+pub use rollout::{Iteration, MicroBatch, Phases, Rollout, Scored, Stream};
 
 /// A post-training algorithm: turns the images, answers and rewards of one iteration into gradients.
 pub trait Algorithm {

@@ -2,8 +2,7 @@
 
 use unirl::model::ModelCard;
 
-use super::ImageTerm;
-use crate::config::Rollout;
+use super::{ImageTerm, Rollout};
 
 /// The terms of an algorithm's loss.
 #[derive(Debug, Clone, Copy)]

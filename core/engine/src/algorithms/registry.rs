@@ -9,7 +9,6 @@ use unirl_base::schema::schema;
 use unirl_base::{layers, settings};
 
 use super::Algorithm;
-use crate::config::RunConfig;
 
 /// An algorithm as the registry lists it.
 pub struct AlgorithmEntry {
@@ -86,20 +85,6 @@ pub fn find(name: &str) -> Result<&'static AlgorithmEntry> {
     entries.iter().find(|entry| entry.name == name).copied().ok_or_else(|| {
         unknown_name("optimizer", name, &entries.iter().map(|entry| entry.name).collect::<Vec<_>>())
     })
-}
-
-/// Builds the algorithm of a run from its options.
-///
-/// Errors if the configuration has `reward.answer_rules` and the algorithm has no separate answer term.
-pub fn build(entry: &AlgorithmEntry, config: &RunConfig) -> Result<Box<dyn Algorithm>> {
-    if config.reward.answer_rules.is_some() && !entry.answer_rules {
-        return Err(Error::usage(format!(
-            "`reward.answer_rules` needs an optimizer with a separate answer term, got `{}`",
-            entry.name
-        ))
-        .hint("use `--optimizer grpo-split`, or remove `reward.answer_rules`"));
-    }
-    (entry.build)(config.optimizer.table()?)
 }
 
 /// Errors if an algorithm cannot train a model (§3.5), and logs its warning about it, if it has one.

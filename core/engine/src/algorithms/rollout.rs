@@ -4,6 +4,8 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use unirl::error::{Code, Error, Result};
 use unirl::model::{Answers, BatchSlice, ImageSampling, Images, Masking, Policy, TextSampling, UnifiedModel};
@@ -13,8 +15,48 @@ use unirl_base::seed;
 use unirl_prompts::Task;
 
 use super::objective;
-use crate::config::Rollout;
 use crate::rewards::RewardSet;
+
+/// Generation of images and answers, in training and evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rollout {
+    /// Prompts per training step.
+    #[serde(alias = "prompts")]
+    #[schemars(range(min = 1), extend("x-former-names" = ["prompts"]))]
+    pub prompts_per_step: usize,
+    /// `G`, images per prompt.
+    #[serde(alias = "group")]
+    #[schemars(range(min = 1), extend("x-former-names" = ["group"]))]
+    pub group_size: usize,
+    /// Images that pass through the model at once; 0 for every image of a step. A smaller value takes less memory and, if the
+    /// gradient flows through images (`sft`, `grpo`), one more forward pass; the result is the same.
+    pub micro_batch: usize,
+    /// Sampling of images.
+    pub images: ImageSampling,
+    /// Sampling of answers.
+    pub answers: TextSampling,
+}
+
+impl Rollout {
+    /// Splits a batch into micro-batches, as row ranges.
+    pub fn parts(&self, batch: usize) -> Vec<Range<usize>> {
+        let size = if self.micro_batch == 0 { batch } else { self.micro_batch };
+        (0..batch).step_by(size.max(1)).map(|first| first..(first + size).min(batch)).collect()
+    }
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self {
+            prompts_per_step: 1,
+            group_size: 3,
+            micro_batch: 0,
+            images: ImageSampling::default(),
+            answers: TextSampling::default(),
+        }
+    }
+}
 
 /// The rewards of a batch of answers.
 #[derive(Debug)]

@@ -21,8 +21,7 @@ use unirl::prompt::{Category, PromptSpec};
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl_prompts::Task;
 
-use super::{Algorithm, Iteration, Outcome, Phases};
-use crate::config::Rollout;
+use super::{Algorithm, Iteration, Outcome, Phases, Rollout};
 use crate::rewards::{RewardSet, WeightedReward};
 
 /// Tolerance: f32 arithmetic on a handful of numbers near 1.

@@ -2,18 +2,18 @@
 //!
 //! Later sources override earlier ones: defaults, preset, `--config FILE`, `--set key=value`, command-line flags.
 
-use std::ops::Range;
-
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use unirl::error::{Context, Error, Result, unknown_name};
-use unirl::model::{ImageSampling, TextSampling};
 use unirl_base::settings;
 use unirl_benchmarks::geneval;
 
+use crate::algorithms::{self, Algorithm, AlgorithmEntry};
+use crate::home;
 use crate::optim::UpdateOptions;
 use crate::rewards::WeightedReward;
-use crate::{algorithms, home};
+
+pub use crate::algorithms::Rollout;
 
 /// The configuration of a post-training run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -163,47 +163,6 @@ impl Default for TrainOptions {
             shuffle_rewards: false,
             sample_every: 20,
             deterministic: false,
-        }
-    }
-}
-
-/// Generation of images and answers, in training and evaluation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Rollout {
-    /// Prompts per training step.
-    #[serde(alias = "prompts")]
-    #[schemars(range(min = 1), extend("x-former-names" = ["prompts"]))]
-    pub prompts_per_step: usize,
-    /// `G`, images per prompt.
-    #[serde(alias = "group")]
-    #[schemars(range(min = 1), extend("x-former-names" = ["group"]))]
-    pub group_size: usize,
-    /// Images that pass through the model at once; 0 for every image of a step. A smaller value takes less memory and, if the
-    /// gradient flows through images (`sft`, `grpo`), one more forward pass; the result is the same.
-    pub micro_batch: usize,
-    /// Sampling of images.
-    pub images: ImageSampling,
-    /// Sampling of answers.
-    pub answers: TextSampling,
-}
-
-impl Rollout {
-    /// Splits a batch into micro-batches, as row ranges.
-    pub fn parts(&self, batch: usize) -> Vec<Range<usize>> {
-        let size = if self.micro_batch == 0 { batch } else { self.micro_batch };
-        (0..batch).step_by(size.max(1)).map(|first| first..(first + size).min(batch)).collect()
-    }
-}
-
-impl Default for Rollout {
-    fn default() -> Self {
-        Self {
-            prompts_per_step: 1,
-            group_size: 3,
-            micro_batch: 0,
-            images: ImageSampling::default(),
-            answers: TextSampling::default(),
         }
     }
 }
@@ -390,6 +349,20 @@ impl RunConfig {
             return Err(unknown_name("figure in `eval.best`", &config.eval.best, &DRIFT_FIGURES));
         }
         Ok(config)
+    }
+
+    /// Builds the algorithm of the run from its options.
+    ///
+    /// Errors if the configuration has `reward.answer_rules` and the algorithm has no separate answer term.
+    pub fn algorithm(&self, entry: &AlgorithmEntry) -> Result<Box<dyn Algorithm>> {
+        if self.reward.answer_rules.is_some() && !entry.answer_rules {
+            return Err(Error::usage(format!(
+                "`reward.answer_rules` needs an optimizer with a separate answer term, got `{}`",
+                entry.name
+            ))
+            .hint("use `--optimizer grpo-split`, or remove `reward.answer_rules`"));
+        }
+        (entry.build)(self.optimizer.table()?)
     }
 
     /// The settings as a table that [`Self::from_table`] reads.

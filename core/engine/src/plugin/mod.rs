@@ -4,6 +4,7 @@
 
 mod foreign;
 mod load;
+mod registered;
 mod registry;
 mod search;
 mod spec;
@@ -21,6 +22,7 @@ use unirl::model::ModelSource;
 #[cfg(doc)]
 use unirl::{detector::Detector, model::UnifiedModel, reward::RewardFunction};
 
+pub use registered::{registered_model, registered_reward};
 pub use registry::{Built, PluginReport, PluginState, Plugins};
 
 /// Returns the build information of the host, by name. Plugins must match it.

@@ -44,7 +44,7 @@ impl<'a> Trainer<'a> {
         let RunSetup { model, rules, answer_rules, benchmark, config } = setup;
         let entry = algorithms::find(&config.optimizer.name)?;
         algorithms::check_fits(entry, model.card())?;
-        let algorithm = algorithms::build(entry, config)?;
+        let algorithm = config.algorithm(entry)?;
         let source = TaskSource::new(&config.train, benchmark, model.card())?;
         model.freeze_reference()?;
         let (frozen, weights): (Vec<Parameter>, Vec<Parameter>) = model

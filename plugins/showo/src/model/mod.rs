@@ -25,14 +25,10 @@ use crate::footprint::Sizes;
 use crate::magvit::Magvit;
 use crate::maskgit::{Schedule, UNKNOWN};
 use crate::phi::Phi;
-use crate::prompt::Prompting;
+use crate::prompt::{Prompting, SYSTEM};
 
 pub use generate::TextBlocks;
 pub use understand::TextDecoding;
-
-/// The system prompt before the image if understanding uses CLIP features.
-pub(crate) const SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
-                      detailed, and polite answers to the user's questions.";
 
 /// A Show-o model.
 pub struct Showo {
