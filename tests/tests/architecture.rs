@@ -22,6 +22,7 @@ const CRATES: &[&[&str]] = &[
     &["unirl-cli"],
     &[
         "my-model",
+        "my-optimizer",
         "my-reward",
         "unirl-plugin-fixture",
         "unirl-plugin-mutants",
@@ -36,7 +37,7 @@ const ENGINE: &[&[&str]] = &[
     &["image_io", "plugin", "rewards", "tensorboard"],
     &["algorithms", "metrics", "sample_grid"],
     &["config"],
-    &["eval", "memory"],
+    &["benchmark", "eval", "memory"],
     &["disk_plan", "drift", "pretrain"],
     &["checkpoint"],
     &["run_dir"],

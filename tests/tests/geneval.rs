@@ -411,6 +411,96 @@ fn geneval_example_matches_its_readme() {
     assert_eq!(results, fs::read_to_string(folder.join("results.jsonl")).unwrap());
 }
 
+// ---- the benchmark of a run ----
+
+/// A run on the benchmark `geneval`: its prompts, its judge with a detector in every step, the drift monitor, the evaluation before
+/// and after, and the sample images.
+#[test]
+fn training_on_geneval_is_measured_by_its_judge() {
+    let home = TempDir::new().unwrap();
+    let home = home.path();
+    let metadata = format!("{EXAMPLE}/metadata.jsonl");
+    let set = |key: &str, value: &str| format!("--set={key}={value}");
+    let options = [
+        set("benchmark.metadata", &metadata),
+        set("benchmark.detector", "tiles"),
+        set("train.sample_every", "1"),
+        set("eval.prompts", "1"),
+        set("eval.every", "1"),
+        set("eval.monitor_prompts", "1"),
+        set("eval.samples_per_prompt", "1"),
+        set("rollout.prompts_per_step", "2"),
+        set("rollout.group_size", "2"),
+        set("rollout.images.steps", "2"),
+    ];
+    let train = |more: &[&str]| {
+        let mut arguments = vec!["train", "--plugin", "showo", "--device=cpu", "--steps=2", "--out=run"];
+        arguments.extend(options.iter().map(String::as_str));
+        arguments.extend(more);
+        common::format_output(&common::unirl(arguments).current_dir(home).output().unwrap())
+    };
+    let printed = train(&["--benchmark", "geneval"]);
+    assert!(printed.starts_with("exit: 0"), "{printed}");
+
+    let run = home.join("run");
+    let read = |name: &str| fs::read_to_string(run.join(name)).unwrap();
+    for line in read("metrics.jsonl").lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        for name in ["judge/right", "eval/t2i", "reward/mean"] {
+            assert!(line[name].is_f64() || line["metrics"][name].is_f64(), "{name}: {line}");
+        }
+    }
+    let tests = read_jsonl(metadata.as_ref()).unwrap();
+    for name in ["eval/base.json", "eval/trained.json"] {
+        let receipt: Value = serde_json::from_str(&read(name)).unwrap();
+        assert_eq!(receipt["plan"]["image_judge"], "geneval by `tiles`");
+        assert_eq!(receipt["tasks"].as_array().unwrap().len(), 6);
+        for task in receipt["tasks"].as_array().unwrap() {
+            assert!(tests.iter().any(|test| test.prompt == task["prompt"]), "{task}");
+        }
+    }
+    assert!(run.join("samples/trained.png").is_file());
+    // The benchmark is not that of the model, so the preset `tiles` does not apply.
+    assert!(read("config.toml").contains("name = \"geneval\"") && !read("config.toml").contains("preset"));
+    let resumed = common::unirl(["train", "--resume", "run", "--steps=3", "--allow-change"]);
+    let resumed = common::format_output(&{ resumed }.current_dir(home).output().unwrap());
+    assert!(resumed.starts_with("exit: 0"), "{resumed}");
+    assert_eq!(read("metrics.jsonl").lines().count(), 3);
+}
+
+#[test]
+fn benchmark_errors_name_what_is_missing() {
+    let home = TempDir::new().unwrap();
+    let metadata = format!("{EXAMPLE}/metadata.jsonl");
+    let set = |key: &str, value: &str| format!("--set={key}={value}");
+    let mut outcomes = String::new();
+    for arguments in [
+        vec!["train".into(), "--benchmark=genevl".into()],
+        vec!["train".into(), "--benchmark=geneval".into()],
+        vec!["train".into(), "--benchmark=geneval".into(), set("benchmark.metadata", &metadata)],
+        vec!["train".into(), set("benchmark.detector", "tiles")],
+        vec![
+            "train".into(),
+            "--benchmark=geneval".into(),
+            set("benchmark.metadata", &metadata),
+            set("benchmark.detector", "tiles"),
+            set("eval.every", "1"),
+            set("eval.prompts", "0"),
+            set("eval.best", "mmu"),
+            "--out=run".into(),
+        ],
+        vec!["eval".into(), "--benchmark=geneval".into()],
+    ] {
+        let mut command =
+            common::unirl(arguments.iter().map(String::as_str).chain(["--plugin=showo", "--device=cpu"]));
+        let printed = common::format_output(&command.current_dir(home.path()).output().unwrap());
+        let shown: Vec<String> =
+            arguments.iter().map(|one: &String| one.replace(&metadata, "[METADATA]")).collect();
+        outcomes += &format!("$ unirl {}\n{}\n", shown.join(" "), printed.replace(&metadata, "[METADATA]"));
+    }
+    assert_snapshot!(outcomes);
+}
+
 // ---- user errors ----
 
 const DOG: &str =
