@@ -1,4 +1,4 @@
-//! The example `my-optimizer`: the command line with an algorithm of its own.
+//! The example `my-optimizer`: the command line with a custom algorithm.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 

@@ -1,4 +1,4 @@
-//! `unirl` with an algorithm of one's own: REINFORCE with the mean reward of the batch as its baseline.
+//! `unirl` with a custom algorithm: REINFORCE with the mean reward of the batch as its baseline.
 //!
 //! ```text
 //! L = −(1/B) Σ_i (r_i − r̄) · [ (1/N) Σ_n log π_θ(u_in | prompt_i)  +  answer_weight · (1/|a_i|) Σ_t log π_θ(a_it | u_i, q_i) ]

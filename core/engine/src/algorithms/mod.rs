@@ -4,7 +4,7 @@
 //! `rollout` generates images, answers about them and scores the answers. [`objective`] holds the mathematics. `image_term`
 //! is the log-likelihood of the image tokens, shared by two algorithms.
 //!
-//! An algorithm of one's own implements [`Algorithm`] and is registered with [`register_algorithm!`](crate::register_algorithm) in
+//! A custom algorithm implements [`Algorithm`] and is registered with [`register_algorithm!`](crate::register_algorithm) in
 //! a program that calls `unirl_cli::main`: `examples/my-optimizer`.
 
 pub mod grpo;

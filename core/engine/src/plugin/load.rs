@@ -1,8 +1,4 @@
 //! Opens the library of a plugin.
-#![allow(
-    unsafe_code,
-    reason = "opening a library runs its constructors, and calling into it trusts its symbols"
-)]
 
 use std::path::Path;
 
