@@ -6,7 +6,7 @@ use zip::write::FileOptions;
 
 use super::*;
 
-const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/pickle");
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/pickle");
 
 fn fixture(name: &str) -> Vec<u8> {
     fs::read(format!("{FIXTURES}/{name}")).unwrap()

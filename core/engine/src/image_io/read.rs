@@ -221,7 +221,7 @@ mod tests {
     }
 
     fn odd_jpegs() -> Vec<(String, Vec<u8>)> {
-        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/jpeg"));
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/jpeg"));
         let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         let mut all: Vec<(String, Vec<u8>)> = paths
             .filter(|path| path.extension().is_some_and(|ending| ending == "jpg"))
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn read_matches_pillow() {
-        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/pictures"));
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/pictures"));
         let cases = std::fs::read_to_string(folder.join("cases.json")).unwrap();
         let cases: Vec<(String, i64)> = serde_json::from_str(&cases).unwrap();
         assert!(!cases.is_empty());
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn read_padded_matches_janus() {
-        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/janus_dev"));
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/janus_dev"));
         let recorded = Tensor::read_safetensors(path.join("fixture.safetensors")).unwrap();
         let get = |name: &str| recorded.iter().find(|(known, _)| known == name).unwrap().1.shallow_clone();
         let dir = tempfile::tempdir().unwrap();

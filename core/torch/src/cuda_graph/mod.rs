@@ -197,7 +197,7 @@ impl Graph {
         // SAFETY: begun on this thread, in the same `run`, and not dropped yet.
         unsafe { autograd::take_error((self.shim.end)(self.work)) }.map_err(|error| {
             error.context("failed to capture a CUDA graph").hint(
-                "the model must run only device operations in a graphed callable: see `unirl::cuda_graph`",
+                "the model must run only device operations in a graphed callable: see `unirl_torch::cuda_graph`",
             )
         })
     }
