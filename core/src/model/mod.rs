@@ -46,6 +46,18 @@ pub struct Parameter {
     pub group: ParameterGroup,
 }
 
+impl Parameter {
+    /// Lists weights by name, as a [`Store`](crate::weights::Store) returns them, each in the group that `group` gives its name.
+    pub fn list(weights: &[(String, Tensor)], group: impl Fn(&str) -> ParameterGroup) -> Vec<Self> {
+        let parameter = |(name, tensor): &(String, Tensor)| Self {
+            name: name.clone(),
+            tensor: tensor.shallow_clone(),
+            group: group(name),
+        };
+        weights.iter().map(parameter).collect()
+    }
+}
+
 /// Training or evaluation mode, for layers such as dropout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

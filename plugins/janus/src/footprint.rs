@@ -2,9 +2,9 @@
 
 use unirl::model::{Cost, ImageSampling, TextSampling};
 use unirl_layers::footprint::StackSizes;
+use unirl_layers::guidance::Guidance;
 
 use crate::config::JanusConfig;
-use crate::network;
 
 /// Text tokens of a prompt, and of a question with the system prompt: upper bounds for UniRL's.
 const PROMPT: i64 = 48;
@@ -74,7 +74,7 @@ impl<'a> Sizes<'a> {
     }
 
     pub(crate) fn generate(&self, sampling: &ImageSampling) -> Cost {
-        let branches = if network::is_unguided(sampling.guidance) { 1 } else { 2 };
+        let branches = if Guidance::FromUnconditional(sampling.guidance).is_active() { 2 } else { 1 };
         let rows = PROMPT + self.image();
         let prompts = self.language.layer(PROMPT, 0) + self.language.mask(PROMPT, 0);
         let step = self.language.layer(1, 0) + self.language.mask(1, rows);

@@ -1,4 +1,27 @@
-//! Memory estimation of layers. The counts per row come from reading each layer's operations.
+//! Memory estimation of weights and layers. The counts per row come from reading each layer's operations.
+
+use unirl::model::Footprint;
+use unirl::weights::Expected;
+
+/// The number of values of weights, without buffers that the model computes.
+pub fn values(weights: &[Expected]) -> i64 {
+    weights.iter().filter(|expected| expected.required).map(Expected::values).sum()
+}
+
+/// The part of a footprint that weights determine: `trained` ones and `frozen` values of `bytes` each, and `frozen_f32` values
+/// in f32.
+pub fn of_weights(trained: &[Expected], frozen: i64, frozen_f32: i64, bytes: i64) -> Footprint {
+    let trainable = values(trained);
+    Footprint {
+        values: trainable + frozen + frozen_f32,
+        weights: (trainable + frozen) * bytes + frozen_f32 * 4,
+        trainable,
+        trainable_weights: trainable * bytes,
+        largest: trained.iter().map(Expected::values).max().unwrap_or(0),
+        reference: trainable * bytes,
+        ..Footprint::default()
+    }
+}
 
 /// Sizes of a stack of attention layers.
 #[derive(Debug, Clone, Copy)]

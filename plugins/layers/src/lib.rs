@@ -1,10 +1,12 @@
-//! Layers that model plugins share. They take their weights from a [`unirl::weights::Store`] under names that the plugin
-//! chooses.
+//! What model plugins share: layers, which take their weights from a [`unirl::weights::Store`] under names that the plugin
+//! chooses, and what every family does around them: [`checkpoint`], [`guidance`], [`footprint`].
 
 pub mod attention;
+pub mod checkpoint;
 pub mod decoder;
 pub mod decoding;
 pub mod footprint;
+pub mod guidance;
 pub mod kv_cache;
 pub mod language;
 mod linear;

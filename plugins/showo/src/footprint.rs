@@ -2,6 +2,7 @@
 
 use unirl::model::{Cost, ImageSampling, TextSampling};
 use unirl_layers::footprint::StackSizes;
+use unirl_layers::guidance::Guidance;
 
 use crate::config::CheckpointConfig;
 
@@ -61,7 +62,7 @@ impl<'a> Sizes<'a> {
     }
 
     pub(crate) fn generate(&self, sampling: &ImageSampling) -> Cost {
-        let branches = if sampling.guidance > 0.0 { 2 } else { 1 };
+        let branches = if Guidance::BeyondConditional(sampling.guidance).is_active() { 2 } else { 1 };
         let rows = branches * self.stack.layer(self.image(), 0);
         Cost {
             // The text blocks of the prompt and of the empty prompt, and both with an image.

@@ -4,6 +4,6 @@ mod rows;
 mod tokenizer;
 mod warnings;
 
-pub use rows::{padded, padded_left};
+pub use rows::{deduplicate, encode_answers, padded, padded_left};
 pub use tokenizer::Text;
 pub use warnings::warn_too_long;

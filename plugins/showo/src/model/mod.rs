@@ -12,11 +12,13 @@ use unirl::model::{
     Mode, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
     Workload,
 };
-use unirl::weights::{Expected, Store};
+use unirl::weights::Store;
 use unirl::{Error, Result};
 use unirl_layers::decoding::GeneratedText;
+use unirl_layers::footprint::{self, values};
 use unirl_layers::lora::LoraConfig;
-use unirl_text::{Text, padded, warn_too_long};
+use unirl_layers::vqgan::from_unit;
+use unirl_text::{Text, encode_answers, warn_too_long};
 
 use crate::checkpoint::{self, Files, LoadedCheckpoint};
 use crate::clip::{self, Clip};
@@ -185,19 +187,11 @@ impl UnifiedModel for Showo {
     }
 
     fn parameters(&self) -> Result<Vec<Parameter>> {
-        let of = |weights: &[(String, Tensor)], group| -> Vec<Parameter> {
-            let parameter = |(name, tensor): &(String, Tensor)| Parameter {
-                name: name.clone(),
-                tensor: tensor.shallow_clone(),
-                group,
-            };
-            weights.iter().map(parameter).collect()
-        };
         if let Some(adapters) = &self.adapters {
-            return Ok(of(&adapters.weights, ParameterGroup::Shared));
+            return Ok(Parameter::list(&adapters.weights, |_| ParameterGroup::Shared));
         }
-        let mut all = of(&self.phi_weights, ParameterGroup::Shared);
-        all.extend(of(&self.magvit_weights, ParameterGroup::Tokenizer));
+        let mut all = Parameter::list(&self.phi_weights, |_| ParameterGroup::Shared);
+        all.extend(Parameter::list(&self.magvit_weights, |_| ParameterGroup::Tokenizer));
         Ok(all)
     }
 
@@ -211,7 +205,7 @@ impl UnifiedModel for Showo {
             weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
         };
         let weights = match &self.adapters {
-            Some(_) => self.phi_weights.clone_handles(), // frozen
+            Some(_) => shared(&self.phi_weights), // frozen
             None => copied(&self.phi_weights),
         };
         let mut reference = Phi::take(&mut Store::of_tensors("the reference policy", weights), &self.config)?;
@@ -228,33 +222,25 @@ impl UnifiedModel for Showo {
         let checkpointing = self.phi.language.stack.checkpointing;
         let sizes =
             Sizes::new(&self.config, self.prefix_len(), bytes, checkpointing, self.adapters.is_some());
-        let values = |of: &[Expected]| -> i64 {
-            of.iter().filter(|expected| expected.required).map(Expected::values).sum()
-        };
-        let transformer = Phi::expected(&self.config)?;
-        let adapters = match &self.adapters {
-            Some(adapters) => Some(Phi::expected_adapters(&self.config, &adapters.config)?),
-            None => None,
-        };
         let vision = match &self.vision {
             Some(vision) => values(&Clip::expected(vision.encoder.config())?),
             None => 0,
         };
-        let f32_values = values(&Magvit::expected(&self.magvit_config)?) + vision;
-        let added = adapters.as_deref().map_or(0, values);
-        let trained = adapters.as_ref().unwrap_or(&transformer);
-        let trainable = values(trained);
+        let frozen_f32 = values(&Magvit::expected(&self.magvit_config)?) + vision;
+        let transformer = Phi::expected(&self.config)?;
+        let weights = match &self.adapters {
+            Some(adapters) => {
+                let trained = Phi::expected_adapters(&self.config, &adapters.config)?;
+                footprint::of_weights(&trained, values(&transformer), frozen_f32, bytes)
+            }
+            None => footprint::of_weights(&transformer, 0, frozen_f32, bytes),
+        };
         Ok(Footprint {
-            values: values(&transformer) + added + f32_values,
-            weights: (values(&transformer) + added) * bytes + f32_values * 4,
-            trainable,
-            trainable_weights: trainable * bytes,
-            largest: trained.iter().map(Expected::values).max().unwrap_or(0),
-            reference: trainable * bytes,
             generate: sizes.generate(&workload.images),
             answer: sizes.answer(&workload.answers),
             image_logits: sizes.image_logits(workload.states),
             answer_logp: sizes.answer_logp(&workload.answers),
+            ..weights
         })
     }
 
@@ -274,20 +260,12 @@ impl UnifiedModel for Showo {
         tch::manual_seed(sampling.seed as i64);
         let GeneratedText { tokens, mask, logp } =
             self.generate_text(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
-        Ok(Answers { logp: Some(logp), ..self.text.answers(tokens, mask, self.special.eos)? })
+        self.text.answers([tokens, mask, logp], self.special.eos)
     }
 
     fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
-        let rows = texts
-            .iter()
-            .map(|text| {
-                let mut ids = self.text.encode(&format!(" {text}"))?; // answers begin with a space
-                ids.push(self.special.eos);
-                Ok(ids)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let (tokens, mask) = padded(&rows, self.special.pad, self.device);
-        Ok(Answers::new(texts.to_vec(), tokens, mask))
+        let ids = |text: &str| self.text.encode(&format!(" {text}")); // answers begin with a space
+        encode_answers(texts, ids, (self.special.eos, self.special.pad), self.device)
     }
 
     fn image_logits(
@@ -345,19 +323,19 @@ impl UnifiedModel for Showo {
                 )));
             }
             let resized = clip::resize(&pixels, self.card.resolution);
-            let tokens = self.magvit.codes(&self.magvit.latents(&(resized * 2.0 - 1.0)));
+            let tokens = self.magvit.codes(&self.magvit.latents(&from_unit(&resized)));
             Ok(Images { pixels: self.vision.is_some().then_some(pixels), ..Images::from_tokens(tokens) })
         })
     }
 
     fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
-        Ok(self.magvit.loss(&(pixels.to_device(self.device) * 2.0 - 1.0), progress))
+        Ok(self.magvit.loss(&from_unit(&pixels.to_device(self.device)), progress))
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
-        let mut magvit = self.magvit_weights.clone_handles();
+        let mut magvit = shared(&self.magvit_weights);
         magvit.extend(self.magvit.buffers());
-        let mut phi = self.phi_weights.clone_handles();
+        let mut phi = shared(&self.phi_weights);
         if let Some(adapters) = &self.adapters {
             if !adapters.config.merge {
                 return checkpoint::save_adapters(dir, &self.files, &adapters.config, &adapters.weights);
@@ -375,13 +353,7 @@ impl UnifiedModel for Showo {
     }
 }
 
-/// A copy that shares the tensors: `Tensor` has no `Clone`.
-trait CloneHandles {
-    fn clone_handles(&self) -> Self;
-}
-
-impl CloneHandles for Vec<(String, Tensor)> {
-    fn clone_handles(&self) -> Self {
-        self.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
-    }
+/// Handles of the same tensors: `Tensor` has no `Clone`.
+fn shared(weights: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
+    weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }

@@ -5,15 +5,13 @@ use std::collections::BTreeSet;
 use tch::{Kind, Tensor};
 use unirl::model::{BatchSlice, Images, Masking, Policy, Scoring};
 use unirl::{Error, Result};
+use unirl_layers::guidance::{Guidance, drop_prompts, scored_branches};
 use unirl_layers::{Linear, language};
 
 use super::Showo;
-use super::generate::{TextBlocks, with_empty};
+use super::generate::TextBlocks;
 use crate::maskgit;
 use crate::phi::Phi;
-
-/// The share of prompts that pretraining drops, to train the unconditional branch of guidance.
-const DROPPED_PROMPTS: f64 = 0.1;
 
 /// The hidden states that predict the target tokens of a batch of images.
 pub struct TargetHidden {
@@ -21,17 +19,12 @@ pub struct TargetHidden {
     branches: Vec<Tensor>,
     /// `[T]`: the targets, as indices into `B·N`.
     tokens: Tensor,
-    guidance: f64,
+    guidance: Guidance,
 }
 
 impl TargetHidden {
-    /// The logits of one branch, or the guided logits of both.
-    fn guided_logits(head: &Linear, branches: &[Tensor], guidance: f64) -> Tensor {
-        let logits = |rows: &Tensor| head.apply(rows).to_kind(Kind::Float);
-        match branches {
-            [cond, uncond] => maskgit::guided(&logits(cond), &logits(uncond), guidance),
-            rows => logits(&rows[0]),
-        }
+    fn guided_logits(head: &Linear, branches: &[Tensor], guidance: Guidance) -> Tensor {
+        guidance.combine_rows(branches, |rows| head.apply(rows).to_kind(Kind::Float))
     }
 
     /// Logits `[B,N,K]` of images of `size [B,N]`; only those of targets are meaningful.
@@ -83,23 +76,12 @@ impl Showo {
             (&positions + first.repeat([copies as i64]).unsqueeze(1)).view([-1]).index_select(0, &valid);
         let pick = |rows: &Tensor| rows.flatten(0, 1).index_select(0, &valid); // [T,D]
 
-        let rows = |index: &[i64], states: &Tensor, positions: &Tensor| {
-            self.code_hidden(phi, &blocks, index, states, positions)
-        };
-        let empty = vec![TextBlocks::EMPTY; index.len()];
-        let branches = match scoring {
-            Scoring::Guided if guidance > 0.0 => {
-                let twice = |tensor: &Tensor| Tensor::cat(&[tensor, tensor], 0);
-                let both = rows(&with_empty(&index), &twice(states), &twice(&positions))?.chunk(2, 0);
-                vec![pick(&both[0]), pick(&both[1])]
-            }
-            Scoring::Conditional | Scoring::Guided => vec![pick(&rows(&index, states, &positions)?)],
-            Scoring::GuidedDetached => {
-                let cond = pick(&rows(&index, states, &positions)?);
-                vec![cond, tch::no_grad(|| Ok::<_, Error>(pick(&rows(&empty, states, &positions)?)))?]
-            }
-        };
-        Ok(TargetHidden { branches, tokens, guidance })
+        let guidance = Guidance::BeyondConditional(guidance);
+        let branches = scored_branches(scoring, guidance, |branches| {
+            let index = branches.conditions(&index, |_| TextBlocks::EMPTY);
+            self.code_hidden(phi, &blocks, &index, &branches.repeat(states), &branches.repeat(&positions))
+        })?;
+        Ok(TargetHidden { branches: branches.iter().map(pick).collect(), tokens, guidance })
     }
 
     /// The masked states in which images are scored, `[S·B,N]`, the targets of each state, `[S·B,N]`, and all targets, `[B,N]`.
@@ -145,9 +127,7 @@ impl Showo {
     fn masked_prompts(&self, prompts: &[String], masking: &Masking) -> Result<Vec<Vec<i64>>> {
         let mut prompts = self.prompt_ids(prompts)?;
         if let Masking::Pretrain { .. } = masking {
-            let dropped = Vec::<bool>::try_from(self.uniform(&[prompts.len() as i64]).lt(DROPPED_PROMPTS))?;
-            let dropped = prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped);
-            dropped.for_each(|(ids, _)| ids.clear());
+            drop_prompts(&mut prompts, self.device, |_| Vec::new())?;
         }
         Ok(prompts)
     }

@@ -4,10 +4,11 @@ use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{Answers, Images, TextSampling, TokenLogp};
 use unirl_layers::LayerNorm;
-use unirl_layers::attention::{self, AttnMask};
+use unirl_layers::attention;
 use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::{self, GeneratedText};
 use unirl_layers::language::append_answers;
+use unirl_layers::vqgan::to_unit;
 use unirl_text::padded;
 
 use super::Showo;
@@ -31,13 +32,7 @@ impl Showo {
         let (ids, present) = padded(questions, self.special.pad, self.device);
         let (x, positions, mask) = self.understanding_inputs(phi, images, &ids)?;
         let image = Tensor::ones([images.len(), self.prefix_len()], (Kind::Bool, self.device));
-        let rows = StackInput {
-            x,
-            positions: &positions,
-            mask: AttnMask::Additive(&mask),
-            past: None,
-            outputs: None,
-        };
+        let rows = StackInput::new(x, &positions, &mask);
         TextDecoding::prefill(&phi.language, rows, &Tensor::cat(&[image, present], 1), max_tokens)
     }
 
@@ -67,13 +62,7 @@ impl Showo {
         let (x, positions, mask) = self.understanding_inputs(phi, images, &ids)?;
         let ends: Vec<i64> =
             questions.iter().map(|question| self.prefix_len() + question.len() as i64 - 1).collect();
-        let rows = StackInput {
-            x,
-            positions: &positions,
-            mask: AttnMask::Additive(&mask),
-            past: None,
-            outputs: None,
-        };
+        let rows = StackInput::new(x, &positions, &mask);
         phi.language.score(rows, &ends, answers)
     }
 
@@ -146,6 +135,6 @@ impl Showo {
             (None, Some(relaxed)) => self.magvit.decode_relaxed(relaxed, self.config.grid()),
             (None, None) => self.magvit.decode(&images.tokens, self.config.grid()),
         };
-        ((decoded + 1.0) / 2.0).clamp(0.0, 1.0)
+        to_unit(&decoded)
     }
 }
