@@ -6,6 +6,7 @@ mod batch;
 mod card;
 mod footprint;
 mod masking;
+mod reference;
 mod sampling;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub use batch::{Answers, BatchSlice, Images};
 pub use card::{ImageDecoding, ImageSpace, ModelCard};
 pub use footprint::{Cost, Footprint, Workload};
 pub use masking::{ImageLogits, Masking, Scoring, TokenLogp};
+pub use reference::ReferencePolicy;
 pub use sampling::{ImageSampling, TextSampling};
 
 /// The task that a parameter serves.
@@ -76,24 +78,6 @@ pub enum Policy {
     Current,
     /// The copy made by [`UnifiedModel::freeze_reference`]; no gradient.
     Reference,
-}
-
-impl Policy {
-    /// Runs `work` on the current or on the reference weights; the reference runs without gradient.
-    pub fn run<T, R>(
-        self,
-        current: &T,
-        reference: Option<&T>,
-        work: impl FnOnce(&T) -> Result<R>,
-    ) -> Result<R> {
-        match (self, reference) {
-            (Self::Current, _) => work(current),
-            (Self::Reference, Some(reference)) => tch::no_grad(|| work(reference)),
-            (Self::Reference, None) => {
-                Err(Error::failure("no reference policy").hint("call `freeze_reference` first"))
-            }
-        }
-    }
 }
 
 /// The source of the weights of a model.

@@ -5,10 +5,9 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode,
-    ModelCard, ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
-    Workload,
+    ModelCard, ModelSource, Parameter, ParameterGroup, Policy, ReferencePolicy, TextSampling, TokenLogp,
+    UnifiedModel, Workload,
 };
-use unirl::weights::Store;
 use unirl::{Error, Result};
 use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::{GeneratedText, SampledTokens, SamplingChoice, TextDecoding};
@@ -36,7 +35,7 @@ pub struct Janus {
     config: JanusConfig,
     prompting: Prompting,
     network: Network,
-    reference: Option<Network>,
+    reference: ReferencePolicy<Network>,
     vq: Vq,
     /// Mean and standard deviation of pixels, each `[3,1,1]`.
     normalisation: [Tensor; 2],
@@ -94,7 +93,7 @@ impl Janus {
             card,
             prompting,
             network,
-            reference: None,
+            reference: ReferencePolicy::default(),
             vq,
             normalisation: normalisation.map(|channels| {
                 Tensor::from_slice(&channels).to_kind(Kind::Float).view([3, 1, 1]).to_device(device)
@@ -164,7 +163,7 @@ impl Janus {
         let (scoring, guidance) = masking.scoring();
         let guidance = Guidance::FromUnconditional(guidance);
         let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
-        policy.run(&self.network, self.reference.as_ref(), |network| {
+        self.reference.run(policy, &self.network, |network| {
             let hidden = scored_branches(scoring, guidance, |branches| {
                 let prompts = branches.conditions(&prompts, |ids| self.prompting.unconditional(ids));
                 self.code_hidden(network, &prompts, &branches.repeat(&images.tokens))
@@ -252,14 +251,8 @@ impl UnifiedModel for Janus {
     }
 
     fn freeze_reference(&mut self) -> Result<()> {
-        let copies = self
-            .weights
-            .iter()
-            .filter(|(name, _)| group(name) != ParameterGroup::Tokenizer)
-            .map(|(name, tensor)| (name.clone(), tensor.detach().copy()));
-        let mut store = Store::of_tensors("the reference policy", copies);
-        self.reference = Some(Network::take(&mut store, &self.config)?);
-        Ok(())
+        let network = self.weights.iter().filter(|(name, _)| group(name) != ParameterGroup::Tokenizer);
+        self.reference.freeze(network, |store| Network::take(store, &self.config))
     }
 
     fn footprint(&self, workload: &Workload) -> Result<Footprint> {
@@ -344,7 +337,7 @@ impl UnifiedModel for Janus {
         let questions = self.question_ids(questions)?;
         let (ids, _) = padded(&append_answers(&questions, answers)?, self.prompting.special.pad, self.device);
         let ends: Vec<i64> = questions.iter().map(|question| question.len() as i64 - 1).collect();
-        policy.run(&self.network, self.reference.as_ref(), |network| {
+        self.reference.run(policy, &self.network, |network| {
             let (x, positions, mask) = self.understanding_inputs(network, images, &ids)?;
             let rows = StackInput::new(x, &positions, &mask);
             network.llama.score(rows, &ends, answers)

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
+use unirl::Result;
 use unirl::error::Context;
 use unirl::weights::{Expected, Init, Store, read_json};
-use unirl::Result;
 use unirl_layers::checkpoint::{MAX_LAYERS, check_at_most, check_multiple, check_positive};
 pub use unirl_layers::vision::Activation;
 use unirl_layers::vision::{Layer, LayerSize};

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, BatchSlice, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
-    Mode, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
-    Workload,
+    Mode, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, ReferencePolicy, TextSampling,
+    TokenLogp, UnifiedModel, Workload,
 };
 use unirl::weights::Store;
 use unirl::{Error, Result};
@@ -45,7 +45,7 @@ pub struct Showo {
     prompting: Prompting,
     text: Text,
     phi: Phi,
-    reference: Option<Phi>,
+    reference: ReferencePolicy<Phi>,
     magvit: Magvit,
     schedule: Schedule,
     precision: Kind,
@@ -142,7 +142,7 @@ impl Showo {
             prompting: Prompting::new(&config),
             text,
             phi,
-            reference: None,
+            reference: ReferencePolicy::default(),
             magvit,
             schedule,
             precision,
@@ -201,20 +201,15 @@ impl UnifiedModel for Showo {
     }
 
     fn freeze_reference(&mut self) -> Result<()> {
-        let copied = |weights: &[(String, Tensor)]| -> Vec<(String, Tensor)> {
-            weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
+        let Some(adapters) = &self.adapters else {
+            return self.reference.freeze(&self.phi_weights, |store| Phi::take(store, &self.config));
         };
-        let weights = match &self.adapters {
-            Some(_) => shared(&self.phi_weights), // frozen
-            None => copied(&self.phi_weights),
-        };
-        let mut reference = Phi::take(&mut Store::of_tensors("the reference policy", weights), &self.config)?;
-        if let Some(adapters) = &self.adapters {
-            let mut store = Store::of_tensors("the reference policy", copied(&adapters.weights));
-            reference.attach(&mut store, &adapters.config)?;
-        }
-        self.reference = Some(reference);
-        Ok(())
+        self.reference.freeze(&adapters.weights, |store| {
+            let mut base = Store::of_tensors("the reference policy", shared(&self.phi_weights)); // frozen
+            let mut phi = Phi::take(&mut base, &self.config)?;
+            phi.attach(store, &adapters.config)?;
+            Ok(phi)
+        })
     }
 
     fn footprint(&self, workload: &Workload) -> Result<Footprint> {
@@ -301,9 +296,7 @@ impl UnifiedModel for Showo {
     ) -> Result<TokenLogp> {
         images.check(&self.card, "questions", questions.len())?;
         let questions = self.question_ids(questions)?;
-        policy.run(&self.phi, self.reference.as_ref(), |phi| {
-            self.score_answers(phi, images, &questions, answers)
-        })
+        self.reference.run(policy, &self.phi, |phi| self.score_answers(phi, images, &questions, answers))
     }
 
     fn pixels(&self, images: &Images) -> Result<Tensor> {

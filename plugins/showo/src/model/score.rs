@@ -144,7 +144,7 @@ impl Showo {
         images.check(&self.card, "prompts", prompts.len())?;
         let (states, targets, all_targets) = self.masked_states(images, masking)?;
         let prompts = self.masked_prompts(prompts, masking)?;
-        policy.run(&self.phi, self.reference.as_ref(), |phi| {
+        self.reference.run(policy, &self.phi, |phi| {
             let hidden = self.target_hidden(phi, &prompts, (&states, &targets), masking.scoring())?;
             score(phi, &hidden, all_targets)
         })
