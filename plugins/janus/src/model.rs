@@ -4,9 +4,9 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
-    Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode,
-    ModelCard, ModelSource, Parameter, ParameterGroup, Policy, ReferencePolicy, TextSampling, TokenLogp,
-    UnifiedModel, Workload,
+    Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
+    MemoryEstimate, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, ReferencePolicy, TextSampling,
+    TokenLogp, TrainableTokenizer, UnifiedModel, Workload,
 };
 use unirl::{Error, Result};
 use unirl_layers::decoder::StackInput;
@@ -245,27 +245,9 @@ impl UnifiedModel for Janus {
         Ok(Parameter::list(&self.weights, group))
     }
 
-    /// No effect: the family has no dropout.
-    fn set_mode(&mut self, _mode: Mode) -> Result<()> {
-        Ok(())
-    }
-
     fn freeze_reference(&mut self) -> Result<()> {
         let network = self.weights.iter().filter(|(name, _)| group(name) != ParameterGroup::Tokenizer);
         self.reference.freeze(network, |store| Network::take(store, &self.config))
-    }
-
-    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
-        let bytes = self.precision.elt_size_in_bytes() as i64;
-        let sizes = Sizes::new(&self.config, bytes, self.network.llama.stack.checkpointing);
-        let tokenizer = values(&Vq::expected(&self.config.vq)?);
-        Ok(Footprint {
-            generate: sizes.generate(&workload.images),
-            answer: sizes.answer(&workload.answers),
-            image_logits: sizes.image_logits(workload.states),
-            answer_logp: sizes.answer_logp(&workload.answers),
-            ..footprint::of_weights(&Network::expected(&self.config)?, 0, tokenizer, bytes)
-        })
     }
 
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
@@ -361,11 +343,36 @@ impl UnifiedModel for Janus {
         })
     }
 
-    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
-        Ok(self.vq.loss(&from_unit(&pixels.to_device(self.device)), progress))
-    }
-
     fn save(&self, dir: &Path) -> Result<()> {
         self.saved.save(dir, &self.weights)
+    }
+
+    fn memory_estimate(&self) -> Option<&dyn MemoryEstimate> {
+        Some(self)
+    }
+
+    fn trainable_tokenizer(&self) -> Option<&dyn TrainableTokenizer> {
+        Some(self)
+    }
+}
+
+impl MemoryEstimate for Janus {
+    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
+        let bytes = self.precision.elt_size_in_bytes() as i64;
+        let sizes = Sizes::new(&self.config, bytes, self.network.llama.stack.checkpointing);
+        let tokenizer = values(&Vq::expected(&self.config.vq)?);
+        Ok(Footprint {
+            generate: sizes.generate(&workload.images),
+            answer: sizes.answer(&workload.answers),
+            image_logits: sizes.image_logits(workload.states),
+            answer_logp: sizes.answer_logp(&workload.answers),
+            ..footprint::of_weights(&Network::expected(&self.config)?, 0, tokenizer, bytes)
+        })
+    }
+}
+
+impl TrainableTokenizer for Janus {
+    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
+        Ok(self.vq.loss(&from_unit(&pixels.to_device(self.device)), progress))
     }
 }

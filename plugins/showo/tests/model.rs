@@ -11,7 +11,7 @@ use common::{GREEDY, SAME, close, confident, fresh, open, serialize_tests, sourc
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, BatchSlice, Checkpoint, ImageSampling, Images, Masking, ParameterGroup, Policy, Scoring,
-    TextSampling, UnifiedModel,
+    TextSampling, TrainableTokenizer, UnifiedModel,
 };
 use unirl::sampling::sample_tokens_with;
 use unirl_layers::attention::{self, AttnMask};

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, BatchSlice, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
-    Mode, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, ReferencePolicy, TextSampling,
-    TokenLogp, UnifiedModel, Workload,
+    MemoryEstimate, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, ReferencePolicy, TextSampling,
+    TokenLogp, TrainableTokenizer, UnifiedModel, Workload,
 };
 use unirl::weights::Store;
 use unirl::{Error, Result};
@@ -195,11 +195,6 @@ impl UnifiedModel for Showo {
         Ok(all)
     }
 
-    /// No effect: every dropout rate of the family is 0.
-    fn set_mode(&mut self, _mode: Mode) -> Result<()> {
-        Ok(())
-    }
-
     fn freeze_reference(&mut self) -> Result<()> {
         let Some(adapters) = &self.adapters else {
             return self.reference.freeze(&self.phi_weights, |store| Phi::take(store, &self.config));
@@ -209,33 +204,6 @@ impl UnifiedModel for Showo {
             let mut phi = Phi::take(&mut base, &self.config)?;
             phi.attach(store, &adapters.config)?;
             Ok(phi)
-        })
-    }
-
-    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
-        let bytes = self.precision.elt_size_in_bytes() as i64;
-        let checkpointing = self.phi.language.stack.checkpointing;
-        let sizes =
-            Sizes::new(&self.config, self.prefix_len(), bytes, checkpointing, self.adapters.is_some());
-        let vision = match &self.vision {
-            Some(vision) => values(&Clip::expected(vision.encoder.config())?),
-            None => 0,
-        };
-        let frozen_f32 = values(&Magvit::expected(&self.magvit_config)?) + vision;
-        let transformer = Phi::expected(&self.config)?;
-        let weights = match &self.adapters {
-            Some(adapters) => {
-                let trained = Phi::expected_adapters(&self.config, &adapters.config)?;
-                footprint::of_weights(&trained, values(&transformer), frozen_f32, bytes)
-            }
-            None => footprint::of_weights(&transformer, 0, frozen_f32, bytes),
-        };
-        Ok(Footprint {
-            generate: sizes.generate(&workload.images),
-            answer: sizes.answer(&workload.answers),
-            image_logits: sizes.image_logits(workload.states),
-            answer_logp: sizes.answer_logp(&workload.answers),
-            ..weights
         })
     }
 
@@ -321,10 +289,6 @@ impl UnifiedModel for Showo {
         })
     }
 
-    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
-        Ok(self.magvit.loss(&from_unit(&pixels.to_device(self.device)), progress))
-    }
-
     fn save(&self, dir: &Path) -> Result<()> {
         let mut magvit = shared(&self.magvit_weights);
         magvit.extend(self.magvit.buffers());
@@ -343,6 +307,49 @@ impl UnifiedModel for Showo {
         }
         let vision = self.vision.as_ref().map(|vision| vision.folder.as_path());
         checkpoint::save(dir, &self.files, &self.text, &phi, &magvit, vision)
+    }
+
+    fn memory_estimate(&self) -> Option<&dyn MemoryEstimate> {
+        Some(self)
+    }
+
+    fn trainable_tokenizer(&self) -> Option<&dyn TrainableTokenizer> {
+        Some(self)
+    }
+}
+
+impl MemoryEstimate for Showo {
+    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
+        let bytes = self.precision.elt_size_in_bytes() as i64;
+        let checkpointing = self.phi.language.stack.checkpointing;
+        let sizes =
+            Sizes::new(&self.config, self.prefix_len(), bytes, checkpointing, self.adapters.is_some());
+        let vision = match &self.vision {
+            Some(vision) => values(&Clip::expected(vision.encoder.config())?),
+            None => 0,
+        };
+        let frozen_f32 = values(&Magvit::expected(&self.magvit_config)?) + vision;
+        let transformer = Phi::expected(&self.config)?;
+        let weights = match &self.adapters {
+            Some(adapters) => {
+                let trained = Phi::expected_adapters(&self.config, &adapters.config)?;
+                footprint::of_weights(&trained, values(&transformer), frozen_f32, bytes)
+            }
+            None => footprint::of_weights(&transformer, 0, frozen_f32, bytes),
+        };
+        Ok(Footprint {
+            generate: sizes.generate(&workload.images),
+            answer: sizes.answer(&workload.answers),
+            image_logits: sizes.image_logits(workload.states),
+            answer_logp: sizes.answer_logp(&workload.answers),
+            ..weights
+        })
+    }
+}
+
+impl TrainableTokenizer for Showo {
+    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
+        Ok(self.magvit.loss(&from_unit(&pixels.to_device(self.device)), progress))
     }
 }
 
