@@ -9,13 +9,14 @@ use unirl::model::{
     TokenLogp, TrainableTokenizer, UnifiedModel, Workload,
 };
 use unirl::{Error, Result};
-use unirl_layers::decoder::StackInput;
-use unirl_layers::decoding::{GeneratedText, SampledTokens, SamplingChoice, TextDecoding};
+use unirl_layers::answering::{EmbeddedRows, Questions, encode_answers};
+use unirl_layers::decoding::{GeneratedText, SampledTokens, SamplingChoice};
 use unirl_layers::footprint::{self, values};
 use unirl_layers::guidance::{Guidance, drop_prompts, scored_branches};
-use unirl_layers::language::{self, append_answers};
+use unirl_layers::language;
+use unirl_layers::rows::{deduplicate, padded_left};
 use unirl_layers::vqgan::{from_unit, to_unit};
-use unirl_text::{deduplicate, encode_answers, padded, padded_left, warn_too_long};
+use unirl_text::warn_too_long;
 
 use crate::aligner::CodeHead;
 use crate::checkpoint::{self, LoadedCheckpoint, SavedFiles};
@@ -214,13 +215,8 @@ impl Janus {
         network.align(&((pixels - mean) / std))
     }
 
-    /// Embeds images within the text `ids [B,L]`: rows, their positions and the additive mask.
-    fn understanding_inputs(
-        &self,
-        network: &Network,
-        images: &Images,
-        ids: &Tensor,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
+    /// Embeds images within the text `ids [B,L]`.
+    fn embed_with_images(&self, network: &Network, images: &Images, ids: &Tensor) -> Result<EmbeddedRows> {
         let (batch, length) = (ids.size()[0], ids.size()[1]);
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0);
         let rows = self.prompting.image_rows();
@@ -228,11 +224,15 @@ impl Janus {
         let is_image = is_image.expand([batch, -1], false);
         let x = network.embed_images_at(ids, &is_image, &self.align(network, images)?)?;
         let mask = network::causal(&network::present(batch, length, self.device), length);
-        Ok((x, positions, mask))
+        Ok(EmbeddedRows { x, positions, mask })
     }
 
     fn question_ids(&self, questions: &[String]) -> Result<Vec<Vec<i64>>> {
         questions.iter().map(|question| self.prompting.question(question)).collect()
+    }
+
+    fn questions<'a>(&self, ids: &'a [Vec<i64>]) -> Questions<'a> {
+        Questions { ids, before: 0, pad: self.prompting.special.pad }
     }
 }
 
@@ -264,12 +264,11 @@ impl UnifiedModel for Janus {
         images.check(&self.card, "questions", questions.len())?;
         sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
-        let special = self.prompting.special;
+        let (special, ids) = (self.prompting.special, self.question_ids(questions)?);
         let GeneratedText { tokens, mask, logp } = tch::no_grad(|| {
-            let (ids, present) = padded(&self.question_ids(questions)?, special.pad, self.device);
-            let (x, positions, mask) = self.understanding_inputs(&self.network, images, &ids)?;
-            let rows = StackInput::new(x, &positions, &mask);
-            let decoding = TextDecoding::prefill(&self.network.llama, rows, &present, sampling.max_tokens)?;
+            let embed = |ids: &Tensor| self.embed_with_images(&self.network, images, ids);
+            let questions = self.questions(&ids);
+            let decoding = questions.prefill(&self.network.llama, sampling.max_tokens, embed)?;
             decoding.generate(sampling, special.eos, special.pad)
         })?;
         self.prompting.text().answers([tokens, mask, logp], special.eos)
@@ -316,13 +315,10 @@ impl UnifiedModel for Janus {
         policy: Policy,
     ) -> Result<TokenLogp> {
         images.check(&self.card, "questions", questions.len())?;
-        let questions = self.question_ids(questions)?;
-        let (ids, _) = padded(&append_answers(&questions, answers)?, self.prompting.special.pad, self.device);
-        let ends: Vec<i64> = questions.iter().map(|question| question.len() as i64 - 1).collect();
+        let ids = self.question_ids(questions)?;
         self.reference.run(policy, &self.network, |network| {
-            let (x, positions, mask) = self.understanding_inputs(network, images, &ids)?;
-            let rows = StackInput::new(x, &positions, &mask);
-            network.llama.score(rows, &ends, answers)
+            let embed = |ids: &Tensor| self.embed_with_images(network, images, ids);
+            self.questions(&ids).score(&network.llama, answers, embed)
         })
     }
 

@@ -1,6 +1,8 @@
 //! What model plugins share: layers, which take their weights from a [`unirl::weights::Store`] under names that the plugin
-//! chooses, and what every family does around them: [`checkpoint`], [`guidance`], [`footprint`].
+//! chooses, and what every family does around them: [`answering`], [`guidance`], [`checkpoint`],
+//! [`footprint`].
 
+pub mod answering;
 pub mod attention;
 pub mod checkpoint;
 pub mod decoder;
@@ -13,6 +15,7 @@ mod linear;
 pub mod lora;
 mod precision;
 pub mod rotary;
+pub mod rows;
 pub mod vision;
 pub mod vqgan;
 

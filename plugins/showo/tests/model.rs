@@ -17,13 +17,13 @@ use unirl::sampling::sample_tokens_with;
 use unirl_layers::attention::{self, AttnMask};
 use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::GeneratedText;
+use unirl_layers::rows::padded;
 use unirl_plugin_showo::checkpoint::{self, LoadedCheckpoint};
 use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
 use unirl_plugin_showo::mask;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::prompt::Prompting;
-use unirl_text::padded;
 
 struct Tiny {
     showo: Showo,

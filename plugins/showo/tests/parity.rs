@@ -19,10 +19,10 @@ use unirl_engine::algorithms::objective::{self, Weighting};
 use unirl_layers::attention::{self, AttnMask};
 use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::GeneratedText;
+use unirl_layers::rows::padded;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::{mask, prompt};
-use unirl_text::padded;
 
 /// The paper's scoring.
 const PLAIN: (Scoring, f64) = (Scoring::Conditional, 0.0);

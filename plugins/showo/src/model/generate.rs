@@ -7,7 +7,7 @@ use unirl_layers::attention::{self, AttnMask};
 use unirl_layers::decoder::{ParallelDecodeState, StackInput};
 use unirl_layers::guidance::Guidance;
 use unirl_layers::kv_cache::KvCache;
-use unirl_text::{deduplicate, padded};
+use unirl_layers::rows::{deduplicate, padded};
 
 use super::Showo;
 use crate::mask;

@@ -14,11 +14,12 @@ use unirl::model::{
 };
 use unirl::weights::Store;
 use unirl::{Error, Result};
+use unirl_layers::answering::encode_answers;
 use unirl_layers::decoding::GeneratedText;
 use unirl_layers::footprint::{self, values};
 use unirl_layers::lora::LoraConfig;
 use unirl_layers::vqgan::from_unit;
-use unirl_text::{Text, encode_answers, warn_too_long};
+use unirl_text::{Text, warn_too_long};
 
 use crate::checkpoint::{self, Files, LoadedCheckpoint};
 use crate::clip::{self, Clip};

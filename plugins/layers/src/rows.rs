@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 
 use tch::{Device, Tensor};
-use unirl::Result;
-use unirl::model::Answers;
 
 /// Right-pads rows with `pad`: ids `[B,L]`, and a mask `[B,L]` that is false at padding.
 pub fn padded(rows: &[Vec<i64>], pad: i64, device: Device) -> (Tensor, Tensor) {
@@ -14,23 +12,6 @@ pub fn padded(rows: &[Vec<i64>], pad: i64, device: Device) -> (Tensor, Tensor) {
 /// [`padded`], with padding on the left.
 pub fn padded_left(rows: &[Vec<i64>], pad: i64, device: Device) -> (Tensor, Tensor) {
     pad_rows(rows, pad, device, |row, padding| padding.chain(row).collect())
-}
-
-/// Tokenizes answers `texts` for supervised training: `ids` encodes one, without its end token.
-pub fn encode_answers(
-    texts: &[String],
-    ids: impl Fn(&str) -> Result<Vec<i64>>,
-    (end, pad): (i64, i64),
-    device: Device,
-) -> Result<Answers> {
-    let row = |text: &String| {
-        let mut row = ids(text)?;
-        row.push(end);
-        Ok(row)
-    };
-    let rows = texts.iter().map(row).collect::<Result<Vec<_>>>()?;
-    let (tokens, mask) = padded(&rows, pad, device);
-    Ok(Answers::new(texts.to_vec(), tokens, mask))
 }
 
 /// The distinct rows in the order of their first occurrence, and the index of each original row among them.
