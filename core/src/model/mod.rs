@@ -109,8 +109,7 @@ pub struct ModelSource {
 /// A plugin author implements this trait; the host calls it. One object is used by one thread at a time. All randomness
 /// comes from the `seed` of an argument: the same call on the same weights and device returns the same result.
 ///
-/// The required methods stand in the order in which a run first calls them: the rollout, the scores of the update, then
-/// supervised training and the checkpoint.
+/// The required methods are in the order in which a run first calls them: rollout, update, supervised training, checkpoint.
 ///
 /// # Optional methods
 ///

@@ -12,13 +12,12 @@ use unirl::{Error, Result};
 use unirl_layers::answering::{EmbeddedRows, Questions, encode_answers};
 use unirl_layers::decoding::{GeneratedText, SampledTokens, SamplingChoice};
 use unirl_layers::footprint::{self, values};
-use unirl_layers::guidance::{Guidance, drop_prompts, scored_branches};
-use unirl_layers::language;
+use unirl_layers::guidance::{Guidance, drop_prompts};
 use unirl_layers::rows::{deduplicate, padded_left};
+use unirl_layers::scoring::{ScoredImages, scored_branches};
 use unirl_layers::vqgan::{from_unit, to_unit};
 use unirl_text::warn_too_long;
 
-use crate::aligner::CodeHead;
 use crate::checkpoint::{self, LoadedCheckpoint, SavedFiles};
 use crate::config::JanusConfig;
 use crate::footprint::Sizes;
@@ -149,15 +148,14 @@ impl Janus {
         Ok(prompts)
     }
 
-    /// Scores images under `policy`. `score` gets the head, the hidden states of one or both branches, the guidance and the
-    /// targets `[B,N]`.
+    /// Scores images under `policy`. `score` gets the hidden states and the targets `[B,N]`, which are all tokens.
     fn score_images<R>(
         &self,
         prompts: &[String],
         images: &Images,
         policy: Policy,
         masking: &Masking,
-        score: impl FnOnce(&CodeHead, &[Tensor], Guidance, Tensor) -> Result<R>,
+        score: impl FnOnce(ScoredImages, Tensor) -> Result<R>,
     ) -> Result<R> {
         images.check(&self.card, "prompts", prompts.len())?;
         let prompts = self.masked_prompts(prompts, masking)?;
@@ -165,11 +163,13 @@ impl Janus {
         let guidance = Guidance::FromUnconditional(guidance);
         let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
         self.reference.run(policy, &self.network, |network| {
-            let hidden = scored_branches(scoring, guidance, |branches| {
+            let branches = scored_branches(scoring, guidance, |branches| {
                 let prompts = branches.conditions(&prompts, |ids| self.prompting.unconditional(ids));
                 self.code_hidden(network, &prompts, &branches.repeat(&images.tokens))
             })?;
-            score(&network.codes.head, &hidden, guidance, targets)
+            let (head, codes) = (network.codes.head.shallow_clone(), self.card.codebook_size);
+            let head = Box::new(move |hidden: &Tensor| head.logits(hidden));
+            score(ScoredImages { head, codes, branches, targets: None, guidance }, targets)
         })
     }
 
@@ -286,8 +286,8 @@ impl UnifiedModel for Janus {
         policy: Policy,
         masking: &Masking,
     ) -> Result<ImageLogits> {
-        self.score_images(prompts, images, policy, masking, |head, rows, guidance, targets| {
-            Ok(ImageLogits { logits: guidance.combine_rows(rows, |rows| head.logits(rows)), targets })
+        self.score_images(prompts, images, policy, masking, |scored, targets| {
+            Ok(ImageLogits { logits: scored.logits(&targets.size()), targets })
         })
     }
 
@@ -298,12 +298,8 @@ impl UnifiedModel for Janus {
         policy: Policy,
         masking: &Masking,
     ) -> Result<TokenLogp> {
-        self.score_images(prompts, images, policy, masking, |head, rows, guidance, mask| {
-            let rows: Vec<Tensor> = rows.iter().map(|rows| rows.flatten(0, 1)).collect();
-            let head = head.shallow_clone();
-            let logits = move |rows: &[Tensor]| guidance.combine_rows(rows, |rows| head.logits(rows));
-            let logp = language::logp(&rows, &images.tokens.view([-1]), self.card.codebook_size, logits)?;
-            Ok(TokenLogp { logp: logp.view_as(&images.tokens), mask })
+        self.score_images(prompts, images, policy, masking, |scored, mask| {
+            Ok(TokenLogp { logp: scored.logp(&images.tokens)?, mask })
         })
     }
 

@@ -1,8 +1,7 @@
-//! Classifier-free guidance: its branches in generation and scoring, and the prompts that pretraining drops for it.
+//! Classifier-free guidance: its conventions, its branches, and the prompts that pretraining drops for it.
 
 use tch::{Device, Kind, Tensor};
 use unirl::Result;
-use unirl::model::Scoring;
 
 /// The share of prompts that pretraining drops, to train the unconditional branch.
 const DROPPED_PROMPTS: f64 = 0.1;
@@ -87,23 +86,6 @@ impl Branches {
     }
 }
 
-/// The rows of the branches that `scoring` needs: the conditional one, or also the unconditional one. `rows` computes those of
-/// one pass, `[B,…]` or `[2·B,…]`.
-pub fn scored_branches(
-    scoring: Scoring,
-    guidance: Guidance,
-    mut rows: impl FnMut(Branches) -> Result<Tensor>,
-) -> Result<Vec<Tensor>> {
-    match scoring {
-        Scoring::Guided if guidance.is_active() => Ok(rows(Branches::Both)?.chunk(2, 0)),
-        Scoring::GuidedDetached if guidance.is_active() => {
-            let conditional = rows(Branches::Conditional)?;
-            Ok(vec![conditional, tch::no_grad(|| rows(Branches::Unconditional))?])
-        }
-        _ => Ok(vec![rows(Branches::Conditional)?]),
-    }
-}
-
 /// Replaces a tenth of the tokenized `prompts` by what `unconditional` makes of them, for pretraining. The caller seeds libtorch;
 /// the random numbers are those of `device`.
 pub fn drop_prompts(
@@ -132,27 +114,5 @@ mod tests {
         assert!(off < 1e-5, "{off}"); // f32, values up to 12
         assert!(!Guidance::BeyondConditional(0.0).is_active());
         assert!(!Guidance::FromUnconditional(1.0).is_active());
-    }
-
-    #[test]
-    fn scored_branches_are_those_of_the_scoring() {
-        let (active, inactive) = (Guidance::BeyondConditional(1.0), Guidance::BeyondConditional(0.0));
-        for (scoring, guidance, expected) in [
-            (Scoring::Conditional, active, vec![Branches::Conditional]),
-            (Scoring::Guided, active, vec![Branches::Both]),
-            (Scoring::GuidedDetached, active, vec![Branches::Conditional, Branches::Unconditional]),
-            (Scoring::Guided, inactive, vec![Branches::Conditional]),
-            (Scoring::GuidedDetached, inactive, vec![Branches::Conditional]),
-        ] {
-            let mut passes = Vec::new();
-            let branches = scored_branches(scoring, guidance, |pass| {
-                passes.push(pass);
-                Ok(pass.repeat(&Tensor::from_slice(&[1.0f32]).set_requires_grad(true)))
-            })
-            .unwrap();
-            assert_eq!(passes, expected, "{scoring:?}");
-            let guided = scoring != Scoring::Conditional && guidance.is_active();
-            assert_eq!(branches.len(), if guided { 2 } else { 1 }, "{scoring:?}");
-        }
     }
 }

@@ -1,5 +1,5 @@
 //! What model plugins share: layers, which take their weights from a [`unirl::weights::Store`] under names that the plugin
-//! chooses, and what every family does around them: [`answering`], [`guidance`], [`checkpoint`],
+//! chooses, and what every family does around them: [`answering`], [`scoring`], [`guidance`], [`checkpoint`],
 //! [`footprint`].
 
 pub mod answering;
@@ -16,6 +16,7 @@ pub mod lora;
 mod precision;
 pub mod rotary;
 pub mod rows;
+pub mod scoring;
 pub mod vision;
 pub mod vqgan;
 

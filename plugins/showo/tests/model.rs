@@ -164,7 +164,7 @@ fn parallel_decoding_with_a_cache_equals_decoding_from_full_logits() {
             let logits = tch::no_grad(|| {
                 let states = (&codes, &all);
                 let scored = showo.target_hidden(showo.phi(), &prompts, states, (Scoring::Guided, guidance));
-                scored.unwrap().logits(showo.phi(), &shape)
+                scored.unwrap().logits(&shape)
             });
             temperature = maskgit::anneal(temperature, at, 5);
             let (uniforms, noise) = given(at);

@@ -239,8 +239,8 @@ impl UnifiedModel for Showo {
         policy: Policy,
         masking: &Masking,
     ) -> Result<ImageLogits> {
-        self.score_images(prompts, images, policy, masking, |phi, hidden, targets| {
-            Ok(ImageLogits { logits: hidden.logits(phi, &targets.size()), targets })
+        self.score_images(prompts, images, policy, masking, |scored, targets| {
+            Ok(ImageLogits { logits: scored.logits(&targets.size()), targets })
         })
     }
 
@@ -251,8 +251,8 @@ impl UnifiedModel for Showo {
         policy: Policy,
         masking: &Masking,
     ) -> Result<TokenLogp> {
-        self.score_images(prompts, images, policy, masking, |phi, hidden, mask| {
-            Ok(TokenLogp { logp: hidden.logp(phi, &images.tokens)?, mask })
+        self.score_images(prompts, images, policy, masking, |scored, mask| {
+            Ok(TokenLogp { logp: scored.logp(&images.tokens)?, mask })
         })
     }
 
