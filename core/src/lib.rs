@@ -87,8 +87,9 @@ pub mod prelude {
     #[doc(no_inline)]
     pub use crate::model::{
         Answers, BatchSlice, Checkpoint, Cost, Footprint, ImageDecoding, ImageLogits, ImageSampling,
-        ImageSpace, Images, Masking, Mode, ModelCard, ModelSource, Parameter, ParameterGroup, Policy,
-        Scoring, TextSampling, TokenLogp, UnifiedModel, Workload,
+        ImageSpace, Images, Masking, MemoryEstimate, Mode, ModelCard, ModelSource, Parameter, ParameterGroup,
+        Policy, ReferencePolicy, Scoring, TextSampling, TokenLogp, TrainableTokenizer, UnifiedModel,
+        Workload,
     };
     #[doc(no_inline)]
     pub use crate::prompt::{Category, Object, PromptSpec, Relation};

@@ -6,7 +6,11 @@ use std::{env, fs, path::Path};
 const BUGS: [(&str, &str, &str); 18] = [
     ("no-shift", "constant_pad_nd([0, 0, 1, -1])", "constant_pad_nd([0, 0, 0, 0])"),
     ("no-mask", "ids.ne(PAD).to_kind", "ids.ge(PAD).to_kind"),
-    ("shared-reference", "tensor.detach().copy()", "tensor.shallow_clone()"),
+    (
+        "shared-reference",
+        "|store| Network::take(store,",
+        "|_| Network::take(&mut Store::of_tensors(\"shared\", self.weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))),",
+    ),
     (
         "drawing-ignores-the-seed",
         "tch::manual_seed(sampling.seed as i64);\n        let context = self.network.question(&self.ids(prompts));",
@@ -25,11 +29,15 @@ const BUGS: [(&str, &str, &str); 18] = [
         "network.question(&self.ids(questions)) + network.image(images)",
         "network.question(&self.ids(questions))",
     ),
-    ("reference-not-used", "self.reference.as_ref()", "Some(&self.network)"),
+    (
+        "reference-not-used",
+        "self.reference.run(policy, &self.network, |network| {",
+        "self.reference.run(policy, &self.network, |_| { let network = &self.network;",
+    ),
     (
         "parameters-are-copies",
-        "tensor: tensor.shallow_clone()",
-        "tensor: tensor.detach().copy().set_requires_grad(true)",
+        "Parameter::list(&self.weights,",
+        "Parameter::list(&self.weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy().set_requires_grad(true))).collect::<Vec<_>>(),",
     ),
     ("saves-too-little", "&self.weights, &[])", "&self.weights[1..], &[])"),
     (

@@ -13,7 +13,7 @@ use tracing::span;
 use unirl::detector::Detection;
 use unirl::error::Code;
 use unirl::model::{
-    Checkpoint, ImageSampling, Images, Masking, ModelSource, Policy, TextSampling, UnifiedModel,
+    Checkpoint, ImageSampling, Images, Masking, ModelSource, Policy, TextSampling, UnifiedModel, Workload,
 };
 use unirl::prompt::{Category, PromptSpec};
 use unirl::reward::Sample;
@@ -100,6 +100,15 @@ fn every_model_operation_crosses_the_abi() -> Result<()> {
         (&texts(&["echo has no reference"])[..], &texts(&["use another model"])[..])
     );
     Ok(())
+}
+
+#[test]
+fn optional_trait_that_a_model_lacks_is_unsupported() {
+    let workload = Workload { images: ImageSampling::default(), answers: TextSampling::default(), states: 1 };
+    let refused = error(model("echo").footprint(&workload));
+    assert_eq!(refused.code(), Code::Unsupported);
+    assert_eq!(refused.message(), "plugin `fixture/echo` failed in `footprint`");
+    assert_eq!(refused.causes(), texts(&["model `echo` does not support memory estimation"]));
 }
 
 #[test]

@@ -3,6 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ImageSampling, TextSampling};
+use crate::error::Result;
+
+/// A model that estimates its memory.
+pub trait MemoryEstimate {
+    /// Estimates the memory of a workload without running it. A model without weights can do so, too.
+    fn footprint(&self, workload: &Workload) -> Result<Footprint>;
+}
 
 /// The calls that a [`Footprint`] is estimated for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ mod batch;
 mod card;
 mod footprint;
 mod masking;
+mod reference;
 mod sampling;
 
 use std::path::{Path, PathBuf};
@@ -18,8 +19,9 @@ use crate::error::{Code, Error, Result};
 pub use crate::sampling::BatchSlice;
 pub use batch::{Answers, Images};
 pub use card::{ImageDecoding, ImageSpace, ModelCard};
-pub use footprint::{Cost, Footprint, Workload};
+pub use footprint::{Cost, Footprint, MemoryEstimate, Workload};
 pub use masking::{ImageLogits, Masking, Scoring, TokenLogp};
+pub use reference::ReferencePolicy;
 pub use sampling::{ImageSampling, TextSampling};
 
 /// The task that a parameter serves.
@@ -47,6 +49,18 @@ pub struct Parameter {
     pub group: ParameterGroup,
 }
 
+impl Parameter {
+    /// Lists weights by name, as a [`Store`](crate::weights::Store) returns them, each in the group that `group` gives its name.
+    pub fn list(weights: &[(String, Tensor)], group: impl Fn(&str) -> ParameterGroup) -> Vec<Self> {
+        let parameter = |(name, tensor): &(String, Tensor)| Self {
+            name: name.clone(),
+            tensor: tensor.shallow_clone(),
+            group: group(name),
+        };
+        weights.iter().map(parameter).collect()
+    }
+}
+
 /// Training or evaluation mode, for layers such as dropout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -65,24 +79,6 @@ pub enum Policy {
     Current,
     /// The copy made by [`UnifiedModel::freeze_reference`]; no gradient.
     Reference,
-}
-
-impl Policy {
-    /// Runs `work` on the current or on the reference weights; the reference runs without gradient.
-    pub fn run<T, R>(
-        self,
-        current: &T,
-        reference: Option<&T>,
-        work: impl FnOnce(&T) -> Result<R>,
-    ) -> Result<R> {
-        match (self, reference) {
-            (Self::Current, _) => work(current),
-            (Self::Reference, Some(reference)) => tch::no_grad(|| work(reference)),
-            (Self::Reference, None) => {
-                Err(Error::failure("no reference policy").hint("call `freeze_reference` first"))
-            }
-        }
-    }
 }
 
 /// The source of the weights of a model.
@@ -105,7 +101,7 @@ pub struct ModelSource {
     pub device: Device,
     /// Seed of fresh weights.
     pub seed: u64,
-    /// Builds the model without weights: only `card` and `footprint` are called.
+    /// Builds the model without weights: only its card and its memory estimate are used.
     pub dry: bool,
 }
 
@@ -113,6 +109,15 @@ pub struct ModelSource {
 ///
 /// A plugin author implements this trait; the host calls it. One object is used by one thread at a time. All randomness
 /// comes from the `seed` of an argument: the same call on the same weights and device returns the same result.
+///
+/// The required methods are in the order in which a run first calls them: rollout, update, supervised training, checkpoint.
+///
+/// # Optional methods
+///
+/// - [`Self::set_mode`], for a model with layers such as dropout;
+/// - [`Self::image_logp`], for a model with a large codebook;
+/// - [`Self::memory_estimate`], with which unirl plans the memory of a run and the size of batches;
+/// - [`Self::trainable_tokenizer`], for an image tokenizer that can be pretrained.
 pub trait UnifiedModel: Send {
     /// Returns the properties of the model.
     fn card(&self) -> &ModelCard;
@@ -120,22 +125,8 @@ pub trait UnifiedModel: Send {
     /// Returns all weights in a fixed order. The tensors are leaves that share storage and `.grad` with the model.
     fn parameters(&self) -> Result<Vec<Parameter>>;
 
-    /// Switches layers that behave differently in training, such as dropout. The default does nothing.
-    fn set_mode(&mut self, _mode: Mode) -> Result<()> {
-        Ok(())
-    }
-
-    /// Copies the current weights as [`Policy::Reference`].
+    /// Copies the current weights as [`Policy::Reference`]; [`ReferencePolicy`] does so for a network.
     fn freeze_reference(&mut self) -> Result<()>;
-
-    /// Estimates the memory of a workload without running it. The default returns an error of code
-    /// [`Code::Unsupported`].
-    fn footprint(&self, _workload: &Workload) -> Result<Footprint> {
-        Err(Error::new(
-            Code::Unsupported,
-            format!("model `{}` does not support memory estimation", self.card().name),
-        ))
-    }
 
     /// Generates one image per prompt, without gradient. A masked model fills `revealed_at`.
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images>;
@@ -143,8 +134,8 @@ pub trait UnifiedModel: Send {
     /// Answers `questions[i]` about image `i`, without gradient.
     fn answer(&mut self, images: &Images, questions: &[String], sampling: &TextSampling) -> Result<Answers>;
 
-    /// Tokenizes answers given as text, end token included, for supervised training.
-    fn encode_answers(&self, texts: &[String]) -> Result<Answers>;
+    /// Decodes to `[B,3,H,W]` f32 in `0..=1`, without gradient.
+    fn pixels(&self, images: &Images) -> Result<Tensor>;
 
     /// Feeds images back with their prompts and returns logits `[B,N,K]`, with gradient for [`Policy::Current`].
     fn image_logits(
@@ -154,6 +145,30 @@ pub trait UnifiedModel: Send {
         policy: Policy,
         masking: &Masking,
     ) -> Result<ImageLogits>;
+
+    /// Returns `log p(answer | image, question)` per token, with gradient for [`Policy::Current`]. If `image_space` is
+    /// [`ImageSpace::Shared`] and `images.relaxed` is set, the gradient reaches `images.relaxed`.
+    fn answer_logp(
+        &self,
+        images: &Images,
+        questions: &[String],
+        answers: &Answers,
+        policy: Policy,
+    ) -> Result<TokenLogp>;
+
+    /// Encodes `[B,3,H,W]` f32 in `0..=1`, without gradient.
+    fn encode(&self, pixels: &Tensor) -> Result<Images>;
+
+    /// Tokenizes answers given as text, end token included, for supervised training.
+    fn encode_answers(&self, texts: &[String]) -> Result<Answers>;
+
+    /// Writes a checkpoint in the layout of the family into an existing, empty directory.
+    fn save(&self, dir: &Path) -> Result<()>;
+
+    /// Switches layers that behave differently in training, such as dropout. The default does nothing.
+    fn set_mode(&mut self, _mode: Mode) -> Result<()> {
+        Ok(())
+    }
 
     /// Returns `log p(token | prompt)` of the tokens of the images `[B,N]`, each in the state given by `masking`, with
     /// gradient for [`Policy::Current`]. Only the targets are scored. The default uses [`Self::image_logits`]; a model with
@@ -168,32 +183,38 @@ pub trait UnifiedModel: Send {
         Ok(self.image_logits(prompts, images, policy, masking)?.logp(&images.tokens))
     }
 
-    /// Returns `log p(answer | image, question)` per token, with gradient for [`Policy::Current`]. If `image_space` is
-    /// [`ImageSpace::Shared`] and `images.relaxed` is set, the gradient reaches `images.relaxed`.
-    fn answer_logp(
-        &self,
-        images: &Images,
-        questions: &[String],
-        answers: &Answers,
-        policy: Policy,
-    ) -> Result<TokenLogp>;
-
-    /// Decodes to `[B,3,H,W]` f32 in `0..=1`, without gradient.
-    fn pixels(&self, images: &Images) -> Result<Tensor>;
-
-    /// Encodes `[B,3,H,W]` f32 in `0..=1`, without gradient.
-    fn encode(&self, pixels: &Tensor) -> Result<Images>;
-
-    /// Returns the reconstruction loss of the image tokenizer on `[B,3,H,W]` pixels: a scalar with gradient to the
-    /// parameters of [`ParameterGroup::Tokenizer`]. `progress` in `0..=1` is the share of training that is done, for a
-    /// quantizer that hardens during training. The default returns an error of code [`Code::Unsupported`].
-    fn tokenizer_loss(&self, _pixels: &Tensor, _progress: f64) -> Result<Tensor> {
-        Err(Error::new(
-            Code::Unsupported,
-            format!("the image tokenizer of `{}` cannot be trained", self.card().name),
-        ))
+    /// Returns the model as one that estimates its memory; the default is `None`.
+    fn memory_estimate(&self) -> Option<&dyn MemoryEstimate> {
+        None
     }
 
-    /// Writes a checkpoint in the layout of the family into an existing, empty directory.
-    fn save(&self, dir: &Path) -> Result<()>;
+    /// Returns the model as one whose image tokenizer can be trained; the default is `None`.
+    fn trainable_tokenizer(&self) -> Option<&dyn TrainableTokenizer> {
+        None
+    }
+}
+
+/// A model whose image tokenizer can be trained.
+pub trait TrainableTokenizer {
+    /// Returns the reconstruction loss of the image tokenizer on `[B,3,H,W]` pixels: a scalar with gradient to the
+    /// parameters of [`ParameterGroup::Tokenizer`]. `progress` in `0..=1` is the share of training that is done, for a
+    /// quantizer that hardens during training.
+    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor>;
+}
+
+/// The host's calls of optional traits.
+impl dyn UnifiedModel + '_ {
+    /// Calls [`MemoryEstimate::footprint`]. Errors with [`Code::Unsupported`] if the model does not estimate its memory.
+    pub fn footprint(&self, workload: &Workload) -> Result<Footprint> {
+        let missing = || format!("model `{}` does not support memory estimation", self.card().name);
+        let model = self.memory_estimate().ok_or_else(|| Error::new(Code::Unsupported, missing()))?;
+        model.footprint(workload)
+    }
+
+    /// Calls [`TrainableTokenizer::tokenizer_loss`]. Errors with [`Code::Unsupported`] if the image tokenizer cannot be trained.
+    pub fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
+        let missing = || format!("the image tokenizer of `{}` cannot be trained", self.card().name);
+        let model = self.trainable_tokenizer().ok_or_else(|| Error::new(Code::Unsupported, missing()))?;
+        model.tokenizer_loss(pixels, progress)
+    }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use unirl::error::{Error, Result};
 use unirl::model::{
-    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode, ModelCard,
-    Parameter, ParameterGroup, Policy, Scoring, TextSampling, TokenLogp, UnifiedModel,
+    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, ModelCard, Parameter,
+    ParameterGroup, Policy, Scoring, TextSampling, TokenLogp, UnifiedModel,
 };
 use unirl::prompt::Category;
 use unirl_benchmarks::tiles;
@@ -168,10 +168,6 @@ impl UnifiedModel for Toy {
         Ok(parameters)
     }
 
-    fn set_mode(&mut self, _: Mode) -> Result<()> {
-        Ok(())
-    }
-
     fn freeze_reference(&mut self) -> Result<()> {
         let mut weights = self.weights(Policy::Current)?.map(|weight| weight.detach().copy());
         if self.bug == Bug::ReferenceOfOtherWeights {
@@ -277,10 +273,6 @@ impl UnifiedModel for Toy {
 
     fn encode(&self, pixels: &Tensor) -> Result<Images> {
         Ok(Images::from_tokens(Tensor::zeros([pixels.size()[0], N], (Kind::Int64, Device::Cpu))))
-    }
-
-    fn tokenizer_loss(&self, _: &Tensor, _: f64) -> Result<Tensor> {
-        Ok(self.tokenizer.sum(Kind::Float))
     }
 
     fn save(&self, _: &Path) -> Result<()> {

@@ -36,6 +36,16 @@ struct Network {
 }
 
 impl Network {
+    /// Takes the weights, for `words` words in `width` dimensions, from a store.
+    fn take(store: &mut Store, words: usize, width: i64) -> Result<Self> {
+        Ok(Self {
+            words: store.take("words", &[words as i64, width], Init::Fan(1))?,
+            codes: store.take("codes", &[codec::CODES, width], Init::Fan(1))?,
+            positions: store.take("positions", &[POSITIONS, width], Init::Fan(1))?,
+            mix: store.take("mix", &[4, width, width], Init::Fan(width))?,
+        })
+    }
+
     /// The embedding `[B,D]` of a prompt or question `[B,L]`.
     fn question(&self, ids: &Tensor) -> Tensor {
         let mask = ids.ne(PAD).to_kind(Kind::Float).unsqueeze(1); // [B,1,L]
@@ -73,14 +83,15 @@ struct MyModel {
     card: ModelCard,
     device: Device,
     words: Vec<String>,
+    width: i64,
     network: Network,
     weights: Vec<(String, Tensor)>, // the tensors of `network` by name
-    reference: Option<Network>,
+    reference: ReferencePolicy<Network>,
 }
 
 impl MyModel {
-    fn load(Config { width }: &Config, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
-        if *width < 1 {
+    fn load(&Config { width }: &Config, source: &ModelSource) -> Result<Box<dyn UnifiedModel>> {
+        if width < 1 {
             return Err(Error::usage(format!("`width`: expected at least 1, got {width}")));
         }
         let weights = match &source.checkpoint {
@@ -90,17 +101,13 @@ impl MyModel {
         tch::manual_seed(source.seed as i64);
         let words: Vec<String> = ["", "."].map(String::from).into_iter().chain(vocabulary()).collect();
         let mut store = Store::of_source(source, weights, Kind::Float);
-        let network = Network {
-            words: store.take("words", &[words.len() as i64, *width], Init::Fan(1))?,
-            codes: store.take("codes", &[codec::CODES, *width], Init::Fan(1))?,
-            positions: store.take("positions", &[POSITIONS, *width], Init::Fan(1))?,
-            mix: store.take("mix", &[4, *width, *width], Init::Fan(*width))?,
-        };
+        let network = Network::take(&mut store, words.len(), width)?;
         let (space, decoding) = (ImageSpace::Shared, ImageDecoding::Autoregressive);
         let mut card = ModelCard::new("my-model", space, decoding, [TILES as i64, codec::CODES, SIDE as i64]);
         (card.sampling.guidance, card.benchmark) = (1.0, Some(NAME.into())); // no guidance
-        let weights = store.finish();
-        Ok(Box::new(Self { card, device: source.device, words, network, weights, reference: None }))
+        let (device, weights) = (source.device, store.finish());
+        let reference = ReferencePolicy::default();
+        Ok(Box::new(Self { card, device, words, width, network, weights, reference }))
     }
 
     /// Texts as word ids `[B,L]`.
@@ -138,21 +145,12 @@ impl UnifiedModel for MyModel {
 
     /// The trainable leaves, each with the task that it serves. An update changes them in place.
     fn parameters(&self) -> Result<Vec<Parameter>> {
-        let parameter = |(name, tensor): &(String, Tensor)| Parameter {
-            name: name.clone(),
-            tensor: tensor.shallow_clone(),
-            group: ParameterGroup::Shared,
-        };
-        Ok(self.weights.iter().map(parameter).collect())
+        Ok(Parameter::list(&self.weights, |_| ParameterGroup::Shared))
     }
 
     /// Copies the current weights to the reference policy of the KL terms (eq. 5).
     fn freeze_reference(&mut self) -> Result<()> {
-        let copy = |tensor: &Tensor| tensor.detach().copy();
-        let Network { words, codes, positions, mix } = &self.network;
-        let [words, codes, positions, mix] = [words, codes, positions, mix].map(copy);
-        self.reference = Some(Network { words, codes, positions, mix });
-        Ok(())
+        self.reference.freeze(&self.weights, |store| Network::take(store, self.words.len(), self.width))
     }
 
     /// Generates one image per prompt, `[B,N]` (§3.3). All randomness comes from the seed.
@@ -201,7 +199,7 @@ impl UnifiedModel for MyModel {
         _: &Masking,
     ) -> Result<ImageLogits> {
         images.check(&self.card, "prompts", prompts.len())?;
-        policy.run(&self.network, self.reference.as_ref(), |network| {
+        self.reference.run(policy, &self.network, |network| {
             let context = network.question(&self.ids(prompts));
             let logits = network.logits(&context, &network.codes, &images.tokens);
             Ok(ImageLogits { logits, targets: images.tokens.ones_like().to_kind(Kind::Bool) })
@@ -217,7 +215,7 @@ impl UnifiedModel for MyModel {
         policy: Policy,
     ) -> Result<TokenLogp> {
         images.check(&self.card, "questions", questions.len())?;
-        policy.run(&self.network, self.reference.as_ref(), |network| {
+        self.reference.run(policy, &self.network, |network| {
             let context = network.question(&self.ids(questions)) + network.image(images);
             let logits = network.logits(&context, &network.words, &answers.tokens);
             let logp = logits.log_softmax(-1, Kind::Float).gather(-1, &answers.tokens.unsqueeze(-1), false);

@@ -15,6 +15,7 @@ use unirl::model::{Checkpoint, ImageSampling, ModelSource};
 use unirl::weights::{self, Expected, Store, Weights};
 use unirl::{Error, Result};
 use unirl_base::input;
+use unirl_layers::checkpoint::{self, EMBEDDED, Packed, pretty, write_file};
 use unirl_text::Text;
 
 use crate::config::JanusConfig;
@@ -75,11 +76,7 @@ pub struct SavedFiles {
 
 /// Loads the checkpoint that `source` selects.
 pub fn load(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
-    if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
-        return Err(Error::usage(
-            "`model.options.architecture` applies only to a fresh model: a checkpoint has its own sizes",
-        ));
-    }
+    checkpoint::check_architecture(source, options.architecture.as_ref())?;
     match &source.checkpoint {
         Checkpoint::Fresh => fresh(options, source),
         Checkpoint::Folder(folder) => open_folder(folder, options, source),
@@ -108,10 +105,9 @@ pub fn unpack(
     options: &JanusOptions,
     source: &ModelSource,
 ) -> Result<LoadedCheckpoint> {
-    const LABEL: &str = "the embedded checkpoint";
-    let (weights, texts) = Weights::embedded(LABEL, bytes)?;
+    let Packed { weights, texts } = Packed::open(bytes)?;
     let files = texts.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
-    load_files(LABEL, files, weights, options, source)
+    load_files(EMBEDDED, files, weights, options, source)
 }
 
 fn load_files(
@@ -133,30 +129,22 @@ fn load_files(
 fn fresh(options: &JanusOptions, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let architecture = options.architecture.clone().unwrap_or_default();
     architecture.vq.check()?;
-    let mut words = if architecture.words.is_empty() {
-        unirl_benchmarks::tiles::vocabulary()
-    } else {
-        architecture.words.clone()
-    };
-    if !words.iter().any(|word| word == COLON) {
-        words.push(COLON.into());
-    }
-    let text = Text::of_words(&words, &SPECIAL)?;
+    let text = Text::fresh(&architecture.words, &[COLON], &SPECIAL)?;
     let config = architecture.sizes(text.vocabulary_size());
     config.check("model.options.architecture")?;
     let prompting = Prompting::new(text, "", config.image_tokens())?;
     let special = prompting.special;
-    let pretty = |json: Value| format!("{json:#}\n").into_bytes();
+    let pretty = |json: &Value| pretty(json).into_bytes();
     let files = Files::from([
-        (CONFIG.into(), pretty(config.to_json(special.image))),
+        (CONFIG.into(), pretty(&config.to_json(special.image))),
         (TOKENIZER.into(), prompting.text().json().to_vec()),
         (
             PROCESSOR.into(),
-            pretty(json!({"processor_class": "JanusProcessor", "use_default_system_prompt": false})),
+            pretty(&json!({"processor_class": "JanusProcessor", "use_default_system_prompt": false})),
         ),
         (
             GENERATION.into(),
-            pretty(json!({
+            pretty(&json!({
                 "bos_token_id": special.bos,
                 "eos_token_id": special.eos,
                 "pad_token_id": special.pad,
@@ -270,8 +258,7 @@ impl SavedFiles {
     /// Writes a checkpoint folder; `weights` are those of the network, in its order.
     pub fn save(&self, folder: &Path, weights: &[(String, Tensor)]) -> Result<()> {
         for (name, bytes) in &self.files {
-            let path = folder.join(name);
-            fs::write(&path, bytes).context(|| format!("cannot write `{}`", path.display()))?;
+            write_file(&folder.join(name), bytes)?;
         }
         weights::write(&folder.join(WEIGHTS), &self.layout.save(weights, &self.unused), &[])
     }
@@ -280,11 +267,9 @@ impl SavedFiles {
 /// Packs a checkpoint folder into one file for embedding, with weights as f16.
 pub fn pack(folder: &Path, file: &Path) -> Result<()> {
     let weights = Weights::find(folder)?;
-    let half = |name: &str| Ok((name.to_string(), weights.read(name)?.to_kind(Kind::Half)));
-    let tensors = weights.names().map(half).collect::<Result<Vec<_>>>()?;
     let files = small_files(folder)?;
     let texts: Vec<(&str, std::borrow::Cow<'_, str>)> =
         files.iter().map(|(name, bytes)| (name.as_str(), String::from_utf8_lossy(bytes))).collect();
     let texts: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (*name, text.as_ref())).collect();
-    weights::write(file, &tensors, &texts)
+    checkpoint::pack(file, &[weights], |_| true, &texts)
 }

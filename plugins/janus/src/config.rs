@@ -3,12 +3,12 @@
 
 use serde_json::{Value, json};
 use unirl::{Error, Result};
+use unirl_layers::checkpoint::{MAX_LAYERS, check_multiple, check_positive};
 
 use crate::vq::VqConfig;
 
-/// Upper bounds far above any model, so that a malformed file cannot exhaust memory.
+/// See [`MAX_LAYERS`].
 const MAX_SIZE: i64 = 1 << 26;
-const MAX_LAYERS: i64 = 1000;
 
 const PUBLISHED: &str = "supported models are Janus-1.3B, Janus-Pro-1B and Janus-Pro-7B";
 
@@ -338,43 +338,40 @@ impl JanusConfig {
     /// Errors if the sizes are inconsistent; `file` names the source.
     pub fn check(&self, file: &str) -> Result<()> {
         let (language, vision, generation) = (&self.language, &self.vision, &self.generation);
-        for (name, got) in [
-            ("vocab_size", language.vocab_size),
-            ("hidden_size", language.hidden_size),
-            ("intermediate_size", language.intermediate_size),
-            ("num_hidden_layers", language.num_hidden_layers),
-            ("num_attention_heads", language.num_attention_heads),
-            ("num_key_value_heads", language.num_key_value_heads),
-            ("head_dim", language.head_dim),
-            ("max_position_embeddings", language.max_position_embeddings),
-            ("vision: width", vision.hidden_size),
-            ("vision: feed-forward width", vision.intermediate_size),
-            ("vision: layers", vision.num_hidden_layers),
-            ("vision: heads", vision.num_attention_heads),
-            ("vision: image_size", vision.image_size),
-            ("vision: patch size", vision.patch_size),
-            ("aligner: depth", self.aligner_depth),
-            ("generation: codes", generation.codebook_size),
-            ("generation: width of a code", generation.embed_dim),
-            ("generation: depth of the aligner", generation.aligner_depth),
-            ("generation: width of the head", generation.head_size),
+        check_positive(
+            file,
+            [
+                ("vocab_size", language.vocab_size),
+                ("hidden_size", language.hidden_size),
+                ("intermediate_size", language.intermediate_size),
+                ("num_hidden_layers", language.num_hidden_layers),
+                ("num_attention_heads", language.num_attention_heads),
+                ("num_key_value_heads", language.num_key_value_heads),
+                ("head_dim", language.head_dim),
+                ("max_position_embeddings", language.max_position_embeddings),
+                ("vision: width", vision.hidden_size),
+                ("vision: feed-forward width", vision.intermediate_size),
+                ("vision: layers", vision.num_hidden_layers),
+                ("vision: heads", vision.num_attention_heads),
+                ("vision: image_size", vision.image_size),
+                ("vision: patch size", vision.patch_size),
+                ("aligner: depth", self.aligner_depth),
+                ("generation: codes", generation.codebook_size),
+                ("generation: width of a code", generation.embed_dim),
+                ("generation: depth of the aligner", generation.aligner_depth),
+                ("generation: width of the head", generation.head_size),
+            ],
+        )?;
+        for (size, of) in [
+            (
+                ("num_attention_heads", language.num_attention_heads),
+                (language.num_key_value_heads, "key and value heads"),
+            ),
+            (("head_dim", language.head_dim), (2, "halves")),
+            (("vision: width", vision.hidden_size), (vision.num_attention_heads, "heads")),
+            (("vision: image_size", vision.image_size), (vision.patch_size, "pixels, the edge of a patch")),
         ] {
-            if got < 1 {
-                return Err(Error::failure(format!("`{file}`: `{name}`: expected 1 or more, got {got}")));
-            }
-        }
-        let heads = ("key and value heads", language.num_key_value_heads);
-        for (name, got, (of, part)) in [
-            ("num_attention_heads", language.num_attention_heads, heads),
-            ("head_dim", language.head_dim, ("halves", 2)),
-            ("vision: width", vision.hidden_size, ("heads", vision.num_attention_heads)),
-            ("vision: image_size", vision.image_size, ("pixels, the edge of a patch", vision.patch_size)),
-        ] {
-            if got % part != 0 {
-                return Err(Error::failure(format!(
-                    "`{file}`: `{name}`: expected a multiple of {part} {of}, got {got}"
-                )));
-            }
+            check_multiple(file, size, of)?;
         }
         self.vq.check().map_err(|error| error.context(format!("cannot use `{file}`")))?;
         for (name, expected, got) in [

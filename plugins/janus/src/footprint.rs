@@ -1,10 +1,10 @@
 //! Memory estimation of each call.
 
 use unirl::model::{Cost, ImageSampling, TextSampling};
-use unirl_layers::footprint::StackSizes;
+use unirl_layers::footprint::{GENERATION_LOGITS, StackSizes, sampled_logits, scored_logits};
+use unirl_layers::guidance::Guidance;
 
 use crate::config::JanusConfig;
-use crate::network;
 
 /// Text tokens of a prompt, and of a question with the system prompt: upper bounds for UniRL's.
 const PROMPT: i64 = 48;
@@ -12,8 +12,6 @@ const QUESTION: i64 = 96;
 /// Tensors of the size of the code logits that are alive at once when images are scored: logits of policy and reference,
 /// log-probabilities, and the gradients of some.
 const SCORING_LOGITS: i64 = 6;
-/// The same when a code is sampled: logits of both branches, guided logits, probabilities and cumulative sums in f64.
-const GENERATION_LOGITS: i64 = 7;
 /// Tensors of the size of the decoder's last level that are alive at once.
 const DECODER_ACTIVATIONS: i64 = 4;
 
@@ -74,9 +72,9 @@ impl<'a> Sizes<'a> {
     }
 
     pub(crate) fn generate(&self, sampling: &ImageSampling) -> Cost {
-        let branches = if network::is_unguided(sampling.guidance) { 1 } else { 2 };
+        let branches = if Guidance::FromUnconditional(sampling.guidance).is_active() { 2 } else { 1 };
         let rows = PROMPT + self.image();
-        let prompts = self.language.layer(PROMPT, 0) + self.language.mask(PROMPT, 0);
+        let prompts = self.language.prefill(PROMPT);
         let step = self.language.layer(1, 0) + self.language.mask(1, rows);
         let pixels = self.config.vision.image_size.pow(2);
         let decoded = DECODER_ACTIVATIONS * pixels * self.config.vq.base_channels * 4;
@@ -89,11 +87,11 @@ impl<'a> Sizes<'a> {
 
     pub(crate) fn answer(&self, sampling: &TextSampling) -> Cost {
         let rows = self.question();
-        let prefill = self.language.layer(rows, 0) + self.language.mask(rows, 0);
+        let prefill = self.language.prefill(rows);
         Cost {
             cache: 2 * self.language.cache(rows + sampling.max_tokens),
             activations: prefill.max(self.vision.layer(self.image(), 0))
-                + 4 * self.config.language.vocab_size * 4,
+                + sampled_logits(self.config.language.vocab_size),
         }
     }
 
@@ -105,7 +103,7 @@ impl<'a> Sizes<'a> {
 
     pub(crate) fn answer_logp(&self, sampling: &TextSampling) -> Cost {
         let rows = self.question() + sampling.max_tokens;
-        let head = 3 * sampling.max_tokens * self.config.language.vocab_size * 4;
+        let head = scored_logits(sampling.max_tokens, self.config.language.vocab_size);
         Cost {
             cache: 0,
             activations: self.language.backward(rows, 0) + self.vision.backward(self.image(), 0) + head,

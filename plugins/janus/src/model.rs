@@ -1,23 +1,23 @@
 //! Janus as a [`UnifiedModel`].
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
-    Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode,
-    ModelCard, ModelSource, Parameter, ParameterGroup, Policy, Scoring, TextSampling, TokenLogp,
-    UnifiedModel, Workload,
+    Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
+    MemoryEstimate, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, ReferencePolicy, TextSampling,
+    TokenLogp, TrainableTokenizer, UnifiedModel, Workload,
 };
-use unirl::weights::{Expected, Store};
 use unirl::{Error, Result};
-use unirl_layers::attention::AttnMask;
-use unirl_layers::decoder::StackInput;
-use unirl_layers::decoding::{GeneratedText, SampledTokens, SamplingChoice, TextDecoding};
-use unirl_layers::language::{self, append_answers};
-use unirl_text::{padded, padded_left, warn_too_long};
+use unirl_layers::answering::{EmbeddedRows, Questions, encode_answers};
+use unirl_layers::decoding::{GeneratedText, SampledTokens, SamplingChoice};
+use unirl_layers::footprint::{self, values};
+use unirl_layers::guidance::{Guidance, drop_prompts};
+use unirl_layers::rows::{deduplicate, padded_left};
+use unirl_layers::scoring::{ScoredImages, scored_branches};
+use unirl_layers::vqgan::{from_unit, to_unit};
+use unirl_text::warn_too_long;
 
-use crate::aligner::CodeHead;
 use crate::checkpoint::{self, LoadedCheckpoint, SavedFiles};
 use crate::config::JanusConfig;
 use crate::footprint::Sizes;
@@ -25,9 +25,6 @@ use crate::network::{self, Network};
 use crate::options::JanusOptions;
 use crate::prompt::Prompting;
 use crate::vq::Vq;
-
-/// The share of prompts that pretraining drops, to train the unconditional branch of guidance.
-const DROPPED_PROMPTS: f64 = 0.1;
 
 /// The gray that pads an image to a square: 255 / 2, rounded down.
 const GREY: u8 = 127;
@@ -38,7 +35,7 @@ pub struct Janus {
     config: JanusConfig,
     prompting: Prompting,
     network: Network,
-    reference: Option<Network>,
+    reference: ReferencePolicy<Network>,
     vq: Vq,
     /// Mean and standard deviation of pixels, each `[3,1,1]`.
     normalisation: [Tensor; 2],
@@ -96,7 +93,7 @@ impl Janus {
             card,
             prompting,
             network,
-            reference: None,
+            reference: ReferencePolicy::default(),
             vq,
             normalisation: normalisation.map(|channels| {
                 Tensor::from_slice(&channels).to_kind(Kind::Float).view([3, 1, 1]).to_device(device)
@@ -135,37 +132,10 @@ impl Janus {
         prompts.iter().map(ids).collect()
     }
 
-    fn unconditional(&self, prompts: &[Vec<i64>]) -> Vec<Vec<i64>> {
-        prompts.iter().map(|ids| self.prompting.unconditional(ids)).collect()
-    }
-
     /// The hidden states `[B,N,D]` that predict image `tokens [B,N]` after tokenized prompts.
     fn code_hidden(&self, network: &Network, prompts: &[Vec<i64>], tokens: &Tensor) -> Result<Tensor> {
         let (ids, present) = padded_left(prompts, self.prompting.special.pad, self.device);
         network.generation_hidden(&ids, Some(&present), tokens)
-    }
-
-    /// [`Self::code_hidden`] of the branches that `scoring` requires: the conditional one, or both.
-    fn branch_hidden(
-        &self,
-        network: &Network,
-        prompts: &[Vec<i64>],
-        tokens: &Tensor,
-        (scoring, guidance): (Scoring, f64),
-    ) -> Result<Vec<Tensor>> {
-        match scoring {
-            Scoring::Guided if !network::is_unguided(guidance) => {
-                let both = [prompts, &self.unconditional(prompts)].concat();
-                let rows = self.code_hidden(network, &both, &Tensor::cat(&[tokens, tokens], 0))?;
-                Ok(rows.chunk(2, 0))
-            }
-            Scoring::GuidedDetached if !network::is_unguided(guidance) => {
-                let cond = self.code_hidden(network, prompts, tokens)?;
-                let empty = self.unconditional(prompts);
-                Ok(vec![cond, tch::no_grad(|| self.code_hidden(network, &empty, tokens))?])
-            }
-            _ => Ok(vec![self.code_hidden(network, prompts, tokens)?]),
-        }
     }
 
     /// Tokenized prompts, some of them dropped in pretraining.
@@ -173,31 +143,33 @@ impl Janus {
         let mut prompts = self.prompt_ids(prompts)?;
         if let Masking::Pretrain { seed } = masking {
             tch::manual_seed(*seed as i64);
-            let uniforms = Tensor::rand([prompts.len() as i64], (Kind::Float, self.device));
-            let dropped = Vec::<bool>::try_from(uniforms.lt(DROPPED_PROMPTS))?;
-            for (ids, _) in prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped) {
-                *ids = self.prompting.unconditional(ids);
-            }
+            drop_prompts(&mut prompts, self.device, |ids| self.prompting.unconditional(ids))?;
         }
         Ok(prompts)
     }
 
-    /// Scores images under `policy`. `score` gets the head, the hidden states of one or both branches, the guidance and the
-    /// targets `[B,N]`.
+    /// Scores images under `policy`. `score` gets the hidden states and the targets `[B,N]`, which are all tokens.
     fn score_images<R>(
         &self,
         prompts: &[String],
         images: &Images,
         policy: Policy,
         masking: &Masking,
-        score: impl FnOnce(&CodeHead, &[Tensor], f64, Tensor) -> Result<R>,
+        score: impl FnOnce(ScoredImages, Tensor) -> Result<R>,
     ) -> Result<R> {
         images.check(&self.card, "prompts", prompts.len())?;
-        let (prompts, scoring) = (self.masked_prompts(prompts, masking)?, masking.scoring());
+        let prompts = self.masked_prompts(prompts, masking)?;
+        let (scoring, guidance) = masking.scoring();
+        let guidance = Guidance::FromUnconditional(guidance);
         let targets = Tensor::ones(images.tokens.size(), (Kind::Bool, self.device));
-        policy.run(&self.network, self.reference.as_ref(), |network| {
-            let hidden = self.branch_hidden(network, &prompts, &images.tokens, scoring)?;
-            score(&network.codes.head, &hidden, scoring.1, targets)
+        self.reference.run(policy, &self.network, |network| {
+            let branches = scored_branches(scoring, guidance, |branches| {
+                let prompts = branches.conditions(&prompts, |ids| self.prompting.unconditional(ids));
+                self.code_hidden(network, &prompts, &branches.repeat(&images.tokens))
+            })?;
+            let (head, codes) = (network.codes.head.shallow_clone(), self.card.codebook_size);
+            let head = Box::new(move |hidden: &Tensor| head.logits(hidden));
+            score(ScoredImages { head, codes, branches, targets: None, guidance }, targets)
         })
     }
 
@@ -207,24 +179,16 @@ impl Janus {
         prompts: &[Vec<i64>],
         sampling: &ImageSampling,
     ) -> Result<(Tensor, Tensor)> {
-        let guided = !network::is_unguided(sampling.guidance);
-        let mut rows = prompts.to_vec();
-        if guided {
-            rows.extend(self.unconditional(prompts));
-        }
+        let guidance = Guidance::FromUnconditional(sampling.guidance);
+        let rows = guidance.branches().conditions(prompts, |ids| self.prompting.unconditional(ids));
         let (rows, index) = deduplicate(rows);
         let (ids, present) = padded_left(&rows, self.prompting.special.pad, self.device);
         let index = Tensor::from_slice(&index).to_device(self.device);
         let choice = SamplingChoice { temperature: sampling.temperature, top_k: 0, part: sampling.part };
         let mut sampled =
             SampledTokens::new(prompts.len() as i64, self.card.image_tokens, choice, self.device);
-        self.network.generate_tokens(&ids, &present, &index, &mut sampled, |logits| {
-            if !guided {
-                return logits.shallow_clone();
-            }
-            let branches = logits.chunk(2, 0);
-            network::guided(&branches[0], &branches[1], sampling.guidance)
-        })?;
+        self.network
+            .generate_tokens(&ids, &present, &index, &mut sampled, |logits| guidance.combine_batch(logits))?;
         Ok((sampled.tokens, sampled.logp))
     }
 
@@ -251,13 +215,8 @@ impl Janus {
         network.align(&((pixels - mean) / std))
     }
 
-    /// Embeds images within the text `ids [B,L]`: rows, their positions and the additive mask.
-    fn understanding_inputs(
-        &self,
-        network: &Network,
-        images: &Images,
-        ids: &Tensor,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
+    /// Embeds images within the text `ids [B,L]`.
+    fn embed_with_images(&self, network: &Network, images: &Images, ids: &Tensor) -> Result<EmbeddedRows> {
         let (batch, length) = (ids.size()[0], ids.size()[1]);
         let positions = Tensor::arange(length, (Kind::Int64, self.device)).unsqueeze(0);
         let rows = self.prompting.image_rows();
@@ -265,11 +224,15 @@ impl Janus {
         let is_image = is_image.expand([batch, -1], false);
         let x = network.embed_images_at(ids, &is_image, &self.align(network, images)?)?;
         let mask = network::causal(&network::present(batch, length, self.device), length);
-        Ok((x, positions, mask))
+        Ok(EmbeddedRows { x, positions, mask })
     }
 
     fn question_ids(&self, questions: &[String]) -> Result<Vec<Vec<i64>>> {
         questions.iter().map(|question| self.prompting.question(question)).collect()
+    }
+
+    fn questions<'a>(&self, ids: &'a [Vec<i64>]) -> Questions<'a> {
+        Questions { ids, before: 0, pad: self.prompting.special.pad }
     }
 }
 
@@ -279,48 +242,12 @@ impl UnifiedModel for Janus {
     }
 
     fn parameters(&self) -> Result<Vec<Parameter>> {
-        let parameter = |(name, tensor): &(String, Tensor)| Parameter {
-            name: name.clone(),
-            tensor: tensor.shallow_clone(),
-            group: group(name),
-        };
-        Ok(self.weights.iter().map(parameter).collect())
-    }
-
-    /// No effect: the family has no dropout.
-    fn set_mode(&mut self, _mode: Mode) -> Result<()> {
-        Ok(())
+        Ok(Parameter::list(&self.weights, group))
     }
 
     fn freeze_reference(&mut self) -> Result<()> {
-        let copies = self
-            .weights
-            .iter()
-            .filter(|(name, _)| group(name) != ParameterGroup::Tokenizer)
-            .map(|(name, tensor)| (name.clone(), tensor.detach().copy()));
-        let mut store = Store::of_tensors("the reference policy", copies);
-        self.reference = Some(Network::take(&mut store, &self.config)?);
-        Ok(())
-    }
-
-    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
-        let bytes = self.precision.elt_size_in_bytes() as i64;
-        let sizes = Sizes::new(&self.config, bytes, self.network.llama.stack.checkpointing);
-        let network = Network::expected(&self.config)?;
-        let values = |of: &[Expected]| -> i64 { of.iter().map(Expected::values).sum() };
-        let (trainable, tokenizer) = (values(&network), values(&Vq::expected(&self.config.vq)?));
-        Ok(Footprint {
-            values: trainable + tokenizer,
-            weights: trainable * bytes + tokenizer * 4,
-            trainable,
-            trainable_weights: trainable * bytes,
-            largest: network.iter().map(Expected::values).max().unwrap_or(0),
-            reference: trainable * bytes,
-            generate: sizes.generate(&workload.images),
-            answer: sizes.answer(&workload.answers),
-            image_logits: sizes.image_logits(workload.states),
-            answer_logp: sizes.answer_logp(&workload.answers),
-        })
+        let network = self.weights.iter().filter(|(name, _)| group(name) != ParameterGroup::Tokenizer);
+        self.reference.freeze(network, |store| Network::take(store, &self.config))
     }
 
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
@@ -337,27 +264,19 @@ impl UnifiedModel for Janus {
         images.check(&self.card, "questions", questions.len())?;
         sampling.check()?;
         tch::manual_seed(sampling.seed as i64);
-        let special = self.prompting.special;
+        let (special, ids) = (self.prompting.special, self.question_ids(questions)?);
         let GeneratedText { tokens, mask, logp } = tch::no_grad(|| {
-            let (ids, present) = padded(&self.question_ids(questions)?, special.pad, self.device);
-            let (x, positions, mask) = self.understanding_inputs(&self.network, images, &ids)?;
-            let rows = StackInput {
-                x,
-                positions: &positions,
-                mask: AttnMask::Additive(&mask),
-                past: None,
-                outputs: None,
-            };
-            let decoding = TextDecoding::prefill(&self.network.llama, rows, &present, sampling.max_tokens)?;
+            let embed = |ids: &Tensor| self.embed_with_images(&self.network, images, ids);
+            let questions = self.questions(&ids);
+            let decoding = questions.prefill(&self.network.llama, sampling.max_tokens, embed)?;
             decoding.generate(sampling, special.eos, special.pad)
         })?;
-        Ok(Answers { logp: Some(logp), ..self.prompting.text().answers(tokens, mask, special.eos)? })
+        self.prompting.text().answers([tokens, mask, logp], special.eos)
     }
 
     fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
-        let rows = texts.iter().map(|text| self.prompting.answer(text)).collect::<Result<Vec<_>>>()?;
-        let (tokens, mask) = padded(&rows, self.prompting.special.pad, self.device);
-        Ok(Answers::new(texts.to_vec(), tokens, mask))
+        let special = self.prompting.special;
+        encode_answers(texts, |text| self.prompting.answer(text), (special.eos, special.pad), self.device)
     }
 
     fn image_logits(
@@ -367,8 +286,8 @@ impl UnifiedModel for Janus {
         policy: Policy,
         masking: &Masking,
     ) -> Result<ImageLogits> {
-        self.score_images(prompts, images, policy, masking, |head, rows, guidance, targets| {
-            Ok(ImageLogits { logits: guided_logits(head, rows, guidance), targets })
+        self.score_images(prompts, images, policy, masking, |scored, targets| {
+            Ok(ImageLogits { logits: scored.logits(&targets.size()), targets })
         })
     }
 
@@ -379,12 +298,8 @@ impl UnifiedModel for Janus {
         policy: Policy,
         masking: &Masking,
     ) -> Result<TokenLogp> {
-        self.score_images(prompts, images, policy, masking, |head, rows, guidance, mask| {
-            let rows: Vec<Tensor> = rows.iter().map(|rows| rows.flatten(0, 1)).collect();
-            let head = head.shallow_clone();
-            let logits = move |rows: &[Tensor]| guided_logits(&head, rows, guidance);
-            let logp = language::logp(&rows, &images.tokens.view([-1]), self.card.codebook_size, logits)?;
-            Ok(TokenLogp { logp: logp.view_as(&images.tokens), mask })
+        self.score_images(prompts, images, policy, masking, |scored, mask| {
+            Ok(TokenLogp { logp: scored.logp(&images.tokens)?, mask })
         })
     }
 
@@ -396,19 +311,10 @@ impl UnifiedModel for Janus {
         policy: Policy,
     ) -> Result<TokenLogp> {
         images.check(&self.card, "questions", questions.len())?;
-        let questions = self.question_ids(questions)?;
-        let (ids, _) = padded(&append_answers(&questions, answers)?, self.prompting.special.pad, self.device);
-        let ends: Vec<i64> = questions.iter().map(|question| question.len() as i64 - 1).collect();
-        policy.run(&self.network, self.reference.as_ref(), |network| {
-            let (x, positions, mask) = self.understanding_inputs(network, images, &ids)?;
-            let rows = StackInput {
-                x,
-                positions: &positions,
-                mask: AttnMask::Additive(&mask),
-                past: None,
-                outputs: None,
-            };
-            network.llama.score(rows, &ends, answers)
+        let ids = self.question_ids(questions)?;
+        self.reference.run(policy, &self.network, |network| {
+            let embed = |ids: &Tensor| self.embed_with_images(network, images, ids);
+            self.questions(&ids).score(&network.llama, answers, embed)
         })
     }
 
@@ -424,45 +330,41 @@ impl UnifiedModel for Janus {
         }
         tch::no_grad(|| {
             let pixels = pixels.to_device(self.device);
-            let tokens = self.vq.encode(&(&pixels * 2.0 - 1.0));
+            let tokens = self.vq.encode(&from_unit(&pixels));
             Ok(Images { pixels: Some(pixels), ..Images::from_tokens(tokens) })
         })
-    }
-
-    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
-        Ok(self.vq.loss(&(pixels.to_device(self.device) * 2.0 - 1.0), progress))
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
         self.saved.save(dir, &self.weights)
     }
-}
 
-/// The logits of one branch, or the guided logits of both.
-fn guided_logits(head: &CodeHead, branches: &[Tensor], guidance: f64) -> Tensor {
-    match branches {
-        [cond, uncond] => network::guided(&head.logits(cond), &head.logits(uncond), guidance),
-        rows => head.logits(&rows[0]),
+    fn memory_estimate(&self) -> Option<&dyn MemoryEstimate> {
+        Some(self)
+    }
+
+    fn trainable_tokenizer(&self) -> Option<&dyn TrainableTokenizer> {
+        Some(self)
     }
 }
 
-/// Maps pixels from about `−1..=1` to `0..=1`.
-fn to_unit(pixels: &Tensor) -> Tensor {
-    ((pixels + 1.0) / 2.0).clamp(0.0, 1.0)
+impl MemoryEstimate for Janus {
+    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
+        let bytes = self.precision.elt_size_in_bytes() as i64;
+        let sizes = Sizes::new(&self.config, bytes, self.network.llama.stack.checkpointing);
+        let tokenizer = values(&Vq::expected(&self.config.vq)?);
+        Ok(Footprint {
+            generate: sizes.generate(&workload.images),
+            answer: sizes.answer(&workload.answers),
+            image_logits: sizes.image_logits(workload.states),
+            answer_logp: sizes.answer_logp(&workload.answers),
+            ..footprint::of_weights(&Network::expected(&self.config)?, 0, tokenizer, bytes)
+        })
+    }
 }
 
-/// The distinct rows, and the index of each original row among them.
-fn deduplicate(rows: Vec<Vec<i64>>) -> (Vec<Vec<i64>>, Vec<i64>) {
-    let mut indices = BTreeMap::new();
-    let mut unique = Vec::new();
-    let index = rows
-        .into_iter()
-        .map(|row| {
-            *indices.entry(row).or_insert_with_key(|row| {
-                unique.push(row.clone());
-                unique.len() as i64 - 1
-            })
-        })
-        .collect();
-    (unique, index)
+impl TrainableTokenizer for Janus {
+    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
+        Ok(self.vq.loss(&from_unit(&pixels.to_device(self.device)), progress))
+    }
 }

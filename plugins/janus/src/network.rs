@@ -122,16 +122,6 @@ impl Network {
     }
 }
 
-/// Whether a guidance weight leaves the conditional logits unchanged.
-pub fn is_unguided(weight: f64) -> bool {
-    (weight - 1.0).abs() < f64::EPSILON
-}
-
-/// Guided logits: `uncond + weight·(cond − uncond)`.
-pub fn guided(cond: &Tensor, uncond: &Tensor, weight: f64) -> Tensor {
-    uncond + weight * (cond - uncond)
-}
-
 /// The additive causal mask `[B,1,rows,S]` of the last `rows` of `S` rows, restricted to `present [B,S]`.
 pub fn causal(present: &Tensor, rows: i64) -> Tensor {
     let length = present.size()[1];

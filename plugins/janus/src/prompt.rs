@@ -127,11 +127,9 @@ impl Prompting {
         self.image_rows.clone()
     }
 
-    /// An answer followed by the end token.
+    /// An answer without its end token.
     pub fn answer(&self, answer: &str) -> Result<Vec<i64>> {
-        let mut ids = self.text.encode(&format!(" {}", answer.trim()))?;
-        ids.push(self.special.eos);
-        Ok(ids)
+        self.text.encode(&format!(" {}", answer.trim()))
     }
 
     /// Encodes `text` with a leading `BOS`, which only some `tokenizer.json` files add.

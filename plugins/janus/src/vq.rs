@@ -8,14 +8,13 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use unirl::weights::{Expected, Init, Store};
 use unirl::{Error, Result};
-use unirl_layers::vqgan::{Conv, Decoder, Encoder, LevelSize, Norm};
+use unirl_layers::vqgan::{Conv, Decoder, Encoder, Hardening, LevelSize, Norm, reconstruction_loss};
 
 /// The lower bound of a norm as a divisor.
 const MIN_NORM: f64 = 1e-12;
 
-/// The shares of training up to which no image is quantized, and from which on every image is.
-const SOFT_UNTIL: f64 = 0.3;
-const HARD_FROM: f64 = 0.5;
+/// When the quantizer hardens in pretraining.
+const HARDENING: Hardening = Hardening { soft_until: 0.3, hard_from: 0.5 };
 /// The weight of the commitment loss, which pulls latents to their codes.
 const COMMITMENT: f64 = 0.25;
 
@@ -227,8 +226,8 @@ impl Vq {
     /// The pretraining loss. With latents `z` of norm 1, their nearest codes `e`, the decoded image `x̂` and `sg` for
     /// stop-gradient: `mean (x̂ − x)² + mean |x̂ − x| + mean (e − sg z)² + 0.25 · mean (z − sg e)²`.
     ///
-    /// Up to `SOFT_UNTIL` of the `progress` in `0..=1`, `x̂` is decoded from `z`; then, for a growing share of the images and
-    /// from `HARD_FROM` on for all, from `z + sg (e − z)`. Continuous latents first find the directions that they need and the
+    /// At the beginning of the `progress` in `0..=1`, `x̂` is decoded from `z`; then, for a growing share of the images and in the
+    /// end for all, from `z + sg (e − z)`. Continuous latents first find the directions that they need and the
     /// codes follow: after 480 steps of 16 images the mean squared error was 0.011, against 0.019 with codes from the start.
     pub fn loss(&self, pixels: &Tensor, progress: f64) -> Tensor {
         let z = unit(&self.latents(pixels), 1); // [B,d,h,w]
@@ -236,11 +235,8 @@ impl Vq {
         let codes = nearest(&rows(&z), &codebook);
         let e = Tensor::embedding(&codebook, &codes, -1, false, false).transpose(1, 2).view_as(&z);
         let hard = &z + (&e - &z).detach();
-        let share = ((progress - SOFT_UNTIL) / (HARD_FROM - SOFT_UNTIL)).clamp(0.0, 1.0);
-        let hardened = Tensor::rand([pixels.size()[0], 1, 1, 1], (Kind::Float, pixels.device())).lt(share);
-        let error = self.decode_latents(&hard.where_self(&hardened, &z)) - pixels;
-        error.square().mean(Kind::Float)
-            + error.abs().mean(Kind::Float)
+        let decoded = self.decode_latents(&HARDENING.mix(&hard, &z, progress));
+        reconstruction_loss(&decoded, pixels)
             + (&e - z.detach()).square().mean(Kind::Float)
             + (&z - e.detach()).square().mean(Kind::Float) * COMMITMENT
     }

@@ -475,12 +475,12 @@ fn prompt_roles_are_special_tokens_or_plain_words() {
     let pro = Text::of_words(&words, &SPECIAL).unwrap();
     let ids = |tokens: &[&str], text: &Text| tokens.iter().map(|token| id(text, token)).collect::<Vec<_>>();
     let prompting = Prompting::new(pro.clone(), "hello", 2).unwrap();
-    let [bos, eos, _, boi, eoi, image, user, assistant] = SPECIAL;
+    let [bos, _, _, boi, eoi, image, user, assistant] = SPECIAL;
     let expected = ids(&[bos, user, ":", "a", "cat", assistant, ":", boi], &pro);
     assert_eq!(prompting.generation_ids(" a cat ").unwrap(), expected);
     let asked = [bos, "hello", user, ":", boi, image, image, eoi, "a", "cat", assistant, ":"];
     assert_eq!(prompting.question("a cat").unwrap(), ids(&asked, &pro));
-    assert_eq!(prompting.answer("a cat").unwrap(), ids(&["a", "cat", eos], &pro));
+    assert_eq!(prompting.answer("a cat").unwrap(), ids(&["a", "cat"], &pro));
     let pad = prompting.special.pad;
     let unconditional = prompting.unconditional(&expected);
     assert_eq!((unconditional[0], unconditional[7]), (expected[0], expected[7]));

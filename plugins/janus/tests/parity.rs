@@ -17,6 +17,7 @@ use unirl::sampling::gather_logp;
 use unirl_engine::algorithms::objective;
 use unirl_layers::attention::AttnMask;
 use unirl_layers::decoder::StackInput;
+use unirl_layers::guidance::Guidance;
 use unirl_plugin_janus::layout::Layout;
 use unirl_plugin_janus::network;
 
@@ -168,7 +169,7 @@ fn parity_generation_greedy_with_cache() {
         assert_eq!(model.config.image_tokens(), f.number("num_image_tokens") as i64);
         let guided = |logits: &Tensor| {
             let (cond, uncond) = halves(logits);
-            network::guided(&cond, &uncond, weight)
+            Guidance::FromUnconditional(weight).combine(&cond, &uncond)
         };
         let logits = model.generate_logits(&f, codes.size()[1], |_, logits| guided(logits).argmax(-1, false));
         let expected = f.tensor("t2i.step_logits_cond_uncond");
@@ -189,7 +190,7 @@ fn parity_generation_guided_steps() {
         let logits = model.generate_logits(&f, codes.size()[1], |at, _| codes.select(1, at));
         close(&model.named("logits"), &logits, &f.tensor("cfg5.logits_cond_uncond"), VALUES);
         let (cond, uncond) = halves(&logits);
-        let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
+        let guided = Guidance::FromUnconditional(f.number("cfg_weight")).combine(&cond, &uncond);
         close(&model.named("guided"), &guided, &f.tensor("cfg5.logits_cfg"), GUIDED);
         let probabilities = (guided / f.number("temperature")).softmax(-1, Kind::Float);
         close(&model.named("probabilities"), &probabilities, &f.tensor("cfg5.probs_temp"), PROBABILITIES);
@@ -216,7 +217,7 @@ fn parity_generation_teacher_forced() {
 
         let loss = -logp.mean(Kind::Float);
         number(&model.named("loss"), &loss, f.number("train.t2i_ce"), LOSSES);
-        let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
+        let guided = Guidance::FromUnconditional(f.number("cfg_weight")).combine(&cond, &uncond);
         let loss = -gather_logp(&guided, &codes).mean(Kind::Float);
         number(&model.named("guided loss"), &loss, f.number("train.t2i_cfg_ce"), LOSSES);
 
@@ -268,7 +269,7 @@ fn parity_gradients_of_training_losses() {
     let codes = f.tensor("t2i.codes");
     for model in f.models() {
         let [cond, uncond] = model.code_hidden(&f, &codes).map(|rows| model.network.codes.head.logits(&rows));
-        let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
+        let guided = Guidance::FromUnconditional(f.number("cfg_weight")).combine(&cond, &uncond);
         let generation = |logits: &Tensor| -gather_logp(logits, &codes).mean(Kind::Float);
         let decoding = answer_loss(&f, &model.network.llama.logits(&dialogue_hidden(&f, &model)));
         for (name, loss) in [("t2i", generation(&cond)), ("t2i_cfg", generation(&guided)), ("und", decoding)]
@@ -286,7 +287,7 @@ fn parity_split_losses() {
     let (codes, beta) = (f.tensor("split.codes"), f.number("split.beta"));
     for model in f.models() {
         let [cond, uncond] = model.code_hidden(&f, &codes).map(|rows| model.network.codes.head.logits(&rows));
-        let guided = network::guided(&cond, &uncond, f.number("cfg_weight"));
+        let guided = Guidance::FromUnconditional(f.number("cfg_weight")).combine(&cond, &uncond);
         let all = codes.ge(0);
         for (name, logits, tolerance) in [("cond", cond, VALUES), ("cfg", guided, GUIDED)] {
             let what = |part: &str| model.named(&format!("{name}: {part}"));

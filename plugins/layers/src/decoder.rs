@@ -108,6 +108,13 @@ pub struct StackInput<'a> {
     pub outputs: Option<&'a Tensor>,
 }
 
+impl<'a> StackInput<'a> {
+    /// Rows `x [B,L,D]` without earlier ones, under an additive `mask`; all are returned.
+    pub fn new(x: Tensor, positions: &'a Tensor, mask: &'a Tensor) -> Self {
+        Self { x, positions, mask: AttnMask::Additive(mask), past: None, outputs: None }
+    }
+}
+
 /// A sequence of layers.
 pub struct Stack<L> {
     /// The layers.

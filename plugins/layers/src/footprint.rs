@@ -1,4 +1,41 @@
-//! Memory estimation of layers. The counts per row come from reading each layer's operations.
+//! Memory estimation of weights and layers. The counts per row come from reading each layer's operations.
+
+use unirl::model::Footprint;
+use unirl::weights::Expected;
+
+/// Tensors of the size of the code logits that are alive at once when codes are sampled: logits of both branches, guided
+/// logits, probabilities and cumulative sums, which can be f64.
+pub const GENERATION_LOGITS: i64 = 7;
+
+/// Bytes of the logits of one answer token when it is sampled, of `vocabulary` tokens.
+pub fn sampled_logits(vocabulary: i64) -> i64 {
+    4 * vocabulary * 4
+}
+
+/// Bytes of the logits of `tokens` answer tokens when they are scored, and of their gradients.
+pub fn scored_logits(tokens: i64, vocabulary: i64) -> i64 {
+    3 * tokens * vocabulary * 4
+}
+
+/// The number of values of weights, without buffers that the model computes.
+pub fn values(weights: &[Expected]) -> i64 {
+    weights.iter().filter(|expected| expected.required).map(Expected::values).sum()
+}
+
+/// The part of a footprint that weights determine: `trained` ones and `frozen` values of `bytes` each, and `frozen_f32` values
+/// in f32.
+pub fn of_weights(trained: &[Expected], frozen: i64, frozen_f32: i64, bytes: i64) -> Footprint {
+    let trainable = values(trained);
+    Footprint {
+        values: trainable + frozen + frozen_f32,
+        weights: (trainable + frozen) * bytes + frozen_f32 * 4,
+        trainable,
+        trainable_weights: trainable * bytes,
+        largest: trained.iter().map(Expected::values).max().unwrap_or(0),
+        reference: trainable * bytes,
+        ..Footprint::default()
+    }
+}
 
 /// Sizes of a stack of attention layers.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +72,11 @@ impl StackSizes {
     /// Bytes of the attention mask: as bool, as f32, and in the type of the scores.
     pub fn mask(&self, rows: i64, past: i64) -> i64 {
         rows * (rows + past) * (1 + 4 + 4 + self.bytes)
+    }
+
+    /// Bytes alive in the forward pass of `rows` that follow no others.
+    pub fn prefill(&self, rows: i64) -> i64 {
+        self.layer(rows, 0) + self.mask(rows, 0)
     }
 
     /// Bytes saved for the backward pass of `rows`, with those of its largest step.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tch::{IndexOp, Kind, Tensor};
+use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{Answers, TokenLogp};
 use unirl_torch::autograd::checkpoint;
@@ -118,15 +118,4 @@ pub fn logp(
         })?);
     }
     Ok(Tensor::cat(&chunks, 0))
-}
-
-/// The ids of each question followed by those of its answer.
-pub fn append_answers(questions: &[Vec<i64>], answers: &Answers) -> Result<Vec<Vec<i64>>> {
-    let lengths = answers.mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
-    let rows = questions.iter().zip(Vec::<i64>::try_from(lengths)?).zip(0..);
-    rows.map(|((question, length), row)| {
-        let answer = Vec::<i64>::try_from(answers.tokens.get(row).i(..length))?;
-        Ok([question.as_slice(), &answer].concat())
-    })
-    .collect()
 }

@@ -313,3 +313,38 @@ impl Decoder {
         self.conv_out.apply(&self.norm_out.apply(&x).silu())
     }
 }
+
+/// Maps pixels from `0..=1` to `−1..=1`.
+pub fn from_unit(pixels: &Tensor) -> Tensor {
+    pixels * 2.0 - 1.0
+}
+
+/// Maps decoded pixels from about `−1..=1` to `0..=1`.
+pub fn to_unit(pixels: &Tensor) -> Tensor {
+    ((pixels + 1.0) / 2.0).clamp(0.0, 1.0)
+}
+
+/// The shares of pretraining between which a quantizer hardens.
+#[derive(Debug, Clone, Copy)]
+pub struct Hardening {
+    /// Up to here, no image is quantized.
+    pub soft_until: f64,
+    /// From here on, every image is quantized.
+    pub hard_from: f64,
+}
+
+impl Hardening {
+    /// Quantizes a random share of the images, given `progress` in `0..=1`: `hard` latents `[B,C,h,w]` for them, `soft` ones for the
+    /// others. The caller seeds libtorch.
+    pub fn mix(self, hard: &Tensor, soft: &Tensor, progress: f64) -> Tensor {
+        let share = ((progress - self.soft_until) / (self.hard_from - self.soft_until)).clamp(0.0, 1.0);
+        let hardened = Tensor::rand([hard.size()[0], 1, 1, 1], (Kind::Float, hard.device())).lt(share);
+        hard.where_self(&hardened, soft)
+    }
+}
+
+/// Mean squared plus mean absolute error of decoded pixels.
+pub fn reconstruction_loss(decoded: &Tensor, pixels: &Tensor) -> Tensor {
+    let error = decoded - pixels;
+    error.square().mean(Kind::Float) + error.abs().mean(Kind::Float)
+}

@@ -16,6 +16,7 @@ use unirl::model::{Checkpoint, ModelSource};
 use unirl::weights::{self, Store, Weights, read_json};
 use unirl::{Error, Result};
 use unirl_base::{json, links};
+use unirl_layers::checkpoint::{self, Packed, pretty, write_file};
 use unirl_layers::lora::LoraConfig;
 use unirl_text::Text;
 
@@ -86,11 +87,7 @@ pub struct Files {
 
 /// Loads the checkpoint that `source` selects.
 pub fn load(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
-    if source.checkpoint != Checkpoint::Fresh && options.architecture.is_some() {
-        return Err(Error::usage(
-            "`model.options.architecture` applies only to a fresh model: a checkpoint has its own sizes",
-        ));
-    }
+    checkpoint::check_architecture(source, options.architecture.as_ref())?;
     let adapters = match &source.checkpoint {
         Checkpoint::Folder(folder) if folder.join(ADAPTER_CONFIG).is_file() => Some(folder),
         _ => None,
@@ -156,24 +153,16 @@ fn open_folder(folder: &Path, options: &ShowoConfig, source: &ModelSource) -> Re
 
 /// Opens the embedded checkpoint, or another one made by [`pack`].
 pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
-    const LABEL: &str = "the embedded checkpoint";
-    let (mut weights, texts) = Weights::embedded(LABEL, bytes)?;
-    let (mut magvit_weights, _) = Weights::embedded(LABEL, bytes)?;
-    weights.retain(|name| name.starts_with("showo."));
-    magvit_weights.retain(|name| !name.starts_with("showo."));
-    let file = |name: &str| {
-        texts
-            .get(name)
-            .ok_or_else(|| Error::failure(format!("{LABEL} is corrupt")).cause(format!("no `{name}`")))
-    };
-    let json = |name: &str| -> Result<Value> {
-        serde_json::from_str(file(name)?).context(|| format!("{LABEL} is corrupt"))
-    };
+    let [mut packed, mut magvit] = [Packed::open(bytes)?, Packed::open(bytes)?];
+    packed.weights.retain(|name| name.starts_with("showo."));
+    magvit.weights.retain(|name| !name.starts_with("showo."));
     let magvit_name = format!("{MAGVIT}/{CONFIG}");
-    let files = Files { config: json(CONFIG)?, magvit: json(&magvit_name)?, origin: EMBEDDED.into() };
+    let (json, magvit_json) = (packed.json(CONFIG)?, packed.json(&magvit_name)?);
+    let text = Text::from_json(packed.text(TOKENIZER)?.as_bytes().to_vec(), TOKENIZER)?;
+    let (weights, magvit_weights) = (packed.weights, magvit.weights);
+    let files = Files { config: json, magvit: magvit_json, origin: EMBEDDED.into() };
     let config = checkpoint_config(&files.config, CONFIG, &weights)?;
     let magvit_config = magvit_config(&files.magvit, &magvit_name, &magvit_weights)?;
-    let text = Text::from_json(file(TOKENIZER)?.clone().into_bytes(), TOKENIZER)?;
     let weights = Some([weights, magvit_weights]);
     assemble(Contents { config, magvit_config, files, text, weights }, options, source)
 }
@@ -181,12 +170,7 @@ pub fn unpack(bytes: &'static [u8], options: &ShowoConfig, source: &ModelSource)
 fn fresh(options: &ShowoConfig, source: &ModelSource) -> Result<LoadedCheckpoint> {
     let architecture = options.architecture.clone().unwrap_or_default();
     architecture.magvit.check()?;
-    let words = if architecture.words.is_empty() {
-        unirl_benchmarks::tiles::vocabulary()
-    } else {
-        architecture.words.clone()
-    };
-    let text = Text::of_words(&words, &[END])?;
+    let text = Text::fresh(&architecture.words, &[], &[END])?;
     let config = CheckpointConfig::fresh(&architecture, text.vocabulary_size());
     config.check("model.options.architecture")?;
     let magvit_config = architecture.magvit;
@@ -434,9 +418,9 @@ pub fn save(
 ) -> Result<()> {
     let magvit_folder = folder.join(MAGVIT);
     fs::create_dir_all(&magvit_folder).context(|| format!("cannot create `{}`", magvit_folder.display()))?;
-    write(&folder.join(CONFIG), pretty(&files.config))?;
-    write(&magvit_folder.join(CONFIG), pretty(&files.magvit))?;
-    write(&folder.join(TOKENIZER), text.json())?;
+    write_file(&folder.join(CONFIG), pretty(&files.config))?;
+    write_file(&magvit_folder.join(CONFIG), pretty(&files.magvit))?;
+    write_file(&folder.join(TOKENIZER), text.json())?;
     if let Some(clip) = clip {
         links::link(clip, &folder.join(CLIP))?;
     }
@@ -451,7 +435,7 @@ pub fn save_adapters(
     lora: &LoraConfig,
     adapters: &[(String, Tensor)],
 ) -> Result<()> {
-    write(&folder.join(ADAPTER_CONFIG), pretty(&lora.to_peft(&files.origin)))?;
+    write_file(&folder.join(ADAPTER_CONFIG), pretty(&lora.to_peft(&files.origin)))?;
     weights::write(&folder.join(ADAPTER_WEIGHTS), adapters, &[])
 }
 
@@ -462,25 +446,9 @@ pub fn pack(folder: &Path, file: &Path) -> Result<()> {
         |path: PathBuf| fs::read_to_string(&path).context(|| format!("cannot read `{}`", path.display()));
     let (config, magvit_config, tokenizer) =
         (read(folder.join(CONFIG))?, read(magvit.join(CONFIG))?, read(folder.join(TOKENIZER))?);
-    let mut tensors = Vec::new();
-    for folder in [folder, &magvit] {
-        let weights = Weights::find(folder)?;
-        for name in weights.names().filter(|name| !name.starts_with("quantize.")) {
-            tensors.push((name.to_string(), weights.read(name)?.to_kind(Kind::Half)));
-        }
-    }
+    let weights = [Weights::find(folder)?, Weights::find(&magvit)?];
+    let keep = |name: &str| !name.starts_with("quantize."); // computed
     let magvit_name = format!("{MAGVIT}/{CONFIG}");
-    weights::write(
-        file,
-        &tensors,
-        &[(CONFIG, &config), (&magvit_name, &magvit_config), (TOKENIZER, &tokenizer)],
-    )
-}
-
-fn pretty(json: &Value) -> String {
-    format!("{json:#}\n")
-}
-
-fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
-    fs::write(path, contents).context(|| format!("cannot write `{}`", path.display()))
+    let texts = [(CONFIG, &*config), (&magvit_name, &magvit_config), (TOKENIZER, &tokenizer)];
+    checkpoint::pack(file, &weights, keep, &texts)
 }

@@ -5,14 +5,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
+use unirl::Result;
 use unirl::error::Context;
 use unirl::weights::{Expected, Init, Store, read_json};
-use unirl::{Error, Result};
+use unirl_layers::checkpoint::{MAX_LAYERS, check_at_most, check_multiple, check_positive};
 pub use unirl_layers::vision::Activation;
 use unirl_layers::vision::{Layer, LayerSize};
 use unirl_layers::{LayerNorm, Linear};
-
-use crate::config::MAX_LAYERS;
 
 /// Mean and standard deviation of the pixels that CLIP was trained on.
 const MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -86,34 +85,22 @@ impl ClipConfig {
 
     /// Errors if the sizes are inconsistent; `file` names the source.
     pub fn check(&self, file: &str) -> Result<()> {
-        for (name, got) in [
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("image_size", self.image_size),
-            ("patch_size", self.patch_size),
-        ] {
-            if got < 1 {
-                return Err(Error::failure(format!("`{file}`: `{name}`: expected 1 or more, got {got}")));
-            }
-        }
-        if self.num_hidden_layers > MAX_LAYERS {
-            let got = self.num_hidden_layers;
-            return Err(Error::failure(format!(
-                "`{file}`: `num_hidden_layers`: expected at most {MAX_LAYERS}, got {got}"
-            )));
-        }
-        for (name, got, part, of) in [
-            ("hidden_size", self.hidden_size, self.num_attention_heads, "heads"),
-            ("image_size", self.image_size, self.patch_size, "pixels, the edge of a patch"),
-        ] {
-            if got % part != 0 {
-                return Err(Error::failure(format!(
-                    "`{file}`: `{name}`: expected a multiple of {part} {of}, got {got}"
-                )));
-            }
-        }
+        let layers = ("num_hidden_layers", self.num_hidden_layers);
+        let (width, image) = (("hidden_size", self.hidden_size), ("image_size", self.image_size));
+        check_positive(
+            file,
+            [
+                width,
+                ("intermediate_size", self.intermediate_size),
+                layers,
+                ("num_attention_heads", self.num_attention_heads),
+                image,
+                ("patch_size", self.patch_size),
+            ],
+        )?;
+        check_at_most(file, layers, MAX_LAYERS)?;
+        check_multiple(file, width, (self.num_attention_heads, "heads"))?;
+        check_multiple(file, image, (self.patch_size, "pixels, the edge of a patch"))?;
         Ok(())
     }
 }

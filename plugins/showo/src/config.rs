@@ -6,11 +6,10 @@ use unirl::model::ImageSampling;
 use unirl::weights::Weights;
 use unirl::{Error, Result};
 use unirl_layers::Precision;
+use unirl_layers::checkpoint::{MAX_LAYERS, check_at_most, check_positive};
 use unirl_layers::lora::LoraConfig;
 use unirl_layers::vqgan::{LevelSize, Norm};
 
-/// Upper bounds far above any model, so that a malformed file cannot exhaust memory.
-pub(crate) const MAX_LAYERS: i64 = 1000;
 /// See [`MAX_LAYERS`].
 pub(crate) const MAX_TEXT_LEN: i64 = 1 << 16;
 
@@ -467,28 +466,21 @@ impl CheckpointConfig {
         expect("vocab_size", self.special().image + self.codebook_size + 1, self.vocab_size)?;
         expect("mask_token_id", self.vocab_size - 1, self.mask_token_id)?;
         let phi = &self.phi;
-        for (name, size) in [
-            ("phi.hidden_size", phi.hidden_size),
-            ("phi.intermediate_size", phi.intermediate_size),
-            ("phi.num_hidden_layers", phi.num_hidden_layers),
-            ("phi.num_attention_heads", phi.num_attention_heads),
-            ("codebook_size", self.codebook_size),
-            ("max_text_len", self.max_text_len),
-        ] {
-            if size < 1 {
-                return Err(Error::failure(format!("`{file}`: `{name}`: expected 1 or more, got {size}")));
-            }
-        }
-        for (name, size, most) in [
-            ("phi.num_hidden_layers", phi.num_hidden_layers, MAX_LAYERS),
-            ("max_text_len", self.max_text_len, MAX_TEXT_LEN),
-        ] {
-            if size > most {
-                return Err(Error::failure(format!(
-                    "`{file}`: `{name}`: expected at most {most}, got {size}"
-                )));
-            }
-        }
+        let layers = ("phi.num_hidden_layers", phi.num_hidden_layers);
+        let text = ("max_text_len", self.max_text_len);
+        check_positive(
+            file,
+            [
+                ("phi.hidden_size", phi.hidden_size),
+                ("phi.intermediate_size", phi.intermediate_size),
+                layers,
+                ("phi.num_attention_heads", phi.num_attention_heads),
+                ("codebook_size", self.codebook_size),
+                text,
+            ],
+        )?;
+        check_at_most(file, layers, MAX_LAYERS)?;
+        check_at_most(file, text, MAX_TEXT_LEN)?;
         expect("phi.hidden_size", self.phi.head_dim() * self.phi.num_attention_heads, self.phi.hidden_size)?;
         if self.phi.head_dim() % 2 != 0 || self.phi.rotary_dim() % 2 != 0 || self.phi.rotary_dim() == 0 {
             return Err(Error::failure(format!(

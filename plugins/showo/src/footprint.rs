@@ -1,7 +1,8 @@
 //! Memory estimation of each call.
 
 use unirl::model::{Cost, ImageSampling, TextSampling};
-use unirl_layers::footprint::StackSizes;
+use unirl_layers::footprint::{GENERATION_LOGITS, StackSizes, sampled_logits, scored_logits};
+use unirl_layers::guidance::Guidance;
 
 use crate::config::CheckpointConfig;
 
@@ -10,8 +11,6 @@ const QUESTION: i64 = 48;
 /// Tensors of the size of the code logits that are alive at once when images are completed: logits, noise, relaxed and hard
 /// samples and their sums, one-hot known tokens, and the gradients of some.
 const COMPLETION_LOGITS: i64 = 16;
-/// The same during generation: logits of both branches, guided logits, probabilities and cumulative sums.
-const GENERATION_LOGITS: i64 = 7;
 
 /// The sizes that determine the memory of a call.
 pub(crate) struct Sizes<'a> {
@@ -61,7 +60,7 @@ impl<'a> Sizes<'a> {
     }
 
     pub(crate) fn generate(&self, sampling: &ImageSampling) -> Cost {
-        let branches = if sampling.guidance > 0.0 { 2 } else { 1 };
+        let branches = if Guidance::BeyondConditional(sampling.guidance).is_active() { 2 } else { 1 };
         let rows = branches * self.stack.layer(self.image(), 0);
         Cost {
             // The text blocks of the prompt and of the empty prompt, and both with an image.
@@ -76,9 +75,7 @@ impl<'a> Sizes<'a> {
         Cost {
             // The prefilled cache is copied into the larger static cache.
             cache: 2 * self.stack.cache(rows + sampling.max_tokens),
-            activations: self.stack.layer(rows, 0)
-                + self.stack.mask(rows, 0)
-                + 4 * self.config.vocab_size * 4,
+            activations: self.stack.prefill(rows) + sampled_logits(self.config.vocab_size),
         }
     }
 
@@ -93,7 +90,7 @@ impl<'a> Sizes<'a> {
 
     pub(crate) fn answer_logp(&self, sampling: &TextSampling) -> Cost {
         let rows = self.prefix + QUESTION + sampling.max_tokens;
-        let head = 3 * sampling.max_tokens * self.config.vocab_size * 4;
+        let head = scored_logits(sampling.max_tokens, self.config.vocab_size);
         Cost { cache: 0, activations: self.stack.backward(rows, 0) + head }
     }
 }

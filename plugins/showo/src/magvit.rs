@@ -4,13 +4,12 @@
 use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::weights::{Expected, Store};
-use unirl_layers::vqgan::{Conv, Decoder, Encoder, LevelSize};
+use unirl_layers::vqgan::{Conv, Decoder, Encoder, Hardening, LevelSize, reconstruction_loss};
 
 use crate::config::MagvitConfig;
 
-/// The shares of training up to which no image is quantized, and from which on every image is.
-const SOFT_UNTIL: f64 = 0.4;
-const HARD_FROM: f64 = 0.55;
+/// When the bottleneck hardens in pretraining.
+const HARDENING: Hardening = Hardening { soft_until: 0.4, hard_from: 0.55 };
 /// Standard deviation of the noise on soft latents.
 const NOISE: f64 = 0.1;
 
@@ -98,16 +97,12 @@ impl Magvit {
     }
 
     /// Reconstruction loss, mean squared plus mean absolute error. The bottleneck hardens with `progress` in `0..=1`: `tanh`
-    /// with a little noise up to `SOFT_UNTIL`, then a straight-through sign for a growing share of the images, from
-    /// `HARD_FROM` on for all. With a hard sign from the start, the model learns colors quickly and shapes hardly at all.
+    /// with a little noise at first, then a straight-through sign for a growing share of the images, in the end for all. With a hard sign from the start, the model learns colors quickly and shapes hardly at all.
     pub fn loss(&self, pixels: &Tensor, progress: f64) -> Tensor {
         let soft = self.latents(pixels).tanh(); // [B,bits,h,w]
         let bits = soft.detach().gt(0.0).to_kind(Kind::Float) * 2.0 - 1.0;
         let hard = &soft + (bits - soft.detach());
         let noisy = &soft + soft.randn_like() * NOISE;
-        let share = ((progress - SOFT_UNTIL) / (HARD_FROM - SOFT_UNTIL)).clamp(0.0, 1.0);
-        let hardened = Tensor::rand([pixels.size()[0], 1, 1, 1], (Kind::Float, pixels.device())).lt(share);
-        let error = self.decode_latents(&hard.where_self(&hardened, &noisy)) - pixels;
-        error.square().mean(Kind::Float) + error.abs().mean(Kind::Float)
+        reconstruction_loss(&self.decode_latents(&HARDENING.mix(&hard, &noisy, progress)), pixels)
     }
 }

@@ -54,11 +54,6 @@ impl Schedule {
     }
 }
 
-/// Guided logits: `(1+g)·cond − g·uncond`.
-pub fn guided(cond: &Tensor, uncond: &Tensor, guidance: f64) -> Tensor {
-    cond * (1.0 + guidance) - uncond * guidance
-}
-
 /// The scheduled number of masked tokens, out of `tokens`, after step `step` of `steps`.
 ///
 /// Kept from the original: it counts all tokens even if some are given, and computes in f32, where the cosine ends below 0 and

@@ -11,19 +11,19 @@ use common::{GREEDY, SAME, close, confident, fresh, open, serialize_tests, sourc
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, BatchSlice, Checkpoint, ImageSampling, Images, Masking, ParameterGroup, Policy, Scoring,
-    TextSampling, UnifiedModel,
+    TextSampling, TrainableTokenizer, UnifiedModel,
 };
 use unirl::sampling::sample_tokens_with;
 use unirl_layers::attention::{self, AttnMask};
 use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::GeneratedText;
+use unirl_layers::rows::padded;
 use unirl_plugin_showo::checkpoint::{self, LoadedCheckpoint};
 use unirl_plugin_showo::config::{CheckpointConfig, ShowoConfig};
 use unirl_plugin_showo::mask;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::prompt::Prompting;
-use unirl_text::padded;
 
 struct Tiny {
     showo: Showo,
@@ -164,7 +164,7 @@ fn parallel_decoding_with_a_cache_equals_decoding_from_full_logits() {
             let logits = tch::no_grad(|| {
                 let states = (&codes, &all);
                 let scored = showo.target_hidden(showo.phi(), &prompts, states, (Scoring::Guided, guidance));
-                scored.unwrap().logits(showo.phi(), &shape)
+                scored.unwrap().logits(&shape)
             });
             temperature = maskgit::anneal(temperature, at, 5);
             let (uniforms, noise) = given(at);

@@ -19,10 +19,10 @@ use unirl_engine::algorithms::objective::{self, Weighting};
 use unirl_layers::attention::{self, AttnMask};
 use unirl_layers::decoder::StackInput;
 use unirl_layers::decoding::GeneratedText;
+use unirl_layers::rows::padded;
 use unirl_plugin_showo::maskgit::{self, Schedule, UNKNOWN};
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::{mask, prompt};
-use unirl_text::padded;
 
 /// The paper's scoring.
 const PLAIN: (Scoring, f64) = (Scoring::Conditional, 0.0);
@@ -45,7 +45,7 @@ fn full_logits(showo: &Showo, ids: &Tensor, visible: &Tensor) -> Tensor {
 fn masked_logits(showo: &Showo, prompts: &[Vec<i64>], tokens: &Tensor, targets: &Tensor) -> Tensor {
     let states = maskgit::mask_tokens(tokens, targets);
     let scored = showo.target_hidden(showo.phi(), prompts, (&states, targets), PLAIN).unwrap();
-    scored.logits(showo.phi(), &tokens.size())
+    scored.logits(&tokens.size())
 }
 
 /// The columns of image codes.
@@ -152,7 +152,7 @@ fn parity_4_maskgit() {
             let all = codes.ones_like().to_kind(Kind::Bool);
             let scored =
                 showo.target_hidden(showo.phi(), &prompts, (&codes, &all), (Scoring::Guided, guidance));
-            let logits = scored.unwrap().logits(showo.phi(), &codes.size());
+            let logits = scored.unwrap().logits(&codes.size());
             if let Some(expected) = case.find("code_logits") {
                 close(&named("logits", at), &logits, &expected.get(at), values);
             }

@@ -1,9 +1,7 @@
-//! Text tokenizers and padding that model plugins share.
+//! Text tokenizers that model plugins share.
 
-mod rows;
 mod tokenizer;
 mod warnings;
 
-pub use rows::{padded, padded_left};
 pub use tokenizer::Text;
 pub use warnings::warn_too_long;

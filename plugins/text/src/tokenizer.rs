@@ -124,6 +124,18 @@ impl Text {
         Self::from_json(json.to_string().into_bytes(), TOKENIZER)
     }
 
+    /// The tokenizer of a fresh model: [`Self::of_words`] with the given `words`, or those of the tiles benchmark if there are
+    /// none. Words of the family's `template` are added if they are missing.
+    pub fn fresh(words: &[String], template: &[&str], special: &[&str]) -> Result<Self> {
+        let mut words = if words.is_empty() { tiles::vocabulary() } else { words.to_vec() };
+        for word in template {
+            if !words.iter().any(|known| known == word) {
+                words.push((*word).into());
+            }
+        }
+        Self::of_words(&words, special)
+    }
+
     /// The number of tokens, including special ones.
     pub fn vocabulary_size(&self) -> i64 {
         self.tokenizer.get_vocab_size(true) as i64
@@ -176,15 +188,16 @@ impl Text {
         Ok(text.trim().to_string())
     }
 
-    /// Decodes answers `tokens [B,T]`, which end at the token `end` and are valid where `mask [B,T]` is true.
-    pub fn answers(&self, tokens: Tensor, mask: Tensor, end: i64) -> Result<Answers> {
+    /// Decodes sampled answers: `tokens [B,T]`, which end at the token `end` and are valid where `mask [B,T]` is true, with their
+    /// log-probabilities `[B,T]`.
+    pub fn answers(&self, [tokens, mask, logp]: [Tensor; 3], end: i64) -> Result<Answers> {
         let text = (0..tokens.size()[0])
             .map(|row| {
                 let ids = Vec::<i64>::try_from(tokens.get(row).masked_select(&mask.get(row)))?;
                 self.decode(&ids, end)
             })
             .collect::<Result<_>>()?;
-        Ok(Answers::new(text, tokens, mask))
+        Ok(Answers { logp: Some(logp), ..Answers::new(text, tokens, mask) })
     }
 }
 

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 use unirl::detector::{Detection, Detector};
 use unirl::model::{
-    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode, ModelCard,
-    ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
+    Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, ModelCard, ModelSource,
+    Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, TrainableTokenizer, UnifiedModel,
 };
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl::{Error, Result};
@@ -106,10 +106,6 @@ impl UnifiedModel for Echo {
         Ok(vec![parameter("embed.weight", &self.embed), parameter("head.weight", &self.head)])
     }
 
-    fn set_mode(&mut self, _: Mode) -> Result<()> {
-        Ok(())
-    }
-
     fn freeze_reference(&mut self) -> Result<()> {
         if self.fault == Fault::Tight {
             return Ok(()); // no KL term
@@ -170,16 +166,22 @@ impl UnifiedModel for Echo {
         Ok(Images::from_tokens(codes.view([-1, N])))
     }
 
-    fn tokenizer_loss(&self, pixels: &Tensor, _progress: f64) -> Result<Tensor> {
-        Ok(pixels.mean(Kind::Float) * self.embed.mean(Kind::Float))
-    }
-
     fn save(&self, dir: &Path) -> Result<()> {
         Tensor::save_multi(
             &[("embed.weight", &self.embed), ("head.weight", &self.head)],
             dir.join("echo.pt"),
         )?;
         Ok(())
+    }
+
+    fn trainable_tokenizer(&self) -> Option<&dyn TrainableTokenizer> {
+        Some(self)
+    }
+}
+
+impl TrainableTokenizer for Echo {
+    fn tokenizer_loss(&self, pixels: &Tensor, _progress: f64) -> Result<Tensor> {
+        Ok(pixels.mean(Kind::Float) * self.embed.mean(Kind::Float))
     }
 }
 

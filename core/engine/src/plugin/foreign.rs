@@ -10,8 +10,8 @@ use unirl::abi::wire::{self, Message, op};
 use unirl::detector::{Detection, Detector};
 use unirl::error::{Code, Error, Result};
 use unirl::model::{
-    Answers, Footprint, ImageLogits, ImageSampling, Images, Masking, Mode, ModelCard, Parameter, Policy,
-    TextSampling, TokenLogp, UnifiedModel, Workload,
+    Answers, Footprint, ImageLogits, ImageSampling, Images, Masking, MemoryEstimate, Mode, ModelCard,
+    Parameter, Policy, TextSampling, TokenLogp, TrainableTokenizer, UnifiedModel, Workload,
 };
 use unirl::reward::{Reward, RewardFunction, Sample};
 
@@ -112,10 +112,6 @@ impl UnifiedModel for ForeignModel {
         self.remote.call(op::FREEZE_REFERENCE, Ok(Message::default()), |_| Ok(()))
     }
 
-    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
-        self.remote.call(op::FOOTPRINT, wire::footprint(workload), wire::read_memory)
-    }
-
     fn generate(&mut self, prompts: &[String], sampling: &ImageSampling) -> Result<Images> {
         let batch = prompts.len() as i64;
         self.remote.call(op::GENERATE, wire::generate(prompts, sampling), |reply| {
@@ -202,6 +198,28 @@ impl UnifiedModel for ForeignModel {
         })
     }
 
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.remote.call(op::SAVE, wire::save(dir), |_| Ok(()))
+    }
+
+    /// Always: only the plugin knows, and answers that it is not supported.
+    fn memory_estimate(&self) -> Option<&dyn MemoryEstimate> {
+        Some(self)
+    }
+
+    /// See [`Self::memory_estimate`].
+    fn trainable_tokenizer(&self) -> Option<&dyn TrainableTokenizer> {
+        Some(self)
+    }
+}
+
+impl MemoryEstimate for ForeignModel {
+    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
+        self.remote.call(op::FOOTPRINT, wire::footprint(workload), wire::read_memory)
+    }
+}
+
+impl TrainableTokenizer for ForeignModel {
     fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
         self.remote.call(op::TOKENIZER_LOSS, wire::tokenizer_loss(pixels, progress), |reply| {
             let loss = wire::read_loss(reply)?;
@@ -209,10 +227,6 @@ impl UnifiedModel for ForeignModel {
             finite("loss", &loss)?;
             Ok(loss)
         })
-    }
-
-    fn save(&self, dir: &Path) -> Result<()> {
-        self.remote.call(op::SAVE, wire::save(dir), |_| Ok(()))
     }
 }
 

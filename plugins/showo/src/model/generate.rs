@@ -1,14 +1,13 @@
 //! Generation: the text blocks are computed once, the image rows in every step, and logits only for unknown tokens.
 
-use std::collections::BTreeMap;
-
 use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{ImageSampling, Images};
 use unirl_layers::attention::{self, AttnMask};
 use unirl_layers::decoder::{ParallelDecodeState, StackInput};
+use unirl_layers::guidance::Guidance;
 use unirl_layers::kv_cache::KvCache;
-use unirl_text::padded;
+use unirl_layers::rows::{deduplicate, padded};
 
 use super::Showo;
 use crate::mask;
@@ -42,15 +41,9 @@ impl TextBlocks {
 impl Showo {
     /// Computes the text blocks of tokenized prompts and of the empty prompt.
     pub fn text_blocks(&self, phi: &Phi, prompts: &[Vec<i64>]) -> Result<TextBlocks> {
-        let mut blocks: BTreeMap<&[i64], i64> = BTreeMap::from([(&[][..], TextBlocks::EMPTY)]);
-        let mut rows = vec![self.prompting.t2i_text(&[])];
-        let mut index = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            index.push(*blocks.entry(prompt).or_insert_with(|| {
-                rows.push(self.prompting.t2i_text(prompt));
-                rows.len() as i64 - 1
-            }));
-        }
+        let (blocks, mut index) = deduplicate([&[Vec::new()], prompts].concat());
+        index.remove(0); // of the empty prompt
+        let rows: Vec<Vec<i64>> = blocks.iter().map(|prompt| self.prompting.t2i_text(prompt)).collect();
 
         // No other row attends to columns that are padding for every prompt: drop them and shift the positions.
         let pads = |row: &Vec<i64>| row.iter().take_while(|id| **id == self.special.pad).count();
@@ -63,14 +56,7 @@ impl Showo {
         let visible = mask::t2i(&ids, &self.special, true);
         let mask = attention::additive_mask(&visible);
         let x = phi.language.embed(&ids);
-        let rows = StackInput {
-            x,
-            positions: &positions,
-            mask: AttnMask::Additive(&mask),
-            past: None,
-            outputs: None,
-        };
-        let (_, cache) = phi.language.forward(rows)?;
+        let (_, cache) = phi.language.forward(StackInput::new(x, &positions, &mask))?;
         Ok(TextBlocks { cache, columns: length, padding, index })
     }
 
@@ -130,6 +116,7 @@ impl Showo {
         sampling: &ImageSampling,
         uniforms: impl Fn(i64) -> (Tensor, Tensor),
     ) -> Result<Images> {
+        let guidance = Guidance::BeyondConditional(sampling.guidance);
         tch::no_grad(|| {
             let blocks = self.text_blocks(&self.phi, prompts)?;
             let mut revealed_at = codes.full_like(sampling.steps - 1);
@@ -137,14 +124,14 @@ impl Showo {
             let (mut tokens, mut codes) = (codes.shallow_clone(), codes);
             let all = codes.size()[1];
             let all_unknown = !bool::try_from(codes.ne(UNKNOWN).any())?;
-            let state = self.parallel_decode_state(&blocks, sampling.guidance);
+            let state = self.parallel_decode_state(&blocks, guidance);
             let mut temperature = sampling.temperature;
             let mut unknown_count = all; // an upper bound for every row
             for at in 0..sampling.steps {
                 let positions = maskgit::first_positions(&codes.eq(UNKNOWN), unknown_count);
                 let logits = match at {
-                    0 if all_unknown => self.first_logits(&blocks, sampling.guidance)?,
-                    _ => self.step_logits(&state, &codes, &positions, sampling.guidance),
+                    0 if all_unknown => self.first_logits(&blocks, guidance)?,
+                    _ => self.step_logits(&state, &codes, &positions, guidance),
                 };
                 temperature = maskgit::anneal(temperature, at, sampling.steps);
                 let (uniforms, noise) = uniforms(at);
@@ -172,8 +159,8 @@ impl Showo {
 
     /// The static KV cache of all prompts, followed by the empty prompt for each under guidance. Each step overwrites the image
     /// rows.
-    fn parallel_decode_state(&self, blocks: &TextBlocks, guidance: f64) -> ParallelDecodeState {
-        let index = if guidance > 0.0 { with_empty(&blocks.index) } else { blocks.index.clone() };
+    fn parallel_decode_state(&self, blocks: &TextBlocks, guidance: Guidance) -> ParallelDecodeState {
+        let index = guidance.branches().conditions(&blocks.index, |_| TextBlocks::EMPTY);
         let text = Tensor::from_slice(&index).to_device(self.device);
         let cache = blocks.cache.to_static(&text, self.card.image_tokens + 2);
         let (language, padding) = (&self.phi.language, blocks.padding(&index));
@@ -187,39 +174,25 @@ impl Showo {
         state: &ParallelDecodeState,
         codes: &Tensor,
         positions: &Tensor,
-        guidance: f64,
+        guidance: Guidance,
     ) -> Tensor {
         let language = &self.phi.language;
-        let twice = |tensor: &Tensor| match guidance > 0.0 {
-            true => Tensor::cat(&[tensor, tensor], 0),
-            false => tensor.shallow_clone(),
-        };
-        let x = self.embed_image_tokens(&self.phi, codes);
-        let hidden = language.stack.parallel_decode(state, twice(&x), &(twice(positions) + 1));
-        let logits = self.phi.code_logits(&language.norm.apply(&hidden));
-        if guidance <= 0.0 {
-            return logits;
-        }
-        let branches = logits.chunk(2, 0);
-        maskgit::guided(&branches[0], &branches[1], guidance)
+        let branches = guidance.branches();
+        let x = branches.repeat(&self.embed_image_tokens(&self.phi, codes));
+        let hidden = language.stack.parallel_decode(state, x, &(branches.repeat(positions) + 1));
+        guidance.combine_batch(&self.phi.code_logits(&language.norm.apply(&hidden)))
     }
 
     /// Guided logits `[B,N,K]` of fully masked images, computed once per distinct prompt.
-    fn first_logits(&self, blocks: &TextBlocks, guidance: f64) -> Result<Tensor> {
+    fn first_logits(&self, blocks: &TextBlocks, guidance: Guidance) -> Result<Tensor> {
         let each: Vec<i64> = (0..blocks.padding.len() as i64).collect();
         let codes =
             Tensor::full([each.len() as i64, self.card.image_tokens], UNKNOWN, (Kind::Int64, self.device));
         let logits = self.code_logits(&self.phi, blocks, &each, &codes)?;
-        let guided = match guidance > 0.0 {
-            true => maskgit::guided(&logits, &logits.narrow(0, TextBlocks::EMPTY, 1), guidance),
+        let guided = match guidance.is_active() {
+            true => guidance.combine(&logits, &logits.narrow(0, TextBlocks::EMPTY, 1)),
             false => logits,
         };
         Ok(guided.index_select(0, &Tensor::from_slice(&blocks.index).to_device(self.device)))
     }
-}
-
-/// `index`, followed by the block of the empty prompt for each.
-pub(super) fn with_empty(index: &[i64]) -> Vec<i64> {
-    let empty = std::iter::repeat_n(TextBlocks::EMPTY, index.len());
-    index.iter().copied().chain(empty).collect()
 }

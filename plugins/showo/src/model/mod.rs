@@ -9,14 +9,17 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, BatchSlice, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
-    Mode, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
-    Workload,
+    MemoryEstimate, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, ReferencePolicy, TextSampling,
+    TokenLogp, TrainableTokenizer, UnifiedModel, Workload,
 };
-use unirl::weights::{Expected, Store};
+use unirl::weights::Store;
 use unirl::{Error, Result};
+use unirl_layers::answering::encode_answers;
 use unirl_layers::decoding::GeneratedText;
+use unirl_layers::footprint::{self, values};
 use unirl_layers::lora::LoraConfig;
-use unirl_text::{Text, padded, warn_too_long};
+use unirl_layers::vqgan::from_unit;
+use unirl_text::{Text, warn_too_long};
 
 use crate::checkpoint::{self, Files, LoadedCheckpoint};
 use crate::clip::{self, Clip};
@@ -39,7 +42,7 @@ pub struct Showo {
     prompting: Prompting,
     text: Text,
     phi: Phi,
-    reference: Option<Phi>,
+    reference: ReferencePolicy<Phi>,
     magvit: Magvit,
     schedule: Schedule,
     precision: Kind,
@@ -136,7 +139,7 @@ impl Showo {
             prompting: Prompting::new(&config),
             text,
             phi,
-            reference: None,
+            reference: ReferencePolicy::default(),
             magvit,
             schedule,
             precision,
@@ -181,76 +184,23 @@ impl UnifiedModel for Showo {
     }
 
     fn parameters(&self) -> Result<Vec<Parameter>> {
-        let of = |weights: &[(String, Tensor)], group| -> Vec<Parameter> {
-            let parameter = |(name, tensor): &(String, Tensor)| Parameter {
-                name: name.clone(),
-                tensor: tensor.shallow_clone(),
-                group,
-            };
-            weights.iter().map(parameter).collect()
-        };
         if let Some(adapters) = &self.adapters {
-            return Ok(of(&adapters.weights, ParameterGroup::Shared));
+            return Ok(Parameter::list(&adapters.weights, |_| ParameterGroup::Shared));
         }
-        let mut all = of(&self.phi_weights, ParameterGroup::Shared);
-        all.extend(of(&self.magvit_weights, ParameterGroup::Tokenizer));
+        let mut all = Parameter::list(&self.phi_weights, |_| ParameterGroup::Shared);
+        all.extend(Parameter::list(&self.magvit_weights, |_| ParameterGroup::Tokenizer));
         Ok(all)
     }
 
-    /// No effect: every dropout rate of the family is 0.
-    fn set_mode(&mut self, _mode: Mode) -> Result<()> {
-        Ok(())
-    }
-
     fn freeze_reference(&mut self) -> Result<()> {
-        let copied = |weights: &[(String, Tensor)]| -> Vec<(String, Tensor)> {
-            weights.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
+        let Some(adapters) = &self.adapters else {
+            return self.reference.freeze(&self.phi_weights, |store| Phi::take(store, &self.config));
         };
-        let weights = match &self.adapters {
-            Some(_) => self.phi_weights.clone_handles(), // frozen
-            None => copied(&self.phi_weights),
-        };
-        let mut reference = Phi::take(&mut Store::of_tensors("the reference policy", weights), &self.config)?;
-        if let Some(adapters) = &self.adapters {
-            let mut store = Store::of_tensors("the reference policy", copied(&adapters.weights));
-            reference.attach(&mut store, &adapters.config)?;
-        }
-        self.reference = Some(reference);
-        Ok(())
-    }
-
-    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
-        let bytes = self.precision.elt_size_in_bytes() as i64;
-        let checkpointing = self.phi.language.stack.checkpointing;
-        let sizes =
-            Sizes::new(&self.config, self.prefix_len(), bytes, checkpointing, self.adapters.is_some());
-        let values = |of: &[Expected]| -> i64 {
-            of.iter().filter(|expected| expected.required).map(Expected::values).sum()
-        };
-        let transformer = Phi::expected(&self.config)?;
-        let adapters = match &self.adapters {
-            Some(adapters) => Some(Phi::expected_adapters(&self.config, &adapters.config)?),
-            None => None,
-        };
-        let vision = match &self.vision {
-            Some(vision) => values(&Clip::expected(vision.encoder.config())?),
-            None => 0,
-        };
-        let f32_values = values(&Magvit::expected(&self.magvit_config)?) + vision;
-        let added = adapters.as_deref().map_or(0, values);
-        let trained = adapters.as_ref().unwrap_or(&transformer);
-        let trainable = values(trained);
-        Ok(Footprint {
-            values: values(&transformer) + added + f32_values,
-            weights: (values(&transformer) + added) * bytes + f32_values * 4,
-            trainable,
-            trainable_weights: trainable * bytes,
-            largest: trained.iter().map(Expected::values).max().unwrap_or(0),
-            reference: trainable * bytes,
-            generate: sizes.generate(&workload.images),
-            answer: sizes.answer(&workload.answers),
-            image_logits: sizes.image_logits(workload.states),
-            answer_logp: sizes.answer_logp(&workload.answers),
+        self.reference.freeze(&adapters.weights, |store| {
+            let mut base = Store::of_tensors("the reference policy", shared(&self.phi_weights)); // frozen
+            let mut phi = Phi::take(&mut base, &self.config)?;
+            phi.attach(store, &adapters.config)?;
+            Ok(phi)
         })
     }
 
@@ -270,20 +220,12 @@ impl UnifiedModel for Showo {
         tch::manual_seed(sampling.seed as i64);
         let GeneratedText { tokens, mask, logp } =
             self.generate_text(images, &self.question_ids(questions)?, sampling, self.special.eos)?;
-        Ok(Answers { logp: Some(logp), ..self.text.answers(tokens, mask, self.special.eos)? })
+        self.text.answers([tokens, mask, logp], self.special.eos)
     }
 
     fn encode_answers(&self, texts: &[String]) -> Result<Answers> {
-        let rows = texts
-            .iter()
-            .map(|text| {
-                let mut ids = self.text.encode(&format!(" {text}"))?; // answers begin with a space
-                ids.push(self.special.eos);
-                Ok(ids)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let (tokens, mask) = padded(&rows, self.special.pad, self.device);
-        Ok(Answers::new(texts.to_vec(), tokens, mask))
+        let ids = |text: &str| self.text.encode(&format!(" {text}")); // answers begin with a space
+        encode_answers(texts, ids, (self.special.eos, self.special.pad), self.device)
     }
 
     fn image_logits(
@@ -293,8 +235,8 @@ impl UnifiedModel for Showo {
         policy: Policy,
         masking: &Masking,
     ) -> Result<ImageLogits> {
-        self.score_images(prompts, images, policy, masking, |phi, hidden, targets| {
-            Ok(ImageLogits { logits: hidden.logits(phi, &targets.size()), targets })
+        self.score_images(prompts, images, policy, masking, |scored, targets| {
+            Ok(ImageLogits { logits: scored.logits(&targets.size()), targets })
         })
     }
 
@@ -305,8 +247,8 @@ impl UnifiedModel for Showo {
         policy: Policy,
         masking: &Masking,
     ) -> Result<TokenLogp> {
-        self.score_images(prompts, images, policy, masking, |phi, hidden, mask| {
-            Ok(TokenLogp { logp: hidden.logp(phi, &images.tokens)?, mask })
+        self.score_images(prompts, images, policy, masking, |scored, mask| {
+            Ok(TokenLogp { logp: scored.logp(&images.tokens)?, mask })
         })
     }
 
@@ -319,9 +261,7 @@ impl UnifiedModel for Showo {
     ) -> Result<TokenLogp> {
         images.check(&self.card, "questions", questions.len())?;
         let questions = self.question_ids(questions)?;
-        policy.run(&self.phi, self.reference.as_ref(), |phi| {
-            self.score_answers(phi, images, &questions, answers)
-        })
+        self.reference.run(policy, &self.phi, |phi| self.score_answers(phi, images, &questions, answers))
     }
 
     fn pixels(&self, images: &Images) -> Result<Tensor> {
@@ -341,19 +281,15 @@ impl UnifiedModel for Showo {
                 )));
             }
             let resized = clip::resize(&pixels, self.card.resolution);
-            let tokens = self.magvit.codes(&self.magvit.latents(&(resized * 2.0 - 1.0)));
+            let tokens = self.magvit.codes(&self.magvit.latents(&from_unit(&resized)));
             Ok(Images { pixels: self.vision.is_some().then_some(pixels), ..Images::from_tokens(tokens) })
         })
     }
 
-    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
-        Ok(self.magvit.loss(&(pixels.to_device(self.device) * 2.0 - 1.0), progress))
-    }
-
     fn save(&self, dir: &Path) -> Result<()> {
-        let mut magvit = self.magvit_weights.clone_handles();
+        let mut magvit = shared(&self.magvit_weights);
         magvit.extend(self.magvit.buffers());
-        let mut phi = self.phi_weights.clone_handles();
+        let mut phi = shared(&self.phi_weights);
         if let Some(adapters) = &self.adapters {
             if !adapters.config.merge {
                 return checkpoint::save_adapters(dir, &self.files, &adapters.config, &adapters.weights);
@@ -369,15 +305,52 @@ impl UnifiedModel for Showo {
         let vision = self.vision.as_ref().map(|vision| vision.folder.as_path());
         checkpoint::save(dir, &self.files, &self.text, &phi, &magvit, vision)
     }
-}
 
-/// A copy that shares the tensors: `Tensor` has no `Clone`.
-trait CloneHandles {
-    fn clone_handles(&self) -> Self;
-}
-
-impl CloneHandles for Vec<(String, Tensor)> {
-    fn clone_handles(&self) -> Self {
-        self.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    fn memory_estimate(&self) -> Option<&dyn MemoryEstimate> {
+        Some(self)
     }
+
+    fn trainable_tokenizer(&self) -> Option<&dyn TrainableTokenizer> {
+        Some(self)
+    }
+}
+
+impl MemoryEstimate for Showo {
+    fn footprint(&self, workload: &Workload) -> Result<Footprint> {
+        let bytes = self.precision.elt_size_in_bytes() as i64;
+        let checkpointing = self.phi.language.stack.checkpointing;
+        let sizes =
+            Sizes::new(&self.config, self.prefix_len(), bytes, checkpointing, self.adapters.is_some());
+        let vision = match &self.vision {
+            Some(vision) => values(&Clip::expected(vision.encoder.config())?),
+            None => 0,
+        };
+        let frozen_f32 = values(&Magvit::expected(&self.magvit_config)?) + vision;
+        let transformer = Phi::expected(&self.config)?;
+        let weights = match &self.adapters {
+            Some(adapters) => {
+                let trained = Phi::expected_adapters(&self.config, &adapters.config)?;
+                footprint::of_weights(&trained, values(&transformer), frozen_f32, bytes)
+            }
+            None => footprint::of_weights(&transformer, 0, frozen_f32, bytes),
+        };
+        Ok(Footprint {
+            generate: sizes.generate(&workload.images),
+            answer: sizes.answer(&workload.answers),
+            image_logits: sizes.image_logits(workload.states),
+            answer_logp: sizes.answer_logp(&workload.answers),
+            ..weights
+        })
+    }
+}
+
+impl TrainableTokenizer for Showo {
+    fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
+        Ok(self.magvit.loss(&from_unit(&pixels.to_device(self.device)), progress))
+    }
+}
+
+/// Handles of the same tensors: `Tensor` has no `Clone`.
+fn shared(weights: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
+    weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }

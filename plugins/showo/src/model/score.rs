@@ -5,57 +5,13 @@ use std::collections::BTreeSet;
 use tch::{Kind, Tensor};
 use unirl::model::{BatchSlice, Images, Masking, Policy, Scoring};
 use unirl::{Error, Result};
-use unirl_layers::{Linear, language};
+use unirl_layers::guidance::{Guidance, drop_prompts};
+use unirl_layers::scoring::{ScoredImages, scored_branches};
 
 use super::Showo;
-use super::generate::{TextBlocks, with_empty};
+use super::generate::TextBlocks;
 use crate::maskgit;
 use crate::phi::Phi;
-
-/// The share of prompts that pretraining drops, to train the unconditional branch of guidance.
-const DROPPED_PROMPTS: f64 = 0.1;
-
-/// The hidden states that predict the target tokens of a batch of images.
-pub struct TargetHidden {
-    /// `[T,D]`: the conditional branch and, with guidance, the unconditional one.
-    branches: Vec<Tensor>,
-    /// `[T]`: the targets, as indices into `B·N`.
-    tokens: Tensor,
-    guidance: f64,
-}
-
-impl TargetHidden {
-    /// The logits of one branch, or the guided logits of both.
-    fn guided_logits(head: &Linear, branches: &[Tensor], guidance: f64) -> Tensor {
-        let logits = |rows: &Tensor| head.apply(rows).to_kind(Kind::Float);
-        match branches {
-            [cond, uncond] => maskgit::guided(&logits(cond), &logits(uncond), guidance),
-            rows => logits(&rows[0]),
-        }
-    }
-
-    /// Logits `[B,N,K]` of images of `size [B,N]`; only those of targets are meaningful.
-    pub fn logits(&self, phi: &Phi, size: &[i64]) -> Tensor {
-        let scatter = |rows: &Tensor| {
-            let zeros = Tensor::zeros([size[0] * size[1], rows.size()[1]], (rows.kind(), rows.device()));
-            zeros.index_copy(0, &self.tokens, rows).view([size[0], size[1], -1])
-        };
-        let branches: Vec<Tensor> = self.branches.iter().map(scatter).collect();
-        Self::guided_logits(&phi.code_head(), &branches, self.guidance)
-    }
-
-    /// Log-probabilities `[B,N]` of image `tokens [B,N]`; 0 for tokens that are not targets.
-    pub fn logp(&self, phi: &Phi, tokens: &Tensor) -> Result<Tensor> {
-        let targets = tokens.view([-1]).index_select(0, &self.tokens);
-        let (head, guidance) = (phi.code_head(), self.guidance);
-        let codes = head.weight.size()[0];
-        let logp = language::logp(&self.branches, &targets, codes, move |branches| {
-            Self::guided_logits(&head, branches, guidance)
-        })?;
-        let zeros = Tensor::zeros([tokens.numel() as i64], (Kind::Float, tokens.device()));
-        Ok(zeros.index_copy(0, &self.tokens, &logp).view_as(tokens))
-    }
-}
 
 impl Showo {
     /// The hidden states that predict the targets of images under the distribution that `scoring` selects. `states [S·B,N]`
@@ -66,7 +22,7 @@ impl Showo {
         prompts: &[Vec<i64>],
         (states, targets): (&Tensor, &Tensor),
         (scoring, guidance): (Scoring, f64),
-    ) -> Result<TargetHidden> {
+    ) -> Result<ScoredImages> {
         let blocks = self.text_blocks(phi, prompts)?;
         let batch = prompts.len() as i64;
         let copies = (states.size()[0] / batch) as usize;
@@ -83,23 +39,19 @@ impl Showo {
             (&positions + first.repeat([copies as i64]).unsqueeze(1)).view([-1]).index_select(0, &valid);
         let pick = |rows: &Tensor| rows.flatten(0, 1).index_select(0, &valid); // [T,D]
 
-        let rows = |index: &[i64], states: &Tensor, positions: &Tensor| {
-            self.code_hidden(phi, &blocks, index, states, positions)
-        };
-        let empty = vec![TextBlocks::EMPTY; index.len()];
-        let branches = match scoring {
-            Scoring::Guided if guidance > 0.0 => {
-                let twice = |tensor: &Tensor| Tensor::cat(&[tensor, tensor], 0);
-                let both = rows(&with_empty(&index), &twice(states), &twice(&positions))?.chunk(2, 0);
-                vec![pick(&both[0]), pick(&both[1])]
-            }
-            Scoring::Conditional | Scoring::Guided => vec![pick(&rows(&index, states, &positions)?)],
-            Scoring::GuidedDetached => {
-                let cond = pick(&rows(&index, states, &positions)?);
-                vec![cond, tch::no_grad(|| Ok::<_, Error>(pick(&rows(&empty, states, &positions)?)))?]
-            }
-        };
-        Ok(TargetHidden { branches, tokens, guidance })
+        let guidance = Guidance::BeyondConditional(guidance);
+        let branches = scored_branches(scoring, guidance, |branches| {
+            let index = branches.conditions(&index, |_| TextBlocks::EMPTY);
+            self.code_hidden(phi, &blocks, &index, &branches.repeat(states), &branches.repeat(&positions))
+        })?;
+        let head = phi.code_head();
+        Ok(ScoredImages {
+            codes: self.card.codebook_size,
+            head: Box::new(move |hidden| head.apply(hidden).to_kind(Kind::Float)),
+            branches: branches.iter().map(pick).collect(),
+            targets: Some(tokens),
+            guidance,
+        })
     }
 
     /// The masked states in which images are scored, `[S·B,N]`, the targets of each state, `[S·B,N]`, and all targets, `[B,N]`.
@@ -145,28 +97,25 @@ impl Showo {
     fn masked_prompts(&self, prompts: &[String], masking: &Masking) -> Result<Vec<Vec<i64>>> {
         let mut prompts = self.prompt_ids(prompts)?;
         if let Masking::Pretrain { .. } = masking {
-            let dropped = Vec::<bool>::try_from(self.uniform(&[prompts.len() as i64]).lt(DROPPED_PROMPTS))?;
-            let dropped = prompts.iter_mut().zip(dropped).filter(|(_, dropped)| *dropped);
-            dropped.for_each(|(ids, _)| ids.clear());
+            drop_prompts(&mut prompts, self.device, |_| Vec::new())?;
         }
         Ok(prompts)
     }
 
-    /// Scores images under `policy`. `score` gets the network, the hidden states of the targets and the targets `[B,N]`.
+    /// Scores images under `policy`. `score` gets the hidden states of the targets and the targets `[B,N]`.
     pub(super) fn score_images<R>(
         &self,
         prompts: &[String],
         images: &Images,
         policy: Policy,
         masking: &Masking,
-        score: impl FnOnce(&Phi, &TargetHidden, Tensor) -> Result<R>,
+        score: impl FnOnce(ScoredImages, Tensor) -> Result<R>,
     ) -> Result<R> {
         images.check(&self.card, "prompts", prompts.len())?;
         let (states, targets, all_targets) = self.masked_states(images, masking)?;
         let prompts = self.masked_prompts(prompts, masking)?;
-        policy.run(&self.phi, self.reference.as_ref(), |phi| {
-            let hidden = self.target_hidden(phi, &prompts, (&states, &targets), masking.scoring())?;
-            score(phi, &hidden, all_targets)
+        self.reference.run(policy, &self.phi, |phi| {
+            score(self.target_hidden(phi, &prompts, (&states, &targets), masking.scoring())?, all_targets)
         })
     }
 }

@@ -4,11 +4,10 @@ use tch::{Kind, Tensor};
 use unirl::Result;
 use unirl::model::{Answers, Images, TextSampling, TokenLogp};
 use unirl_layers::LayerNorm;
-use unirl_layers::attention::{self, AttnMask};
-use unirl_layers::decoder::StackInput;
+use unirl_layers::answering::{EmbeddedRows, Questions};
+use unirl_layers::attention;
 use unirl_layers::decoding::{self, GeneratedText};
-use unirl_layers::language::append_answers;
-use unirl_text::padded;
+use unirl_layers::vqgan::to_unit;
 
 use super::Showo;
 use crate::config::Special;
@@ -28,17 +27,8 @@ impl Showo {
         questions: &[Vec<i64>],
         max_tokens: i64,
     ) -> Result<TextDecoding<'a>> {
-        let (ids, present) = padded(questions, self.special.pad, self.device);
-        let (x, positions, mask) = self.understanding_inputs(phi, images, &ids)?;
-        let image = Tensor::ones([images.len(), self.prefix_len()], (Kind::Bool, self.device));
-        let rows = StackInput {
-            x,
-            positions: &positions,
-            mask: AttnMask::Additive(&mask),
-            past: None,
-            outputs: None,
-        };
-        TextDecoding::prefill(&phi.language, rows, &Tensor::cat(&[image, present], 1), max_tokens)
+        let embed = |ids: &Tensor| self.embed_after_images(phi, images, ids);
+        self.questions(questions).prefill(&phi.language, max_tokens, embed)
     }
 
     /// Generates answers to tokenized questions until each has emitted `stop`.
@@ -63,27 +53,16 @@ impl Showo {
         questions: &[Vec<i64>],
         answers: &Answers,
     ) -> Result<TokenLogp> {
-        let (ids, _) = padded(&append_answers(questions, answers)?, self.special.pad, self.device);
-        let (x, positions, mask) = self.understanding_inputs(phi, images, &ids)?;
-        let ends: Vec<i64> =
-            questions.iter().map(|question| self.prefix_len() + question.len() as i64 - 1).collect();
-        let rows = StackInput {
-            x,
-            positions: &positions,
-            mask: AttnMask::Additive(&mask),
-            past: None,
-            outputs: None,
-        };
-        phi.language.score(rows, &ends, answers)
+        let embed = |ids: &Tensor| self.embed_after_images(phi, images, ids);
+        self.questions(questions).score(&phi.language, answers, embed)
     }
 
-    /// Embeds images followed by the text `ids [B,L]`: rows, their positions and the additive mask.
-    fn understanding_inputs(
-        &self,
-        phi: &Phi,
-        images: &Images,
-        ids: &Tensor,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
+    fn questions<'a>(&self, ids: &'a [Vec<i64>]) -> Questions<'a> {
+        Questions { ids, before: self.prefix_len(), pad: self.special.pad }
+    }
+
+    /// Embeds images followed by the text `ids [B,L]`.
+    fn embed_after_images(&self, phi: &Phi, images: &Images, ids: &Tensor) -> Result<EmbeddedRows> {
         let x = Tensor::cat(&[self.embed_images(phi, images)?, phi.language.embed(ids)], 1);
         let length = x.size()[1];
         let columns = Tensor::arange(length, (Kind::Int64, self.device));
@@ -96,7 +75,7 @@ impl Showo {
                 mask::causal(length, 0, self.device).logical_or(&columns.lt(self.prefix_len())).unsqueeze(0)
             }
         };
-        Ok((x, columns.unsqueeze(0), attention::additive_mask(&visible)))
+        Ok(EmbeddedRows { x, positions: columns.unsqueeze(0), mask: attention::additive_mask(&visible) })
     }
 
     /// The number of rows before the question: `<mmu> <soi> image <eoi>`; with CLIP, the system prompt follows `<mmu>` and
@@ -146,6 +125,6 @@ impl Showo {
             (None, Some(relaxed)) => self.magvit.decode_relaxed(relaxed, self.config.grid()),
             (None, None) => self.magvit.decode(&images.tokens, self.config.grid()),
         };
-        ((decoded + 1.0) / 2.0).clamp(0.0, 1.0)
+        to_unit(&decoded)
     }
 }

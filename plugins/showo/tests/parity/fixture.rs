@@ -11,12 +11,13 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unirl::model::{Answers, Images, ParameterGroup, UnifiedModel};
 use unirl::weights::{Store, Weights, read_json};
+use unirl_layers::rows::padded;
 use unirl_plugin_showo::checkpoint::{Files, LoadedCheckpoint};
 use unirl_plugin_showo::config::{CheckpointConfig, MagvitConfig, Special};
 use unirl_plugin_showo::maskgit::Schedule;
 use unirl_plugin_showo::model::Showo;
 use unirl_plugin_showo::prompt::Prompting;
-use unirl_text::{Text, padded};
+use unirl_text::Text;
 
 /// A folder of recorded cases: `UNIRL_SHOWO_FIXTURE`, or the repository's.
 pub(crate) struct Fixture {

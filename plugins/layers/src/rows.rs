@@ -1,4 +1,6 @@
-//! Padding of token ids.
+//! Rows of token ids.
+
+use std::collections::BTreeMap;
 
 use tch::{Device, Tensor};
 
@@ -10,6 +12,22 @@ pub fn padded(rows: &[Vec<i64>], pad: i64, device: Device) -> (Tensor, Tensor) {
 /// [`padded`], with padding on the left.
 pub fn padded_left(rows: &[Vec<i64>], pad: i64, device: Device) -> (Tensor, Tensor) {
     pad_rows(rows, pad, device, |row, padding| padding.chain(row).collect())
+}
+
+/// The distinct rows in the order of their first occurrence, and the index of each original row among them.
+pub fn deduplicate(rows: Vec<Vec<i64>>) -> (Vec<Vec<i64>>, Vec<i64>) {
+    let mut indices = BTreeMap::new();
+    let mut unique = Vec::new();
+    let index = rows
+        .into_iter()
+        .map(|row| {
+            *indices.entry(row).or_insert_with_key(|row| {
+                unique.push(row.clone());
+                unique.len() as i64 - 1
+            })
+        })
+        .collect();
+    (unique, index)
 }
 
 type Ids<'a> = &'a mut dyn Iterator<Item = (i64, bool)>;
