@@ -3,7 +3,7 @@
 use serde_json::json;
 use tch::{Cuda, Device};
 use unirl::error::{Context, Error, Result};
-use unirl_benchmarks::check_tasks;
+use unirl_benchmarks::conformance_tasks;
 use unirl_engine::memory;
 use unirl_engine::plugin::{Plugins, built_with};
 use unirl_testing::{Extent, Finding, check_all_passed, examine, format_findings};
@@ -71,7 +71,7 @@ fn gpu(size: impl Fn(Option<i64>) -> String) -> String {
 pub(crate) fn findings(args: &ModelArgs, prompts: usize, plugins: &mut Plugins) -> Result<Vec<Finding>> {
     let settings = Settings::new(args, None)?;
     let (mut model, config) = load::model_and_config(&settings, plugins)?;
-    let tasks = check_tasks(model.card(), prompts, config.eval.seed)?;
+    let tasks = conformance_tasks(model.card(), prompts, config.eval.seed)?;
     Ok(examine(&mut *model, &tasks, &config.rollout, Extent::Training, None))
 }
 

@@ -13,7 +13,8 @@ use crate::args::{GenerationArgs, ModelArgs};
 /// The settings of a command. Later layers override earlier ones: sampling defaults of the model, preset, `--config`, `--set`,
 /// flags.
 ///
-/// Without `--preset`, the preset is that of the benchmark; without one, the settings are those of the paper.
+/// Without `--preset`, the preset is that of the benchmark, or else that of the benchmark of the model; without either, the settings
+/// are those of the paper.
 pub(crate) struct Settings {
     preset: Option<String>,
     user: toml::Table,
@@ -62,8 +63,8 @@ impl Settings {
     /// The settings for a loaded model.
     pub(crate) fn config(&self, card: &ModelCard) -> Result<RunConfig> {
         let chosen = self.user.get("benchmark").and_then(|options| options.get("name")?.as_str());
-        let benchmark = chosen.or(card.benchmark.as_deref());
-        let preset = benchmark.and_then(|name| unirl_benchmarks::preset(name, card));
+        let preset = |benchmark| unirl_benchmarks::preset(benchmark, card);
+        let preset = chosen.and_then(preset).or_else(|| card.benchmark.as_deref().and_then(preset));
         self.over_preset(sampling_defaults(card)?, self.preset.as_deref().or(preset))
     }
 

@@ -460,8 +460,7 @@ fn training_on_geneval_is_measured_by_its_judge() {
         }
     }
     assert!(run.join("samples/trained.png").is_file());
-    // The benchmark is not that of the model, so the preset `tiles` does not apply.
-    assert!(read("config.toml").contains("name = \"geneval\"") && !read("config.toml").contains("preset"));
+    assert!(read("config.toml").contains("name = \"geneval\""));
     let resumed = common::unirl(["train", "--resume", "run", "--steps=3", "--allow-change"]);
     let resumed = common::format_output(&{ resumed }.current_dir(home).output().unwrap());
     assert!(resumed.starts_with("exit: 0"), "{resumed}");

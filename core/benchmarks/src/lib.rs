@@ -37,7 +37,7 @@ pub trait Benchmark {
     fn test_tasks(&self, per_category: usize, seed: u64) -> Result<Vec<Task>>;
 
     /// Returns the judge of images.
-    fn images(&self) -> &dyn ImageJudge;
+    fn image_judge(&self) -> &dyn ImageJudge;
 
     /// Returns the images for pretraining a fresh model; `None` if the benchmark has none.
     fn pretraining(&self) -> Option<&dyn PretrainingData> {
@@ -60,7 +60,7 @@ pub fn preset(benchmark: &str, card: &ModelCard) -> Option<&'static str> {
 
 /// Returns `per_category` prompts of every category for the checks of a model: those of the tiles benchmark for its models, else
 /// prompts about everyday objects.
-pub fn check_tasks(card: &ModelCard, per_category: usize, seed: u64) -> Result<Vec<Task>> {
+pub fn conformance_tasks(card: &ModelCard, per_category: usize, seed: u64) -> Result<Vec<Task>> {
     if card.benchmark.as_deref() == Some(tiles::NAME) {
         return tiles::Tiles.test_tasks(per_category, seed);
     }

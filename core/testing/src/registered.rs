@@ -8,7 +8,7 @@ use unirl::error::{Code, Result};
 use unirl::model::{Checkpoint, ModelSource, UnifiedModel};
 use unirl::reward::RewardFunction;
 use unirl_benchmarks::tiles::Tiles;
-use unirl_benchmarks::{Benchmark as _, check_tasks};
+use unirl_benchmarks::{Benchmark as _, conformance_tasks};
 use unirl_engine::algorithms::Rollout;
 use unirl_engine::config::EvalOptions;
 use unirl_engine::memory;
@@ -33,7 +33,7 @@ pub fn run_model_checks(
     let source = |checkpoint, seed, dry| ModelSource { checkpoint, device, seed, dry };
     let mut findings =
         vec![unknown_option(|options| make(options, &source(Checkpoint::Fresh, 1, true)).map(drop))];
-    let tasks = check_tasks(model.card(), 1, EvalOptions::default().seed)?;
+    let tasks = conformance_tasks(model.card(), 1, EvalOptions::default().seed)?;
     let rollout = Rollout { images: model.card().sampling.clone(), ..Rollout::default() };
     let mut load = |dir: &Path| make(options, &source(Checkpoint::Folder(dir.into()), 2, false));
     findings.extend(examine(model, &tasks, &rollout, Extent::Full, Some(&mut load)));

@@ -83,7 +83,7 @@ impl Benchmark for Geneval {
         Ok(chosen.into_iter().map(|index| self.tests[index].clone()).collect())
     }
 
-    fn images(&self) -> &dyn ImageJudge {
+    fn image_judge(&self) -> &dyn ImageJudge {
         &self.judge
     }
 
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(error.message(), "benchmark `geneval` has no training prompts of `two_object`");
         let task = benchmark.sample(Category::Colors, &mut rng).unwrap();
         let pixels = Tensor::zeros([1, 3, 8, 8], (tch::Kind::Float, tch::Device::Cpu));
-        let verdict = benchmark.images().judge(&[task], &pixels).unwrap().remove(0);
+        let verdict = benchmark.image_judge().judge(&[task], &pixels).unwrap().remove(0);
         assert!(!verdict.strict && verdict.reason.contains("expected"), "{}", verdict.reason);
     }
 }

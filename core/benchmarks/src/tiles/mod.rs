@@ -73,7 +73,7 @@ impl Benchmark for Tiles {
             .collect()
     }
 
-    fn images(&self) -> &dyn ImageJudge {
+    fn image_judge(&self) -> &dyn ImageJudge {
         self
     }
 

@@ -83,7 +83,7 @@ impl<'a> Evaluation<'a> {
         batch: usize,
         seed: u64,
     ) -> Self {
-        Self { tasks, images: benchmark.images(), answers: &Exact, rollout, batch, seed }
+        Self { tasks, images: benchmark.image_judge(), answers: &Exact, rollout, batch, seed }
     }
 
     /// The number of parts.

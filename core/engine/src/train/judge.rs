@@ -19,7 +19,7 @@ impl Trainer<'_> {
     ) -> Result<()> {
         let Some(benchmark) = self.source.benchmark() else { return Ok(()) };
         let pixels = algorithms::pixels(self.model, &outcome.images, &self.rollout)?;
-        let verdicts = benchmark.images().judge(tasks, &pixels)?;
+        let verdicts = benchmark.image_judge().judge(tasks, &pixels)?;
         let mut strict_correct = 0;
         let mut false_positives: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new(); // passed, incorrect
         for ((task, verdict), reward) in tasks.iter().zip(verdicts).zip(&outcome.rewards) {

@@ -43,7 +43,7 @@ pub(super) fn save(
     let answers = iteration.answer(&images)?;
     let rewards = iteration.score(&images, &answers)?.rewards;
     let pixels = algorithms::pixels(trainer.model, &images, &rollout)?;
-    let judge = trainer.source.benchmark().map(Benchmark::images);
+    let judge = trainer.source.benchmark().map(Benchmark::image_judge);
     let verdicts = judge.map(|judge| judge.judge(&tasks, &pixels)).transpose()?;
     let samples = Samples {
         pixels: &pixels,
