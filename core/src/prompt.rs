@@ -52,7 +52,7 @@ impl Category {
     }
 
     /// Returns the number of kinds of objects in a spec.
-    #[doc(hidden)]
+    #[doc(hidden)] // for the host
     pub fn objects(self) -> usize {
         match self {
             Category::SingleObject | Category::Counting | Category::Colors => 1,
@@ -67,7 +67,7 @@ impl Category {
     }
 
     /// Whether the specs have colours.
-    #[doc(hidden)]
+    #[doc(hidden)] // for the host
     pub fn names_colors(self) -> bool {
         matches!(self, Category::Colors | Category::ColorAttr)
     }

@@ -59,7 +59,7 @@ impl Images {
     }
 
     /// Concatenates batches in order. A tensor that one of them lacks is dropped.
-    #[doc(hidden)]
+    #[doc(hidden)] // for the host
     pub fn cat(mut batches: Vec<Self>) -> Self {
         if batches.len() == 1 {
             return batches.remove(0);
@@ -112,7 +112,7 @@ impl Answers {
     }
 
     /// Concatenates batches in order, padded to the longest answer.
-    #[doc(hidden)]
+    #[doc(hidden)] // for the host
     pub fn cat(mut batches: Vec<Self>) -> Self {
         if batches.len() == 1 {
             return batches.remove(0);

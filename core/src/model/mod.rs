@@ -205,7 +205,7 @@ pub trait TrainableTokenizer {
 /// The host's calls of optional traits.
 impl dyn UnifiedModel + '_ {
     /// Calls [`MemoryEstimate::footprint`]. Errors with [`Code::Unsupported`] if the model does not estimate its memory.
-    #[doc(hidden)]
+    #[doc(hidden)] // for the host
     pub fn footprint(&self, workload: &Workload) -> Result<Footprint> {
         let missing = || format!("model `{}` does not support memory estimation", self.card().name);
         let model = self.memory_estimate().ok_or_else(|| Error::new(Code::Unsupported, missing()))?;
@@ -213,7 +213,7 @@ impl dyn UnifiedModel + '_ {
     }
 
     /// Calls [`TrainableTokenizer::tokenizer_loss`]. Errors with [`Code::Unsupported`] if the image tokenizer cannot be trained.
-    #[doc(hidden)]
+    #[doc(hidden)] // for the host
     pub fn tokenizer_loss(&self, pixels: &Tensor, progress: f64) -> Result<Tensor> {
         let missing = || format!("the image tokenizer of `{}` cannot be trained", self.card().name);
         let model = self.trainable_tokenizer().ok_or_else(|| Error::new(Code::Unsupported, missing()))?;
