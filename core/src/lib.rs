@@ -88,13 +88,14 @@ pub mod prelude {
     pub use crate::model::{
         Answers, BatchSlice, Checkpoint, Cost, Footprint, ImageDecoding, ImageLogits, ImageSampling,
         ImageSpace, Images, Masking, MemoryEstimate, Mode, ModelCard, ModelSource, Parameter, ParameterGroup,
-        Policy, ReferencePolicy, Scoring, TextSampling, TokenLogp, TrainableTokenizer, UnifiedModel,
-        Workload,
+        Policy, Scoring, TextSampling, TokenLogp, TrainableTokenizer, UnifiedModel, Workload,
     };
     #[doc(no_inline)]
     pub use crate::prompt::{Category, Object, PromptSpec, Relation};
     #[doc(no_inline)]
     pub use crate::reward::{Reward, RewardFunction, Sample};
+    #[doc(no_inline)]
+    pub use crate::weights::ReferencePolicy;
     #[doc(no_inline)]
     pub use tch::{self, Device, Kind, Tensor};
 }

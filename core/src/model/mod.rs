@@ -6,7 +6,6 @@ mod batch;
 mod card;
 mod footprint;
 mod masking;
-mod reference;
 mod sampling;
 
 use std::path::{Path, PathBuf};
@@ -21,7 +20,6 @@ pub use batch::{Answers, Images};
 pub use card::{ImageDecoding, ImageSpace, ModelCard};
 pub use footprint::{Cost, Footprint, MemoryEstimate, Workload};
 pub use masking::{ImageLogits, Masking, Scoring, TokenLogp};
-pub use reference::ReferencePolicy;
 pub use sampling::{ImageSampling, TextSampling};
 
 /// The task that a parameter serves.
@@ -125,7 +123,7 @@ pub trait UnifiedModel: Send {
     /// Returns all weights in a fixed order. The tensors are leaves that share storage and `.grad` with the model.
     fn parameters(&self) -> Result<Vec<Parameter>>;
 
-    /// Copies the current weights as [`Policy::Reference`]; [`ReferencePolicy`] does so for a network.
+    /// Copies the current weights as [`Policy::Reference`]; [`ReferencePolicy`](crate::weights::ReferencePolicy) does so for a network.
     fn freeze_reference(&mut self) -> Result<()>;
 
     /// Generates one image per prompt, without gradient. A masked model fills `revealed_at`.

@@ -5,6 +5,7 @@
 //! [`Store::fresh`] initializes them randomly.
 
 mod map;
+mod reference;
 mod store;
 mod wrappers;
 
@@ -20,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
 
+pub use reference::ReferencePolicy;
 pub use store::{Init, Store};
 pub use unirl_base::json::read as read_json;
 

@@ -5,9 +5,10 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
-    MemoryEstimate, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, ReferencePolicy, TextSampling,
-    TokenLogp, TrainableTokenizer, UnifiedModel, Workload,
+    MemoryEstimate, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp,
+    TrainableTokenizer, UnifiedModel, Workload,
 };
+use unirl::weights::ReferencePolicy;
 use unirl::{Error, Result};
 use unirl_layers::answering::{EmbeddedRows, Questions, encode_answers};
 use unirl_layers::decoding::{GeneratedText, SampledTokens, SamplingChoice};

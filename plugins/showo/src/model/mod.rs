@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use unirl::model::{
     Answers, BatchSlice, Footprint, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking,
-    MemoryEstimate, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, ReferencePolicy, TextSampling,
-    TokenLogp, TrainableTokenizer, UnifiedModel, Workload,
+    MemoryEstimate, ModelCard, ModelSource, Parameter, ParameterGroup, Policy, TextSampling, TokenLogp,
+    TrainableTokenizer, UnifiedModel, Workload,
 };
-use unirl::weights::Store;
+use unirl::weights::{ReferencePolicy, Store};
 use unirl::{Error, Result};
 use unirl_layers::answering::encode_answers;
 use unirl_layers::decoding::GeneratedText;

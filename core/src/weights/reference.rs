@@ -2,12 +2,12 @@
 
 use tch::Tensor;
 
-use super::Policy;
+use super::Store;
 use crate::error::{Error, Result};
-use crate::weights::Store;
+use crate::model::Policy;
 
 /// The frozen copy of a network `T`, for [`Policy::Reference`]. A model makes it in
-/// [`UnifiedModel::freeze_reference`](super::UnifiedModel::freeze_reference) and scores under a policy with [`Self::run`].
+/// [`UnifiedModel::freeze_reference`](crate::model::UnifiedModel::freeze_reference) and scores under a policy with [`Self::run`].
 #[derive(Debug)]
 pub struct ReferencePolicy<T>(Option<T>);
 
