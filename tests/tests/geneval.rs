@@ -454,9 +454,11 @@ fn training_on_geneval_is_measured_by_its_judge() {
     for name in ["eval/base.json", "eval/trained.json"] {
         let receipt: Value = serde_json::from_str(&read(name)).unwrap();
         assert_eq!(receipt["plan"]["image_judge"], "geneval by `tiles`");
-        assert_eq!(receipt["tasks"].as_array().unwrap().len(), 6);
-        for task in receipt["tasks"].as_array().unwrap() {
-            assert!(tests.iter().any(|test| test.prompt == task["prompt"]), "{task}");
+        let verdicts = receipt["verdicts"].as_array().unwrap();
+        assert_eq!(verdicts.len(), 6);
+        for verdict in verdicts {
+            let prompt = &verdict["task"]["prompt"];
+            assert!(tests.iter().any(|test| test.prompt == *prompt), "{prompt}");
         }
     }
     assert!(run.join("samples/trained.png").is_file());
@@ -497,6 +499,7 @@ fn benchmark_errors_name_what_is_missing() {
             arguments.iter().map(|one: &String| one.replace(&metadata, "[METADATA]")).collect();
         outcomes += &format!("$ unirl {}\n{}\n", shown.join(" "), printed.replace(&metadata, "[METADATA]"));
     }
+    assert!(!home.path().join("run").exists());
     assert_snapshot!(outcomes);
 }
 

@@ -39,6 +39,9 @@ pub trait Benchmark {
     /// Returns the judge of images.
     fn image_judge(&self) -> &dyn ImageJudge;
 
+    /// Whether the judge has reference images, without which only generation is measured.
+    fn has_references(&self) -> bool;
+
     /// Returns the images for pretraining a fresh model; `None` if the benchmark has none.
     fn pretraining(&self) -> Option<&dyn PretrainingData> {
         None

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use unirl::error::{Error, Result};
+use unirl::error::Result;
 use unirl::model::{Mode, UnifiedModel};
 use unirl::prompt::Category;
 use unirl_base::seed;
@@ -71,12 +71,6 @@ impl<'a> DriftMonitor<'a> {
         let Some((benchmark, tasks)) = tasks(benchmark, config)? else { return Ok(None) };
         let base = evaluate(benchmark, &tasks, config, model)?;
         let best = chosen(&base, config);
-        if best.is_none() {
-            let (figure, name) = (&config.eval.best, benchmark.name());
-            return Err(Error::usage(format!("`eval.best`: benchmark `{name}` does not measure `{figure}`")).hint(
-                "choose another figure, or give reference images: `benchmark.references` and `benchmark.results`",
-            ));
-        }
         let state = DriftState { base, best, best_step: None, fallen: BTreeSet::new(), rollbacks: 0 };
         let rolls_back = config.eval.on_regression == RegressionAction::Rollback;
         let weights = if rolls_back { update.weights() } else { Vec::new() };

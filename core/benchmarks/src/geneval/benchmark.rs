@@ -87,6 +87,10 @@ impl Benchmark for Geneval {
         &self.judge
     }
 
+    fn has_references(&self) -> bool {
+        self.judge.has_references()
+    }
+
     fn warnings(&self) -> Vec<String> {
         self.judge.warnings()
     }

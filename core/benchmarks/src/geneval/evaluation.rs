@@ -64,6 +64,10 @@ impl GenevalJudge {
         Ok(Self { name, detector, prompts, vocabulary, thresholds, counts, references: None })
     }
 
+    pub(super) fn has_references(&self) -> bool {
+        self.references.is_some()
+    }
+
     /// Returns the objects and colours of the prompts.
     pub(super) fn objects(&self) -> ObjectList {
         let ten = ObjectList::everyday().colors;

@@ -77,6 +77,10 @@ impl Benchmark for Tiles {
         self
     }
 
+    fn has_references(&self) -> bool {
+        true
+    }
+
     fn pretraining(&self) -> Option<&dyn PretrainingData> {
         Some(self)
     }

@@ -54,6 +54,16 @@ impl RunSetup<'_> {
         if self.benchmark.is_none() && (config.eval.prompts > 0 || config.eval.every > 0) {
             return Err(no_benchmark(card).hint("train without an evaluation: `--set eval.prompts=0`"));
         }
+        let Some(benchmark) = self.benchmark.filter(|benchmark| !benchmark.has_references()) else {
+            return Ok(());
+        };
+        if config.eval.every > 0 && config.eval.best != "t2i" {
+            let (figure, name) = (&config.eval.best, benchmark.name());
+            return Err(Error::usage(format!("`eval.best`: benchmark `{name}` does not measure `{figure}`"))
+                .hint(
+                    "choose `t2i`, or give reference images: `benchmark.references` and `benchmark.results`",
+                ));
+        }
         Ok(())
     }
 }
