@@ -61,9 +61,10 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed={}", example.display());
     let source = fs::read_to_string(example).unwrap_or_else(|error| panic!("{}: {error}", example.display()));
-    // A module cannot have inner documentation here, and the crate exports one plugin.
+    // A module cannot have inner documentation here, the crate exports one plugin, and the tests are those of the example.
     let source: String = source
         .lines()
+        .take_while(|line| *line != "#[cfg(test)]")
         .filter(|line| !line.starts_with("//!") && !line.starts_with("unirl::export_plugin!"))
         .map(|line| format!("{line}\n"))
         .collect();
