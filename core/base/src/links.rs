@@ -1,9 +1,11 @@
 //! Links to directories, also on file systems without links.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context as _, Result};
+use crate::input::is_unsupported;
 
 /// Makes `place` a symbolic link to the directory `target`, which is absolute or relative to the directory of `place`. On a file
 /// system without links, `place` becomes a small file that holds `target`. An existing link or file is replaced atomically.
@@ -14,9 +16,16 @@ pub fn link(target: &Path, place: &Path) -> Result<()> {
     let _ = fs::remove_file(&next);
     if let Err(error) = std::os::unix::fs::symlink(target, &next) {
         tracing::debug!("writing a file instead of a link to `{}`: {error}", target.display());
-        fs::write(&next, format!("{}\n", target.display())).context(context)?;
+        write_synced(&next, &format!("{}\n", target.display())).context(context)?;
     }
     fs::rename(&next, place).context(context)
+}
+
+/// Writes a file to the disk, where the file system can: an empty link file after a power failure would name its own directory.
+fn write_synced(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all().or_else(|error| if is_unsupported(&error) { Ok(()) } else { Err(error) })
 }
 
 /// Returns the target of a small file that [`link`] wrote; otherwise `path` itself.
