@@ -20,7 +20,6 @@ pub fn open(
     card: &ModelCard,
     plugins: &mut Plugins,
 ) -> Result<Option<Box<dyn Benchmark>>> {
-    options.check()?;
     let benchmark: Box<dyn Benchmark> = match options.name.as_deref().or(card.benchmark.as_deref()) {
         Some(tiles::NAME) => Box::new(Tiles),
         Some(geneval::NAME) => Box::new(open_geneval(options, card, plugins)?),

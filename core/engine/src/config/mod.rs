@@ -99,7 +99,7 @@ impl BenchmarkOptions {
     }
 
     /// Errors for an unknown benchmark, and for options that belong to another benchmark or lack others.
-    pub fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let name = self.name.as_deref();
         if let Some(name) = name.filter(|name| !unirl_benchmarks::NAMES.contains(name)) {
             return Err(unknown_name("benchmark", name, &unirl_benchmarks::NAMES));

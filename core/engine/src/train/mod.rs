@@ -50,7 +50,9 @@ impl RunSetup<'_> {
     pub fn check(&self) -> Result<()> {
         let (config, card) = (self.config, self.model.card());
         algorithms::check_fits(algorithms::find(&config.optimizer.name)?, card)?;
-        TaskSource::new(&config.train, self.benchmark, card)?;
+        if self.benchmark.is_none() && config.train.prompts_file.is_none() {
+            return Err(tasks::no_prompts(card));
+        }
         if self.benchmark.is_none() && (config.eval.prompts > 0 || config.eval.every > 0) {
             return Err(no_benchmark(card).hint("train without an evaluation: `--set eval.prompts=0`"));
         }
@@ -89,11 +91,12 @@ pub fn train(
         check_base(from, &base)?;
     }
     let interrupted = |when: &str| interruption(run_dir, when);
-    let overlap = overlap(benchmark, config, setup.model.card())?;
+    let source = TaskSource::new(&config.train, benchmark, setup.model.card())?;
+    let overlap = overlap(&source, benchmark, config)?;
 
     // Evaluate the base model before the weights of a checkpoint replace its own.
     let before = evaluate(setup.model, Some(&base), (benchmark, config, None), run_dir, "base", watch)?;
-    let mut trainer = Trainer::new(setup)?;
+    let mut trainer = Trainer::new(setup, source)?;
     let samples = config.eval.samples_per_prompt > 0 && (options.sample_every > 0 || config.eval.prompts > 0);
     if samples && !run_dir.root().join("samples/base.png").is_file() {
         samples::save(&mut trainer, &config.eval, run_dir, "base")?;
@@ -104,7 +107,7 @@ pub fn train(
         None => DriftMonitor::new(trainer.model, benchmark, config, &trainer.update)?,
         Some(state) => {
             // With other evaluation settings, the saved state of the monitor is invalid.
-            let valid = state.config.eval == config.eval;
+            let valid = state.config.eval == config.eval && state.config.benchmark == config.benchmark;
             let fresh = if valid {
                 None
             } else {
@@ -194,12 +197,16 @@ pub fn train(
 }
 
 /// Returns the number of evaluation tasks that the run trains on, if any, and logs a warning.
-fn overlap(benchmark: Option<&dyn Benchmark>, config: &RunConfig, card: &ModelCard) -> Result<Option<usize>> {
+fn overlap(
+    source: &TaskSource<'_>,
+    benchmark: Option<&dyn Benchmark>,
+    config: &RunConfig,
+) -> Result<Option<usize>> {
     let options = &config.eval;
     let path = config.train.prompts_file.as_deref().filter(|_| options.prompts > 0);
     let (Some(path), Some(benchmark)) = (path, benchmark) else { return Ok(None) };
     let evaluated = benchmark.test_tasks(options.prompts, options.seed)?;
-    let count = TaskSource::new(&config.train, Some(benchmark), card)?.overlap(&evaluated);
+    let count = source.overlap(&evaluated);
     if count == 0 {
         return Ok(None);
     }
@@ -218,7 +225,8 @@ fn overlap(benchmark: Option<&dyn Benchmark>, config: &RunConfig, card: &ModelCa
 /// Repeats the step after `state` and returns its metrics or its error. The weights of the model are overwritten.
 pub fn replay(setup: RunSetup<'_>, state: &TrainingState) -> Result<BTreeMap<String, f64>> {
     check_base(state, &ModelFingerprint::new(setup.model, &setup.config.model.plugin)?)?;
-    let mut trainer = Trainer::new(setup)?;
+    let source = TaskSource::new(&setup.config.train, setup.benchmark, setup.model.card())?;
+    let mut trainer = Trainer::new(setup, source)?;
     trainer.resume(state)?;
     let mut result = trainer.step(state.step + 1)?;
     trainer.judge(&result.tasks, &result.outcome, &mut result.metrics)?;

@@ -40,12 +40,11 @@ pub(super) struct StepResult {
 
 impl<'a> Trainer<'a> {
     /// Freezes the current weights as the reference policy.
-    pub(super) fn new(setup: RunSetup<'a>) -> Result<Self> {
-        let RunSetup { model, rules, answer_rules, benchmark, config } = setup;
+    pub(super) fn new(setup: RunSetup<'a>, source: TaskSource<'a>) -> Result<Self> {
+        let RunSetup { model, rules, answer_rules, config, .. } = setup;
         let entry = algorithms::find(&config.optimizer.name)?;
         algorithms::check_fits(entry, model.card())?;
         let algorithm = config.algorithm(entry)?;
-        let source = TaskSource::new(&config.train, benchmark, model.card())?;
         model.freeze_reference()?;
         let (frozen, weights): (Vec<Parameter>, Vec<Parameter>) = model
             .parameters()?

@@ -25,14 +25,7 @@ impl<'a> TaskSource<'a> {
         match (&options.prompts_file, benchmark) {
             (Some(path), _) => Ok(Self::File(read_jsonl(path.as_ref())?)),
             (None, Some(benchmark)) => Ok(Self::Generated(benchmark)),
-            (None, None) => Err(Error::usage(format!(
-                "`train.prompts_file` is required for `{}` at {1}x{1}",
-                card.name, card.resolution
-            ))
-            .hint(
-                "give a prompts file, such as `examples/tasks.jsonl`: `--set train.prompts_file=FILE`; `unirl prompts` writes one",
-            )
-            .hint("or train on the prompts of a benchmark: `--benchmark geneval`")),
+            (None, None) => Err(no_prompts(card)),
         }
     }
 
@@ -79,4 +72,13 @@ impl<'a> TaskSource<'a> {
             Self::File(tasks) => Ok(tasks.iter().take(Category::ALL.len()).cloned().collect()),
         }
     }
+}
+
+/// The error of a run without prompts: it has neither a prompts file nor a benchmark.
+pub(super) fn no_prompts(card: &ModelCard) -> Error {
+    Error::usage(format!("`train.prompts_file` is required for `{}` at {1}x{1}", card.name, card.resolution))
+        .hint(
+            "give a prompts file, such as `examples/tasks.jsonl`: `--set train.prompts_file=FILE`; `unirl prompts` writes one",
+        )
+        .hint("or train on the prompts of a benchmark: `--benchmark geneval`")
 }
