@@ -136,14 +136,17 @@ fn reward(plugins: &mut Plugins, rule: &WeightedReward) -> Result<Box<dyn Reward
     }
 }
 
-/// The SHA-256 of every input file of a run other than settings and weights, by its role: prompts, rule files, reward programs
-/// and their arguments that are files, and plugins. The roles are stored in checkpoints: never change them.
+/// The SHA-256 of every input file of a run other than settings and weights, by its role: prompts, files of the benchmark, rule
+/// files, reward programs and their arguments that are files, and plugins. The roles are stored in checkpoints: never change them.
 pub(crate) fn inputs(plugins: &mut Plugins, config: &RunConfig) -> Result<BTreeMap<String, String>> {
     let plugin = plugins.load(&config.model.plugin)?;
     let mut files = vec![(format!("plugin `{}`", plugin.name), plugin.path.clone())];
     files.extend(
         config.train.prompts_file.iter().map(|tasks| (format!("`train.tasks` `{tasks}`"), tasks.into())),
     );
+    for (key, path) in [("metadata", &config.benchmark.metadata), ("results", &config.benchmark.results)] {
+        files.extend(path.iter().map(|path| (format!("`benchmark.{key}` `{path}`"), path.into())));
+    }
     for rule in config.reward.rules.iter().chain(config.reward.answer_rules.iter().flatten()) {
         match RewardSource::of(&rule.name) {
             RewardSource::Program(line) => {
