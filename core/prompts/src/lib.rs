@@ -8,6 +8,7 @@ mod jsonl;
 mod lexicon;
 mod objects;
 mod parse;
+mod questions;
 pub mod rng;
 mod template;
 mod templates;

@@ -70,6 +70,18 @@ struct Sentences {
     /// The reference answer.
     #[serde(rename = "truth")]
     reference_answer: String,
+    /// The same question in other words, for `reward.questions`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    paraphrases: Vec<String>,
+}
+
+/// The parsed templates of a category.
+#[derive(Debug, Clone)]
+struct CategoryTemplates {
+    prompt: Template,
+    question: Template,
+    reference_answer: Template,
+    paraphrases: Vec<Template>,
 }
 
 /// The prompt templates of all categories.
@@ -77,7 +89,7 @@ struct Sentences {
 pub struct PromptTemplates {
     plurals: Plurals,
     relations: Relations,
-    sentences: Vec<[Template; 3]>,
+    sentences: Vec<CategoryTemplates>,
 }
 
 impl PromptTemplates {
@@ -143,11 +155,12 @@ impl PromptTemplates {
                 }
                 Ok(template)
             };
-            Ok([
-                template(&sentences.prompt)?,
-                template(&sentences.question)?,
-                template(&sentences.reference_answer)?,
-            ])
+            Ok(CategoryTemplates {
+                prompt: template(&sentences.prompt)?,
+                question: template(&sentences.question)?,
+                reference_answer: template(&sentences.reference_answer)?,
+                paraphrases: sentences.paraphrases.iter().map(template).collect::<Result<_>>()?,
+            })
         });
         Ok(Self {
             plurals: file.plurals,
@@ -158,7 +171,11 @@ impl PromptTemplates {
 
     /// Returns the words of the templates outside of placeholders.
     pub fn words(&self) -> Vec<String> {
-        let segments = self.sentences.iter().flatten().flat_map(Template::segments);
+        let templates = self.sentences.iter().flat_map(|sentences| {
+            let CategoryTemplates { prompt, question, reference_answer, paraphrases } = sentences;
+            [prompt, question, reference_answer].into_iter().chain(paraphrases)
+        });
+        let segments = templates.flat_map(Template::segments);
         let texts = segments.filter_map(|segment| match segment {
             Segment::Text(text) => Some(text),
             Segment::Slot(_) => None,
@@ -179,16 +196,35 @@ impl PromptTemplates {
 
     /// Returns the task of a spec, which must be valid for its category.
     pub fn task(&self, spec: PromptSpec) -> Task {
-        let relation = |relation| self.relation(relation);
-        let spelling = Spelling { plurals: self.plurals, relation: &relation };
-        let [prompt, question, reference_answer] = &self.sentences[spec.category as usize];
+        let sentences = &self.sentences[spec.category as usize];
         Task {
-            prompt: prompt.fill(&spec, &spelling),
-            question: question.fill(&spec, &spelling),
-            reference_answer: reference_answer.fill(&spec, &spelling),
+            prompt: self.fill(&sentences.prompt, &spec),
+            question: self.fill(&sentences.question, &spec),
+            reference_answer: self.fill(&sentences.reference_answer, &spec),
             keywords: self.keywords(&spec),
             spec,
         }
+    }
+
+    /// Returns the question about a spec, then its paraphrases.
+    pub fn questions(&self, spec: &PromptSpec) -> Vec<String> {
+        let sentences = &self.sentences[spec.category as usize];
+        let questions = std::iter::once(&sentences.question).chain(&sentences.paraphrases);
+        questions.map(|question| self.fill(question, spec)).collect()
+    }
+
+    /// Returns the shipped templates that the question and the reference answer of a task come from, if any.
+    pub fn of(task: &Task) -> Option<&'static Self> {
+        [Self::tiles(), Self::paper(), Self::evaluation()].into_iter().find(|templates| {
+            let reference_answer = &templates.sentences[task.spec.category as usize].reference_answer;
+            templates.questions(&task.spec).contains(&task.question)
+                && templates.fill(reference_answer, &task.spec) == task.reference_answer
+        })
+    }
+
+    fn fill(&self, template: &Template, spec: &PromptSpec) -> String {
+        let relation = |relation| self.relation(relation);
+        template.fill(spec, &Spelling { plurals: self.plurals, relation: &relation })
     }
 
     /// Returns the keywords of an answer, in the order of Table 2 of the paper.

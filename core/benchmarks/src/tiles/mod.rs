@@ -36,6 +36,10 @@ pub const TILE: usize = 8;
 /// The edge of an image in pixels.
 pub const SIDE: usize = GRID * TILE;
 
+/// The share of the questions of pretraining that are chosen among all questions about the facts of an image, so that a model
+/// also understands the question in other words and questions about a part of the facts.
+const OTHER_QUESTIONS: f64 = 0.4;
+
 /// The tiles benchmark.
 #[derive(Debug, Clone, Copy)]
 pub struct Tiles;
@@ -120,8 +124,11 @@ impl PretrainingData for Tiles {
         } else {
             TileGrid::sample(&task.spec, rng)?
         };
-        let answer = reference_answer(category, &grid);
-        Ok(Question { question: task.question, answer, image: grid.render() })
+        let mut questions = task.questions(usize::MAX);
+        let asked = if rng.chance(OTHER_QUESTIONS) { rng.below(questions.len()) } else { 0 };
+        let asked = questions.swap_remove(asked);
+        let answer = reference_answer(asked.spec.category, &grid);
+        Ok(Question { question: asked.question, answer, image: grid.render() })
     }
 
     fn same_content(&self, images: &Tensor, reconstructed: &Tensor) -> Result<f64> {
