@@ -46,7 +46,7 @@ fn score(args: &ScoreArgs) -> Result<String> {
     let rules = load(&args.search, &rules)?;
     let samples = read_records("stdin", &stdin()?, Record::sample)?;
     let mut text = String::new();
-    for Reward { score, max, parts, why } in &rewards(&rules, &samples)? {
+    for Reward { score, max, parts, why, .. } in &rewards(&rules, &samples)? {
         let line = Scored { reward: *score, max: *max, parts, why };
         text += &serde_json::to_string(&line).context(|| "cannot write a reward")?;
         text.push('\n');

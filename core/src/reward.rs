@@ -32,6 +32,9 @@ pub struct Reward {
     pub score: f64,
     /// The points of a perfect answer; 0 to abstain.
     pub max: f64,
+    /// The points from which an answer passes; `max` if there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass_at: Option<f64>,
     /// Points by component, such as `noun` or `color`; they need not add up to `score`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parts: BTreeMap<String, f64>,
@@ -56,9 +59,9 @@ impl Reward {
         self.max <= 0.0
     }
 
-    /// Whether the answer got full points.
+    /// Whether the answer got full points, or those of `pass_at`.
     pub fn passes(&self) -> bool {
-        !self.abstains() && self.score >= self.max
+        !self.abstains() && self.score >= self.pass_at.unwrap_or(self.max)
     }
 }
 

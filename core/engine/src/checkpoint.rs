@@ -44,6 +44,8 @@ pub struct TrainingState {
     pub inputs: BTreeMap<String, String>,
     /// The trainable weights and their moments.
     pub(crate) slots: Vec<SlotState>,
+    /// The moving average that reads images, in the order of `slots`; empty for other readers.
+    pub(crate) reader: Vec<Tensor>,
     /// The state of the drift monitor.
     pub(crate) drift: Option<DriftState>,
     /// The weights of the best step, to which the drift monitor may roll back, in the order of `slots`.
@@ -83,8 +85,10 @@ impl TrainingState {
                 tensors.push((format!("{part}/{}", slot.name), tensor.shallow_clone()));
             }
         }
-        for (slot, weight) in self.slots.iter().zip(&self.best) {
-            tensors.push((format!("best/{}", slot.name), weight.shallow_clone()));
+        for (part, weights) in [("reader", &self.reader), ("best", &self.best)] {
+            for (slot, weight) in self.slots.iter().zip(weights) {
+                tensors.push((format!("{part}/{}", slot.name), weight.shallow_clone()));
+            }
         }
         weights::write(&folder.join(TENSORS), &tensors, &[])?;
         let body = Body {
@@ -140,12 +144,13 @@ impl TrainingState {
             SlotState::from_tensors(name, *steps, |part| tensors.read(&format!("{part}/{name}")))
         };
         let slots = body.updates.iter().map(slot).collect::<Result<Vec<_>>>().context(damaged)?;
-        let best = if tensors.names().any(|name| name.starts_with("best/")) {
-            let best = slots.iter().map(|slot| tensors.read(&format!("best/{}", slot.name)));
-            best.collect::<Result<_>>().context(damaged)?
-        } else {
-            Vec::new()
+        let copies = |part: &str| -> Result<Vec<Tensor>> {
+            if !tensors.names().any(|name| name.starts_with(part)) {
+                return Ok(Vec::new());
+            }
+            slots.iter().map(|slot| tensors.read(&format!("{part}{}", slot.name))).collect()
         };
+        let (reader, best) = (copies("reader/").context(damaged)?, copies("best/").context(damaged)?);
         Ok(Self {
             step: body.step,
             // Options of algorithms are read as they were written, perhaps under former names.
@@ -155,6 +160,7 @@ impl TrainingState {
             stopped: body.stopped,
             inputs: body.inputs,
             slots,
+            reader,
             drift: body.drift,
             best,
         })
@@ -164,7 +170,7 @@ impl TrainingState {
     fn bytes(&self) -> u64 {
         let of = |tensor: &Tensor| tensor.numel() as u64 * tensor.kind().elt_size_in_bytes() as u64;
         let slots = self.slots.iter().flat_map(SlotState::tensors).map(|(_, tensor)| of(tensor)).sum::<u64>();
-        slots + self.best.iter().map(of).sum::<u64>()
+        slots + self.reader.iter().chain(&self.best).map(of).sum::<u64>()
     }
 }
 

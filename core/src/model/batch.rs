@@ -80,13 +80,23 @@ impl Images {
     /// Returns rows `start..start + len` of every tensor.
     #[must_use]
     pub fn narrow(&self, start: i64, len: i64) -> Self {
-        let rows = |tensor: &Tensor| tensor.narrow(0, start, len);
+        self.map(|tensor| tensor.narrow(0, start, len))
+    }
+
+    /// Returns the rows `index [R]`, i64, of every tensor.
+    #[must_use]
+    #[doc(hidden)] // for the host
+    pub fn index_select(&self, index: &Tensor) -> Self {
+        self.map(|tensor| tensor.index_select(0, index))
+    }
+
+    fn map(&self, rows: impl Fn(&Tensor) -> Tensor) -> Self {
         Self {
             tokens: rows(&self.tokens),
-            relaxed: self.relaxed.as_ref().map(rows),
-            revealed_at: self.revealed_at.as_ref().map(rows),
-            pixels: self.pixels.as_ref().map(rows),
-            logp: self.logp.as_ref().map(rows),
+            relaxed: self.relaxed.as_ref().map(&rows),
+            revealed_at: self.revealed_at.as_ref().map(&rows),
+            pixels: self.pixels.as_ref().map(&rows),
+            logp: self.logp.as_ref().map(&rows),
         }
     }
 }

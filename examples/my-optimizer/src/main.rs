@@ -67,7 +67,7 @@ impl Algorithm for MeanBaseline {
     }
 
     fn terms(&self) -> Terms<'_> {
-        Terms { image: None, answer: true, end_to_end: false, alternate: false }
+        Terms { image: None, answer: true, end_to_end: None, alternate: false }
     }
 }
 

@@ -26,14 +26,29 @@ use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::Kind;
+use tch::{Kind, Tensor};
 use unirl::error::Result;
-use unirl::model::{Images, Policy, TokenLogp};
+use unirl::model::{Answers, Images, Policy, Scoring, TokenLogp, UnifiedModel};
 
 use super::metrics::{add, reward_metrics};
 use super::objective::{self, Weighting};
-use super::{Algorithm, Decoupled, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
+use super::right_answers::RightAnswers;
+use super::straight_through::through;
+use super::{
+    Algorithm, Decoupled, ImageTerm, Iteration, MaskingKind, Outcome, Reading, RightAnswer, Scored,
+    StraightThrough, Terms, backward,
+};
 use crate::register_algorithm;
+
+/// The answers of the answer term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerKind {
+    /// Answers sampled by the model.
+    Sampled,
+    /// The right answers.
+    Right,
+}
 
 /// Options of `grpo`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -55,6 +70,24 @@ pub struct Grpo {
     /// `τ` of the straight-through Gumbel-softmax (eq. 7).
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub gumbel_temperature: f64,
+    /// The answers of the answer term: `sampled` by the model, as in the paper, and rewarded each; or the `right` ones, weighted by
+    /// the rewards of the images.
+    pub answers: AnswerKind,
+    /// For `answers = "right"`: `reference`, `likeliest` or `any`.
+    pub right_answer: RightAnswer,
+    /// How rewards become the weights of answers, if not by `weighting`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_weighting: Option<Weighting>,
+    /// The states in which images are fed back for the answer term. `remask`: masked at random and sampled again, as in the paper;
+    /// `reveal`: as they were sampled.
+    pub replay: MaskingKind,
+    /// For `replay = "reveal"`: the number of randomly chosen decoding steps per training step; 0 for all.
+    #[schemars(range(min = 0))]
+    pub reveal_steps: i64,
+    /// For `replay = "reveal"`: the distribution of the image tokens: `conditional`, `guided` or `guided-detached`.
+    pub scoring: Scoring,
+    /// Whether the answer term also changes the weights as those of the reader, as in the paper.
+    pub reader_gradient: bool,
     /// The log-likelihood of the generated image tokens, weighted by the same rewards.
     pub image: ImageTerm,
 }
@@ -68,6 +101,13 @@ impl Default for Grpo {
             answer_weight: 1.0,
             beta: 0.2,
             gumbel_temperature: 1.0,
+            answers: AnswerKind::Sampled,
+            right_answer: RightAnswer::Any,
+            answer_weighting: None,
+            replay: MaskingKind::Remask,
+            reveal_steps: 0,
+            scoring: Scoring::Guided,
+            reader_gradient: true,
             image: ImageTerm::default(),
         }
     }
@@ -92,59 +132,108 @@ impl Algorithm for Grpo {
 
         // 2. Addition to the paper: the image term, weighted by the rewards of the answers about the generated images.
         if self.image.coefficient > 0.0 {
-            let answers = iteration.answer(&generated)?;
-            let Scored { rewards, scores } = iteration.score(&generated, &answers)?; // [B]
+            let Reading { answers, scored: Scored { rewards, scores } } = iteration.read(&generated)?;
             reward_metrics(&rewards, &scores, group, &mut metrics);
             let started = Instant::now();
             let weights = self.weighting.weights(&scores, group, self.reward_temperature); // [B]
             self.image.accumulate(iteration, &generated, &weights, &mut metrics)?;
             iteration.phases.update += started.elapsed();
-            (answered, rewarded) = (answers.text, rewards);
+            (answered, rewarded) = (answers, rewards);
         }
 
         if self.answer_weight > 0.0 {
-            // 3. Re-mask the images and complete them by the straight-through Gumbel-softmax (eqs. 3, 7 and 8).
-            let mut completed = iteration.complete_all(&generated, self.gumbel_temperature)?; // ũ [B,N,K]
+            // 3. Feed the images back by the straight-through Gumbel-softmax (eqs. 3, 7 and 8).
+            let path = self.straight_through();
+            let joint = self.reader_gradient && self.answers == AnswerKind::Sampled;
+            let mut completed = match joint {
+                true => path.complete_all(iteration, &generated)?, // ũ [B,N,K]
+                false => path.tokens_of_all(iteration, &generated)?,
+            };
 
             // 4. Answer about the completed images, score the answers, and weigh them.
-            let answers = iteration.answer(&completed)?; // a [B,T]
-            let Scored { rewards, scores } = iteration.score(&completed, &answers)?; // r [B]
+            let (answers, text, Scored { rewards, scores }) = match self.answers {
+                AnswerKind::Sampled => {
+                    let answers = iteration.answer(&completed)?; // a [B,T]
+                    let scored = iteration.score(&completed, &answers)?; // r [B]
+                    (Some(answers.narrow(0, answers.tokens.size()[0])), answers.text, scored)
+                }
+                AnswerKind::Right => {
+                    let Reading { answers, scored } = iteration.read(&completed)?;
+                    (None, answers, scored)
+                }
+            };
             let started = Instant::now();
-            let weights = self.weighting.weights(&scores, group, self.reward_temperature); // w [B]
+            let weighting = self.answer_weighting.unwrap_or(self.weighting);
+            let weights = weighting.weights(&scores, group, self.reward_temperature); // w [B]
 
             // 5. The loss (eq. 5), micro-batch by micro-batch: gradients add up.
+            let tokens = match &answers {
+                Some(answers) => objective::token_count(&answers.mask),
+                None => {
+                    let right = RightAnswers::new(&*iteration.model, iteration.tasks)?;
+                    objective::token_count(&right.answers.mask)
+                }
+            };
             let questions = iteration.questions();
-            let tokens = objective::token_count(&answers.mask);
             for micro in iteration.micro_batches() {
+                let weights = weights.narrow(0, micro.first, micro.len); // [b]
+                let term = match &answers {
+                    Some(answers) => AnswerRows::Sampled {
+                        answers: answers.narrow(micro.first, micro.len),
+                        questions: &questions[micro.rows()],
+                    },
+                    None => AnswerRows::Right {
+                        right: RightAnswers::new(&*iteration.model, &iteration.tasks[micro.rows()])?,
+                        form: self.right_answer,
+                    },
+                };
+                // Policy term: a mean per sequence, weighted, averaged over the prompts.
+                let policy = |scored: &TokenLogp| {
+                    let per_sequence = term.per_sequence(scored); // [b]
+                    -(per_sequence * &weights).sum(Kind::Float) / micro.groups() * micro.share()
+                };
+                let read = if self.reader_gradient {
+                    None
+                } else {
+                    let images = completed.narrow(micro.first, micro.len);
+                    let loss = |model: &dyn UnifiedModel, images: &Images| {
+                        Ok(policy(&term.score(model, images, Policy::Current)?))
+                    };
+                    Some(iteration.token_gradient(&images, loss)?)
+                };
                 let images = match completed.relaxed.take() {
                     Some(relaxed) => Images {
                         relaxed: Some(relaxed),
                         ..Images::from_tokens(completed.tokens.shallow_clone())
                     },
-                    None => iteration.complete(&generated, micro, self.gumbel_temperature)?,
+                    None => path.complete(iteration, &generated, micro)?.0,
                 };
-                let questions = &questions[micro.rows()];
-                let answers = answers.narrow(micro.first, micro.len);
-                let weights = weights.narrow(0, micro.first, micro.len); // [b]
                 let model = &*iteration.model;
-                let TokenLogp { logp, mask } =
-                    model.answer_logp(&images, questions, &answers, Policy::Current)?; // [b,T]
-
-                // Policy term: a mean per sequence, weighted, averaged over the prompts.
-                let per_sequence = objective::mean_per_sequence(&logp, &mask); // [b]
-                let policy = -(per_sequence * weights).sum(Kind::Float) / micro.groups() * micro.share();
-                add(&mut metrics, "loss/answer", &policy);
-                let mut loss = policy;
+                let (mut loss, scored) = match &read {
+                    Some((loss, gradient)) => {
+                        add(&mut metrics, "loss/answer", loss);
+                        (through(&images, gradient), None)
+                    }
+                    None => {
+                        let scored = term.score(model, &images, Policy::Current)?;
+                        let loss = policy(&scored);
+                        add(&mut metrics, "loss/answer", &loss);
+                        (loss, Some(scored))
+                    }
+                };
 
                 // KL: a mean over all answer tokens of the batch.
                 if self.beta > 0.0 {
                     let hard = Images::from_tokens(images.tokens.shallow_clone());
-                    let reference =
-                        tch::no_grad(|| model.answer_logp(&hard, questions, &answers, Policy::Reference))?;
-                    let (k3, clamped) = objective::k3(&logp, &reference.logp); // [b,T]
-                    let kl = objective::mean_per_token(&k3, &mask);
-                    let clamped = objective::mean_per_token(&clamped, &mask);
-                    let token_share = objective::token_count(&answers.mask) / tokens;
+                    let scored = match scored {
+                        Some(scored) => scored,
+                        None => term.score(model, &hard, Policy::Current)?,
+                    };
+                    let reference = tch::no_grad(|| term.score(model, &hard, Policy::Reference))?;
+                    let (k3, clamped) = objective::k3(&scored.logp, &reference.logp); // [b,T]
+                    let kl = objective::mean_per_token(&k3, &scored.mask);
+                    let clamped = objective::mean_per_token(&clamped, &scored.mask);
+                    let token_share = objective::token_count(&scored.mask) / tokens;
                     add(&mut metrics, "kl/answer", &(&kl * token_share));
                     add(&mut metrics, "kl/answer_clamped", &(clamped * token_share));
                     loss += kl * (self.beta * token_share);
@@ -156,7 +245,7 @@ impl Algorithm for Grpo {
             // Without the image term, the completed images are the scored ones.
             if self.image.coefficient <= 0.0 {
                 reward_metrics(&rewards, &scores, group, &mut metrics);
-                (answered, rewarded) = (answers.text, rewards);
+                (answered, rewarded) = (text, rewards);
                 trained_on = Some(completed);
             }
         }
@@ -169,8 +258,42 @@ impl Algorithm for Grpo {
         Terms {
             image: (self.image.coefficient > 0.0).then_some(&self.image),
             answer: self.answer_weight > 0.0,
-            end_to_end: true,
+            end_to_end: Some(self.straight_through()),
             alternate: false,
+        }
+    }
+}
+
+impl Grpo {
+    fn straight_through(&self) -> StraightThrough {
+        StraightThrough {
+            temperature: self.gumbel_temperature,
+            replay: self.replay,
+            reveal_steps: self.reveal_steps,
+            scoring: self.scoring,
+        }
+    }
+}
+
+/// The answers of the answer term about a micro-batch.
+enum AnswerRows<'a> {
+    Sampled { answers: Answers, questions: &'a [String] },
+    Right { right: RightAnswers, form: RightAnswer },
+}
+
+impl AnswerRows<'_> {
+    fn score(&self, model: &dyn UnifiedModel, images: &Images, policy: Policy) -> Result<TokenLogp> {
+        match self {
+            Self::Sampled { answers, questions } => model.answer_logp(images, questions, answers, policy),
+            Self::Right { right, .. } => right.score(model, images, policy),
+        }
+    }
+
+    /// The mean log-likelihood per token of the answer about each image, `[b]`.
+    fn per_sequence(&self, scored: &TokenLogp) -> Tensor {
+        match self {
+            Self::Sampled { .. } => objective::mean_per_sequence(&scored.logp, &scored.mask),
+            Self::Right { right, form } => right.logp(scored, *form) / &right.lengths,
         }
     }
 }
@@ -181,7 +304,7 @@ mod tests {
 
     use super::*;
     use crate::algorithms::testing::{
-        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient,
+        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, two_groups, TestStep, assert_gradient,
         assert_metrics, policy_term,
     };
 
@@ -202,6 +325,7 @@ mod tests {
             beta,
             gumbel_temperature: GUMBEL_TAU,
             image,
+            ..Grpo::default()
         }
     }
 
@@ -226,7 +350,7 @@ mod tests {
         for (coefficient, beta) in [(1.0, 0.2), (0.1, 0.5), (0.5, 0.0), (2.0, 3.0)] {
             for micro_batch in MICRO_BATCHES {
                 let mut model = model();
-                let batch = TestStep { micro_batch, ..TWO_GROUPS };
+                let batch = TestStep { micro_batch, ..two_groups() };
                 let outcome = batch.accumulate(&grpo(coefficient, beta, ImageTerm::default()), &mut model);
                 let answers = answer_gradient(coefficient, beta);
                 let generation = end_to_end(answers) * GUMBEL_TAU;
@@ -266,7 +390,7 @@ mod tests {
                 for micro_batch in MICRO_BATCHES {
                     let image = ImageTerm { coefficient, beta: image_beta, ..ImageTerm::default() };
                     let mut model = model();
-                    let batch = TestStep { micro_batch, ..TWO_GROUPS };
+                    let batch = TestStep { micro_batch, ..two_groups() };
                     let outcome = batch.accumulate(&grpo(answer_weight, beta, image), &mut model);
                     let answers = answer_gradient(answer_weight, beta);
                     let generation = coefficient * (policy + image_beta * divergence) + end_to_end(answers);
@@ -304,7 +428,7 @@ mod tests {
     fn accumulate_without_image_term_logs_completed_images() {
         for micro_batch in MICRO_BATCHES {
             let mut model = answers_by_code();
-            let batch = TestStep { micro_batch, ..TWO_GROUPS };
+            let batch = TestStep { micro_batch, ..two_groups() };
             let outcome = batch.accumulate(&grpo(1.0, 0.2, ImageTerm::default()), &mut model);
             let metrics = &outcome.metrics;
             assert_eq!((metrics["reward/mean"], metrics["reward/informative"]), (1.0, 0.0));
@@ -320,7 +444,7 @@ mod tests {
     #[test]
     fn accumulate_with_image_term_logs_generated_images() {
         let image = ImageTerm { coefficient: 1.0, ..ImageTerm::default() };
-        let outcome = TWO_GROUPS.accumulate(&grpo(1.0, 0.2, image), &mut answers_by_code());
+        let outcome = two_groups().accumulate(&grpo(1.0, 0.2, image), &mut answers_by_code());
         assert_eq!((outcome.metrics["reward/mean"], outcome.metrics["reward/informative"]), (0.5, 1.0));
         assert_eq!(Vec::<i64>::try_from(outcome.images.tokens.select(1, 1)).unwrap(), [0, 1, 0, 1, 0, 1]);
         assert_eq!(outcome.answers, ["0", "1", "0", "1", "0", "1"]);
@@ -329,7 +453,7 @@ mod tests {
     #[test]
     fn accumulate_without_terms_has_no_gradients() {
         let mut model = model();
-        let outcome = TWO_GROUPS.accumulate(&grpo(0.0, 0.2, ImageTerm::default()), &mut model);
+        let outcome = two_groups().accumulate(&grpo(0.0, 0.2, ImageTerm::default()), &mut model);
         assert!(outcome.metrics.is_empty() && outcome.answers.is_empty() && outcome.rewards.is_empty());
         assert_eq!(model.gradients(), [None, None]);
     }

@@ -193,7 +193,7 @@ impl Algorithm for GrpoSplit {
         Terms {
             image: (self.image.coefficient > 0.0).then_some(&self.image),
             answer: self.answer_weight > 0.0,
-            end_to_end: false,
+            end_to_end: None,
             alternate: self.schedule == Schedule::Alternate,
         }
     }
@@ -207,7 +207,7 @@ mod tests {
     use crate::algorithms::Rollout;
     use crate::algorithms::passes;
     use crate::algorithms::testing::{
-        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TWO_GROUPS, TestStep, assert_gradient,
+        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, two_groups, TestStep, assert_gradient,
         assert_metrics, policy_term, prefers,
     };
     use crate::rewards::RewardSet;
@@ -232,7 +232,7 @@ mod tests {
         shuffle_rewards: bool,
     ) -> StepResult {
         let mut model = Halves::decoupled([[0.0; 2]; 2], [[0.0; 2]; 2]);
-        let batch = TestStep { prompts: 1, group: 2, step, answer_rules, shuffle_rewards, ..TWO_GROUPS };
+        let batch = TestStep { prompts: 1, group: 2, step, answer_rules, shuffle_rewards, ..two_groups() };
         let outcome = batch.accumulate(&self::options(options).unwrap(), &mut model);
         (model.gradients(), outcome.metrics)
     }
@@ -266,7 +266,7 @@ mod tests {
         {
             for micro_batch in MICRO_BATCHES {
                 let mut model = model();
-                let batch = TestStep { micro_batch, ..TWO_GROUPS };
+                let batch = TestStep { micro_batch, ..two_groups() };
                 let outcome = batch.accumulate(&split(Weighting::Softmax, answer, image), &mut model);
                 let [generation, answers] = model.gradients();
                 // Policy: −0.65 · ¼ + 0.35 · ¾ = 0.1. KL: (⅓ · ¼ + (−1) · (−¾)) / 2 = 5/12.
@@ -301,7 +301,7 @@ mod tests {
         let expected = -2.0 * a;
         for micro_batch in MICRO_BATCHES {
             let mut model = model();
-            let batch = TestStep { micro_batch, ..TWO_GROUPS };
+            let batch = TestStep { micro_batch, ..two_groups() };
             let outcome = batch.accumulate(&split(Weighting::Advantage, [1.0, 0.0], [1.0, 0.0]), &mut model);
             let [generation, answers] = model.gradients();
             assert_gradient("generation", generation, [expected, -expected]);

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use unirl::error::Result;
 use unirl::model::{ImageDecoding, Images, Masking, ModelCard, Policy, Scoring, TokenLogp};
 
@@ -48,6 +48,25 @@ pub enum MaskingKind {
     Remask,
     /// [`Masking::Reveal`].
     Reveal,
+}
+
+/// The number of states of an image that are scored together. Each branch of guidance counts.
+pub(super) fn states(
+    replay: MaskingKind,
+    reveal_steps: i64,
+    scoring: Scoring,
+    rollout: &Rollout,
+    card: &ModelCard,
+) -> i64 {
+    let branches = if scoring == Scoring::Conditional { 1 } else { 2 };
+    let steps = match (replay, card.image_decoding) {
+        (MaskingKind::Reveal, ImageDecoding::Masked) if reveal_steps > 0 => {
+            reveal_steps.min(rollout.images.steps)
+        }
+        (MaskingKind::Reveal, ImageDecoding::Masked) => rollout.images.steps,
+        _ => 1,
+    };
+    steps * branches
 }
 
 impl Default for ImageTerm {
@@ -101,15 +120,7 @@ impl ImageTerm {
 
     /// Returns the number of states of an image that are scored together. Each branch of guidance counts.
     pub(crate) fn states(&self, rollout: &Rollout, card: &ModelCard) -> i64 {
-        let branches = if self.scoring == Scoring::Conditional { 1 } else { 2 };
-        let steps = match (self.replay, card.image_decoding) {
-            (MaskingKind::Reveal, ImageDecoding::Masked) if self.reveal_steps > 0 => {
-                self.reveal_steps.min(rollout.images.steps)
-            }
-            (MaskingKind::Reveal, ImageDecoding::Masked) => rollout.images.steps,
-            _ => 1,
-        };
-        steps * branches
+        states(self.replay, self.reveal_steps, self.scoring, rollout, card)
     }
 
     fn masking(&self, iteration: &Iteration<'_>, micro: MicroBatch) -> Masking {
@@ -120,15 +131,7 @@ impl ImageTerm {
                 Masking::Remask { seed, part, scoring, guidance }
             }
             MaskingKind::Reveal => {
-                let total = iteration.rollout.images.steps;
-                let mut steps: Vec<i64> = (0..total).collect();
-                if self.reveal_steps > 0 && self.reveal_steps < total {
-                    tch::manual_seed(iteration.stream(Stream::Steps) as i64);
-                    let order = Tensor::randperm(total, (Kind::Int64, tch::Device::Cpu));
-                    steps = (0..self.reveal_steps).map(|i| order.int64_value(&[i])).collect();
-                    steps.sort_unstable();
-                }
-                Masking::Reveal { steps, scoring, guidance }
+                Masking::Reveal { steps: iteration.reveal_steps(self.reveal_steps), scoring, guidance }
             }
         }
     }

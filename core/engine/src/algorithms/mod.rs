@@ -13,9 +13,13 @@ mod image_term;
 pub mod metrics;
 pub mod objective;
 mod passes;
+mod reader;
+mod reading;
 mod registry;
+mod right_answers;
 mod rollout;
 pub mod sft;
+mod straight_through;
 #[cfg(test)]
 mod testing;
 
@@ -30,8 +34,12 @@ pub use image_term::{ImageTerm, MaskingKind};
 pub(crate) use metrics::component_metrics;
 pub use passes::Terms;
 pub(crate) use passes::passes;
+pub use reader::ReaderWeights;
+pub use reading::Reading;
 pub use registry::{AlgorithmEntry, Decoupled, all, check_fits, find};
+pub use right_answers::RightAnswer;
 pub(crate) use rollout::pixels;
+pub use straight_through::StraightThrough;
 pub use rollout::{Iteration, MicroBatch, Phases, Rollout, Scored, Stream};
 
 /// A post-training algorithm: turns the images, answers and rewards of one iteration into gradients.

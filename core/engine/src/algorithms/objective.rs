@@ -16,6 +16,9 @@ pub const LOG_RATIO_LIMIT: f64 = 20.0;
 /// Added to the standard deviation, so that the advantages of a zero-variance group are 0 and not 0/0.
 const STD_FLOOR: f64 = 1e-4;
 
+/// Log-probabilities are at least this where their inverse is taken; exp(60) is finite in f32.
+const LOGP_FLOOR: f64 = -60.0;
+
 /// How the rewards of a group become the weights of its samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -26,6 +29,9 @@ pub enum Weighting {
     /// The advantage of standard GRPO (eq. 2): (reward − mean) / standard deviation. Bad samples have negative weights; a
     /// zero-variance group has no gradient.
     Advantage,
+    /// The reward itself: samples with reward 0 count nothing, and no weight is negative (reward-weighted regression; with rewards
+    /// of 0 and 1, rejection sampling).
+    Reward,
 }
 
 impl Weighting {
@@ -42,6 +48,7 @@ impl Weighting {
                 let std = centered.square().mean_dim(1, true, Kind::Float).sqrt();
                 centered / (std + STD_FLOOR) / group as f64
             }
+            Weighting::Reward => rewards / group as f64,
         }
         .view([-1])
     }
@@ -85,6 +92,26 @@ pub fn k3(logp: &Tensor, reference: &Tensor) -> (Tensor, Tensor) {
 pub fn straight_through(logits: &Tensor, noise: &Tensor, temperature: f64) -> Tensor {
     let soft = ((logits + noise) / temperature).softmax(-1, Kind::Float); // [B,N,K]
     let hard = soft.zeros_like().scatter_value(-1, &soft.argmax(-1, true), 1.0);
+    hard - soft.detach() + soft
+}
+
+/// The straight-through Gumbel-softmax of `logits [B,N,K]` that keeps the sampled `tokens [B,N]`: their one-hot in the forward
+/// pass, with the gradient of `softmax((logits + g)/τ)`, where the Gumbel noise `g` is conditioned on the tokens being sampled.
+///
+/// With `E` independent samples of the exponential distribution `[B,N,K]`, `Z = Σ_j exp(logits_j)` and `k` the token,
+///
+/// ```text
+/// logits_k + g_k = ln Z − ln E_k                                  (the maximum)
+/// logits_j + g_j = −ln(E_j / exp(logits_j) + E_k / Z)             (below it)
+/// ```
+pub fn straight_through_of(logits: &Tensor, tokens: &Tensor, exponential: &Tensor, temperature: f64) -> Tensor {
+    let logp = logits.log_softmax(-1, Kind::Float).clamp_min(LOGP_FLOOR); // Z = 1
+    let tokens = tokens.unsqueeze(-1);
+    let of_token = exponential.gather(-1, &tokens, false);
+    let below = -(exponential * (-&logp).exp() + &of_token).log();
+    let hard = logp.detach().zeros_like().scatter_value_(-1, &tokens, 1.0);
+    let perturbed = (-of_token.log()).where_self(&hard.gt(0.5), &below);
+    let soft = (perturbed / temperature).softmax(-1, Kind::Float);
     hard - soft.detach() + soft
 }
 

@@ -2,7 +2,7 @@
 
 use unirl::model::ModelCard;
 
-use super::{ImageTerm, Rollout};
+use super::{ImageTerm, Rollout, StraightThrough};
 
 /// The terms of an algorithm's loss.
 #[derive(Debug, Clone, Copy)]
@@ -11,8 +11,8 @@ pub struct Terms<'a> {
     pub image: Option<&'a ImageTerm>,
     /// Whether the loss has a log-likelihood of the answers.
     pub answer: bool,
-    /// Whether the gradient of the answers passes through the image tokens.
-    pub end_to_end: bool,
+    /// How the gradient of the answers passes through the image tokens, if it does.
+    pub end_to_end: Option<StraightThrough>,
     /// Whether the two terms are trained in alternate steps.
     pub alternate: bool,
 }
@@ -36,7 +36,7 @@ pub(crate) fn passes(terms: Terms<'_>, rollout: &Rollout, card: &ModelCard) -> V
         grads_accumulated: false,
     });
     let answer = terms.answer.then_some(Pass {
-        states: i64::from(terms.end_to_end),
+        states: terms.end_to_end.map_or(0, |path| path.states(rollout, card)),
         answers: true,
         grads_accumulated: image.is_some() && !terms.alternate,
     });

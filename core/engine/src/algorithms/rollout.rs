@@ -6,16 +6,15 @@ use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use unirl::error::{Code, Error, Result};
-use unirl::model::{Answers, BatchSlice, ImageSampling, Images, Masking, Policy, TextSampling, UnifiedModel};
+use unirl::model::{Answers, BatchSlice, ImageSampling, Images, TextSampling, UnifiedModel};
 use unirl::reward::{Reward, Sample};
-use unirl::sampling::gumbel;
 use unirl_base::seed;
 use unirl_prompts::Task;
 
-use super::objective;
-use crate::rewards::RewardSet;
+use super::ReaderWeights;
+use crate::rewards::{RewardOptions, RewardSet};
 
 /// Generation of images and answers, in training and evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -133,6 +132,10 @@ pub struct Iteration<'a> {
     pub rules: &'a RewardSet,
     /// The rewards of the answer objective, if it has separate ones.
     pub answer_rules: Option<&'a RewardSet>,
+    /// How the images of the image objective are rewarded.
+    pub reward: &'a RewardOptions,
+    /// The weights that read them.
+    pub reader: &'a mut ReaderWeights,
     /// How images and answers are sampled.
     pub rollout: &'a Rollout,
     /// The training step, from 1.
@@ -195,6 +198,19 @@ impl Iteration<'_> {
         self.rollout.parts(of).into_iter().map(micro_batch).collect()
     }
 
+    /// Chooses `count` decoding steps of this iteration at random, in order; every step if `count` is 0.
+    pub(super) fn reveal_steps(&self, count: i64) -> Vec<i64> {
+        let total = self.rollout.images.steps;
+        if count <= 0 || count >= total {
+            return (0..total).collect();
+        }
+        tch::manual_seed(self.stream(Stream::Steps) as i64);
+        let order = Tensor::randperm(total, (Kind::Int64, Device::Cpu));
+        let mut steps: Vec<i64> = (0..count).map(|i| order.int64_value(&[i])).collect();
+        steps.sort_unstable();
+        steps
+    }
+
     /// Generates one image per task, without gradient.
     pub fn generate(&mut self) -> Result<Images> {
         let started = Instant::now();
@@ -211,17 +227,7 @@ impl Iteration<'_> {
 
     /// Answers the question of each task about its image, without gradient.
     pub fn answer(&mut self, images: &Images) -> Result<Answers> {
-        let started = Instant::now();
-        let (questions, seed) = (self.questions(), self.stream(Stream::Answer));
-        let mut answers = Vec::new();
-        for micro in self.micro_batches() {
-            let part = micro.slice();
-            let sampling = TextSampling { seed, part, ..self.rollout.answers.clone() };
-            let images = images.narrow(micro.first, micro.len);
-            answers.push(tch::no_grad(|| self.model.answer(&images, &questions[micro.rows()], &sampling))?);
-        }
-        self.phases.answer += started.elapsed();
-        Ok(Answers::cat(answers))
+        self.answer_to(images, &self.questions(), self.stream(Stream::Answer))
     }
 
     /// Scores the answers.
@@ -236,10 +242,26 @@ impl Iteration<'_> {
 
     fn score_by(&mut self, rules: &RewardSet, images: &Images, answers: &Answers) -> Result<Scored> {
         let started = Instant::now();
-        let pixels = rules.wants_pixels().then(|| pixels(&*self.model, images, self.rollout)).transpose()?;
         let samples: Vec<Sample> =
             self.tasks.iter().zip(&answers.text).map(|(task, answer)| task.sample(answer)).collect();
-        let rewards = rules.score(&samples, pixels.as_ref())?;
+        let rewards = self.score_samples(rules, images, &samples)?;
+        let scored = self.scored(rewards, answers.tokens.device())?;
+        self.phases.score += started.elapsed();
+        Ok(scored)
+    }
+
+    pub(super) fn score_samples(
+        &self,
+        rules: &RewardSet,
+        images: &Images,
+        samples: &[Sample],
+    ) -> Result<Vec<Reward>> {
+        let pixels = rules.wants_pixels().then(|| pixels(&*self.model, images, self.rollout)).transpose()?;
+        rules.score(samples, pixels.as_ref())
+    }
+
+    /// Returns the scores `[B]` of rewards with the rewards. Errors if one is not finite.
+    pub(super) fn scored(&self, rewards: Vec<Reward>, device: Device) -> Result<Scored> {
         let non_finite = |reward: &Reward| !(reward.score.is_finite() && reward.max.is_finite());
         if let Some((task, _)) = self.tasks.iter().zip(&rewards).find(|(_, reward)| non_finite(reward)) {
             let prompt = &task.prompt;
@@ -249,54 +271,13 @@ impl Iteration<'_> {
             ));
         }
         let scores: Vec<f32> = rewards.iter().map(|reward| reward.score as f32).collect();
-        let mut scores = Tensor::from_slice(&scores).to_device(answers.tokens.device());
+        let mut scores = Tensor::from_slice(&scores).to_device(device);
         if self.shuffle_rewards {
             tch::manual_seed(self.stream(Stream::Shuffle) as i64);
             let order = Tensor::randperm(scores.size()[0], (Kind::Int64, scores.device()));
             scores = scores.index_select(0, &order);
         }
-        self.phases.score += started.elapsed();
         Ok(Scored { rewards, scores })
-    }
-
-    /// Re-masks the generated images of a micro-batch and completes them by the straight-through Gumbel-softmax (§3.3,
-    /// eq. 3).
-    pub fn complete(&mut self, generated: &Images, micro: MicroBatch, temperature: f64) -> Result<Images> {
-        let images = generated.narrow(micro.first, micro.len);
-        let masking = Masking::remask(self.stream(Stream::Masking), micro.slice());
-        let prompts = &self.prompts()[micro.rows()];
-        let logits = self.model.image_logits(prompts, &images, Policy::Current, &masking)?;
-        tch::manual_seed(self.stream(Stream::Gumbel) as i64);
-        let first = logits.logits.get(0).detach(); // [N,K]
-        // Sampled per image from the start of the batch, so that micro-batches do not change the noise of an image.
-        let noise: Vec<Tensor> = (0..micro.first + micro.len)
-            .map(|_| first.rand_like())
-            .enumerate()
-            .filter(|(row, _)| *row >= micro.rows().start)
-            .map(|(_, noise)| noise)
-            .collect();
-        let noise = gumbel(&Tensor::stack(&noise, 0)); // [B,N,K]
-        let sampled = objective::straight_through(&logits.logits, &noise, temperature);
-        let (relaxed, tokens) = objective::fill_masked(&sampled, &images.tokens, &logits.targets);
-        Ok(Images { relaxed: Some(relaxed), ..Images::from_tokens(tokens) })
-    }
-
-    /// Completes all generated images. The gradient is kept only if there is a single micro-batch; otherwise each
-    /// micro-batch is completed again, with the same noise, when its gradient is computed.
-    pub fn complete_all(&mut self, generated: &Images, temperature: f64) -> Result<Images> {
-        let started = Instant::now();
-        let micro_batches = self.micro_batches();
-        let completed = if let [all] = &micro_batches[..] {
-            self.complete(generated, *all, temperature)?
-        } else {
-            let mut tokens = Vec::new();
-            for micro in &micro_batches {
-                tokens.push(tch::no_grad(|| self.complete(generated, *micro, temperature))?.tokens);
-            }
-            Images::from_tokens(Tensor::cat(&tokens, 0))
-        };
-        self.phases.update += started.elapsed();
-        Ok(completed)
     }
 }
 

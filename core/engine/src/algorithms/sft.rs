@@ -1,27 +1,43 @@
-//! Supervised fine-tuning through the model's own images (§3.4, eq. 4): the gradient reaches generation and understanding.
+//! Supervised fine-tuning through the model's own images (§3.4, eq. 4).
 //!
-//! With `ũ_i` the completed image and `y_i` the reference answer of sample `i`, and `T` the number of answer tokens in the
-//! batch:
+//! With `u_i` the generated image, `ũ_i` the image as it is fed back with the straight-through gradient, `Y_i` the right answers
+//! about it and `T` the number of tokens of the reference answers of the batch:
 //!
 //! ```text
-//! L = −(1/T) Σ_i Σ_t log π_θ(y_it | ũ_i, q_i)
+//! L = −(1/T) Σ_i log π(Y_i | ũ_i, q_i)  +  image_beta · KL_image  +  beta · KL_answer
 //! ```
 //!
-//! Deviations from the paper, and choices that it leaves open:
-//! 1. The log-likelihood is a mean over all answer tokens of the batch, so a long answer has more weight than a short one
-//!    (the paper leaves sum or mean open; `grpo` takes a mean per answer).
-//! 2. The answers about the *generated* images and their rewards are only logged.
+//! With `reader_gradient = false`, `π` are the weights of `reward.reader`, which stay as they are: the gradient reaches the image
+//! tokens only. Otherwise `π = π_θ`, and the loss also teaches understanding to give the right answer, whatever the image shows.
+//!
+//! Deviations from the paper, and choices that it leaves open. Preset `paper` has none of 2 to 5:
+//! 1. The log-likelihood is divided by the number of answer tokens of the batch, so a long answer has more weight than a short
+//!    one (the paper leaves sum or mean open; `grpo` takes a mean per answer).
+//! 2. `replay = "reveal"`: images are fed back in the states in which their tokens were sampled, and keep their tokens. The paper
+//!    masks them at random and samples the masked tokens again.
+//! 3. `reader_gradient = false`.
+//! 4. `right_answer`: the paper takes the reference answer.
+//! 5. `image_beta` and `beta`: k3 estimates, with log-ratios clamped to ±20, of the KL of image tokens and of right answers to the
+//!    base model, each a mean over its tokens.
+//! 6. The rewards of the generated images are only logged.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 use unirl::error::Result;
-use unirl::model::{Policy, TokenLogp};
+use unirl::model::{ImageLogits, Images, Policy, Scoring, TokenLogp, UnifiedModel};
 
 use super::metrics::{add, reward_metrics};
-use super::{Algorithm, Decoupled, Iteration, Outcome, Scored, Terms, backward, objective};
+use super::right_answers::RightAnswers;
+use super::rollout::MicroBatch;
+use super::straight_through::through;
+use super::{
+    Algorithm, Decoupled, Iteration, MaskingKind, Outcome, Reading, RightAnswer, Scored, StraightThrough,
+    Terms, backward, objective,
+};
 use crate::register_algorithm;
 
 /// Options of `sft`.
@@ -31,18 +47,45 @@ pub struct Sft {
     /// `τ` of the straight-through Gumbel-softmax (eq. 7).
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub gumbel_temperature: f64,
+    /// The states in which images are fed back. `remask`: masked at random and sampled again, as in the paper; `reveal`: as they
+    /// were sampled.
+    pub replay: MaskingKind,
+    /// For `replay = "reveal"`: the number of randomly chosen decoding steps per training step; 0 for all.
+    #[schemars(range(min = 0))]
+    pub reveal_steps: i64,
+    /// For `replay = "reveal"`: the distribution of the image tokens: `conditional`, `guided` or `guided-detached`.
+    pub scoring: Scoring,
+    /// Whether the loss also changes the weights as those of the reader, as in the paper.
+    pub reader_gradient: bool,
+    /// The right answer: `reference`, `likeliest` or `any`.
+    pub right_answer: RightAnswer,
+    /// Weight of the KL of the image tokens to the reference policy; 0 disables it.
+    #[schemars(range(min = 0.0))]
+    pub image_beta: f64,
+    /// Weight of the KL of the right answers to the reference policy; 0 disables it.
+    #[schemars(range(min = 0.0))]
+    pub beta: f64,
 }
 
 impl Default for Sft {
     fn default() -> Self {
-        Self { gumbel_temperature: 1.0 }
+        Self {
+            gumbel_temperature: 1.0,
+            replay: MaskingKind::Reveal,
+            reveal_steps: 0,
+            scoring: Scoring::Guided,
+            reader_gradient: false,
+            right_answer: RightAnswer::Any,
+            image_beta: 0.1,
+            beta: 0.2,
+        }
     }
 }
 
 register_algorithm!(
     "sft",
     Sft,
-    "log-likelihood of the reference answer about the model's own image, end to end (eq. 4)",
+    "log-likelihood of the right answer about the model's own image, end to end (eq. 4)",
     Decoupled::Warns("the paper reports that generation collapses (§4.4)"),
     answer_rules: false
 );
@@ -51,41 +94,109 @@ impl Algorithm for Sft {
     fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
         let mut metrics = BTreeMap::new();
 
-        // 1. Generate images. Answer about them and score the answers, for the metrics.
+        // 1. Generate images. Read and reward them, for the metrics.
         let generated = iteration.generate()?; // u [B,N]
-        let answers = iteration.answer(&generated)?;
-        let Scored { rewards, scores } = iteration.score(&generated, &answers)?;
+        let Reading { answers, scored: Scored { rewards, scores } } = iteration.read(&generated)?;
         reward_metrics(&rewards, &scores, iteration.group(), &mut metrics);
 
-        // 2. Tokenize the reference answers.
+        // 2. Tokenize the right answers.
         let started = Instant::now();
-        let references: Vec<String> =
-            iteration.tasks.iter().map(|task| task.reference_answer.clone()).collect();
-        let targets = iteration.model.encode_answers(&references)?; // y [B,T]
-        let tokens = objective::token_count(&targets.mask);
-        let questions = iteration.questions();
+        let all = RightAnswers::new(&*iteration.model, iteration.tasks)?;
+        let reference_tokens = all.lengths.sum(Kind::Float).double_value(&[]);
+        let tokens = objective::token_count(&all.answers.mask);
+        let path = self.straight_through();
 
         for micro in iteration.micro_batches() {
-            // 3. Re-mask the images and complete them by the straight-through Gumbel-softmax (eqs. 3, 7 and 8).
-            let completed = iteration.complete(&generated, micro, self.gumbel_temperature)?; // ũ [b,N,K]
+            let right = RightAnswers::new(&*iteration.model, &iteration.tasks[micro.rows()])?;
+            let likelihood = |scored: &TokenLogp| {
+                -right.logp(scored, self.right_answer).sum(Kind::Float) / reference_tokens
+            };
 
-            // 4. The loss (eq. 4), micro-batch by micro-batch: gradients add up.
-            let targets = targets.narrow(micro.first, micro.len);
-            let questions = &questions[micro.rows()];
-            let TokenLogp { logp, mask } =
-                iteration.model.answer_logp(&completed, questions, &targets, Policy::Current)?; // [b,T]
-            let token_share = objective::token_count(&targets.mask) / tokens;
-            let loss = -objective::mean_per_token(&logp, &mask) * token_share;
-            add(&mut metrics, "loss/answer", &loss);
+            // 3. The gradient of a reader that stays as it is, with respect to the image tokens.
+            let read = if self.reader_gradient {
+                None
+            } else {
+                let images = path.tokens(iteration, &generated, micro)?;
+                let loss = |model: &dyn UnifiedModel, images: &Images| {
+                    Ok(likelihood(&right.score(model, images, Policy::Current)?))
+                };
+                Some(iteration.token_gradient(&images, loss)?)
+            };
+
+            // 4. Feed the images back (eqs. 3, 7 and 8).
+            let (completed, logits) = path.complete(iteration, &generated, micro)?; // ũ [b,N,K]
+
+            // 5. The loss (eq. 4), micro-batch by micro-batch: gradients add up.
+            let (mut loss, scored) = if let Some((loss, gradient)) = &read {
+                add(&mut metrics, "loss/answer", loss);
+                (through(&completed, gradient), None)
+            } else {
+                let scored = right.score(&*iteration.model, &completed, Policy::Current)?;
+                let loss = likelihood(&scored);
+                add(&mut metrics, "loss/answer", &loss);
+                (loss, Some(scored))
+            };
+            let hard = Images::from_tokens(completed.tokens.shallow_clone());
+            if self.image_beta > 0.0 {
+                loss += self.image_kl(iteration, &generated, micro, logits, &mut metrics)?;
+            }
+            if self.beta > 0.0 {
+                let model = &*iteration.model;
+                let scored = match scored {
+                    Some(scored) => scored,
+                    None => right.score(model, &hard, Policy::Current)?,
+                };
+                let reference = tch::no_grad(|| right.score(model, &hard, Policy::Reference))?;
+                let (k3, clamped) = objective::k3(&scored.logp, &reference.logp); // [R,T]
+                let share = objective::token_count(&scored.mask) / tokens;
+                let kl = objective::mean_per_token(&k3, &scored.mask) * share;
+                let clamped = objective::mean_per_token(&clamped, &scored.mask) * share;
+                add(&mut metrics, "kl/answer", &kl);
+                add(&mut metrics, "kl/answer_clamped", &clamped);
+                loss += kl * self.beta;
+            }
             backward(&loss, "loss/answer")?;
         }
         iteration.phases.update += started.elapsed();
 
-        Ok(Outcome { metrics, images: generated, answers: answers.text, rewards })
+        Ok(Outcome { metrics, images: generated, answers, rewards })
     }
 
     fn terms(&self) -> Terms<'_> {
-        Terms { image: None, answer: true, end_to_end: true, alternate: false }
+        Terms { image: None, answer: true, end_to_end: Some(self.straight_through()), alternate: false }
+    }
+}
+
+impl Sft {
+    fn straight_through(&self) -> StraightThrough {
+        StraightThrough {
+            temperature: self.gumbel_temperature,
+            replay: self.replay,
+            reveal_steps: self.reveal_steps,
+            scoring: self.scoring,
+        }
+    }
+
+    /// The KL of the image tokens of a micro-batch to the reference policy, as its part of the mean over all targets.
+    fn image_kl(
+        &self,
+        iteration: &Iteration<'_>,
+        generated: &Images,
+        micro: MicroBatch,
+        logits: ImageLogits,
+        metrics: &mut BTreeMap<&'static str, f64>,
+    ) -> Result<Tensor> {
+        let images = generated.narrow(micro.first, micro.len);
+        let masking = self.straight_through().masking(iteration, micro);
+        let (model, prompts) = (&*iteration.model, &iteration.prompts()[micro.rows()]);
+        let TokenLogp { logp, mask: targets } = logits.logp(&images.tokens); // [b,N]
+        let reference = tch::no_grad(|| model.image_logp(prompts, &images, Policy::Reference, &masking))?;
+        let (k3, clamped) = objective::k3(&logp, &reference.logp); // [b,N]
+        let kl = objective::mean_per_token(&k3, &targets) * micro.share();
+        let clamped = objective::mean_per_token(&clamped, &targets) * micro.share();
+        add(metrics, "kl/image", &kl);
+        add(metrics, "kl/image_clamped", &clamped);
+        Ok(kl * self.image_beta)
     }
 }
 
@@ -93,8 +204,22 @@ impl Algorithm for Sft {
 mod tests {
     use super::*;
     use crate::algorithms::testing::{
-        Halves, MICRO_BATCHES, TWO_GROUPS, TestStep, assert_gradient, assert_metrics,
+        Halves, MICRO_BATCHES, two_groups, TestStep, assert_gradient, assert_metrics,
     };
+
+    /// The form of the paper.
+    fn paper(gumbel_temperature: f64) -> Sft {
+        Sft {
+            gumbel_temperature,
+            replay: MaskingKind::Remask,
+            scoring: Scoring::Conditional,
+            reveal_steps: 0,
+            reader_gradient: true,
+            right_answer: RightAnswer::Reference,
+            image_beta: 0.0,
+            beta: 0.0,
+        }
+    }
 
     #[test]
     fn accumulate_shared_model_matches_numbers_by_hand() {
@@ -109,8 +234,8 @@ mod tests {
         let generation = f64::ln(3.0) * answers / 2.0;
         for micro_batch in MICRO_BATCHES {
             let mut model = Halves::shared([[12.0, 0.0], [0.0, 0.0]], [[0.0; 2]; 2]);
-            let batch = TestStep { micro_batch, ..TWO_GROUPS };
-            let outcome = batch.accumulate(&Sft { gumbel_temperature: 1e4 }, &mut model);
+            let batch = TestStep { micro_batch, ..two_groups() };
+            let outcome = batch.accumulate(&paper(1e4), &mut model);
             let [got_generation, got_answers] = model.gradients();
             assert_gradient("answers", got_answers, [answers, -answers]);
             assert_gradient(

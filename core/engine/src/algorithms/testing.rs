@@ -15,14 +15,14 @@ use tch::{Kind, Tensor};
 use unirl::error::Result;
 use unirl::model::{
     Answers, ImageDecoding, ImageLogits, ImageSampling, ImageSpace, Images, Masking, Mode, ModelCard,
-    Parameter, Policy, TextSampling, TokenLogp, UnifiedModel,
+    Parameter, ParameterGroup, Policy, TextSampling, TokenLogp, UnifiedModel,
 };
 use unirl::prompt::{Category, PromptSpec};
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl_prompts::Task;
 
-use super::{Algorithm, Iteration, Outcome, Phases, Rollout};
-use crate::rewards::{RewardSet, WeightedReward};
+use super::{Algorithm, Iteration, Outcome, Phases, ReaderWeights, Rollout};
+use crate::rewards::{RewardOptions, RewardSet, WeightedReward};
 
 /// Tolerance: f32 arithmetic on a handful of numbers near 1.
 const F32: f64 = 2e-6;
@@ -159,7 +159,9 @@ impl UnifiedModel for Halves {
     }
 
     fn parameters(&self) -> Result<Vec<Parameter>> {
-        unreachable!()
+        let weights = [("generation", &self.generation), ("answers", &self.answers)];
+        let weights = weights.map(|(name, tensor)| (name.to_string(), tensor.shallow_clone()));
+        Ok(Parameter::list(&weights, |_| ParameterGroup::Shared))
     }
 
     fn set_mode(&mut self, _: Mode) -> Result<()> {
@@ -205,11 +207,14 @@ pub(super) struct TestStep<'a> {
     pub(super) step: u64,
     pub(super) answer_rules: Option<&'a RewardSet>,
     pub(super) shuffle_rewards: bool,
+    pub(super) reward: RewardOptions,
 }
 
 /// Two prompts with three images each: the words of the answers are 0 1 0 | 1 0 1 and the rewards 1 0 1 | 0 1 0.
-pub(super) const TWO_GROUPS: TestStep<'static> =
-    TestStep { prompts: 2, group: 3, micro_batch: 0, step: 1, answer_rules: None, shuffle_rewards: false };
+pub(super) fn two_groups() -> TestStep<'static> {
+    let reward = RewardOptions::default();
+    TestStep { prompts: 2, group: 3, micro_batch: 0, step: 1, answer_rules: None, shuffle_rewards: false, reward }
+}
 
 /// Micro-batch sizes for six rows.
 pub(super) const MICRO_BATCHES: [usize; 5] = [0, 1, 2, 4, 6];
@@ -225,11 +230,14 @@ impl TestStep<'_> {
         };
         let tasks: Vec<Task> = (0..self.prompts * self.group).map(task).collect();
         let (prompts, group, micro_batch) = (self.prompts, self.group, self.micro_batch);
+        let mut reader = ReaderWeights::new(&model.parameters().unwrap(), &self.reward);
         let mut iteration = Iteration {
             model,
             tasks: &tasks,
             rules: &prefers("0"),
             answer_rules: self.answer_rules,
+            reward: &self.reward,
+            reader: &mut reader,
             rollout: &Rollout {
                 prompts_per_step: prompts,
                 group_size: group,
@@ -265,11 +273,11 @@ pub(super) fn assert_metrics(metrics: &BTreeMap<&'static str, f64>, expected: &[
     }
 }
 
-/// The reward temperature at which exp(reward / τ) is 2 or 1: the softmax weights of [`TWO_GROUPS`] are
+/// The reward temperature at which exp(reward / τ) is 2 or 1: the softmax weights of [`two_groups`] are
 /// 2/5 1/5 2/5 | 1/4 2/4 1/4.
 pub(super) const TAU: f64 = std::f64::consts::LOG2_E;
 
-/// The policy term of [`TWO_GROUPS`] from the log-probabilities of word (or code) 0 and 1, averaged over the tokens of a
+/// The policy term of [`two_groups`] from the log-probabilities of word (or code) 0 and 1, averaged over the tokens of a
 /// sequence and over two groups: −½ · ((2/5 + 2/5 + 2/4) · l₀ + (1/5 + 1/4 + 1/4) · l₁).
 pub(super) fn policy_term(l0: f64, l1: f64) -> f64 {
     -0.65 * l0 - 0.35 * l1

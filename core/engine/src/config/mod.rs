@@ -11,9 +11,9 @@ use unirl_benchmarks::geneval;
 use crate::algorithms::{self, Algorithm, AlgorithmEntry};
 use crate::home;
 use crate::optim::UpdateOptions;
-use crate::rewards::WeightedReward;
 
 pub use crate::algorithms::Rollout;
+pub use crate::rewards::RewardOptions;
 
 /// The configuration of a post-training run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,7 +28,7 @@ pub struct RunConfig {
     pub train: TrainOptions,
     /// Generation of images and answers.
     pub rollout: Rollout,
-    /// The reward of an answer.
+    /// The reward.
     pub reward: RewardOptions,
     /// The algorithm and its options.
     pub optimizer: OptimizerOptions,
@@ -164,23 +164,6 @@ impl Default for TrainOptions {
             sample_every: 20,
             deterministic: false,
         }
-    }
-}
-
-/// The reward of an answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct RewardOptions {
-    /// Rewards with their weights; the weighted scores are added.
-    pub rules: Vec<WeightedReward>,
-    /// Rewards of the answer term of `grpo-split`, if they differ from `rules`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub answer_rules: Option<Vec<WeightedReward>>,
-}
-
-impl Default for RewardOptions {
-    fn default() -> Self {
-        Self { rules: vec![WeightedReward::named("bound")], answer_rules: None }
     }
 }
 

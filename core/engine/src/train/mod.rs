@@ -259,6 +259,7 @@ fn state(
         stopped,
         inputs: run_dir.inputs.clone(),
         slots: trainer.update.state(),
+        reader: trainer.reader.state().iter().map(Tensor::shallow_clone).collect(),
         drift: monitor.map(|monitor| monitor.state.clone()),
         best: monitor.iter().flat_map(|monitor| &monitor.weights).map(Tensor::shallow_clone).collect(),
     }

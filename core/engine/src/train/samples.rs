@@ -33,6 +33,8 @@ pub(super) fn save(
         tasks: &tasks,
         rules: trainer.rules,
         answer_rules: None,
+        reward: &trainer.config.reward,
+        reader: &mut trainer.reader,
         rollout: &rollout,
         step: 1,
         seed: options.seed,

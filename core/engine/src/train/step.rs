@@ -11,7 +11,7 @@ use unirl_prompts::Task;
 
 use super::RunSetup;
 use super::tasks::TaskSource;
-use crate::algorithms::{self, Algorithm, Iteration, Outcome, Phases};
+use crate::algorithms::{self, Algorithm, Iteration, Outcome, Phases, ReaderWeights};
 use crate::checkpoint::TrainingState;
 use crate::config::{Rollout, RunConfig};
 use crate::optim::AdamW;
@@ -22,10 +22,11 @@ pub(super) struct Trainer<'a> {
     pub(super) model: &'a mut dyn UnifiedModel,
     pub(super) rules: &'a RewardSet,
     answer_rules: Option<&'a RewardSet>,
-    config: &'a RunConfig,
+    pub(super) config: &'a RunConfig,
     algorithm: Box<dyn Algorithm>,
     pub(super) source: TaskSource<'a>,
     pub(super) update: AdamW,
+    pub(super) reader: ReaderWeights,
     /// As configured, with a smaller micro-batch after an out-of-memory error.
     pub(super) rollout: Rollout,
 }
@@ -53,9 +54,10 @@ impl<'a> Trainer<'a> {
         for parameter in &frozen {
             let _ = parameter.tensor.set_requires_grad(false);
         }
+        let reader = ReaderWeights::new(&weights, &config.reward);
         let update = AdamW::new(weights, config.update.clone(), config.train.steps);
         let rollout = config.rollout.clone();
-        Ok(Self { model, rules, answer_rules, config, algorithm, source, update, rollout })
+        Ok(Self { model, rules, answer_rules, config, algorithm, source, update, reader, rollout })
     }
 
     /// Resumes from a checkpoint.
@@ -63,6 +65,7 @@ impl<'a> Trainer<'a> {
         if state.config.rollout.micro_batch == self.rollout.micro_batch {
             self.rollout.micro_batch = state.micro_batch;
         }
+        self.reader.resume(&state.reader)?;
         self.update.resume(state.step, &state.slots)
     }
 
@@ -87,6 +90,7 @@ impl<'a> Trainer<'a> {
         };
         let updating = Instant::now();
         let updated = self.update.apply()?;
+        self.reader.follow();
         phases.update += updating.elapsed();
         self.model.set_mode(Mode::Eval)?;
 
@@ -108,6 +112,8 @@ impl<'a> Trainer<'a> {
             tasks,
             rules: self.rules,
             answer_rules: self.answer_rules,
+            reward: &self.config.reward,
+            reader: &mut self.reader,
             rollout: &self.rollout,
             step,
             seed,
