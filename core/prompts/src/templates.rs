@@ -215,6 +215,7 @@ impl PromptTemplates {
 
     /// Returns the shipped templates that the question and the reference answer of a task come from, if any.
     pub fn of(task: &Task) -> Option<&'static Self> {
+        task.spec.check().ok()?;
         [Self::tiles(), Self::paper(), Self::evaluation()].into_iter().find(|templates| {
             let reference_answer = &templates.sentences[task.spec.category as usize].reference_answer;
             templates.questions(&task.spec).contains(&task.question)

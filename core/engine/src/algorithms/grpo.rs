@@ -374,6 +374,38 @@ mod tests {
         }
     }
 
+    /// The right answers are word 0 about the first three images and word 1 about the others, and the rewards 1 0 1 | 0 1 0.
+    #[test]
+    fn right_answers_are_weighted_by_the_rewards_of_images() {
+        let (l0, l1) = LOG_P;
+        for (reader_gradient, micro_batch) in MICRO_BATCHES.into_iter().flat_map(|m| [(true, m), (false, m)]) {
+            let mut model = model();
+            let batch = TestStep { micro_batch, ..two_groups() };
+            let grpo = Grpo {
+                answers: AnswerKind::Right,
+                answer_weighting: Some(Weighting::Reward),
+                reader_gradient,
+                ..grpo(1.0, 0.0, ImageTerm::default())
+            };
+            let outcome = batch.accumulate(&grpo, &mut model);
+            let loss = -f64::midpoint(2.0 * l0 / 3.0, l1 / 3.0);
+            assert!((outcome.metrics["loss/answer"] - loss).abs() < 2e-6, "{:?}", outcome.metrics);
+            // d log p₀ = (¼, −¼) and d log p₁ = (−¾, ¾).
+            let answers = -f64::midpoint(2.0 / 3.0 * 0.25, -0.75 / 3.0);
+            let generation = end_to_end(answers) * GUMBEL_TAU;
+            let [got_generation, got_answers] = model.gradients();
+            assert_eq!(got_answers.is_some(), reader_gradient);
+            if reader_gradient {
+                assert_gradient("answers", got_answers, [answers, -answers]);
+            }
+            assert_gradient(
+                "generation · τ",
+                got_generation.map(|g| g.map(|g| g * GUMBEL_TAU)),
+                [generation, -generation],
+            );
+        }
+    }
+
     /// Half of the generated images are code 0 and half code 1, with `q` = softmax(12, 0); the reference has softmax(10, 0).
     #[test]
     fn accumulate_image_term_matches_numbers_by_hand() {

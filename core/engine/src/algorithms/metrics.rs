@@ -28,8 +28,10 @@ pub fn reward_metrics(
     let share = |count: usize| count as f64 / rewards.len() as f64;
     metrics.insert("reward/mean", mean_reward(rewards));
     metrics.insert("reward/pass", share(rewards.iter().filter(|r| r.passes()).count()));
-    let spread = Weighting::Advantage.weights(scores, group, 1.0).abs().gt(1e-6).to_kind(Kind::Float);
-    metrics.insert("reward/informative", spread.mean(Kind::Float).double_value(&[]));
+    if group > 1 {
+        let spread = Weighting::Advantage.weights(scores, group, 1.0).abs().gt(1e-6).to_kind(Kind::Float);
+        metrics.insert("reward/informative", spread.mean(Kind::Float).double_value(&[]));
+    }
 }
 
 /// Returns the mean of each reward component, and the share of samples on which the reward abstained.

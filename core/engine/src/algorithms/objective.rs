@@ -232,4 +232,58 @@ mod tests {
         let gradient = values(&logits.grad());
         assert!(gradient[1] > 0.0 && gradient[3..].iter().all(|g| *g == 0.0), "{gradient:?}");
     }
+
+    #[test]
+    fn reward_weights_are_the_rewards() {
+        let rewards = Tensor::from_slice(&[0.0f32, 0.5, 1.0, 0.25]);
+        close(&Weighting::Reward.weights(&rewards, 2, 1.0), &[0.0, 0.25, 0.5, 0.125], F32);
+    }
+
+    /// With probabilities ¼ and ¾, token 0, E = (ln 2, ln 3) and τ = 1: the perturbed logits are −ln ln 2 and
+    /// −ln((4/3) ln 3 + ln 2), so that soft₀ : soft₁ = (4/3) ln 3 + ln 2 : ln 2.
+    #[test]
+    fn straight_through_of_matches_numbers_by_hand() {
+        let logits = Tensor::from_slice(&[1f32, 3.0]).log().view([1, 1, 2]).set_requires_grad(true);
+        let tokens = Tensor::from_slice(&[0i64]).view([1, 1]);
+        let (e0, e1) = (f64::ln(2.0), f64::ln(3.0));
+        let exponential = Tensor::from_slice(&[e0 as f32, e1 as f32]).view([1, 1, 2]);
+        let sampled = straight_through_of(&logits, &tokens, &exponential, 1.0);
+        close(&sampled, &[1.0, 0.0], F32);
+        sampled.select(2, 0).sum(Kind::Float).backward();
+        // The logit of token 1 changes its perturbed logit by e = (4/3) ln 3 / ((4/3) ln 3 + ln 2) times (1 − p₁) = ¼, and that of
+        // token 0 by e · (−p₀) = −¼ e; soft₀ falls by s = soft₀ · soft₁ times that.
+        let below = e1 / 0.75;
+        let soft0 = (below + e0) / (below + 2.0 * e0);
+        let change = soft0 * (1.0 - soft0) * below / (below + e0) * 0.25;
+        close(&logits.grad(), &[change, -change], F32);
+    }
+
+    /// Noise that is conditioned on tokens sampled from the softmax is Gumbel noise: both give the same mean of
+    /// `softmax(logits + g)`. 40,000 samples have a standard error below .002.
+    #[test]
+    fn conditioned_noise_is_gumbel_noise() {
+        tch::manual_seed(5);
+        let logits = Tensor::from_slice(&[0.0f32, 1.0, -1.5]).expand([40_000, 1, 3], true);
+        let uniform = || logits.rand_like().clamp(1e-30, 1.0);
+        let soft = |sampled: Tensor, hard: Tensor| -> Vec<f64> {
+            // The gradient of Σ c · sampled is that of c · soft; its mean over samples identifies the distribution.
+            values(&(sampled - hard).mean_dim([0i64].as_slice(), false, Kind::Float))
+        };
+        let gradient_of = |sampled: &dyn Fn(&Tensor) -> Tensor| -> Vec<f64> {
+            let leaf = logits.copy().set_requires_grad(true);
+            sampled(&leaf).select(2, 1).mean(Kind::Float).backward();
+            values(&(leaf.grad().sum_dim_intlist([0i64].as_slice(), false, Kind::Float)))
+        };
+        let tokens = (&logits - (-uniform().log()).log()).argmax(-1, false);
+        let exponential = -uniform().log();
+        let gumbel = -(-uniform().log()).log();
+        let kept = straight_through_of(&logits, &tokens, &exponential, 1.0);
+        let hard = kept.zeros_like().scatter_value(-1, &tokens.unsqueeze(-1), 1.0);
+        assert!(soft(kept, hard).iter().all(|difference| difference.abs() < 1e-6), "the tokens stay");
+        let conditioned = gradient_of(&|leaf| straight_through_of(leaf, &tokens, &exponential, 1.0));
+        let fresh = gradient_of(&|leaf| straight_through(leaf, &gumbel, 1.0));
+        for (conditioned, fresh) in conditioned.iter().zip(&fresh) {
+            assert!((conditioned - fresh).abs() < 0.01, "{conditioned} {fresh}");
+        }
+    }
 }

@@ -156,3 +156,58 @@ impl Iteration<'_> {
 fn share(reward: &Reward) -> f64 {
     reward.score / reward.max
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+    use crate::algorithms::testing::{Halves, TestStep, two_groups};
+    use crate::algorithms::{Algorithm, Outcome, Terms};
+    use crate::rewards::{Reader, RewardOptions};
+
+    /// Reads generated images once before and once after 8 is added to the logit of word 0.
+    struct ReadTwice;
+
+    impl Algorithm for ReadTwice {
+        fn accumulate(&self, iteration: &mut Iteration<'_>) -> Result<Outcome> {
+            let generated = iteration.generate()?;
+            iteration.read(&generated)?;
+            let parameters = iteration.model.parameters()?;
+            let added = Tensor::from_slice(&[8.0f32, 0.0]);
+            let _ = tch::no_grad(|| parameters[1].tensor.shallow_clone().g_add_(&added));
+            let Reading { answers, scored } = iteration.read(&generated)?;
+            assert!(parameters[1].tensor.requires_grad(), "the policy is trained after reading");
+            Ok(Outcome { metrics: Default::default(), images: generated, answers, rewards: scored.rewards })
+        }
+
+        fn terms(&self) -> Terms<'_> {
+            Terms { image: None, answer: false, end_to_end: None, alternate: false }
+        }
+    }
+
+    fn rewards(reward: RewardOptions, micro_batch: usize) -> Vec<f64> {
+        let mut model = Halves::shared([[0.0; 2]; 2], [[0.0; 2]; 2]);
+        let batch = TestStep { reward, micro_batch, ..two_groups() };
+        batch.accumulate(&ReadTwice, &mut model).rewards.iter().map(|reward| reward.score).collect()
+    }
+
+    /// About the codes 0 1 0 | 1 0 1, with the reference answers 0 0 0 | 11 11 11: the reader gives the word of the code ¾ per token
+    /// before the change, and after it word 0 almost always.
+    #[test]
+    fn likelihood_is_the_probability_of_the_right_answer_under_the_reader() {
+        let of = |reader| RewardOptions { kind: RewardKind::Likelihood, reader, ..RewardOptions::default() };
+        for micro_batch in [0, 1, 4] {
+            let base = rewards(of(Reader::Reference), micro_batch);
+            let expected = [0.75, 0.25, 0.75, 0.5625, 0.0625, 0.5625];
+            assert!(base.iter().zip(expected).all(|(got, e)| (got - e).abs() < 1e-6), "{base:?}");
+            let now = rewards(of(Reader::Current), micro_batch);
+            assert!(now[..3].iter().all(|p| *p > 0.99) && now[3..].iter().all(|p| *p < 1e-4), "{now:?}");
+        }
+    }
+
+    #[test]
+    fn rules_score_the_answers_of_the_reader() {
+        assert_eq!(rewards(RewardOptions::default(), 0), [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]);
+    }
+}

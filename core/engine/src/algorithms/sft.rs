@@ -247,4 +247,56 @@ mod tests {
             assert_metrics(&outcome.metrics, &[&[("loss/answer", loss)], &rewards[..]].concat());
         }
     }
+
+    /// With the same numbers, a reader without gradient leaves the weights of the words alone; the gradient of the images is the
+    /// same, because every completed image is code 0 for both.
+    #[test]
+    fn reader_without_gradient_teaches_generation_only() {
+        let (l0, l1) = (f64::ln(0.75), f64::ln(0.25));
+        let answers = -(3.0 * 0.25 - 6.0 * 0.75) / 9.0;
+        let generation = f64::ln(3.0) * answers / 2.0;
+        for micro_batch in MICRO_BATCHES {
+            let mut model = Halves::shared([[12.0, 0.0], [0.0, 0.0]], [[0.0; 2]; 2]);
+            let batch = TestStep { micro_batch, ..two_groups() };
+            let outcome = batch.accumulate(&Sft { reader_gradient: false, ..paper(1e4) }, &mut model);
+            let [got_generation, got_answers] = model.gradients();
+            assert!(got_answers.is_none());
+            assert_gradient(
+                "generation · τ",
+                got_generation.map(|g| g.map(|g| g * 1e4)),
+                [generation, -generation],
+            );
+            assert!((outcome.metrics["loss/answer"] + (3.0 * l0 + 6.0 * l1) / 9.0).abs() < 2e-6);
+        }
+    }
+
+    /// The generated images are code 0 and code 1 in turn, and keep their tokens. The reader gives word 0 to code 0 with
+    /// probability ¾ and to code 1 with ¼: of the reference answers 0 0 0 | 1 1 1 about the codes 0 1 0 | 1 0 1, four are likely.
+    #[test]
+    fn reveal_keeps_the_generated_tokens() {
+        for micro_batch in MICRO_BATCHES {
+            let mut model = Halves::shared([[0.0; 2]; 2], [[0.0; 2]; 2]);
+            let batch = TestStep { micro_batch, ..two_groups() };
+            let sft = Sft { reader_gradient: false, replay: MaskingKind::Reveal, ..paper(1.0) };
+            let outcome = batch.accumulate(&sft, &mut model);
+            // Tokens: 1, 1 and 1 of word 0, and 2, 2 and 2 of word 1.
+            let (likely, unlikely) = (f64::ln(0.75), f64::ln(0.25));
+            let loss = -(2.0 * likely + unlikely + 4.0 * likely + 2.0 * unlikely) / 9.0;
+            assert!((outcome.metrics["loss/answer"] - loss).abs() < 2e-6, "{:?}", outcome.metrics);
+            assert!(model.gradients()[0].is_some() && model.gradients()[1].is_none());
+        }
+    }
+
+    /// KL terms of generated images and of right answers: the policy has ¾ and ¼ for the words about code 0, the reference policy
+    /// ½ each; image tokens have probability ½ under both.
+    #[test]
+    fn kl_terms_are_added() {
+        let mut model = Halves::shared([[0.0; 2]; 2], [[0.0; 2], [0.0, 0.0]]);
+        let sft = Sft { image_beta: 0.3, beta: 0.7, ..paper(1.0) };
+        let metrics = two_groups().accumulate(&sft, &mut model).metrics;
+        assert!(metrics["kl/image"].abs() < 1e-6 && metrics["kl/answer"].abs() < 1e-6, "{metrics:?}");
+        let mut model = Halves::shared([[0.0; 2]; 2], [[2.0, 0.0], [1.0, 0.0]]);
+        let metrics = two_groups().accumulate(&sft, &mut model).metrics;
+        assert!(metrics["kl/image"] > 0.1 && metrics["kl/answer"] > 0.1, "{metrics:?}");
+    }
 }
