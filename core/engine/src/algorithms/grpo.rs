@@ -132,7 +132,7 @@ impl Algorithm for Grpo {
 
         // 2. Addition to the paper: the image term, weighted by the rewards of the answers about the generated images.
         if self.image.coefficient > 0.0 {
-            let Reading { answers, scored: Scored { rewards, scores } } = iteration.read(&generated)?;
+            let Reading { answers, scored: Scored { rewards, scores }, .. } = iteration.read(&generated)?;
             reward_metrics(&rewards, &scores, group, &mut metrics);
             let started = Instant::now();
             let weights = self.weighting.weights(&scores, group, self.reward_temperature); // [B]
@@ -158,7 +158,7 @@ impl Algorithm for Grpo {
                     (Some(answers.narrow(0, answers.tokens.size()[0])), answers.text, scored)
                 }
                 AnswerKind::Right => {
-                    let Reading { answers, scored } = iteration.read(&completed)?;
+                    let Reading { answers, scored, .. } = iteration.read(&completed)?;
                     (None, answers, scored)
                 }
             };

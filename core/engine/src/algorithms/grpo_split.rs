@@ -36,7 +36,7 @@ use unirl::model::{Images, Policy, TokenLogp};
 
 use super::metrics::{add, mean_reward, reward_metrics};
 use super::objective::{self, Weighting};
-use super::{Algorithm, Decoupled, ImageTerm, Iteration, Outcome, Scored, Terms, backward};
+use super::{Algorithm, Decoupled, ImageTerm, Iteration, Outcome, Reading, Scored, Terms, backward};
 use crate::register_algorithm;
 
 /// The steps in which each objective is trained.
@@ -126,31 +126,38 @@ impl Algorithm for GrpoSplit {
         let (generation, understanding) = self.trained_in(iteration.step);
         let mut metrics = BTreeMap::new();
 
-        // 1. Generate a group of G images per prompt, answer about them, and score the answers.
+        // 1. Generate a group of G images per prompt, and reward them.
         let generated = iteration.generate()?; // u [B,N]
-        let answers = iteration.answer(&generated)?; // a [B,T]
-        let Scored { rewards, scores } = iteration.score(&generated, &answers)?; // r [B]
+        let Reading { answers: read, sampled, scored: Scored { rewards, scores } } =
+            iteration.read(&generated)?; // r [B]
         let group = iteration.group();
         reward_metrics(&rewards, &scores, group, &mut metrics);
-        let answer_scores = match iteration.score_answers(&generated, &answers)? {
-            Some(separate) => {
-                metrics.insert("reward/answer_mean", mean_reward(&separate.rewards));
-                separate.scores
-            }
-            None => scores.shallow_clone(),
-        };
-
-        let started = Instant::now();
         let weigh = |scores: &Tensor| self.weighting.weights(scores, group, self.reward_temperature);
 
         // 2. L_image.
         if generation {
+            let started = Instant::now();
             self.image.accumulate(iteration, &generated, &weigh(&scores), &mut metrics)?;
+            iteration.phases.update += started.elapsed();
         }
 
         // 3. L_answer, micro-batch by micro-batch: gradients add up.
         if understanding {
-            let weights = weigh(&answer_scores); // v [B]
+            // Answers of the policy that were rewarded above need no new ones.
+            let (answers, of_images) = match sampled {
+                Some(answers) => (answers, Some(scores)),
+                None => (iteration.answer(&generated)?, None),
+            }; // a [B,T]
+            let scores = match (iteration.score_answers(&generated, &answers)?, of_images) {
+                (Some(separate), _) => {
+                    metrics.insert("reward/answer_mean", mean_reward(&separate.rewards));
+                    separate.scores
+                }
+                (None, Some(scores)) => scores,
+                (None, None) => iteration.score(&generated, &answers)?.scores,
+            };
+            let started = Instant::now();
+            let weights = weigh(&scores); // v [B]
             let questions = iteration.questions();
             let tokens = objective::token_count(&answers.mask);
             for micro in iteration.micro_batches() {
@@ -183,10 +190,10 @@ impl Algorithm for GrpoSplit {
                 }
                 backward(&(loss * self.answer_weight), "loss/answer")?;
             }
+            iteration.phases.update += started.elapsed();
         }
-        iteration.phases.update += started.elapsed();
 
-        Ok(Outcome { metrics, images: generated, answers: answers.text, rewards })
+        Ok(Outcome { metrics, images: generated, answers: read, rewards })
     }
 
     fn terms(&self) -> Terms<'_> {

@@ -12,13 +12,15 @@ use unirl_prompts::Task;
 use super::right_answers::{RightAnswer, RightAnswers};
 use super::rollout::{Scored, Stream};
 use super::{Iteration, pixels};
-use crate::rewards::{RewardKind, View};
+use crate::rewards::{Reader, RewardKind, View};
 
 /// The reader's judgement of generated images.
 #[derive(Debug)]
 pub struct Reading {
     /// The answer about each image; with `reward.kind = "likelihood"` the right answer.
     pub answers: Vec<String>,
+    /// The answers as tokens, if they are those that the current policy gives about the images as they were generated.
+    pub sampled: Option<Answers>,
     /// The rewards of the images.
     pub scored: Scored,
 }
@@ -33,7 +35,7 @@ impl Iteration<'_> {
             self.tasks.iter().map(|task| task.questions(self.reward.questions)).collect();
         self.phases.answer += started.elapsed();
 
-        let mut answered = Vec::new();
+        let (mut answered, mut sampled) = (Vec::new(), None);
         let mut worst: Vec<Reward> = Vec::new();
         let most = questions.iter().map(Vec::len).max().unwrap_or(0);
         for number in 0..most {
@@ -41,11 +43,21 @@ impl Iteration<'_> {
             let asked: Vec<Task> =
                 questions.iter().map(|of| of.get(number).unwrap_or(&of[0]).clone()).collect();
             let (answers, rewards) = match self.reward.kind {
-                RewardKind::Rules => self.read_rules(&images, &asked, number)?,
-                RewardKind::Likelihood => self.read_likelihood(&images, &asked)?,
+                RewardKind::Rules => {
+                    let (answers, rewards) = self.read_rules(&images, &asked, number)?;
+                    (Some(answers), rewards)
+                }
+                RewardKind::Likelihood => (None, self.read_likelihood(&images, &asked)?),
             };
             if number == 0 {
-                (answered, worst) = (answers, rewards);
+                worst = rewards;
+                answered = match &answers {
+                    Some(answers) => answers.text.clone(),
+                    None => asked.into_iter().map(|task| task.reference_answer).collect(),
+                };
+                let of_the_policy =
+                    self.reward.reader == Reader::Current && self.reward.view == View::Tokens;
+                sampled = answers.filter(|_| of_the_policy);
                 continue;
             }
             for (worst, reward) in worst.iter_mut().zip(rewards) {
@@ -57,7 +69,7 @@ impl Iteration<'_> {
         let started = Instant::now();
         let scored = self.scored(worst, generated.tokens.device())?;
         self.phases.score += started.elapsed();
-        Ok(Reading { answers: answered, scored })
+        Ok(Reading { answers: answered, sampled, scored })
     }
 
     /// The images as the reader sees them.
@@ -80,22 +92,22 @@ impl Iteration<'_> {
         images: &Images,
         asked: &[Task],
         number: usize,
-    ) -> Result<(Vec<String>, Vec<Reward>)> {
+    ) -> Result<(Answers, Vec<Reward>)> {
         let questions: Vec<String> = asked.iter().map(|task| task.question.clone()).collect();
         let seed = match number {
             0 => self.stream(Stream::Answer),
             _ => seed::derive(self.stream(Stream::Answer), &[number as u64]),
         };
-        let answers = self.as_reader(|iteration| iteration.answer_to(images, &questions, seed))?.text;
+        let answers = self.as_reader(|iteration| iteration.answer_to(images, &questions, seed))?;
         let started = Instant::now();
         let samples: Vec<Sample> =
-            asked.iter().zip(&answers).map(|(task, answer)| task.sample(answer)).collect();
+            asked.iter().zip(&answers.text).map(|(task, answer)| task.sample(answer)).collect();
         let rewards = self.score_samples(self.rules, images, &samples)?;
         self.phases.score += started.elapsed();
         Ok((answers, rewards))
     }
 
-    fn read_likelihood(&mut self, images: &Images, asked: &[Task]) -> Result<(Vec<String>, Vec<Reward>)> {
+    fn read_likelihood(&mut self, images: &Images, asked: &[Task]) -> Result<Vec<Reward>> {
         let started = Instant::now();
         let mut rewards = Vec::with_capacity(asked.len());
         let micro_batches = self.micro_batches();
@@ -114,7 +126,7 @@ impl Iteration<'_> {
             Ok(())
         })?;
         self.phases.answer += started.elapsed();
-        Ok((asked.iter().map(|task| task.reference_answer.clone()).collect(), rewards))
+        Ok(rewards)
     }
 
     /// Answers questions about images, without gradient.
@@ -164,7 +176,7 @@ mod tests {
     use super::*;
     use crate::algorithms::testing::{Halves, TestStep, two_groups};
     use crate::algorithms::{Algorithm, Outcome, Terms};
-    use crate::rewards::{Reader, RewardOptions};
+    use crate::rewards::RewardOptions;
 
     /// Reads generated images once before and once after 8 is added to the logit of word 0.
     struct ReadTwice;
@@ -176,7 +188,7 @@ mod tests {
             let parameters = iteration.model.parameters()?;
             let added = Tensor::from_slice(&[8.0f32, 0.0]);
             let _ = tch::no_grad(|| parameters[1].tensor.shallow_clone().g_add_(&added));
-            let Reading { answers, scored } = iteration.read(&generated)?;
+            let Reading { answers, scored, .. } = iteration.read(&generated)?;
             assert!(parameters[1].tensor.requires_grad(), "the policy is trained after reading");
             Ok(Outcome { metrics: Default::default(), images: generated, answers, rewards: scored.rewards })
         }

@@ -96,7 +96,7 @@ impl Algorithm for Sft {
 
         // 1. Generate images. Read and reward them, for the metrics.
         let generated = iteration.generate()?; // u [B,N]
-        let Reading { answers, scored: Scored { rewards, scores } } = iteration.read(&generated)?;
+        let Reading { answers, scored: Scored { rewards, scores }, .. } = iteration.read(&generated)?;
         reward_metrics(&rewards, &scores, iteration.group(), &mut metrics);
 
         // 2. Tokenize the right answers.
