@@ -10,6 +10,7 @@ use super::available;
 use crate::algorithms::{self, Algorithm};
 use crate::config::RunConfig;
 use crate::optim::VALUES_AT_ONCE;
+use crate::rewards::Reader;
 
 /// The share of device memory that is left free, for fragmentation and other processes.
 const HEADROOM: f64 = 0.05;
@@ -78,13 +79,20 @@ impl MemoryPlan {
         let images = (rollout.prompts_per_step * rollout.group_size) as i64;
         let micro_batch = rollout.parts(images as usize).first().map_or(0, |rows| rows.len() as i64);
         let bytes = of.trainable_weights / of.trainable.max(1);
+        let mut persistent = vec![
+            ("weights", of.weights),
+            ("gradients", of.trainable_weights),
+            ("optimizer state", copies * 4 * of.trainable),
+            ("reference policy", of.reference),
+        ];
+        // The weights of the reader, and those of the policy while it reads.
+        match config.reward.reader {
+            Reader::Current => {}
+            Reader::Reference => persistent.push(("reader", 2 * of.trainable_weights)),
+            Reader::Ema => persistent.push(("reader", 4 * of.trainable + of.trainable_weights)),
+        }
         Ok(Self {
-            persistent: vec![
-                ("weights", of.weights),
-                ("gradients", of.trainable_weights),
-                ("optimizer state", copies * 4 * of.trainable),
-                ("reference policy", of.reference),
-            ],
+            persistent,
             phases,
             gradients: (of.trainable_weights, bytes * of.largest),
             grads_accumulated: micro_batch < images || passes.iter().any(|pass| pass.grads_accumulated),
