@@ -21,10 +21,10 @@ use unirl::prompt::{Category, Object, PromptSpec};
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl::{Error, Result};
 use unirl_engine::algorithms::grpo::Grpo;
-use unirl_engine::algorithms::{Algorithm, Iteration, Phases};
+use unirl_engine::algorithms::{Algorithm, Iteration, Phases, ReaderWeights};
 use unirl_engine::config::Rollout;
 use unirl_engine::optim::{AdamW, UpdateOptions};
-use unirl_engine::rewards::{RewardSet, WeightedReward};
+use unirl_engine::rewards::{RewardOptions, RewardSet, WeightedReward};
 use unirl_plugin_janus::model::Janus;
 use unirl_plugin_showo::model::Showo;
 use unirl_prompts::Task;
@@ -475,6 +475,8 @@ fn train(
     for parameter in &tokenizer {
         let _ = parameter.tensor.set_requires_grad(false);
     }
+    let reward = RewardOptions::default();
+    let mut reader = ReaderWeights::new(&weights, &reward);
     let mut update = AdamW::new(weights, UpdateOptions::default(), 1000);
     let rules = RewardSet::new(vec![(WeightedReward::named("cyclic"), Box::new(CyclicReward))])?;
     let mut model = TimedModel { model, device: bench.device, generation: 0.0, answering: 0.0 };
@@ -491,6 +493,8 @@ fn train(
             tasks,
             rules: &rules,
             answer_rules: None,
+            reward: &reward,
+            reader: &mut reader,
             rollout,
             step,
             seed: step,

@@ -9,13 +9,15 @@ use std::collections::BTreeMap;
 use common::{architecture, confident, images, serialize_tests, source, strings};
 use tch::{Kind, Tensor};
 use unirl::Result;
-use unirl::model::{BatchSlice, Checkpoint, ImageSampling, Masking, Policy, TextSampling, UnifiedModel};
+use unirl::model::{
+    BatchSlice, Checkpoint, ImageSampling, Masking, ParameterGroup, Policy, TextSampling, UnifiedModel,
+};
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl_benchmarks::Benchmark as _;
 use unirl_benchmarks::tiles::Tiles;
-use unirl_engine::algorithms::{self, Iteration, Phases};
+use unirl_engine::algorithms::{self, Iteration, Phases, ReaderWeights};
 use unirl_engine::config::Rollout;
-use unirl_engine::rewards::{RewardSet, WeightedReward};
+use unirl_engine::rewards::{Reader, RewardKind, RewardOptions, RewardSet, View, WeightedReward};
 use unirl_plugin_showo::checkpoint;
 use unirl_plugin_showo::config::{Architecture, ShowoConfig};
 use unirl_plugin_showo::model::Showo;
@@ -49,9 +51,18 @@ struct Step {
 }
 
 /// One step of an algorithm on two prompts with groups of three.
-fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: bool) -> Step {
+fn step(
+    name: &str,
+    options: &str,
+    reward: &RewardOptions,
+    micro_batch: usize,
+    gradient_checkpointing: bool,
+) -> Step {
     let mut model = tiny(gradient_checkpointing);
     model.freeze_reference().unwrap();
+    let mut trained = model.parameters().unwrap();
+    trained.retain(|parameter| parameter.group != ParameterGroup::Tokenizer);
+    let mut reader = ReaderWeights::new(&trained, reward);
     tch::manual_seed(4);
     for mut parameter in model.parameters().unwrap() {
         tch::no_grad(|| parameter.tensor += parameter.tensor.randn_like() * 1e-3); // so that the KL term is not 0
@@ -74,6 +85,8 @@ fn step(name: &str, options: &str, micro_batch: usize, gradient_checkpointing: b
         tasks: &tasks,
         rules: &rules,
         answer_rules: None,
+        reward,
+        reader: &mut reader,
         rollout: &rollout,
         step: 1,
         seed: 9,
@@ -114,19 +127,36 @@ fn micro_batches_and_gradient_checkpointing_do_not_change_the_step() {
     let _guard = serialize_tests();
     let image = r#"{ coefficient = 1.0, replay = "reveal", reveal_steps = 2, beta = 0.3 }"#;
     let remask = r#"{ coefficient = 1.0, replay = "remask", beta = 0.3 }"#;
-    for (name, options) in [
-        ("sft", String::new()),
-        ("grpo", "weighting = \"advantage\"".into()),
-        ("grpo", format!("image = {image}")),
-        ("grpo-split", format!("weighting = \"advantage\"\nimage = {remask}")),
+    let paper = "replay = \"remask\"\nreader_gradient = true\nright_answer = \"reference\"";
+    let right = "answers = \"right\"\nanswer_weighting = \"reward\"\nreplay = \"reveal\"\nreveal_steps = 2";
+    let rules = RewardOptions::default();
+    let likelihood = RewardOptions {
+        kind: RewardKind::Likelihood,
+        reader: Reader::Reference,
+        view: View::Pixels,
+        questions: 3,
+        ..RewardOptions::default()
+    };
+    let asked_again = RewardOptions { reader: Reader::Ema, questions: 2, ..RewardOptions::default() };
+    for (name, options, reward) in [
+        ("sft", String::new(), &rules),
+        ("sft", "reader_gradient = true\nreveal_steps = 2".into(), &likelihood),
+        ("sft", format!("{paper}\nimage_beta = 0.0\nbeta = 0.0"), &rules),
+        ("grpo", "weighting = \"advantage\"".into(), &rules),
+        ("grpo", format!("reader_gradient = false\nimage = {image}"), &asked_again),
+        ("grpo", format!("{right}\nimage = {image}"), &likelihood),
+        ("grpo-split", format!("weighting = \"advantage\"\nimage = {remask}"), &rules),
+        ("grpo-split", format!("weighting = \"advantage\"\nimage = {remask}"), &likelihood),
     ] {
-        let plain = step(name, &options, 0, false);
+        let what = format!("{name}, {options}, {:?} by {:?}", reward.kind, reward.reader);
+        let plain = step(name, &options, reward, 0, false);
         assert!(plain.gradients.iter().any(|(_, gradient)| gradient.abs().max().double_value(&[]) > 1e-3));
         for micro_batch in [1, 2, 4, 6] {
-            same(&format!("{name} by {micro_batch}"), &plain, &step(name, &options, micro_batch, false));
+            let parts = step(name, &options, reward, micro_batch, false);
+            same(&format!("{what}, {micro_batch} images at once"), &plain, &parts);
         }
-        same(&format!("{name} with checkpointing"), &plain, &step(name, &options, 0, true));
-        same(&format!("{name} with checkpointing, by 1"), &plain, &step(name, &options, 1, true));
+        same(&format!("{what}, with checkpointing"), &plain, &step(name, &options, reward, 0, true));
+        same(&format!("{what}, with checkpointing, 1 at once"), &plain, &step(name, &options, reward, 1, true));
     }
 }
 

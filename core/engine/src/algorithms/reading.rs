@@ -79,8 +79,9 @@ impl Iteration<'_> {
             View::Pixels => {
                 let pixels = pixels(&*self.model, images, self.rollout)?;
                 let bytes = (pixels.clamp(0.0, 1.0) * 255.0).round() / 255.0;
-                let parts = self.micro_batches().into_iter().map(|micro| {
-                    tch::no_grad(|| self.model.encode(&bytes.narrow(0, micro.first, micro.len)))
+                let parts = self.rollout.parts(images.len() as usize).into_iter().map(|rows| {
+                    let bytes = bytes.narrow(0, rows.start as i64, rows.len() as i64);
+                    tch::no_grad(|| self.model.encode(&bytes))
                 });
                 Ok(Images::cat(parts.collect::<Result<_>>()?))
             }
