@@ -11,7 +11,7 @@ use unirl_engine::config::{RewardOptions, RunConfig};
 use unirl_engine::plugin::Plugins;
 use unirl_engine::rewards::RewardSet;
 use unirl_engine::run_dir::RunDir;
-use unirl_engine::train::{self, Event, RunReport, RunSetup};
+use unirl_engine::train::{self, Event, RunReport, RunSetup, Shown};
 use unirl_engine::{algorithms, benchmark, eval};
 use unirl_torch::autograd;
 
@@ -182,10 +182,9 @@ pub(crate) fn prepare(config: &RunConfig) {
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 fn show(report: &RunReport, config: &RunConfig, run_dir: &RunDir) {
     if let (Some(before), Some(after)) = (&report.before, &report.after) {
-        println!(
-            "base -> trained, {} prompts per category, {} steps\n",
-            config.eval.prompts, config.train.steps
-        );
+        let early = if report.stopped.is_some() { ", stopped early" } else { "" };
+        let shown = report.shown.describe(report.steps);
+        println!("base -> {shown}{early}, {} prompts per category\n", config.eval.prompts);
         println!("{}", eval::comparison(before, after));
     }
     if let Some(why) = &report.stopped {
@@ -197,11 +196,14 @@ fn show(report: &RunReport, config: &RunConfig, run_dir: &RunDir) {
         (alarms.diverged, "the KL divergence from the reference policy was above 1 nat per token"),
     ] {
         if count > 0 {
-            println!("at {count} of {} steps, {what}", config.train.steps);
+            println!("at {count} of {} steps, {what}", report.steps);
         }
     }
     println!("run         {}", run_dir.root().display());
     println!("checkpoint  {}", report.checkpoint.display());
+    if matches!(report.shown, Shown::Best(_)) {
+        println!("best        {}", run_dir.root().join("checkpoints/best").display());
+    }
     println!("wall time   {:.0} s", report.wall.as_secs_f64());
 }
 

@@ -67,8 +67,8 @@ fn plugins_with_separate_root_modules_load_together() {
     assert_eq!(two.score(&[sample(), sample()], None).unwrap()[1].score, 2.0);
     let fixture = plugins.load("fixture").unwrap();
     let names: Vec<&str> = fixture.entries.iter().map(|entry| entry.name.as_str()).collect();
-    assert_eq!(names, ["tiles", "echo", "nan", "panics", "tight", "wrong-shape", "constant"]);
-    assert_eq!([0, 6].map(|at| fixture.entries[at].kind), [EntryKind::Detector, EntryKind::Reward]);
+    assert_eq!(names, ["tiles", "echo", "nan", "panics", "tight", "wrong-shape", "adversary", "constant"]);
+    assert_eq!([0, 7].map(|at| fixture.entries[at].kind), [EntryKind::Detector, EntryKind::Reward]);
     let width = &fixture.entries[1].schema["properties"]["width"];
     assert_eq!(width["description"], "The width of the embedding.");
     assert_eq!(plugins.load("other").unwrap().entries.len(), 1);

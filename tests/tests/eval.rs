@@ -412,6 +412,8 @@ fn drift_monitor_stops_a_regressing_run() {
     assert!(printed.contains("stopped early: ") && printed.contains(" dropped from "), "{printed}");
     let report = read(&home.path().join("run/report.json"));
     assert_eq!(report["steps"], 2);
+    assert_eq!((&report["shown_step"], report["stopped"].is_string()), (&2.into(), true), "{report}");
+    assert!(printed.contains("no step was better than the base model"), "{printed}");
     assert!(home.path().join("run/checkpoints/latest").canonicalize().unwrap().ends_with("step-000002"));
 }
 
@@ -434,7 +436,9 @@ fn drift_monitor_rolls_back_to_the_best_weights() {
 fn drift_monitor_keeps_the_best_and_does_not_change_training() {
     let home = TempDir::new().unwrap();
     let (_, watched) = monitored(&home, &["checkpoint.every=3"]);
-    assert!(watched[1]["eval/t2i"].is_number() && watched[0]["eval/t2i"].is_null());
+    for name in ["eval/t2i", "eval/reward", "eval/precision", "eval/precision_low", "eval/wrong_passed"] {
+        assert!(watched[1][name].is_number() && watched[0][name].is_null(), "{name}");
+    }
     let steps = home.path().join("run/checkpoints");
     if steps.join("best").exists() {
         assert!(steps.join("best/config.json").is_file());

@@ -171,3 +171,45 @@ fn run_writes_config_metrics_samples_and_loadable_checkpoint() {
         assert_ne!(report["base"], Value::Null);
     }
 }
+
+/// A run that learns for six steps and then collapses: the evaluation after training is that of the best step, which is the model
+/// in `checkpoints/best`.
+#[test]
+fn evaluation_after_training_is_of_the_best_step() {
+    const STEPS: [&str; 7] = [
+        "train.steps=6",
+        "rollout.prompts_per_step=12",
+        "eval.prompts=5",
+        "eval.samples_per_prompt=1",
+        "eval.every=2",
+        "eval.monitor_prompts=10",
+        "checkpoint.every=2",
+    ];
+    let home = tempfile::tempdir().unwrap();
+    let run = home.path().join("run");
+    let out = run.to_str().unwrap();
+    let mut arguments = vec!["--plugin", "showo", "--optimizer", "grpo", "--device", "cpu", "--out", out];
+    arguments.extend(STEPS.iter().flat_map(|setting| ["--set", setting]));
+    unirl(&arguments);
+    assert!(run.join("checkpoints/best").exists(), "no step was better than the base model");
+    let collapse = ["--steps", "12", "--set", "update.learning_rate=0.05", "--allow-change"];
+    let printed = String::from_utf8(unirl(&[&["--resume", out][..], &collapse].concat())).unwrap();
+
+    let read = |path: &str| -> Value { serde_json::from_slice(&fs::read(run.join(path)).unwrap()).unwrap() };
+    let report = read("report.json");
+    let shown = read("checkpoints/best/training/state.json")["step"].as_u64().unwrap();
+    assert!(shown < 12, "the last step is the best");
+    assert_eq!((report["shown_step"].as_u64(), report["steps"].as_u64()), (Some(shown), Some(12)));
+    assert!(
+        printed.contains(&format!("base -> step {shown} (best of 12), 5 prompts per category")),
+        "{printed}"
+    );
+    let figures = |name: &str| -> Value {
+        let model = run.join("checkpoints").join(name);
+        let arguments =
+            ["eval", "--plugin", "showo", "--device", "cpu", "--json", "--prompts", "5", "--model"];
+        serde_json::from_slice(&unirl(&[&arguments[..], &[model.to_str().unwrap()]].concat())).unwrap()
+    };
+    assert_eq!(figures("best"), report["trained"]);
+    assert_ne!(figures("latest"), report["trained"]);
+}

@@ -93,7 +93,9 @@ fn report_is_self_contained_and_shows_the_runs() {
         "train.seed: 1 -&#62; 2",
         "T2I-&#62;MMU",
         "MMU (drift monitor)",
-        "mean reward",
+        "<i class=\"solid\"></i>mean reward",
+        "<i class=\"dashed\"></i>correct images (judge)",
+        "precision of the reward",
     ] {
         assert!(page.contains(text), "{text}");
     }

@@ -1,7 +1,8 @@
 //! SVG line charts.
 
 use plotters::prelude::{
-    ChartBuilder, Color, IntoDrawingArea, LineSeries, Polygon, RGBColor, SVGBackend, ShapeStyle,
+    ChartBuilder, Color, DashedLineSeries, IntoDrawingArea, LineSeries, Polygon, RGBColor, SVGBackend,
+    ShapeStyle,
 };
 use unirl::error::{Error, Result};
 
@@ -21,6 +22,7 @@ pub(super) const COLORS: [RGBColor; 7] = [
 pub(super) struct Curve {
     /// Index into [`COLORS`].
     pub(super) color: usize,
+    pub(super) dashed: bool,
     /// Step and value.
     pub(super) points: Vec<(f64, f64)>,
     /// Step, lower and upper bound.
@@ -79,10 +81,13 @@ pub(super) fn svg(curves: &[Curve], unit_axis: bool) -> Result<String> {
             let line: Vec<(f64, f64)> =
                 curve.points.iter().map(|(step, value)| (*step, clamp(*value))).collect();
             let style = ShapeStyle { color: color.to_rgba(), filled: false, stroke_width: 2 };
-            let result = chart
-                .draw_series([Polygon::new(outline, color.mix(0.18).filled())])
-                .map(drop)
-                .and_then(|()| chart.draw_series(LineSeries::new(line, style)).map(drop));
+            let mut result = chart.draw_series([Polygon::new(outline, color.mix(0.18).filled())]).map(drop);
+            if result.is_ok() {
+                result = match curve.dashed {
+                    true => chart.draw_series(DashedLineSeries::new(line, 6, 4, style)).map(drop),
+                    false => chart.draw_series(LineSeries::new(line, style)).map(drop),
+                };
+            }
             result.map_err(|error| failed(error.to_string()))?;
         }
         area.present().map_err(|error| failed(error.to_string()))?;
@@ -125,6 +130,17 @@ mod tests {
             assert!((got - expected).abs() < 1e-12, "{got} {expected}"); // f64
         }
         assert_eq!(curve.interval[0], (1.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn dashed_curve_differs_from_a_solid_one() {
+        let chart = |dashed| {
+            let points = vec![(1.0, 0.2), (9.0, 0.8)];
+            svg(&[Curve { dashed, points, ..Curve::default() }], true).unwrap()
+        };
+        let lines = |dashed| chart(dashed).matches("stroke=\"#0072B2\"").count();
+        assert_eq!(lines(false), 1);
+        assert!(lines(true) > 10, "{}", chart(true));
     }
 
     #[test]

@@ -14,30 +14,56 @@ use crate::args::ReportArgs;
 use crate::io::check_output;
 use crate::progress;
 
-/// The charts: title, metric, and whether the axis is 0 to 1.
-const CHARTS: [(&str, &str, bool); 14] = [
-    ("mean reward", "reward/mean", true),
-    ("correct images (judge)", "judge/right", true),
-    ("false positives (wrong images with full reward)", "judge/wrong_passed", true),
-    ("T2I (drift monitor)", "eval/t2i", true),
-    ("MMU (drift monitor)", "eval/mmu", true),
-    ("T2I→MMU (drift monitor)", "eval/t2i_to_mmu", true),
-    ("MMU→T2I (drift monitor)", "eval/mmu_to_t2i", true),
-    ("samples in groups with reward variance", "reward/informative", true),
-    ("KL of answers (nats per token)", "kl/answer", false),
-    ("KL of images (nats per token)", "kl/image", false),
-    ("answer term of the loss", "loss/answer", false),
-    ("image term of the loss", "loss/image", false),
-    ("gradient norm", "update/gradient_norm", false),
-    ("generation time (seconds)", "time/draw", false),
+/// A chart: its title, its metrics with their labels, and whether the axis is 0 to 1. A chart of two metrics has a legend; the
+/// second is dashed.
+struct Chart {
+    title: &'static str,
+    metrics: &'static [(&'static str, &'static str)],
+    unit_axis: bool,
+}
+
+const fn unit(title: &'static str, metrics: &'static [(&'static str, &'static str)]) -> Chart {
+    Chart { title, metrics, unit_axis: true }
+}
+
+const fn open(title: &'static str, metrics: &'static [(&'static str, &'static str)]) -> Chart {
+    Chart { title, metrics, unit_axis: false }
+}
+
+/// The first shows whether the reward follows the judge.
+const CHARTS: [Chart; 14] = [
+    unit(
+        "mean reward and the judge",
+        &[("reward/mean", "mean reward"), ("judge/right", "correct images (judge)")],
+    ),
+    unit("precision of the reward (correct images among those with full reward)", &[("judge/precision", "")]),
+    unit("false positives (wrong images with full reward)", &[("judge/wrong_passed", "")]),
+    unit("T2I (drift monitor)", &[("eval/t2i", "")]),
+    unit("MMU (drift monitor)", &[("eval/mmu", "")]),
+    unit("T2I→MMU (drift monitor)", &[("eval/t2i_to_mmu", "")]),
+    unit("MMU→T2I (drift monitor)", &[("eval/mmu_to_t2i", "")]),
+    unit("samples in groups with reward variance", &[("reward/informative", "")]),
+    open("KL of answers (nats per token)", &[("kl/answer", "")]),
+    open("KL of images (nats per token)", &[("kl/image", "")]),
+    open("answer term of the loss", &[("loss/answer", "")]),
+    open("image term of the loss", &[("loss/image", "")]),
+    open("gradient norm", &[("update/gradient_norm", "")]),
+    open("generation time (seconds)", &[("time/draw", "")]),
 ];
+
+/// A chart as the template shows it.
+struct Figure {
+    title: &'static str,
+    /// CSS class of the line, and label.
+    legend: Vec<(&'static str, &'static str)>,
+    svg: String,
+}
 
 #[derive(Template)]
 #[template(path = "report.html")]
 struct Page {
     runs: Vec<Run>,
-    /// Title and SVG.
-    charts: Vec<(&'static str, String)>,
+    charts: Vec<Figure>,
     /// Name of another run, and the differences of its settings from those of the first run.
     changes: Vec<(String, Vec<String>)>,
     version: &'static str,
@@ -66,17 +92,21 @@ pub(crate) fn run(args: &ReportArgs) -> Result<()> {
     Ok(())
 }
 
-fn charts(runs: &[Run]) -> Result<Vec<(&'static str, String)>> {
+fn charts(runs: &[Run]) -> Result<Vec<Figure>> {
     let mut charts = Vec::new();
-    for (title, name, shares) in CHARTS {
-        let curves: Vec<Curve> = runs
-            .iter()
-            .enumerate()
-            .map(|(color, run)| curve(run, color, name))
-            .filter(|curve| !curve.points.is_empty())
-            .collect();
+    for Chart { title, metrics, unit_axis } in CHARTS {
+        let (mut curves, mut legend) = (Vec::new(), Vec::new());
+        for ((name, label), dashed) in metrics.iter().copied().zip([false, true]) {
+            let before = curves.len();
+            let of_runs =
+                runs.iter().enumerate().map(|(color, run)| Curve { dashed, ..curve(run, color, name) });
+            curves.extend(of_runs.filter(|curve| !curve.points.is_empty()));
+            if !label.is_empty() && curves.len() > before {
+                legend.push((if dashed { "dashed" } else { "solid" }, label));
+            }
+        }
         if !curves.is_empty() {
-            charts.push((title, chart::svg(&curves, shares)?));
+            charts.push(Figure { title, legend, svg: chart::svg(&curves, unit_axis)? });
         }
     }
     Ok(charts)
@@ -90,5 +120,5 @@ fn curve(run: &Run, color: usize, name: &str) -> Curve {
         return Curve::smoothed(color, &values);
     }
     let interval = low.into_iter().zip(high).map(|((step, low), (_, high))| (step, low, high)).collect();
-    Curve { color, points: values, interval }
+    Curve { color, points: values, interval, ..Curve::default() }
 }

@@ -21,6 +21,8 @@ struct End {
     base: Option<Report>,
     trained: Option<Report>,
     stopped: Option<String>,
+    /// The step that `trained` is of; absent in runs of earlier releases, which show the last step.
+    shown: Option<String>,
     wall_seconds: f64,
     #[serde(default, rename = "alarms")]
     warnings: TrainWarnings,
@@ -126,6 +128,9 @@ fn details(config: &RunConfig, lines: &[Line], end: Option<&End>) -> Vec<(&'stat
         details.push(("control", "rewards are shuffled; the run must not gain".into()));
     }
     if let Some(end) = end {
+        if let Some(shown) = &end.shown {
+            details.push(("trained model", shown.clone()));
+        }
         details.push(("wall time", format!("{:.0} s", end.wall_seconds)));
         for (count, what) in [
             (end.warnings.equal_rewards, "without reward variance in any group"),

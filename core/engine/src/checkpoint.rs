@@ -125,21 +125,8 @@ impl TrainingState {
     /// Reads the state of a checkpoint. Errors if any of its files is missing or was modified.
     pub fn read(folder: &Path) -> Result<Self> {
         let folder = &links::follow(folder);
-        let damaged = || format!("checkpoint `{}` is damaged", folder.display());
-        let path = folder.join(STATE);
-        if !path.is_file() && !folder.join(TENSORS).is_file() {
-            return Err(Error::usage(format!("`{}` has no training state", folder.display()))
-                .cause(format!("no `{STATE}`"))
-                .hint("name a checkpoint of a run: `RUN/checkpoints/step-NNNNNN`"));
-        }
-        let text = fs::read_to_string(&path).context(|| format!("cannot read `{STATE}`")).context(damaged)?;
-        let json = sealed::unseal("training state", FORM, &text)
-            .context(|| format!("`{STATE}`"))
-            .context(damaged)?;
-        let body: Body = serde_json::from_value(json).context(|| format!("`{STATE}`")).context(damaged)?;
-        check_files(folder, &body.files).context(damaged)?;
-
-        let tensors = Weights::open(&folder.join(TENSORS)).context(damaged)?;
+        let damaged = || damaged(folder);
+        let (body, tensors) = open(folder)?;
         let slot = |(name, steps): &(String, u64)| {
             SlotState::from_tensors(name, *steps, |part| tensors.read(&format!("{part}/{name}")))
         };
@@ -172,6 +159,35 @@ impl TrainingState {
         let slots = self.slots.iter().flat_map(SlotState::tensors).map(|(_, tensor)| of(tensor)).sum::<u64>();
         slots + self.reader.iter().chain(&self.best).map(of).sum::<u64>()
     }
+}
+
+/// Opens the state of a checkpoint. Errors if any file of the checkpoint is missing or was modified.
+fn open(folder: &Path) -> Result<(Body, Weights)> {
+    let damaged = || damaged(folder);
+    let path = folder.join(STATE);
+    if !path.is_file() && !folder.join(TENSORS).is_file() {
+        return Err(Error::usage(format!("`{}` has no training state", folder.display()))
+            .cause(format!("no `{STATE}`"))
+            .hint("name a checkpoint of a run: `RUN/checkpoints/step-NNNNNN`"));
+    }
+    let text = fs::read_to_string(&path).context(|| format!("cannot read `{STATE}`")).context(damaged)?;
+    let json =
+        sealed::unseal("training state", FORM, &text).context(|| format!("`{STATE}`")).context(damaged)?;
+    let body: Body = serde_json::from_value(json).context(|| format!("`{STATE}`")).context(damaged)?;
+    check_files(folder, &body.files).context(damaged)?;
+    let tensors = Weights::open(&folder.join(TENSORS)).context(damaged)?;
+    Ok((body, tensors))
+}
+
+fn damaged(folder: &Path) -> String {
+    format!("checkpoint `{}` is damaged", folder.display())
+}
+
+/// Reads the trainable weights of a checkpoint, in f32 and in the order of the model.
+pub(crate) fn trainable_weights(folder: &Path) -> Result<Vec<Tensor>> {
+    let (body, tensors) = open(folder)?;
+    let weights = body.updates.iter().map(|(name, _)| tensors.read(&format!("weight/{name}")));
+    weights.collect::<Result<_>>().context(|| damaged(folder))
 }
 
 /// Saves a checkpoint to `path`; without `model`, only the training state. Errors if the disk has too little space.

@@ -1,5 +1,6 @@
 //! The drift monitor: every `eval.every` steps it evaluates generation and understanding on a small fixed set of tasks. The
-//! run keeps its best checkpoint, warns when a category drops below its confidence interval, and can stop or roll back.
+//! run keeps its best checkpoint, warns when a category drops below its confidence interval or when the self-reward is gamed
+//! (`gaming`), and can stop or roll back.
 //!
 //! The set consists of training tasks, so the choice of a checkpoint does not depend on the final evaluation, except for the
 //! two categories that have too few tasks to be split.
@@ -17,7 +18,8 @@ use unirl_prompts::Task;
 use unirl_prompts::rng::Rng;
 
 use crate::config::{DRIFT_FIGURES, RegressionAction, RunConfig};
-use crate::eval::{Evaluation, Report};
+use crate::eval::{Evaluation, Interval, Item, Report};
+use crate::gaming::Verdicts;
 use crate::optim::AdamW;
 
 /// The number of rollbacks after which a further regression stops the run.
@@ -25,6 +27,9 @@ const MAX_ROLLBACKS: u32 = 3;
 
 /// The stream of the evaluation seed from which the set is sampled.
 const STREAM: u64 = 7;
+
+/// The name of a gamed reward among the regressions.
+const GAMED: &str = "gamed";
 
 /// The result of a drift check; the default for a step without a check.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -45,9 +50,13 @@ pub(crate) struct DriftState {
     best: Option<f64>,
     /// The step of the best value; `None` for the base model.
     pub(crate) best_step: Option<u64>,
-    /// Figures and categories that had regressed at the last check.
+    /// Figures and categories that had regressed at the last check, and [`GAMED`] if the reward was gamed.
     fallen: BTreeSet<String>,
     rollbacks: u32,
+    /// The verdicts of the check with the most correct images, the first of equal ones; absent in older checkpoints, in which case
+    /// the next check is the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    most_correct: Option<Verdicts>,
 }
 
 /// The drift monitor of a run.
@@ -69,9 +78,11 @@ impl<'a> DriftMonitor<'a> {
         update: &AdamW,
     ) -> Result<Option<Self>> {
         let Some((benchmark, tasks)) = tasks(benchmark, config)? else { return Ok(None) };
-        let base = evaluate(benchmark, &tasks, config, model)?;
+        let (base, items) = evaluate(benchmark, &tasks, config, model)?;
         let best = chosen(&base, config);
-        let state = DriftState { base, best, best_step: None, fallen: BTreeSet::new(), rollbacks: 0 };
+        let most_correct = Some(Verdicts::new(0, &items));
+        let fallen = BTreeSet::new();
+        let state = DriftState { base, best, best_step: None, fallen, rollbacks: 0, most_correct };
         let rolls_back = config.eval.on_regression == RegressionAction::Rollback;
         let weights = if rolls_back { update.weights() } else { Vec::new() };
         Ok(Some(Self { config, benchmark, tasks, state, weights }))
@@ -99,19 +110,24 @@ impl<'a> DriftMonitor<'a> {
         if !step.is_multiple_of(self.config.eval.every) {
             return Ok(DriftCheck::default());
         }
-        let report = evaluate(self.benchmark, &self.tasks, self.config, model)?;
+        let (report, items) = evaluate(self.benchmark, &self.tasks, self.config, model)?;
+        let verdicts = Verdicts::new(step, &items);
+        metrics.insert("eval/reward".into(), verdicts.reward());
+        // Pooled, because few answers of a category pass about a wrong image.
+        for (name, score) in [("precision", &report.precision), ("wrong_passed", &report.wrong_passed)] {
+            insert(metrics, name, score.micro_mean, score.micro_interval);
+        }
         for name in DRIFT_FIGURES {
             let Some(score) = report.figure(name) else { continue };
-            if let Some(mean) = score.macro_mean {
-                metrics.insert(format!("eval/{name}"), mean);
-            }
-            if let Some([low, high]) = score.macro_interval {
-                metrics.insert(format!("eval/{name}_low"), low);
-                metrics.insert(format!("eval/{name}_high"), high);
-            }
+            insert(metrics, name, score.macro_mean, score.macro_interval);
         }
         let state = &mut self.state;
-        let regressions = regressions(&state.base, &report);
+        let mut regressions = regressions(&state.base, &report);
+        let gaming = state.most_correct.as_ref().and_then(|best| verdicts.gaming(best));
+        regressions.extend(gaming.map(|message| Regression { name: GAMED.into(), message }));
+        if state.most_correct.as_ref().is_none_or(|best| verdicts.is_better_than(best)) {
+            state.most_correct = Some(verdicts);
+        }
         let new = regressions.iter().filter(|regression| !state.fallen.contains(&regression.name));
         let messages: Vec<String> = new.map(|regression| regression.message.clone()).collect();
         for message in &messages {
@@ -164,12 +180,20 @@ fn evaluate(
     tasks: &[Task],
     config: &RunConfig,
     model: &mut dyn UnifiedModel,
-) -> Result<Report> {
+) -> Result<(Report, Vec<Item>)> {
     let options = &config.eval;
     let evaluation = Evaluation::new(benchmark, tasks, &config.rollout, options.batch, options.seed);
     model.set_mode(Mode::Eval)?;
     let items = evaluation.run(model, |_| Ok(()))?;
-    Ok(Report::of(tasks, &items))
+    Ok((Report::of(tasks, &items), items))
+}
+
+/// Adds a figure and its interval, if it counted anything.
+fn insert(metrics: &mut BTreeMap<String, f64>, name: &str, value: Option<f64>, interval: Option<Interval>) {
+    let [low, high] = interval.map_or([None; 2], |interval| interval.map(Some));
+    for (suffix, value) in [("", value), ("_low", low), ("_high", high)] {
+        metrics.extend(value.map(|value| (format!("eval/{name}{suffix}"), value)));
+    }
 }
 
 /// Returns the figure that ranks checkpoints; `None`, if it counted nothing, ranks last.
@@ -177,9 +201,9 @@ fn chosen(report: &Report, config: &RunConfig) -> Option<f64> {
     report.figure(&config.eval.best)?.macro_mean
 }
 
-/// A category whose accuracy dropped significantly.
+/// A category whose accuracy dropped significantly, or a gamed reward.
 struct Regression {
-    /// `FIGURE/CATEGORY`.
+    /// `FIGURE/CATEGORY`, or [`GAMED`].
     name: String,
     message: String,
 }
@@ -214,7 +238,6 @@ mod tests {
     use unirl_prompts::Split;
 
     use super::*;
-    use crate::eval::Item;
 
     fn report(strict_correct: usize, mmu_correct: usize) -> Report {
         let tasks: Vec<Task> = (0..20)
@@ -226,6 +249,27 @@ mod tests {
             ..Item::default()
         };
         Report::of(&tasks, &(0..20).map(item).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn state_of_an_older_checkpoint_has_no_verdicts() {
+        let items = vec![Item { strict: true, ..Item::default() }];
+        let most_correct = Some(Verdicts::new(0, &items));
+        let base = report(10, 20);
+        let state = DriftState {
+            base,
+            best: Some(0.5),
+            best_step: Some(5),
+            fallen: BTreeSet::new(),
+            rollbacks: 1,
+            most_correct,
+        };
+        let mut json = serde_json::to_value(&state).unwrap();
+        assert_eq!(serde_json::from_value::<DriftState>(json.clone()).unwrap(), state);
+        json.as_object_mut().unwrap().remove("most_correct");
+        json["base"].as_object_mut().unwrap().remove("precision");
+        let older: DriftState = serde_json::from_value(json).unwrap();
+        assert_eq!((older.most_correct, older.best_step), (None, Some(5)));
     }
 
     /// With 10 of 20 correct, the interval begins near .5 - 1.96 · .112 = .28: 6 of 20 are within, 4 are not.

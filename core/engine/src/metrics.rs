@@ -30,12 +30,27 @@ pub const METRICS: &[(&str, &str)] = &[
     ),
     ("judge/wrong_passed/CATEGORY", "false-positive rate of a category"),
     (
+        "judge/precision",
+        "precision of the reward: of the images whose answer got the maximum reward, the share that the exact judge accepts; \
+         absent if there are none",
+    ),
+    ("judge/precision/CATEGORY", "precision of the reward in a category"),
+    (
         "eval/t2i",
         "generation accuracy on the set of the drift monitor, averaged over the categories, at its steps (`eval.every`)",
     ),
     ("eval/mmu", "understanding accuracy of the drift monitor"),
     ("eval/t2i_to_mmu", "share of the correctly generated tasks that are also understood correctly (eq. 6)"),
     ("eval/mmu_to_t2i", "share of the correctly understood tasks that are also generated correctly (eq. 6)"),
+    (
+        "eval/reward",
+        "self-reward on the set of the drift monitor: share of its tasks whose answer about the generated image passes",
+    ),
+    (
+        "eval/precision",
+        "share of correct images among those whose answer passes, over all categories together",
+    ),
+    ("eval/wrong_passed", "share of the incorrect images whose answer passes, over all categories together"),
     ("eval/FIGURE_low", "lower end of the 95 % confidence interval of a figure"),
     ("eval/FIGURE_high", "upper end of the 95 % confidence interval of a figure"),
     ("eval/rollback", "1 at a step at which the drift monitor rolled back"),

@@ -12,7 +12,7 @@
 //! | `checkpoints/best` | the best checkpoint, if the drift monitor runs (`eval.every`) |
 //! | `eval/base.json`, `eval/trained.json` | the receipts of the evaluations before and after training |
 //! | `failed-step-000012/` | the state before a step that failed and its tasks, for `unirl replay-step` |
-//! | `report.json` | at the end of the run: the figures of both evaluations |
+//! | `report.json` | at the end of the run: the figures of both evaluations, and the step that they show |
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};

@@ -12,6 +12,7 @@ use unirl::model::{
 };
 use unirl::reward::{Reward, RewardFunction, Sample};
 use unirl::{Error, Result};
+use unirl_benchmarks::judge::is_correct_answer;
 use unirl_benchmarks::tiles::judge::{self, RecognizedTile};
 use unirl_benchmarks::tiles::{GRID, TILE};
 
@@ -206,6 +207,28 @@ impl RewardFunction for Constant {
     }
 }
 
+/// Pays for mistakes: full points for a correct answer about an image of the tiles benchmark that is wrong.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct Adversary {}
+
+impl RewardFunction for Adversary {
+    fn wants_pixels(&self) -> bool {
+        true
+    }
+
+    fn score(&self, samples: &[Sample], pixels: Option<&Tensor>) -> Result<Vec<Reward>> {
+        let pixels = pixels.ok_or_else(|| Error::failure("the adversary got no pixels"))?;
+        let grids = judge::recognize(pixels)?;
+        let reward = |(sample, grid): (&Sample, _)| {
+            let passes = is_correct_answer(&sample.spec, &sample.answer);
+            let wrong = !judge::judge(&sample.spec, grid).strict;
+            Reward::new(f64::from(u8::from(passes && wrong)), 1.0)
+        };
+        Ok(samples.iter().zip(&grids).map(reward).collect())
+    }
+}
+
 /// Options of the tiles detector, including deliberate errors.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default)]
@@ -264,5 +287,6 @@ unirl::register_model!("wrong-shape", EchoConfig, |config, source| Echo::boxed(
 unirl::register_model!("nan", EchoConfig, |config, source| Echo::boxed(&config, source, Fault::Nan));
 unirl::register_model!("tight", EchoConfig, |config, source| Echo::boxed(&config, source, Fault::Tight));
 unirl::register_reward!("constant", Constant, |config| Ok(Box::new(config)));
+unirl::register_reward!("adversary", Adversary, |config| Ok(Box::new(config)));
 unirl::register_detector!("tiles", TilesConfig, |config| Ok(Box::new(config)));
 unirl::export_plugin!();

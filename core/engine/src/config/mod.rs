@@ -233,7 +233,7 @@ impl OptimizerOptions {
 /// The figures by which the best checkpoint can be chosen.
 pub(crate) const DRIFT_FIGURES: [&str; 4] = ["t2i", "mmu", "t2i_to_mmu", "mmu_to_t2i"];
 
-/// The reaction of the drift monitor to a regression.
+/// The reaction of the drift monitor to a regression or a gamed reward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RegressionAction {
@@ -269,7 +269,8 @@ pub struct EvalOptions {
     pub monitor_prompts: usize,
     /// The figure of the drift monitor by which the best checkpoint is kept: `t2i`, `mmu`, `t2i_to_mmu` or `mmu_to_t2i`.
     pub best: String,
-    /// The reaction to a category whose T2I or MMU drops below the confidence interval of the base model.
+    /// The reaction to a category whose T2I or MMU drops below the confidence interval of the base model, and to a gamed reward:
+    /// more answers pass while the judge accepts fewer images.
     #[serde(alias = "guard")]
     #[schemars(extend("x-former-names" = ["guard"]))]
     pub on_regression: RegressionAction,

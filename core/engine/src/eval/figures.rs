@@ -61,6 +61,9 @@ pub struct Report {
     pub mmu_to_t2i: Score,
     /// Passing answers among the incorrect images: false positives.
     pub wrong_passed: Score,
+    /// Correct images among those whose answer passes: the precision of the self-reward. Empty in receipts of earlier releases.
+    #[serde(default)]
+    pub precision: Score,
     /// Answers without a verdict; they count as incorrect.
     #[serde(default, skip_serializing_if = "super::is_zero")]
     pub not_judged: u64,
@@ -69,13 +72,14 @@ pub struct Report {
 /// Whether an item is a success for a figure; `None` if the figure does not count it.
 type Counts = fn(&Item) -> Option<bool>;
 
-const FIGURES: [Counts; 6] = [
+const FIGURES: [Counts; 7] = [
     |item| Some(item.strict),
     |item| Some(item.lenient),
     |item| item.mmu_correct,
     |item| item.strict.then_some(item.passed),
     |item| (item.mmu_correct == Some(true)).then_some(item.strict),
     |item| (!item.strict).then_some(item.passed),
+    |item| item.passed.then_some(item.strict),
 ];
 
 impl Report {
@@ -87,9 +91,9 @@ impl Report {
         }
         let mut rng = Rng::new(SEED);
         // All figures use the same resampled tasks, so that a chain and the figures it is made of vary together.
-        let resampled: Vec<[Tally; 6]> = (0..RESAMPLINGS)
+        let resampled: Vec<[Tally; 7]> = (0..RESAMPLINGS)
             .map(|_| {
-                let mut tallies = <[Tally; 6]>::default();
+                let mut tallies = <[Tally; 7]>::default();
                 for (category, items) in by_category.iter().enumerate() {
                     for _ in 0..items.len() {
                         let item = items[rng.below(items.len())];
@@ -99,22 +103,23 @@ impl Report {
                 tallies
             })
             .collect();
-        let mut tallies = <[Tally; 6]>::default();
+        let mut tallies = <[Tally; 7]>::default();
         for (category, items) in by_category.iter().enumerate() {
             for item in items {
                 add(&mut tallies, category, item);
             }
         }
-        let [t2i, t2i_lenient, mmu, t2i_to_mmu, mmu_to_t2i, wrong_passed] = std::array::from_fn(|figure| {
+        let scores = std::array::from_fn(|figure| {
             let resampled: Vec<&Tally> = resampled.iter().map(|tallies| &tallies[figure]).collect();
             tallies[figure].score(&resampled)
         });
+        let [t2i, t2i_lenient, mmu, t2i_to_mmu, mmu_to_t2i, wrong_passed, precision] = scores;
         let not_judged = items.iter().map(|item| item.not_judged).sum();
-        Self { t2i, t2i_lenient, mmu, t2i_to_mmu, mmu_to_t2i, wrong_passed, not_judged }
+        Self { t2i, t2i_lenient, mmu, t2i_to_mmu, mmu_to_t2i, wrong_passed, precision, not_judged }
     }
 
     /// Returns the figures with their display names.
-    pub fn rows(&self) -> [(&'static str, &Score); 6] {
+    pub fn rows(&self) -> [(&'static str, &Score); 7] {
         ROWS.map(|(name, _, figure)| (name, figure(self)))
     }
 
@@ -124,7 +129,7 @@ impl Report {
     }
 }
 
-fn add(tallies: &mut [Tally; 6], category: usize, item: &Item) {
+fn add(tallies: &mut [Tally; 7], category: usize, item: &Item) {
     for (tally, counts) in tallies.iter_mut().zip(FIGURES) {
         if let Some(success) = counts(item) {
             tally.0[category][0] += u64::from(success);
@@ -183,13 +188,14 @@ fn interval(mut values: Vec<f64>) -> Option<Interval> {
 type Figure = fn(&Report) -> &Score;
 
 /// The figures: display name, JSON name, field.
-const ROWS: [(&str, &str, Figure); 6] = [
+const ROWS: [(&str, &str, Figure); 7] = [
     ("T2I", "t2i", |report| &report.t2i),
     ("T2I lenient", "t2i_lenient", |report| &report.t2i_lenient),
     ("MMU", "mmu", |report| &report.mmu),
     ("T2I->MMU", "t2i_to_mmu", |report| &report.t2i_to_mmu),
     ("MMU->T2I", "mmu_to_t2i", |report| &report.mmu_to_t2i),
     ("false pos.", "wrong_passed", |report| &report.wrong_passed),
+    ("precision", "precision", |report| &report.precision),
 ];
 
 const HEADS: [&str; 8] = ["single", "two", "count", "colors", "position", "attr", "macro", "micro"];
@@ -298,6 +304,11 @@ mod tests {
         assert_eq!(report.t2i_to_mmu.micro_mean, Some(0.5));
         assert_eq!(report.mmu_to_t2i.micro_mean, Some(2.0 / 3.0));
         assert_eq!(report.wrong_passed.micro_mean, Some(0.5));
+        // Two answers pass: the one about the single object, whose image is correct, and one about a wrong image.
+        assert_eq!(report.precision.micro_mean, Some(0.5));
+        assert_eq!(report.precision.macro_mean, Some(0.5));
+        assert_eq!(report.precision.counts["colors"], [0, 1]);
+        assert_eq!(report.precision.by_category["position"], None, "no answer passes");
     }
 
     #[test]

@@ -157,7 +157,8 @@ impl Receipt {
         let renew = "evaluate again with `unirl eval --out DIR` to write a new receipt";
         let altered = |what: &str| Error::failure(format!("the receipt was altered: {what}")).hint(renew);
         let json = sealed::unseal("receipt", FORM, text).map_err(|error| error.hint(renew))?;
-        let body: Body = serde_json::from_value(json).context(|| "not a receipt")?;
+        let has_precision = json["figures"].get("precision").is_some();
+        let mut body: Body = serde_json::from_value(json).context(|| "not a receipt")?;
         let (lines, items): (Vec<String>, Vec<Item>) =
             body.verdicts.into_iter().map(|line| (line.task.to_string(), line.verdict)).unzip();
         let tasks = read_records("task", &lines.join("\n"), unirl_prompts::Record::task)?;
@@ -175,6 +176,9 @@ impl Receipt {
             }
         }
         let figures = Report::of(&tasks, &items);
+        if !has_precision {
+            body.figures.precision = figures.precision.clone(); // a receipt of an earlier release
+        }
         if figures != body.figures {
             return Err(altered("the figures do not follow from the verdicts"));
         }
@@ -259,16 +263,28 @@ mod tests {
         assert!(tried > 500, "{tried}");
     }
 
+    /// A changed receipt with a correct checksum.
+    fn resealed(change: impl Fn(&mut Value)) -> String {
+        let mut json: Value = serde_json::from_str(&receipt().to_json().unwrap()).unwrap();
+        json.as_object_mut().unwrap().remove("seal");
+        change(&mut json);
+        let seal = checksum::text(&json.to_string());
+        json["seal"] = seal.into();
+        json.to_string()
+    }
+
+    #[test]
+    fn receipt_without_precision_is_accepted() {
+        let earlier = resealed(|json| drop(json["figures"].as_object_mut().unwrap().remove("precision")));
+        assert!(!earlier.contains("precision"));
+        assert_eq!(Receipt::check(&earlier).unwrap(), receipt());
+    }
+
     /// Verdicts, figures and prompts must be consistent even if the checksum is correct.
     #[test]
     fn check_detects_changes_with_a_recomputed_checksum() {
         let resealed = |change: &dyn Fn(&mut Value)| {
-            let mut json: Value = serde_json::from_str(&receipt().to_json().unwrap()).unwrap();
-            json.as_object_mut().unwrap().remove("seal");
-            change(&mut json);
-            let seal = checksum::text(&json.to_string());
-            json["seal"] = seal.into();
-            Receipt::check(&json.to_string()).unwrap_err().message().to_string()
+            Receipt::check(&resealed(change)).unwrap_err().message().to_string()
         };
         assert!(
             resealed(&|json| json["verdicts"][0]["verdict"]["strict"] = false.into()).contains("figures")
@@ -282,6 +298,7 @@ mod tests {
                 .contains("prompts")
         );
         assert!(resealed(&|json| json["figures"]["t2i"]["macro"] = 0.9.into()).contains("figures"));
+        assert!(resealed(&|json| json["figures"]["precision"]["macro"] = Value::Null).contains("figures"));
         assert!(resealed(&|json| drop(json["verdicts"].as_array_mut().unwrap().pop())).contains("prompts"));
     }
 

@@ -9,8 +9,8 @@ use super::step::Trainer;
 use crate::algorithms::{self, Outcome};
 
 impl Trainer<'_> {
-    /// Adds `judge/right`, the share of strictly correct images, and `judge/wrong_passed`, the share of the incorrect images
-    /// whose answer passes.
+    /// Adds `judge/right`, the share of strictly correct images, `judge/wrong_passed`, the share of the incorrect images whose
+    /// answer passes, and `judge/precision`, the share of correct images among those whose answer passes.
     pub(super) fn judge(
         &self,
         tasks: &[Task],
@@ -20,26 +20,71 @@ impl Trainer<'_> {
         let Some(benchmark) = self.source.benchmark() else { return Ok(()) };
         let pixels = algorithms::pixels(self.model, &outcome.images, &self.rollout)?;
         let verdicts = benchmark.image_judge().judge(tasks, &pixels)?;
-        let mut strict_correct = 0;
-        let mut false_positives: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new(); // passed, incorrect
+        let mut all = Counts::default();
+        let mut by_category: BTreeMap<&'static str, Counts> = BTreeMap::new();
         for ((task, verdict), reward) in tasks.iter().zip(verdicts).zip(&outcome.rewards) {
-            if verdict.strict {
-                strict_correct += 1;
-            } else {
-                let (passed, incorrect) = false_positives.entry(task.spec.category.name()).or_default();
-                *passed += u64::from(reward.passes());
-                *incorrect += 1;
+            for counts in [&mut all, by_category.entry(task.spec.category.name()).or_default()] {
+                counts.add(verdict.strict, reward.passes());
             }
         }
-        metrics.insert("judge/right".into(), f64::from(strict_correct) / tasks.len() as f64);
-        let (passed, incorrect) =
-            false_positives.values().fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
-        if incorrect > 0 {
-            metrics.insert("judge/wrong_passed".into(), passed as f64 / incorrect as f64);
-        }
-        for (category, (passed, incorrect)) in false_positives {
-            metrics.insert(format!("judge/wrong_passed/{category}"), passed as f64 / incorrect as f64);
+        metrics.insert("judge/right".into(), all.correct as f64 / tasks.len() as f64);
+        let all = std::iter::once((String::new(), all));
+        let by_category = by_category.into_iter().map(|(category, counts)| (format!("/{category}"), counts));
+        for (suffix, counts) in all.chain(by_category) {
+            for (name, share) in [("wrong_passed", counts.wrong_passed()), ("precision", counts.precision())]
+            {
+                if let Some(share) = share {
+                    metrics.insert(format!("judge/{name}{suffix}"), share);
+                }
+            }
         }
         Ok(())
+    }
+}
+
+/// Images by the judge and by the reward of their answers.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    correct: u64,
+    wrong: u64,
+    passed_correct: u64,
+    passed_wrong: u64,
+}
+
+impl Counts {
+    fn add(&mut self, correct: bool, passed: bool) {
+        let (count, passing) = match correct {
+            true => (&mut self.correct, &mut self.passed_correct),
+            false => (&mut self.wrong, &mut self.passed_wrong),
+        };
+        *count += 1;
+        *passing += u64::from(passed);
+    }
+
+    fn wrong_passed(self) -> Option<f64> {
+        (self.wrong > 0).then(|| self.passed_wrong as f64 / self.wrong as f64)
+    }
+
+    fn precision(self) -> Option<f64> {
+        let passed = self.passed_correct + self.passed_wrong;
+        (passed > 0).then(|| self.passed_correct as f64 / passed as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_absent_if_nothing_was_counted() {
+        let mut counts = Counts::default();
+        assert_eq!((counts.wrong_passed(), counts.precision()), (None, None));
+        counts.add(true, false);
+        assert_eq!((counts.wrong_passed(), counts.precision()), (None, None));
+        // Four wrong images, one of which passes, and three correct images that pass.
+        for (correct, passed, count) in [(false, false, 3), (false, true, 1), (true, true, 3)] {
+            (0..count).for_each(|_| counts.add(correct, passed));
+        }
+        assert_eq!((counts.wrong_passed(), counts.precision()), (Some(0.25), Some(0.75)));
     }
 }

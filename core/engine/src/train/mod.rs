@@ -19,7 +19,7 @@ use unirl::model::{Mode, ModelCard, UnifiedModel};
 use unirl_benchmarks::Benchmark;
 
 use crate::algorithms;
-use crate::checkpoint::TrainingState;
+use crate::checkpoint::{self, TrainingState};
 use crate::config::RunConfig;
 use crate::drift::{DriftCheck, DriftMonitor};
 use crate::eval::{Evaluation, Receipt, Report};
@@ -28,7 +28,7 @@ use crate::metrics::{Line, MetricsLog};
 use crate::rewards::RewardSet;
 use crate::run_dir::RunDir;
 
-pub use report::{Event, RunReport, StepReport, Watch};
+pub use report::{Event, RunReport, Shown, StepReport, Watch};
 pub use warnings::TrainWarnings;
 
 /// What a run consists of.
@@ -178,22 +178,47 @@ pub fn train(
             return Err(interrupted(&format!("after step {step} of {}", options.steps)));
         }
     }
+    let shown = show_best(&mut trainer, monitor.as_ref(), run_dir, last)?;
     let after = evaluate(trainer.model, None, (benchmark, config, overlap), run_dir, "trained", watch)?;
     if samples {
         samples::save(&mut trainer, &config.eval, run_dir, "trained")?;
     }
     [Some(rules), answer_rules].into_iter().flatten().try_for_each(RewardSet::finish)?;
+    let checkpoint = run_dir.checkpoint(last);
     let wall = started.elapsed();
-    let report = serde_json::json!({
-        "base": before,
-        "trained": after,
-        "steps": last,
-        "stopped": stopped,
-        "alarms": warnings,
-        "wall_seconds": wall.as_secs_f64(),
-    });
-    run_dir.write("report.json", &format!("{report:#}\n"))?;
-    Ok(RunReport { before, after, checkpoint: run_dir.checkpoint(last), stopped, warnings, wall })
+    let report = RunReport { before, after, shown, steps: last, checkpoint, stopped, warnings, wall };
+    run_dir.write("report.json", &format!("{:#}\n", report.to_json()))?;
+    Ok(report)
+}
+
+/// Loads the weights of the best step, if the drift monitor found one before the last step. They are only evaluated and sampled:
+/// the last checkpoint is already saved.
+fn show_best(
+    trainer: &mut Trainer<'_>,
+    monitor: Option<&DriftMonitor<'_>>,
+    run_dir: &RunDir,
+    last: u64,
+) -> Result<Shown> {
+    let Some(monitor) = monitor else { return Ok(Shown::Last) };
+    let Some(best) = monitor.state.best_step else {
+        tracing::warn!(
+            "no step was better than the base model on the tasks of the drift monitor: the results are those of the last step, {last}"
+        );
+        return Ok(Shown::NoneBetter);
+    };
+    if best == last {
+        return Ok(Shown::Best(best));
+    }
+    let folder = run_dir.checkpoint(best);
+    if !folder.is_dir() {
+        tracing::warn!(
+            "the best checkpoint, `{}`, is missing: the results are those of the last step, {last}",
+            folder.display()
+        );
+        return Ok(Shown::Last);
+    }
+    trainer.update.restore(&checkpoint::trainable_weights(&folder)?);
+    Ok(Shown::Best(best))
 }
 
 /// Returns the number of evaluation tasks that the run trains on, if any, and logs a warning.

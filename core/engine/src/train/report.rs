@@ -5,6 +5,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use super::TrainWarnings;
 use crate::algorithms::Phases;
 use crate::eval::Report;
@@ -20,6 +22,36 @@ pub struct StepReport {
     pub phases: Phases,
 }
 
+/// The weights that are evaluated and sampled after training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// Those of the last step: the run has no drift monitor, or its best checkpoint is absent.
+    Last,
+    /// Those of the best step according to the drift monitor.
+    Best(u64),
+    /// Those of the last step, although no step was better than the base model.
+    NoneBetter,
+}
+
+impl Shown {
+    /// Returns the step of the weights.
+    pub fn step(self, last: u64) -> u64 {
+        match self {
+            Self::Last | Self::NoneBetter => last,
+            Self::Best(step) => step,
+        }
+    }
+
+    /// Describes the step for a heading, e.g. `step 40 (best of 80)`.
+    pub fn describe(self, last: u64) -> String {
+        match self {
+            Self::Last => format!("step {last}"),
+            Self::Best(step) => format!("step {step} (best of {last})"),
+            Self::NoneBetter => format!("step {last} (no step was better than the base model)"),
+        }
+    }
+}
+
 /// The result of a run.
 #[derive(Debug)]
 pub struct RunReport {
@@ -27,6 +59,10 @@ pub struct RunReport {
     pub before: Option<Report>,
     /// The evaluation of the trained model, if evaluation is on.
     pub after: Option<Report>,
+    /// The weights that were evaluated after training.
+    pub shown: Shown,
+    /// The number of completed steps.
+    pub steps: u64,
     /// The last checkpoint.
     pub checkpoint: PathBuf,
     /// The reason of early stopping by the drift monitor, if any.
@@ -35,6 +71,22 @@ pub struct RunReport {
     pub warnings: TrainWarnings,
     /// Wall time of this process, from the first evaluation to the last.
     pub wall: Duration,
+}
+
+impl RunReport {
+    /// Returns the contents of `report.json`.
+    pub(super) fn to_json(&self) -> Value {
+        json!({
+            "base": self.before,
+            "trained": self.after,
+            "steps": self.steps,
+            "shown_step": self.shown.step(self.steps),
+            "shown": self.shown.describe(self.steps),
+            "stopped": self.stopped,
+            "alarms": self.warnings,
+            "wall_seconds": self.wall.as_secs_f64(),
+        })
+    }
 }
 
 /// Progress of a run.
