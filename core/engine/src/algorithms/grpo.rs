@@ -128,17 +128,19 @@ impl Algorithm for Grpo {
 
         // 1. Generate a group of G images per prompt.
         let generated = iteration.generate()?; // u [B,N]
-        let (mut trained_on, mut answered, mut rewarded) = (None, Vec::new(), Vec::new());
+        let mut trained_on = None;
+        let mut reading = None;
 
-        // 2. Addition to the paper: the image term, weighted by the rewards of the answers about the generated images.
+        // 2. Addition to the paper: the image term, weighted by the rewards of the generated images.
         if self.image.coefficient > 0.0 {
-            let Reading { answers, scored: Scored { rewards, scores }, .. } = iteration.read(&generated)?;
-            reward_metrics(&rewards, &scores, group, &mut metrics);
+            let read = iteration.read(&generated)?;
+            let Scored { rewards, scores } = &read.scored; // [B]
+            reward_metrics(rewards, scores, group, &mut metrics);
             let started = Instant::now();
-            let weights = self.weighting.weights(&scores, group, self.reward_temperature); // [B]
+            let weights = self.weighting.weights(scores, group, self.reward_temperature); // [B]
             self.image.accumulate(iteration, &generated, &weights, &mut metrics)?;
             iteration.phases.update += started.elapsed();
-            (answered, rewarded) = (answers, rewards);
+            reading = Some(read);
         }
 
         if self.answer_weight > 0.0 {
@@ -150,27 +152,31 @@ impl Algorithm for Grpo {
                 false => path.tokens_of_all(iteration, &generated)?,
             };
 
-            // 4. Answer about the completed images, score the answers, and weigh them.
-            let (answers, text, Scored { rewards, scores }) = match self.answers {
-                AnswerKind::Sampled => {
+            // 4. Answer about the completed images, reward them, and weigh the answers.
+            let (answers, read) = match (self.answers, &reading) {
+                (AnswerKind::Sampled, _) => {
                     let answers = iteration.answer(&completed)?; // a [B,T]
                     let scored = iteration.score(&completed, &answers)?; // r [B]
-                    (Some(answers.narrow(0, answers.tokens.size()[0])), answers.text, scored)
+                    let text = answers.text.clone();
+                    (Some(answers), Some(Reading { answers: text, sampled: None, scored }))
                 }
-                AnswerKind::Right => {
-                    let Reading { answers, scored, .. } = iteration.read(&completed)?;
-                    (None, answers, scored)
-                }
+                // Fed back as they were generated, they were read above.
+                (AnswerKind::Right, Some(_)) if self.replay == MaskingKind::Reveal => (None, None),
+                (AnswerKind::Right, _) => (None, Some(iteration.read(&completed)?)),
             };
             let started = Instant::now();
             let weighting = self.answer_weighting.unwrap_or(self.weighting);
-            let weights = weighting.weights(&scores, group, self.reward_temperature); // w [B]
+            let weights = match read.as_ref().or(reading.as_ref()) {
+                Some(read) => weighting.weights(&read.scored.scores, group, self.reward_temperature), // w [B]
+                None => unreachable!("images are read here or above"),
+            };
 
             // 5. The loss (eq. 5), micro-batch by micro-batch: gradients add up.
+            let tasks = iteration.supervision();
             let tokens = match &answers {
                 Some(answers) => objective::token_count(&answers.mask),
                 None => {
-                    let right = RightAnswers::new(&*iteration.model, iteration.tasks)?;
+                    let right = RightAnswers::new(&*iteration.model, &tasks)?;
                     objective::token_count(&right.answers.mask)
                 }
             };
@@ -183,7 +189,7 @@ impl Algorithm for Grpo {
                         questions: &questions[micro.rows()],
                     },
                     None => AnswerRows::Right {
-                        right: RightAnswers::new(&*iteration.model, &iteration.tasks[micro.rows()])?,
+                        right: RightAnswers::new(&*iteration.model, &tasks[micro.rows()])?,
                         form: self.right_answer,
                     },
                 };
@@ -242,16 +248,17 @@ impl Algorithm for Grpo {
             }
             iteration.phases.update += started.elapsed();
 
-            // Without the image term, the completed images are the scored ones.
-            if self.image.coefficient <= 0.0 {
-                reward_metrics(&rewards, &scores, group, &mut metrics);
-                (answered, rewarded) = (text, rewards);
-                trained_on = Some(completed);
+            // Without the image term, the completed images are the rewarded ones.
+            if let (None, Some(read)) = (&reading, read) {
+                reward_metrics(&read.scored.rewards, &read.scored.scores, group, &mut metrics);
+                trained_on = Some(Images::from_tokens(completed.tokens));
+                reading = Some(read);
             }
         }
 
         let images = trained_on.unwrap_or(generated);
-        Ok(Outcome { metrics, images, answers: answered, rewards: rewarded })
+        let (answers, rewards) = reading.map_or_else(Default::default, |read| (read.answers, read.scored.rewards));
+        Ok(Outcome { metrics, images, answers, rewards })
     }
 
     fn terms(&self) -> Terms<'_> {

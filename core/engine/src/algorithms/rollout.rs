@@ -142,7 +142,7 @@ pub struct Iteration<'a> {
     pub step: u64,
     /// The seed of this iteration.
     pub seed: u64,
-    /// Permutes the rewards over the batch: the shuffled-reward control, which must not gain.
+    /// Permutes rewards, and right answers with their questions, over the batch: the shuffled-reward control, which must not gain.
     pub shuffle_rewards: bool,
     /// The time of each phase so far.
     pub phases: Phases,
@@ -196,6 +196,22 @@ impl Iteration<'_> {
             group: self.group(),
         };
         self.rollout.parts(of).into_iter().map(micro_batch).collect()
+    }
+
+    /// Returns the tasks that supervise each image with their right answers: its own, or, for the shuffled-reward control, that of a
+    /// random image of the batch.
+    pub(super) fn supervision(&self) -> Vec<Task> {
+        if !self.shuffle_rewards {
+            return self.tasks.to_vec();
+        }
+        let order = self.shuffled(Device::Cpu);
+        (0..self.tasks.len()).map(|row| self.tasks[order.int64_value(&[row as i64]) as usize].clone()).collect()
+    }
+
+    /// A random order of the batch, `[B]`.
+    fn shuffled(&self, device: Device) -> Tensor {
+        tch::manual_seed(self.stream(Stream::Shuffle) as i64);
+        Tensor::randperm(self.tasks.len() as i64, (Kind::Int64, device))
     }
 
     /// Chooses `count` decoding steps of this iteration at random, in order; every step if `count` is 0.
@@ -273,9 +289,7 @@ impl Iteration<'_> {
         let scores: Vec<f32> = rewards.iter().map(|reward| reward.score as f32).collect();
         let mut scores = Tensor::from_slice(&scores).to_device(device);
         if self.shuffle_rewards {
-            tch::manual_seed(self.stream(Stream::Shuffle) as i64);
-            let order = Tensor::randperm(scores.size()[0], (Kind::Int64, scores.device()));
-            scores = scores.index_select(0, &order);
+            scores = scores.index_select(0, &self.shuffled(device));
         }
         Ok(Scored { rewards, scores })
     }

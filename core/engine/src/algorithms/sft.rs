@@ -101,13 +101,14 @@ impl Algorithm for Sft {
 
         // 2. Tokenize the right answers.
         let started = Instant::now();
-        let all = RightAnswers::new(&*iteration.model, iteration.tasks)?;
+        let tasks = iteration.supervision();
+        let all = RightAnswers::new(&*iteration.model, &tasks)?;
         let reference_tokens = all.lengths.sum(Kind::Float).double_value(&[]);
         let tokens = objective::token_count(&all.answers.mask);
         let path = self.straight_through();
 
         for micro in iteration.micro_batches() {
-            let right = RightAnswers::new(&*iteration.model, &iteration.tasks[micro.rows()])?;
+            let right = RightAnswers::new(&*iteration.model, &tasks[micro.rows()])?;
             let likelihood = |scored: &TokenLogp| {
                 -right.logp(scored, self.right_answer).sum(Kind::Float) / reference_tokens
             };
