@@ -12,7 +12,6 @@ pub mod disk_plan;
 mod drift;
 pub mod eval;
 pub mod fingerprint;
-mod gaming;
 pub mod home;
 pub mod image_io;
 pub mod memory;

@@ -156,7 +156,11 @@ fn micro_batches_and_gradient_checkpointing_do_not_change_the_step() {
             same(&format!("{what}, {micro_batch} images at once"), &plain, &parts);
         }
         same(&format!("{what}, with checkpointing"), &plain, &step(name, &options, reward, 0, true));
-        same(&format!("{what}, with checkpointing, 1 at once"), &plain, &step(name, &options, reward, 1, true));
+        same(
+            &format!("{what}, with checkpointing, 1 at once"),
+            &plain,
+            &step(name, &options, reward, 1, true),
+        );
     }
 }
 

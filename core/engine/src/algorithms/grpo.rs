@@ -158,18 +158,17 @@ impl Algorithm for Grpo {
                     let answers = iteration.answer(&completed)?; // a [B,T]
                     let scored = iteration.score(&completed, &answers)?; // r [B]
                     let text = answers.text.clone();
-                    (Some(answers), Some(Reading { answers: text, sampled: None, scored }))
+                    (Some(answers), Reading { answers: text, sampled: None, scored })
                 }
                 // Fed back as they were generated, they were read above.
-                (AnswerKind::Right, Some(_)) if self.replay == MaskingKind::Reveal => (None, None),
-                (AnswerKind::Right, _) => (None, Some(iteration.read(&completed)?)),
+                (AnswerKind::Right, Some(read)) if self.replay == MaskingKind::Reveal => {
+                    (None, read.shallow_clone())
+                }
+                (AnswerKind::Right, _) => (None, iteration.read(&completed)?),
             };
             let started = Instant::now();
             let weighting = self.answer_weighting.unwrap_or(self.weighting);
-            let weights = match read.as_ref().or(reading.as_ref()) {
-                Some(read) => weighting.weights(&read.scored.scores, group, self.reward_temperature), // w [B]
-                None => unreachable!("images are read here or above"),
-            };
+            let weights = weighting.weights(&read.scored.scores, group, self.reward_temperature); // w [B]
 
             // 5. The loss (eq. 5), micro-batch by micro-batch: gradients add up.
             let tasks = iteration.supervision();
@@ -249,7 +248,7 @@ impl Algorithm for Grpo {
             iteration.phases.update += started.elapsed();
 
             // Without the image term, the completed images are the rewarded ones.
-            if let (None, Some(read)) = (&reading, read) {
+            if reading.is_none() {
                 reward_metrics(&read.scored.rewards, &read.scored.scores, group, &mut metrics);
                 trained_on = Some(Images::from_tokens(completed.tokens));
                 reading = Some(read);
@@ -257,7 +256,8 @@ impl Algorithm for Grpo {
         }
 
         let images = trained_on.unwrap_or(generated);
-        let (answers, rewards) = reading.map_or_else(Default::default, |read| (read.answers, read.scored.rewards));
+        let (answers, rewards) =
+            reading.map_or_else(Default::default, |read| (read.answers, read.scored.rewards));
         Ok(Outcome { metrics, images, answers, rewards })
     }
 
@@ -311,8 +311,8 @@ mod tests {
 
     use super::*;
     use crate::algorithms::testing::{
-        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, two_groups, TestStep, assert_gradient,
-        assert_metrics, policy_term,
+        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TestStep, assert_gradient, assert_metrics,
+        policy_term, two_groups,
     };
 
     const GUMBEL_TAU: f64 = 1e4;
@@ -385,7 +385,8 @@ mod tests {
     #[test]
     fn right_answers_are_weighted_by_the_rewards_of_images() {
         let (l0, l1) = LOG_P;
-        for (reader_gradient, micro_batch) in MICRO_BATCHES.into_iter().flat_map(|m| [(true, m), (false, m)]) {
+        for (reader_gradient, micro_batch) in MICRO_BATCHES.into_iter().flat_map(|m| [(true, m), (false, m)])
+        {
             let mut model = model();
             let batch = TestStep { micro_batch, ..two_groups() };
             let grpo = Grpo {

@@ -214,8 +214,8 @@ mod tests {
     use crate::algorithms::Rollout;
     use crate::algorithms::passes;
     use crate::algorithms::testing::{
-        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, two_groups, TestStep, assert_gradient,
-        assert_metrics, policy_term, prefers,
+        Halves, K3_LIKELY, K3_UNLIKELY, MICRO_BATCHES, TAU, TestStep, assert_gradient, assert_metrics,
+        policy_term, prefers, two_groups,
     };
     use crate::rewards::RewardSet;
 

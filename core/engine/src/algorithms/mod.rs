@@ -39,8 +39,8 @@ pub use reading::Reading;
 pub use registry::{AlgorithmEntry, Decoupled, all, check_fits, find};
 pub use right_answers::RightAnswer;
 pub(crate) use rollout::pixels;
-pub use straight_through::StraightThrough;
 pub use rollout::{Iteration, MicroBatch, Phases, Rollout, Scored, Stream};
+pub use straight_through::StraightThrough;
 
 /// A post-training algorithm: turns the images, answers and rewards of one iteration into gradients.
 pub trait Algorithm {

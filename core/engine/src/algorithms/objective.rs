@@ -96,7 +96,7 @@ pub fn straight_through(logits: &Tensor, noise: &Tensor, temperature: f64) -> Te
 }
 
 /// The straight-through Gumbel-softmax of `logits [B,N,K]` that keeps the sampled `tokens [B,N]`: their one-hot in the forward
-/// pass, with the gradient of `softmax((logits + g)/τ)`, where the Gumbel noise `g` is conditioned on the tokens being sampled.
+/// pass, with the gradient of `softmax((logits + g)/τ)`, where the Gumbel noise `g` is one that makes the tokens the largest.
 ///
 /// With `E` independent samples of the exponential distribution `[B,N,K]`, `Z = Σ_j exp(logits_j)` and `k` the token,
 ///
@@ -104,14 +104,21 @@ pub fn straight_through(logits: &Tensor, noise: &Tensor, temperature: f64) -> Te
 /// logits_k + g_k = ln Z − ln E_k                                  (the maximum)
 /// logits_j + g_j = −ln(E_j / exp(logits_j) + E_k / Z)             (below it)
 /// ```
-pub fn straight_through_of(logits: &Tensor, tokens: &Tensor, exponential: &Tensor, temperature: f64) -> Tensor {
-    let logp = logits.log_softmax(-1, Kind::Float).clamp_min(LOGP_FLOOR); // Z = 1
+pub fn straight_through_of(
+    logits: &Tensor,
+    tokens: &Tensor,
+    exponential: &Tensor,
+    temperature: f64,
+) -> Tensor {
     let tokens = tokens.unsqueeze(-1);
-    let of_token = exponential.gather(-1, &tokens, false);
-    let below = -(exponential * (-&logp).exp() + &of_token).log();
-    let hard = logp.detach().zeros_like().scatter_value_(-1, &tokens, 1.0);
-    let perturbed = (-of_token.log()).where_self(&hard.gt(0.5), &below);
-    let soft = (perturbed / temperature).softmax(-1, Kind::Float);
+    let noise = tch::no_grad(|| {
+        let logp = logits.log_softmax(-1, Kind::Float).clamp_min(LOGP_FLOOR); // Z = 1
+        let of_token = exponential.gather(-1, &tokens, false);
+        let below = -(exponential * (-&logp).exp() + &of_token).log();
+        below.scatter(-1, &tokens, &-of_token.log()) - logp
+    });
+    let soft = ((logits + noise) / temperature).softmax(-1, Kind::Float);
+    let hard = soft.detach().zeros_like().scatter_value_(-1, &tokens, 1.0);
     hard - soft.detach() + soft
 }
 
@@ -240,7 +247,7 @@ mod tests {
     }
 
     /// With probabilities ¼ and ¾, token 0, E = (ln 2, ln 3) and τ = 1: the perturbed logits are −ln ln 2 and
-    /// −ln((4/3) ln 3 + ln 2), so that soft₀ : soft₁ = (4/3) ln 3 + ln 2 : ln 2.
+    /// −ln((4/3) ln 3 + ln 2), so that soft₀ : soft₁ = (4/3) ln 3 + ln 2 : ln 2. The gradient of soft₀ is ±soft₀ · soft₁.
     #[test]
     fn straight_through_of_matches_numbers_by_hand() {
         let logits = Tensor::from_slice(&[1f32, 3.0]).log().view([1, 1, 2]).set_requires_grad(true);
@@ -250,40 +257,34 @@ mod tests {
         let sampled = straight_through_of(&logits, &tokens, &exponential, 1.0);
         close(&sampled, &[1.0, 0.0], F32);
         sampled.select(2, 0).sum(Kind::Float).backward();
-        // The logit of token 1 changes its perturbed logit by e = (4/3) ln 3 / ((4/3) ln 3 + ln 2) times (1 − p₁) = ¼, and that of
-        // token 0 by e · (−p₀) = −¼ e; soft₀ falls by s = soft₀ · soft₁ times that.
-        let below = e1 / 0.75;
-        let soft0 = (below + e0) / (below + 2.0 * e0);
-        let change = soft0 * (1.0 - soft0) * below / (below + e0) * 0.25;
+        let below = e1 / 0.75 + e0;
+        let change = below * e0 / (below + e0).powi(2);
         close(&logits.grad(), &[change, -change], F32);
     }
 
-    /// Noise that is conditioned on tokens sampled from the softmax is Gumbel noise: both give the same mean of
-    /// `softmax(logits + g)`. 40,000 samples have a standard error below .002.
+    /// Noise that is conditioned on tokens sampled from the softmax is Gumbel noise: both give the same mean gradient. The standard
+    /// error over 40,000 samples is below .001.
     #[test]
     fn conditioned_noise_is_gumbel_noise() {
         tch::manual_seed(5);
         let logits = Tensor::from_slice(&[0.0f32, 1.0, -1.5]).expand([40_000, 1, 3], true);
-        let uniform = || logits.rand_like().clamp(1e-30, 1.0);
-        let soft = |sampled: Tensor, hard: Tensor| -> Vec<f64> {
-            // The gradient of Σ c · sampled is that of c · soft; its mean over samples identifies the distribution.
-            values(&(sampled - hard).mean_dim([0i64].as_slice(), false, Kind::Float))
-        };
-        let gradient_of = |sampled: &dyn Fn(&Tensor) -> Tensor| -> Vec<f64> {
+        let exponential = || -logits.rand_like().clamp(1e-30, 1.0).log();
+        let tokens = (&logits - exponential().log()).argmax(-1, false);
+        let gradient = |sampled: &dyn Fn(&Tensor) -> Tensor| {
             let leaf = logits.copy().set_requires_grad(true);
             sampled(&leaf).select(2, 1).mean(Kind::Float).backward();
-            values(&(leaf.grad().sum_dim_intlist([0i64].as_slice(), false, Kind::Float)))
+            values(&leaf.grad().sum_dim_intlist([0i64].as_slice(), false, Kind::Float))
         };
-        let tokens = (&logits - (-uniform().log()).log()).argmax(-1, false);
-        let exponential = -uniform().log();
-        let gumbel = -(-uniform().log()).log();
-        let kept = straight_through_of(&logits, &tokens, &exponential, 1.0);
-        let hard = kept.zeros_like().scatter_value(-1, &tokens.unsqueeze(-1), 1.0);
-        assert!(soft(kept, hard).iter().all(|difference| difference.abs() < 1e-6), "the tokens stay");
-        let conditioned = gradient_of(&|leaf| straight_through_of(leaf, &tokens, &exponential, 1.0));
-        let fresh = gradient_of(&|leaf| straight_through(leaf, &gumbel, 1.0));
+        let of_tokens = exponential();
+        let conditioned = gradient(&|leaf| {
+            let sampled = straight_through_of(leaf, &tokens, &of_tokens, 1.0);
+            assert!(sampled.argmax(-1, false).equal(&tokens), "the tokens stay");
+            sampled
+        });
+        let gumbel = -exponential().log();
+        let fresh = gradient(&|leaf| straight_through(leaf, &gumbel, 1.0));
         for (conditioned, fresh) in conditioned.iter().zip(&fresh) {
-            assert!((conditioned - fresh).abs() < 0.01, "{conditioned} {fresh}");
+            assert!((conditioned - fresh).abs() < 0.005 && fresh.abs() > 0.02, "{conditioned} {fresh}");
         }
     }
 }

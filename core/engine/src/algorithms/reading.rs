@@ -25,6 +25,15 @@ pub struct Reading {
     pub scored: Scored,
 }
 
+impl Reading {
+    /// The same reading, without the sampled answers.
+    pub(super) fn shallow_clone(&self) -> Self {
+        let Scored { rewards, scores } = &self.scored;
+        let scored = Scored { rewards: rewards.clone(), scores: scores.shallow_clone() };
+        Self { answers: self.answers.clone(), sampled: None, scored }
+    }
+}
+
 impl Iteration<'_> {
     /// Rewards generated images: `reward.reader` sees the `reward.view` of each and is asked `reward.questions`; `reward.kind`
     /// says what is scored. The reward of an image is the worst of its questions.
@@ -55,8 +64,7 @@ impl Iteration<'_> {
                     Some(answers) => answers.text.clone(),
                     None => asked.into_iter().map(|task| task.reference_answer).collect(),
                 };
-                let of_the_policy =
-                    self.reward.reader == Reader::Current && self.reward.view == View::Tokens;
+                let of_the_policy = self.reward.reader == Reader::Current && self.reward.view == View::Tokens;
                 sampled = answers.filter(|_| of_the_policy);
                 continue;
             }
@@ -122,7 +130,8 @@ impl Iteration<'_> {
                 // From ½ on, the right answer is the likeliest.
                 let reward =
                     |probability: f64| Reward { pass_at: Some(0.5), ..Reward::new(probability, 1.0) };
-                rewards.extend(Vec::<f64>::try_from(probability.to_kind(Kind::Double))?.into_iter().map(reward));
+                rewards
+                    .extend(Vec::<f64>::try_from(probability.to_kind(Kind::Double))?.into_iter().map(reward));
             }
             Ok(())
         })?;

@@ -52,7 +52,8 @@ impl RightAnswers {
         let index = |values: &[i64]| Tensor::from_slice(values).to_device(answers.tokens.device());
         let images: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
         let (places, images) = (index(&places), index(&images));
-        let lengths = answers.mask.to_kind(Kind::Float).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+        let lengths =
+            answers.mask.to_kind(Kind::Float).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
         let references = places.remainder(width as i64).eq(0).nonzero().view([-1]);
         Ok(Self {
             questions: rows.iter().map(|row| tasks[*row].question.clone()).collect(),
@@ -65,14 +66,20 @@ impl RightAnswers {
     }
 
     /// Scores every answer about its image.
-    pub(super) fn score(&self, model: &dyn UnifiedModel, images: &Images, policy: Policy) -> Result<TokenLogp> {
+    pub(super) fn score(
+        &self,
+        model: &dyn UnifiedModel,
+        images: &Images,
+        policy: Policy,
+    ) -> Result<TokenLogp> {
         model.answer_logp(&images.index_select(&self.images), &self.questions, &self.answers, policy)
     }
 
     /// Returns the log-likelihood of the right answer about each image, `[b]`, from the scores of all of them.
     pub(super) fn logp(&self, scored: &TokenLogp, right: RightAnswer) -> Tensor {
         let logp = (&scored.logp * &scored.mask).sum_dim_intlist([1i64].as_slice(), false, Kind::Float); // [R]
-        let missing = Tensor::full(self.size.iter().product::<i64>(), f64::NEG_INFINITY, (Kind::Float, logp.device()));
+        let missing =
+            Tensor::full(self.size.iter().product::<i64>(), f64::NEG_INFINITY, (Kind::Float, logp.device()));
         let forms = missing.index_copy(0, &self.places, &logp).view(self.size); // [b,F]
         match right {
             RightAnswer::Reference => forms.select(1, 0),

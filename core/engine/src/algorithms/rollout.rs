@@ -205,7 +205,9 @@ impl Iteration<'_> {
             return self.tasks.to_vec();
         }
         let order = self.shuffled(Device::Cpu);
-        (0..self.tasks.len()).map(|row| self.tasks[order.int64_value(&[row as i64]) as usize].clone()).collect()
+        (0..self.tasks.len())
+            .map(|row| self.tasks[order.int64_value(&[row as i64]) as usize].clone())
+            .collect()
     }
 
     /// A random order of the batch, `[B]`.

@@ -205,7 +205,7 @@ impl Sft {
 mod tests {
     use super::*;
     use crate::algorithms::testing::{
-        Halves, MICRO_BATCHES, two_groups, TestStep, assert_gradient, assert_metrics,
+        Halves, MICRO_BATCHES, TestStep, assert_gradient, assert_metrics, two_groups,
     };
 
     /// The form of the paper.

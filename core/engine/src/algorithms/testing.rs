@@ -213,7 +213,15 @@ pub(super) struct TestStep<'a> {
 /// Two prompts with three images each: the words of the answers are 0 1 0 | 1 0 1 and the rewards 1 0 1 | 0 1 0.
 pub(super) fn two_groups() -> TestStep<'static> {
     let reward = RewardOptions::default();
-    TestStep { prompts: 2, group: 3, micro_batch: 0, step: 1, answer_rules: None, shuffle_rewards: false, reward }
+    TestStep {
+        prompts: 2,
+        group: 3,
+        micro_batch: 0,
+        step: 1,
+        answer_rules: None,
+        shuffle_rewards: false,
+        reward,
+    }
 }
 
 /// Micro-batch sizes for six rows.

@@ -427,7 +427,10 @@ mod tests {
             ("name = \"grpo\"\nsft.xyz = 1", "unknown key `optimizer.sft.xyz`"),
             ("name = \"grpo\"\nsft = 3", "`optimizer.sft`: expected a table, got `3`"),
             ("name = \"sft\"\ngrpo.image.beta = \"x\"", "`optimizer.grpo.image.beta`: expected a number"),
-            ("name = \"sft\"\ngrpo.weighting = \"sum\"", "expected one of `softmax`, `advantage`, got `sum`"),
+            (
+                "name = \"sft\"\ngrpo.weighting = \"sum\"",
+                "expected one of `softmax`, `advantage`, `reward`, got `sum`",
+            ),
         ] {
             let message = refused(&format!("[optimizer]\n{text}"));
             assert!(message.contains(expected), "{text}: {message}");

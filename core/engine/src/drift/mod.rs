@@ -5,8 +5,11 @@
 //! The set consists of training tasks, so the choice of a checkpoint does not depend on the final evaluation, except for the
 //! two categories that have too few tasks to be split.
 
+mod gaming;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use gaming::Verdicts;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use unirl::error::Result;
@@ -19,7 +22,6 @@ use unirl_prompts::rng::Rng;
 
 use crate::config::{DRIFT_FIGURES, RegressionAction, RunConfig};
 use crate::eval::{Evaluation, Interval, Item, Report};
-use crate::gaming::Verdicts;
 use crate::optim::AdamW;
 
 /// The number of rollbacks after which a further regression stops the run.
