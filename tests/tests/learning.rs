@@ -176,8 +176,9 @@ fn run_writes_config_metrics_samples_and_loadable_checkpoint() {
 /// in `checkpoints/best`.
 #[test]
 fn evaluation_after_training_is_of_the_best_step() {
-    const STEPS: [&str; 7] = [
+    const STEPS: [&str; 8] = [
         "train.steps=6",
+        "eval.on_regression=warn",
         "rollout.prompts_per_step=12",
         "eval.prompts=5",
         "eval.samples_per_prompt=1",
