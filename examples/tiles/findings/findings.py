@@ -29,20 +29,39 @@ RESAMPLINGS = 1000
 
 SHOWO = ["--plugin", "showo"]
 JANUS = ["--plugin", "janus"]
-SHUFFLED = ["--set", "train.shuffle_rewards=true"]
-# Family, label and arguments of each arm.
+
+
+def settings(*pairs):
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+SHUFFLED = settings("train.shuffle_rewards=true")
+GRPO = [*SHOWO, "--optimizer", "grpo"]
+SFT = [*SHOWO, "--optimizer", "sft"]
+# Family, label and arguments of each arm. The steps are chosen so that every arm of a family takes about as long; the table of
+# costs has the seconds.
 ARMS = {
-    "sft": ("Show-o", "SFT", [*SHOWO, "--optimizer", "sft", "--set", "update.learning_rate=2e-5"]),
-    "grpo": ("Show-o", "GRPO, end to end", [*SHOWO, "--optimizer", "grpo"]),
-    "grpo-plain": ("Show-o", "GRPO, end to end, preset `paper`", [*SHOWO, "--optimizer", "grpo", "--preset", "paper"]),
+    "sft": ("Show-o", "SFT", SFT),
+    "sft-paper": ("Show-o", "SFT, preset `paper`", [*SFT, "--preset", "paper"]),
+    "grpo": ("Show-o", "GRPO, end to end", GRPO),
+    "grpo-paper": ("Show-o", "GRPO, end to end, preset `paper`", [*GRPO, "--preset", "paper"]),
     "grpo-split": ("Show-o", "GRPO, split", [*SHOWO, "--optimizer", "grpo-split"]),
-    "grpo-shuffled": ("Show-o", "GRPO, shuffled rewards", [*SHOWO, "--optimizer", "grpo", *SHUFFLED]),
+    "grpo-rules": ("Show-o", "GRPO, `reward.kind = rules`", [*GRPO, *settings("reward.kind=rules")]),
+    "grpo-current": ("Show-o", "GRPO, `reward.reader = current`", [*GRPO, *settings("reward.reader=current")]),
+    "grpo-ema": ("Show-o", "GRPO, `reward.reader = ema`", [*GRPO, *settings("reward.reader=ema")]),
+    "grpo-pixels": ("Show-o", "GRPO, `reward.view = pixels`", [*GRPO, *settings("reward.view=pixels")]),
+    "grpo-questions": ("Show-o", "GRPO, `reward.questions = 3`", [*GRPO, *settings("reward.questions=3")]),
+    "grpo-image": ("Show-o", "GRPO, image term only", [*GRPO, *settings("optimizer.grpo.answer_weight=0")]),
+    "grpo-shuffled": ("Show-o", "GRPO, shuffled rewards", [*GRPO, *SHUFFLED]),
+    "sft-shuffled": ("Show-o", "SFT, shuffled right answers", [*SFT, *SHUFFLED]),
+    "split-shuffled": ("Show-o", "GRPO, split, shuffled rewards", [*SHOWO, "--optimizer", "grpo-split", *SHUFFLED]),
     "janus-split": ("Janus", "GRPO, split", [*JANUS, "--optimizer", "grpo-split"]),
     "janus-sft": ("Janus", "SFT", [*JANUS, "--optimizer", "sft"]),
+    "janus-sft-paper": ("Janus", "SFT, preset `paper`", [*JANUS, "--optimizer", "sft", "--preset", "paper"]),
     "janus-shuffled": ("Janus", "GRPO, split, shuffled rewards", [*JANUS, "--optimizer", "grpo-split", *SHUFFLED]),
 }
 # Evaluation during training, for the curves.
-MONITOR = ["--device", "cpu", "--set", "eval.every=10", "--set", "eval.monitor_prompts=20", "--set", "eval.batch=120"]
+MONITOR = ["--device", "cpu", *settings("eval.every=10", "eval.monitor_prompts=20", "eval.batch=120")]
 
 CATEGORIES = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
 HEADS = ["Single.", "Two.", "Count.", "Colors", "Posi.", "Attri."]
@@ -53,6 +72,7 @@ FIGURES = {
     "MMU": lambda v: v["understood"],
     "T2I→MMU": lambda v: v["passed"] if v["strict"] else None,
     "MMU→T2I": lambda v: v["strict"] if v["understood"] else None,
+    "precision": lambda v: v["strict"] if v["passed"] else None,
     "false positives": lambda v: None if v["strict"] else v["passed"],
 }
 # The Overall columns of the paper (Tables 4, 5 and 6): T2I and MMU are means of the categories, the others are pooled.
@@ -215,8 +235,19 @@ def report(arms):
     lines += table("Table 5 on tiles: understanding (MMU)", "MMU", arms, False)
     lines += table("Table 6 on tiles: T2I→MMU", "T2I→MMU", arms, True)
     lines += table("Table 6 on tiles: MMU→T2I", "MMU→T2I", arms, True)
+    lines += table("Precision of the self-reward: correct images among those whose answers pass", "precision", arms, True)
     lines += table("False positives: wrong images whose answers get full reward", "false positives", arms, True)
     lines += ["**Compared with the paper** (Overall, before → after)", "", *statements(arms)]
+    lines += ["**Cost and effect**", "", "| | T2I | MMU | precision | seconds | last step | stopped |", "|---|---|---|---|---|---|---|"]
+    for arm in arms:
+        family, name, _ = ARMS[arm.name]
+        runs = [json.loads((run_dir(arm.name, seed) / "report.json").read_text()) for seed in SEEDS]
+        seconds = sum(run["wall_seconds"] for run in runs) / len(runs)
+        steps = " ".join(str(run["steps"]) for run in runs)
+        stopped = sum(run["stopped"] is not None for run in runs)
+        gains = [cell(arm.gain[figure][at], signed=True) for figure, at in (("T2I", 6), ("MMU", 6), ("precision", 7))]
+        lines.append(f"| {family}, {name} | {' | '.join(gains)} | {seconds:.0f} | {steps} | {stopped} of {len(runs)} |")
+    lines.append("")
     lines += ["**By seed**", "", "| | T2I | MMU |", "|---|---|---|"]
     for arm in arms:
         family, name, _ = ARMS[arm.name]
