@@ -75,8 +75,14 @@ impl Settings {
         self.over(table)
     }
 
-    /// The settings of the user over those of `table`.
+    /// The settings of the user over those of `table`. Rewards that the user names score answers, even if those of `table` did not.
     pub(crate) fn over(&self, mut table: toml::Table) -> Result<RunConfig> {
+        let reward = self.user.get("reward").and_then(toml::Value::as_table);
+        if reward.is_some_and(|reward| reward.contains_key("rules"))
+            && let Some(toml::Value::Table(reward)) = table.get_mut("reward")
+        {
+            reward.remove("kind");
+        }
         layers::merge(&mut table, self.user.clone());
         RunConfig::from_table(table)
     }

@@ -427,6 +427,7 @@ fn training_on_geneval_is_measured_by_its_judge() {
         set("train.sample_every", "1"),
         set("eval.prompts", "1"),
         set("eval.every", "1"),
+        set("eval.on_regression", "\"warn\""),
         set("eval.monitor_prompts", "1"),
         set("eval.samples_per_prompt", "1"),
         set("rollout.prompts_per_step", "2"),

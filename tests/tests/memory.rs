@@ -62,7 +62,7 @@ fn memory_does_not_grow_over_ten_thousand_steps() {
         r"
         train = {{ steps = {STEPS}, sample_every = 400 }}
         rollout = {{ prompts = 1, group = 2, images = {{ steps = 1 }}, answers = {{ max_tokens = 2 }} }}
-        eval = {{ prompts = 0, pictures = 1, every = 400, every_prompts = 1 }}
+        eval = {{ prompts = 0, pictures = 1, every = 400, every_prompts = 1, guard = 'warn' }}
         checkpoint = {{ every = 400 }}
         "
     );

@@ -9,7 +9,7 @@ use super::WeightedReward;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardOptions {
-    /// Rewards with their weights; the weighted scores are added.
+    /// Rewards with their weights; the weighted scores are added. Rewards over a preset make `kind` `rules`, unless it is set.
     pub rules: Vec<WeightedReward>,
     /// Rewards of the answer term of `grpo-split`, if they differ from `rules`.
     #[serde(skip_serializing_if = "Option::is_none")]
