@@ -170,81 +170,9 @@ impl Algorithm for Grpo {
             let weighting = self.answer_weighting.unwrap_or(self.weighting);
             let weights = weighting.weights(&read.scored.scores, group, self.reward_temperature); // w [B]
 
-            // 5. The loss (eq. 5), micro-batch by micro-batch: gradients add up.
-            let tasks = iteration.supervision();
-            let tokens = match &answers {
-                Some(answers) => objective::token_count(&answers.mask),
-                None => {
-                    let right = RightAnswers::new(&*iteration.model, &tasks)?;
-                    objective::token_count(&right.answers.mask)
-                }
-            };
-            let questions = iteration.questions();
-            for micro in iteration.micro_batches() {
-                let weights = weights.narrow(0, micro.first, micro.len); // [b]
-                let term = match &answers {
-                    Some(answers) => AnswerRows::Sampled {
-                        answers: answers.narrow(micro.first, micro.len),
-                        questions: &questions[micro.rows()],
-                    },
-                    None => AnswerRows::Right {
-                        right: RightAnswers::new(&*iteration.model, &tasks[micro.rows()])?,
-                        form: self.right_answer,
-                    },
-                };
-                // Policy term: a mean per sequence, weighted, averaged over the prompts.
-                let policy = |scored: &TokenLogp| {
-                    let per_sequence = term.per_sequence(scored); // [b]
-                    -(per_sequence * &weights).sum(Kind::Float) / micro.groups() * micro.share()
-                };
-                let read = if self.reader_gradient {
-                    None
-                } else {
-                    let images = completed.narrow(micro.first, micro.len);
-                    let loss = |model: &dyn UnifiedModel, images: &Images| {
-                        Ok(policy(&term.score(model, images, Policy::Current)?))
-                    };
-                    Some(iteration.token_gradient(&images, loss)?)
-                };
-                let images = match completed.relaxed.take() {
-                    Some(relaxed) => Images {
-                        relaxed: Some(relaxed),
-                        ..Images::from_tokens(completed.tokens.shallow_clone())
-                    },
-                    None => path.complete(iteration, &generated, micro)?.0,
-                };
-                let model = &*iteration.model;
-                let (mut loss, scored) = match &read {
-                    Some((loss, gradient)) => {
-                        add(&mut metrics, "loss/answer", loss);
-                        (through(&images, gradient), None)
-                    }
-                    None => {
-                        let scored = term.score(model, &images, Policy::Current)?;
-                        let loss = policy(&scored);
-                        add(&mut metrics, "loss/answer", &loss);
-                        (loss, Some(scored))
-                    }
-                };
-
-                // KL: a mean over all answer tokens of the batch.
-                if self.beta > 0.0 {
-                    let hard = Images::from_tokens(images.tokens.shallow_clone());
-                    let scored = match scored {
-                        Some(scored) => scored,
-                        None => term.score(model, &hard, Policy::Current)?,
-                    };
-                    let reference = tch::no_grad(|| term.score(model, &hard, Policy::Reference))?;
-                    let (k3, clamped) = objective::k3(&scored.logp, &reference.logp); // [b,T]
-                    let kl = objective::mean_per_token(&k3, &scored.mask);
-                    let clamped = objective::mean_per_token(&clamped, &scored.mask);
-                    let token_share = objective::token_count(&scored.mask) / tokens;
-                    add(&mut metrics, "kl/answer", &(&kl * token_share));
-                    add(&mut metrics, "kl/answer_clamped", &(clamped * token_share));
-                    loss += kl * (self.beta * token_share);
-                }
-                backward(&(loss * self.answer_weight), "loss/answer")?;
-            }
+            // 5. The loss (eq. 5).
+            let (images, answers) = ((&generated, &mut completed), answers.as_ref());
+            self.accumulate_answers(iteration, images, answers, &weights, &mut metrics)?;
             iteration.phases.update += started.elapsed();
 
             // Without the image term, the completed images are the rewarded ones.
@@ -272,6 +200,87 @@ impl Algorithm for Grpo {
 }
 
 impl Grpo {
+    /// Accumulates the gradient of the answer term, micro-batch by micro-batch. `answers` are the sampled ones about the
+    /// `completed` images, `None` for the right ones. Takes the relaxed tokens of `completed`, if it has any, and completes
+    /// each micro-batch otherwise.
+    fn accumulate_answers(
+        &self,
+        iteration: &mut Iteration<'_>,
+        (generated, completed): (&Images, &mut Images),
+        answers: Option<&Answers>,
+        weights: &Tensor,
+        metrics: &mut BTreeMap<&'static str, f64>,
+    ) -> Result<()> {
+        let tasks = iteration.supervision();
+        let tokens = match answers {
+            Some(answers) => objective::token_count(&answers.mask),
+            None => objective::token_count(&RightAnswers::new(&*iteration.model, &tasks)?.answers.mask),
+        };
+        let questions = iteration.questions();
+        for micro in iteration.micro_batches() {
+            let weights = weights.narrow(0, micro.first, micro.len); // [b]
+            let term = match answers {
+                Some(answers) => AnswerRows::Sampled {
+                    answers: answers.narrow(micro.first, micro.len),
+                    questions: &questions[micro.rows()],
+                },
+                None => AnswerRows::Right {
+                    right: RightAnswers::new(&*iteration.model, &tasks[micro.rows()])?,
+                    form: self.right_answer,
+                },
+            };
+            // Policy term: a mean per sequence, weighted, averaged over the prompts.
+            let policy = |scored: &TokenLogp| {
+                let per_sequence = term.per_sequence(scored); // [b]
+                -(per_sequence * &weights).sum(Kind::Float) / micro.groups() * micro.share()
+            };
+            let read = if self.reader_gradient {
+                None
+            } else {
+                let images = completed.narrow(micro.first, micro.len);
+                let loss = |model: &dyn UnifiedModel, images: &Images| {
+                    Ok(policy(&term.score(model, images, Policy::Current)?))
+                };
+                Some(iteration.token_gradient(&images, loss)?)
+            };
+            let images = match completed.relaxed.take() {
+                Some(relaxed) => {
+                    Images { relaxed: Some(relaxed), ..Images::from_tokens(completed.tokens.shallow_clone()) }
+                }
+                None => self.straight_through().complete(iteration, generated, micro)?.0,
+            };
+            let model = &*iteration.model;
+            let (mut loss, scored) = if let Some((loss, gradient)) = &read {
+                add(metrics, "loss/answer", loss);
+                (through(&images, gradient), None)
+            } else {
+                let scored = term.score(model, &images, Policy::Current)?;
+                let loss = policy(&scored);
+                add(metrics, "loss/answer", &loss);
+                (loss, Some(scored))
+            };
+
+            // KL: a mean over all answer tokens of the batch.
+            if self.beta > 0.0 {
+                let hard = Images::from_tokens(images.tokens.shallow_clone());
+                let scored = match scored {
+                    Some(scored) => scored,
+                    None => term.score(model, &hard, Policy::Current)?,
+                };
+                let reference = tch::no_grad(|| term.score(model, &hard, Policy::Reference))?;
+                let (k3, clamped) = objective::k3(&scored.logp, &reference.logp); // [b,T]
+                let kl = objective::mean_per_token(&k3, &scored.mask);
+                let clamped = objective::mean_per_token(&clamped, &scored.mask);
+                let token_share = objective::token_count(&scored.mask) / tokens;
+                add(metrics, "kl/answer", &(&kl * token_share));
+                add(metrics, "kl/answer_clamped", &(clamped * token_share));
+                loss += kl * (self.beta * token_share);
+            }
+            backward(&(loss * self.answer_weight), "loss/answer")?;
+        }
+        Ok(())
+    }
+
     fn straight_through(&self) -> StraightThrough {
         StraightThrough {
             temperature: self.gumbel_temperature,

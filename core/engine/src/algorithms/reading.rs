@@ -181,6 +181,8 @@ fn share(reward: &Reward) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use tch::Tensor;
 
     use super::*;
@@ -200,7 +202,8 @@ mod tests {
             let _ = tch::no_grad(|| parameters[1].tensor.shallow_clone().g_add_(&added));
             let Reading { answers, scored, .. } = iteration.read(&generated)?;
             assert!(parameters[1].tensor.requires_grad(), "the policy is trained after reading");
-            Ok(Outcome { metrics: Default::default(), images: generated, answers, rewards: scored.rewards })
+            let metrics = BTreeMap::new();
+            Ok(Outcome { metrics, images: generated, answers, rewards: scored.rewards })
         }
 
         fn terms(&self) -> Terms<'_> {
@@ -210,7 +213,7 @@ mod tests {
 
     fn rewards(reward: RewardOptions, micro_batch: usize) -> Vec<f64> {
         let mut model = Halves::shared([[0.0; 2]; 2], [[0.0; 2]; 2]);
-        let batch = TestStep { reward, micro_batch, ..two_groups() };
+        let batch = TestStep { micro_batch, reward, ..two_groups() };
         batch.accumulate(&ReadTwice, &mut model).rewards.iter().map(|reward| reward.score).collect()
     }
 
